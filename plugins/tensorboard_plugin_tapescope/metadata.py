@@ -1,0 +1,171 @@
+"""The wire contract: which tags a run holds, what their tensors mean, and the version of that meaning.
+
+One tensor summary a family and recorded step, under the tag `tapescope/<family>`:
+
+    family                 dtype    shape      one row a ...
+    variables              float32  [C, V]     column of VARIABLE_COLUMNS
+    layers                 float32  [C, L]     column of LAYER_COLUMNS
+    step                   float64  [C]        column of STEP_COLUMNS
+    replicas               float32  [3 R, V]   column of REPLICA_COLUMNS and replica (column-major)
+    gradient_histogram     int32    [V, B]     variable; B signed logarithmic bins, see `bin_edges`
+    activation_histogram   int32    [L, B]     layer
+    units                  uint8    [sum U]    unit: index into UNIT_STATES, the layers' units one after another;
+                                               written only at the steps where a window of examples closes
+    findings               string   [n]        JSON of a finding; all that are known so far, so the last event has all
+    status                 string   []         JSON: what the run is and how it stands; first and last event
+
+The first event of each tag carries `Family` as JSON in its plugin content. A reader takes every schema up to its
+own `SCHEMA`; a newer one raises `SchemaError`, whose text says what to do. Columns are found by name, never by
+position: a later version may add some.
+
+A finding is `{"rule", "version", "severity": "error" | "warning" | "info", "layer": name or null, "step",
+"message": one sentence, "evidence": {name: number}, "advice": one sentence}`. A status is `{"state": "training" |
+"ended", "reason": text, "replicas": R, "steps": planned or null, "started": seconds since 1970, ...}`; whether a run
+that says "training" has stalled is for the reader to judge from the wall time of its last event.
+
+This module needs numpy and the protocol buffers of tensorboard, nothing else.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+from tensorboard.compat.proto import summary_pb2
+
+PLUGIN_NAME = "tapescope"
+SCHEMA = 1
+
+
+class Column(NamedTuple):
+    """One measured quantity: its name on the wire, what it means, and how to draw it."""
+
+    name: str
+    definition: str
+    """One sentence, shown wherever the numbers are."""
+    unit: str = ""
+    scale: str = "linear"
+    """"log" (decades), "linear", "fraction" (0 to 1), "count" or "diverging" (about 0)."""
+
+
+VARIABLE_COLUMNS = (
+    Column("gradient_norm", "L2 norm of the gradient of the whole batch, before clipping", "", "log"),
+    Column("applied_norm", "L2 norm of the gradient that the optimizer was given, after clipping", "", "log"),
+    Column("weight_norm", "L2 norm of the weights before the update", "", "log"),
+    Column("gradient_max", "largest absolute element of the gradient", "", "log"),
+    Column("gradient_zero", "share of the gradient's elements that are exactly 0", "", "fraction"),
+    Column("gradient_nonfinite", "number of NaN and Inf elements in the gradient", "elements", "count"),
+    Column("update_ratio", "L2 norm of the change the optimizer made, over that of the weights before it", "", "log"),
+    Column("noise_scale", "gradient noise scale (McCandlish et al. 2018); needs two replicas", "examples", "log"),
+)
+
+LAYER_COLUMNS = (
+    Column("activation_mean", "mean of the layer's output", "", "diverging"),
+    Column("activation_std", "standard deviation of the layer's output", "", "log"),
+    Column("activation_min", "smallest output", "", "diverging"),
+    Column("activation_max", "largest output", "", "diverging"),
+    Column("activation_zero", "share of outputs that are exactly 0", "", "fraction"),
+    Column("activation_nonfinite", "number of NaN and Inf outputs", "elements", "count"),
+    Column(
+        "saturated",
+        "share of outputs where the activation's derivative is below 1 % of that function's largest",
+        "",
+        "fraction",
+    ),
+    Column("delta_norm", "L2 norm of the gradient of the loss with respect to the layer's output", "", "log"),
+    Column("flow_gate", "backward gain of the activation, log10 of |dL/dz| over |dL/da|", "decades", "diverging"),
+    Column("flow_weight", "backward gain of the weights, log10 of |dL/dinput| over |dL/dz|", "decades", "diverging"),
+    Column("units_dead", "units that never fired in the last full window of examples", "units", "count"),
+    Column("units_dormant", "units whose mean output is below 2.5 % of the layer's", "units", "count"),
+    Column("units_saturated", "units saturated on every example of the last full window", "units", "count"),
+    Column("units_revived", "units dead in the window before the last, and not in the last", "units", "count"),
+)
+
+STEP_COLUMNS = (
+    Column("loss", "the loss, as the program gave it to the recorder", "", "log"),
+    Column("examples_seen", "examples trained on up to and with this step", "examples", "count"),
+    Column("window_examples", "examples in the last full window of the unit counts", "examples", "count"),
+    Column("measure_ms", "what measuring cost in this step", "ms", "linear"),
+    Column("step_ms", "how long a step takes that is not measured", "ms", "linear"),
+    Column("first_nonfinite_forward", "index of the first layer in forward order with a NaN or Inf, or -1", "layer"),
+    Column("first_nonfinite_backward", "index of the first layer in backward order with a NaN or Inf, or -1", "layer"),
+    Column("noise_scale_total", "gradient noise scale over all variables; needs two replicas", "examples", "log"),
+)
+
+REPLICA_COLUMNS = (
+    Column("replica_norm", "L2 norm of the replica's own gradient, before the all-reduce", "", "log"),
+    Column("replica_cosine", "cosine of the replica's gradient to the mean over replicas", "", "diverging"),
+    Column("replica_sign", "share of elements whose sign is the mean's", "", "fraction"),
+)
+
+COLUMNS = {c.name: c for c in VARIABLE_COLUMNS + LAYER_COLUMNS + STEP_COLUMNS + REPLICA_COLUMNS}
+
+UNIT_STATES = ("unknown", "alive", "dormant", "dead", "saturated_low", "saturated_high", "always_on", "revived")
+
+# Histogram bins: half an octave each, by sign and magnitude; |x| below 2^LOW (with exact 0) is the middle bin,
+# |x| above 2^HIGH is in the outermost.
+BINS_PER_OCTAVE = 2
+LOW_EXPONENT = -36
+HIGH_EXPONENT = 12
+SIDE_BINS = (HIGH_EXPONENT - LOW_EXPONENT) * BINS_PER_OCTAVE
+BINS = 2 * SIDE_BINS + 1
+
+
+def bin_edges() -> np.ndarray:
+    """The `BINS + 1` ascending edges of the histograms' bins, float64."""
+    octave, half = np.divmod(np.arange(SIDE_BINS + 1), BINS_PER_OCTAVE)
+    positive = np.exp2(LOW_EXPONENT + octave) * (1 + half / BINS_PER_OCTAVE)
+    return np.concatenate([-positive[::-1], positive])
+
+
+class SchemaError(ValueError):
+    """The content of a tag cannot be read; the message says why, and what to do."""
+
+
+class Family(NamedTuple):
+    """What the tensors of one tag mean; written once, as JSON, with the tag's first event."""
+
+    family: str
+    columns: tuple[str, ...] = ()
+    """Names of the rows of one tensor; empty where the tensor has none."""
+    names: tuple[str, ...] = ()
+    """Names of the variables or layers along the other axis, in forward order."""
+    details: dict[str, Any] = {}
+    """`layers`: "units" (U of each layer), "activations", "variables" (indices of each layer's own), "skipped";
+    `units`: "units"; `replicas`: "replicas"."""
+    schema: int = SCHEMA
+
+    @property
+    def tag(self) -> str:
+        return tag(self.family)
+
+    def metadata(self) -> summary_pb2.SummaryMetadata:
+        """The summary metadata that the first event of the tag carries."""
+        content = json.dumps(self._asdict(), separators=(",", ":")).encode()
+        return summary_pb2.SummaryMetadata(
+            plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content),
+            data_class=summary_pb2.DATA_CLASS_TENSOR,
+        )
+
+
+def tag(family: str) -> str:
+    """`tag("layers")` is `"tapescope/layers"`."""
+    return f"{PLUGIN_NAME}/{family}"
+
+
+def parse(content: bytes) -> Family:
+    """The Family in a tag's plugin content. Raises SchemaError for a newer schema and for what is no Family."""
+    try:
+        fields = json.loads(content)
+        schema = int(fields["schema"])
+        if schema <= SCHEMA:
+            family, details = fields["family"], fields["details"]
+            columns, names = tuple(fields["columns"]), tuple(fields["names"])
+            texts = all(isinstance(text, str) for text in (family, *columns, *names))
+            if not texts or not isinstance(details, dict):
+                raise TypeError("a name is no text")
+            return Family(family, columns, names, details, schema)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SchemaError(f"its description cannot be read ({type(error).__name__}: {error})") from None
+    raise SchemaError(
+        f"it was written with schema {schema}, and this tapescope reads up to {SCHEMA}: pip install -U tapescope"
+    )
