@@ -1,0 +1,163 @@
+"""Where an activation function stops passing gradient: one definition for every function.
+
+An element is saturated where |f'(z)| is below 1 % of the largest |f'| of that function, and flat where a bounded
+f has f'(z) = 0 in the arithmetic it runs in. For the monotone functions below both are read off the output a = f(z)
+with a comparison or two; any other elementwise function is differentiated at z by TensorFlow.
+
+Thresholds, from f' written in a: sigmoid a(1-a), tanh 1-a^2, softsign (1-|a|)^2, softplus 1-exp(-a),
+ELU a+alpha for z < 0, SELU a + scale*alpha for z < 0.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+SATURATED_SHARE = 0.01
+
+_INF = math.inf
+
+
+class Activation(NamedTuple):
+    """What `saturation` needs to know of a function. Without `function`, the thresholds are on the output."""
+
+    name: str
+    saturated: tuple[float, float] = (-_INF, _INF)
+    """Saturated low where a <= the first, high where a >= the second."""
+    flat: tuple[float, float] | None = None
+    """The bounds of a bounded function: its derivative is 0 where a <= the first or a >= the second."""
+    function: Callable[[tf.Tensor], tf.Tensor] | None = None
+    """Differentiated at z where no threshold on the output says the same."""
+    largest: float = 1.0
+    """The largest |f'|, for `function`."""
+    defined: bool = True
+    """False where the function is not elementwise, or |f'| has no largest value: `saturated` is NaN."""
+
+
+def _sigmoid_like(name: str) -> Activation:
+    half_width = math.sqrt(0.25 * (1 - SATURATED_SHARE))
+    return Activation(name, (0.5 - half_width, 0.5 + half_width), flat=(0.0, 1.0))
+
+
+def _elu(name: str, alpha: float = 1.0, scale: float = 1.0) -> Activation:
+    largest = scale * max(1.0, alpha)
+    return Activation(name, (SATURATED_SHARE * largest - scale * alpha, _INF))
+
+
+def _clipped_relu(top: float) -> Activation:
+    return Activation("relu", (0.0, top), flat=(0.0, top))
+
+
+_TANH = math.sqrt(1 - SATURATED_SHARE)
+_SOFTSIGN = 1 - math.sqrt(SATURATED_SHARE)
+
+LINEAR = Activation("linear")
+UNKNOWN = Activation("unknown", defined=False)
+_RELU = Activation("relu", (0.0, _INF))
+_SOFTPLUS = Activation("softplus", (-math.log1p(-SATURATED_SHARE), _INF))
+
+_a = keras.activations
+_KNOWN: dict[Any, Activation] = {
+    _a.linear: LINEAR,
+    _a.relu: _RELU,
+    tf.nn.relu: _RELU,
+    _a.relu6: _clipped_relu(6.0),
+    tf.nn.relu6: _clipped_relu(6.0),
+    _a.leaky_relu: Activation("leaky_relu"),
+    tf.nn.leaky_relu: Activation("leaky_relu"),
+    _a.elu: _elu("elu"),
+    tf.nn.elu: _elu("elu"),
+    _a.selu: _elu("selu", 1.6732632423543772, 1.0507009873554805),
+    tf.nn.selu: _elu("selu", 1.6732632423543772, 1.0507009873554805),
+    _a.sigmoid: _sigmoid_like("sigmoid"),
+    tf.nn.sigmoid: _sigmoid_like("sigmoid"),
+    _a.hard_sigmoid: Activation("hard_sigmoid", (0.0, 1.0), flat=(0.0, 1.0)),
+    _a.tanh: Activation("tanh", (-_TANH, _TANH), flat=(-1.0, 1.0)),
+    tf.nn.tanh: Activation("tanh", (-_TANH, _TANH), flat=(-1.0, 1.0)),
+    _a.softsign: Activation("softsign", (-_SOFTSIGN, _SOFTSIGN)),
+    tf.nn.softsign: Activation("softsign", (-_SOFTSIGN, _SOFTSIGN)),
+    _a.softplus: _SOFTPLUS,
+    tf.nn.softplus: _SOFTPLUS,
+    _a.softmax: Activation("softmax", defined=False),
+    tf.nn.softmax: Activation("softmax", defined=False),
+    _a.log_softmax: Activation("log_softmax", defined=False),
+}
+
+
+def describe(function: Any) -> Activation:
+    """The Activation of a callable, of the name of one of Keras', or of None (linear)."""
+    if isinstance(function, str) or function is None:
+        function = keras.activations.get(function)
+    if isinstance(function, keras.layers.Layer):
+        return describe_layer(function)
+    try:
+        known = _KNOWN.get(function)
+    except TypeError:  # not hashable
+        known = None
+    return known or _differentiated(function)
+
+
+def describe_layer(layer: keras.layers.Layer) -> Activation:
+    """The Activation of a layer that is one (`keras.layers.ReLU`) or has one (`Dense.activation`)."""
+    if isinstance(layer, keras.layers.ReLU):
+        if layer.threshold or layer.negative_slope:
+            return _differentiated(layer)
+        return _RELU if layer.max_value is None else _clipped_relu(float(layer.max_value))
+    if isinstance(layer, keras.layers.LeakyReLU):
+        return Activation("leaky_relu") if abs(layer.negative_slope) >= SATURATED_SHARE else _RELU
+    if isinstance(layer, keras.layers.ELU):
+        return _elu("elu", float(layer.alpha))
+    if isinstance(layer, keras.layers.Softmax):
+        return Activation("softmax", defined=False)
+    if isinstance(layer, keras.layers.PReLU):
+        return Activation("prelu", defined=False)  # the slope is learned, so the derivative has no fixed largest
+    if isinstance(layer, keras.layers.RNN):
+        return Activation("recurrent", defined=False)
+    return describe(layer.activation) if hasattr(layer, "activation") else LINEAR
+
+
+def _differentiated(function: Any) -> Activation:
+    """Tries the function on a grid, outside any graph: is it elementwise, and what is its largest |f'|?"""
+    name = getattr(function, "__name__", type(function).__name__)
+    grid = np.linspace(-10, 10, 2001, dtype=np.float32)
+    try:
+        with tf.init_scope():
+            points = tf.constant(grid[:, None])
+            with tf.GradientTape() as tape:
+                tape.watch(points)
+                values = function(points)
+            slopes = tape.gradient(values, points)
+            together = function(tf.constant(grid[None, ::100]))
+        slopes = np.abs(slopes.numpy()[:, 0])
+        elementwise = np.allclose(together.numpy()[0], values.numpy()[::100, 0], rtol=1e-4, atol=1e-6)
+    except Exception:  # whatever a stranger's function raises, it only means that nothing is known of it
+        return Activation(name, defined=False)
+    inner = np.abs(grid) <= 5
+    bounded = slopes.max() <= 1.01 * slopes[inner].max()
+    if not (elementwise and bounded and slopes.max() > 0):
+        return Activation(name, defined=False)
+    return Activation(name, function=function, largest=float(slopes.max()))
+
+
+def saturation(activation: Activation, z: tf.Tensor | None, a: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+    """Where the elements of `a` are saturated low and high: boolean tensors of its shape, None where none can be."""
+    if activation.function is not None and z is not None:
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            value = activation.function(z)
+        slope = tf.cast(tf.convert_to_tensor(tape.gradient(value, z)), tf.float32)
+        small = tf.abs(slope) < SATURATED_SHARE * activation.largest
+        return small & (z < 0), small & (z >= 0)
+    low, high = activation.saturated
+    return (a <= low if low > -_INF else None), (a >= high if high < _INF else None)
+
+
+def flat(activation: Activation, a: tf.Tensor) -> tf.Tensor | None:
+    """Where a bounded function's derivative is exactly 0: a boolean tensor of the shape of `a`, or None."""
+    if activation.flat is None:
+        return None
+    low, high = activation.flat
+    return (a <= low) | (a >= high)

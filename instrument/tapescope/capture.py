@@ -1,0 +1,208 @@
+"""Sees the tensors that flow through a model while a measured step runs or is traced.
+
+One hook on `keras.layers.Layer.__call__`, set once, passes every call through untouched unless this thread is inside a
+measuring tape; then the chosen layers' calls are noted: the input, the tensor z that goes into the activation, and
+the output a. Nothing is computed here and no layer is changed: while a layer runs, its `activation` attribute is
+stood in for by a `_Witness`, which is shared and counted because replica threads take turns inside one layer.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tapescope import activations
+from tapescope.activations import Activation
+
+
+class Call(NamedTuple):
+    """One call of a layer, or one tapped tensor."""
+
+    name: str
+    activation: Activation
+    input: tf.Tensor | None
+    z: tf.Tensor | None
+    """Into the activation (pre-activation)."""
+    a: tf.Tensor
+    """Out of the layer."""
+    layer: Any
+
+
+class Capture:
+    """What one measured step has shown so far; a context manager that makes itself this thread's current one."""
+
+    def __init__(self, chosen: dict[int, tuple[str, Activation]]):
+        self.chosen = chosen
+        """By the layer's id: what to call it, and what its activation is."""
+        self._outer: Capture | None = None
+        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        self._times: dict[str, int] = {}
+        self.open: list[list[tf.Tensor]] = []
+        """What went into the activation of each chosen layer that is running now, innermost last."""
+        self.calls: list[Call] = []
+        self.skipped: dict[str, str] = {}
+
+    def __enter__(self) -> "Capture":
+        _install()
+        self._outer, _thread.current = _thread.current, self
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _thread.current = self._outer
+
+    def note(self, call: Call) -> None:
+        """Keeps a call whose output can be measured; says why of the others. Later calls of a layer get `#2`, ..."""
+        why_not = self._why_not(call.a)
+        if why_not:
+            self.skipped[call.name] = why_not
+            return
+        count = self._times[call.name] = self._times.get(call.name, 0) + 1
+        name = call.name if count == 1 else f"{call.name}#{count}"
+        keep = [t if self._why_not(t) is None else None for t in (call.input, call.z)]
+        self.calls.append(call._replace(name=name, input=keep[0], z=keep[1]))
+
+    def _why_not(self, tensor: Any) -> str | None:
+        if not isinstance(tensor, tf.Tensor):
+            return f"its output is no tensor but {type(tensor).__name__}"
+        if not tensor.dtype.is_floating:
+            return f"its output is {tensor.dtype.name}, not floating point"
+        if tensor.shape.rank is None or (tensor.shape.rank > 1 and tensor.shape[-1] is None):
+            return f"the last axis of its output, the units, has no known size: shape {tensor.shape}"
+        graph = None if hasattr(tensor, "numpy") else tensor.graph
+        if graph is not self._graph:
+            return "it runs inside a graph of its own (a loop's body, or a tf.function within the step)"
+        return None
+
+
+def tap(name: str, tensor: tf.Tensor, activation: Any = None) -> tf.Tensor:
+    """Marks any tensor as a layer's output; returns it unchanged. Costs nothing in a step that is not measured.
+
+    For `tf.Module`s, plain functions, and Keras operations that are no layers. `activation` (a function, the name of
+    one of Keras', or None where not known) says when an element counts as saturated; None leaves `saturated` NaN.
+    """
+    if _thread.current is not None:
+        described = activations.UNKNOWN if activation is None else activations.describe(activation)
+        _thread.current.note(Call(name, described, None, None, tensor, None))
+    return tensor
+
+
+def named_layers(model: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    """Every layer below `model` with its path, depth first: `"encoder/dense"`. Recurrent cells are no layers."""
+    taken: set[str] = set()
+    for layer in model._layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        name, again = prefix + layer.name, 2
+        while name in taken:
+            name, again = f"{prefix}{layer.name}_{again}", again + 1
+        taken.add(name)
+        yield name, layer
+        if not isinstance(layer, keras.layers.RNN):
+            yield from named_layers(layer, f"{name}/")
+
+
+_LAYERS_THAT_ARE_ACTIVATIONS = (
+    keras.layers.ReLU,
+    keras.layers.LeakyReLU,
+    keras.layers.PReLU,
+    keras.layers.ELU,
+    keras.layers.Softmax,
+)
+
+
+def has_activation(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is measured unless the user chose others."""
+    return isinstance(layer, _LAYERS_THAT_ARE_ACTIVATIONS) or callable(getattr(layer, "activation", None))
+
+
+class _Thread(threading.local):
+    current: Capture | None = None
+
+
+_thread = _Thread()
+_lock = threading.Lock()
+
+
+class _Witness:
+    """Stands in for `layer.activation` while the layer runs: notes what goes in, then calls the real one."""
+
+    def __init__(self, real: Any):
+        self.real = real
+        self.users = 0
+
+    def __call__(self, z: Any, *args: Any, **kwargs: Any) -> Any:
+        capture = _thread.current
+        if capture is not None and capture.open:
+            capture.open[-1].append(z)
+        return self.real(z, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+@contextlib.contextmanager
+def _witnessed(layer: keras.layers.Layer) -> Iterator[None]:
+    """Has a `_Witness` in the layer for the time of one call."""
+    fields = layer.__dict__
+    if not callable(fields.get("activation")):
+        yield
+        return
+    with _lock:
+        witness = fields["activation"]
+        if not isinstance(witness, _Witness):
+            witness = fields["activation"] = _Witness(witness)
+        witness.users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            witness.users -= 1
+            if not witness.users:
+                fields["activation"] = witness.real
+
+
+def _install() -> None:
+    """Hooks `Layer.__call__`, the first time that a measured step begins."""
+    with _lock:
+        original = keras.layers.Layer.__call__
+        if getattr(original, "_tapescope", False):
+            return
+
+        def __call__(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+            capture = _thread.current
+            if capture is None or id(layer) not in capture.chosen:
+                return original(layer, *args, **kwargs)
+            return _measured_call(capture, original, layer, args, kwargs)
+
+        __call__.__wrapped__ = original  # type: ignore[attr-defined]
+        __call__._tapescope = True  # type: ignore[attr-defined]
+        keras.layers.Layer.__call__ = __call__
+
+
+def _measured_call(capture: Capture, original: Any, layer: Any, args: tuple, kwargs: dict) -> Any:
+    name, activation = capture.chosen[id(layer)]
+    # The gradient with respect to a layer's input must be the part that flows through this layer alone: so the layer
+    # gets its own name for the tensor (no data moves). Keras keeps masks and logits as attributes of the tensor.
+    mine = None
+    if args and isinstance(args[0], tf.Tensor) and args[0].dtype.is_floating:
+        mine = tf.identity(args[0])
+        for attribute in ("_keras_mask", "_keras_logits"):
+            if hasattr(args[0], attribute):
+                setattr(mine, attribute, getattr(args[0], attribute))
+        args = (mine, *args[1:])
+    capture.open.append([])
+    try:
+        with _witnessed(layer):
+            output = original(layer, *args, **kwargs)
+    finally:
+        into_activation = capture.open.pop()
+    if isinstance(layer, _LAYERS_THAT_ARE_ACTIVATIONS):
+        z = mine
+    else:
+        z = into_activation[0] if len(into_activation) == 1 else None
+    first = next((t for t in tf.nest.flatten(output) if t is not None), output)
+    capture.note(Call(name, activation, mine, z, first, layer))
+    return output

@@ -1,0 +1,226 @@
+"""Probe: what of a model is measured, and the tape that measures it.
+
+The plain program holds a plain `tf.GradientTape`: its graph is the one that the user's own step would have. The
+measured program asks the same backward pass for a few gradients more (with respect to each layer's output,
+pre-activation and input) and reduces all of it to a `Reading`: a few small tensors, whatever the size of the model.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from tapescope import reading as readings
+from tapescope.capture import Capture
+from tapescope.reading import Partial, Reading
+from tapescope.selection import Names, Selection
+
+
+class Probe:
+    """Says what of a model is measured; makes the tapes that measure it.
+
+    Args:
+      model: a Keras 3 model of any kind, a `tf.Module`, a variable, or a list of these.
+      layers: a regular expression, searched in the layers' paths: those that match are measured, whether they have an
+        activation or not. None: every layer that has one. Tapped tensors are always measured.
+      window_examples: the number of examples on which a unit must be silent to count as dead.
+      histograms: whether the elements of gradients and activations are also counted into histograms.
+
+    Raises ValueError for a model without a trainable variable and for a pattern that matches nothing.
+    """
+
+    def __init__(self, model: Any, layers: str | None = None, *, window_examples: int = 1024, histograms: bool = True):
+        if isinstance(window_examples, bool) or not isinstance(window_examples, int) or window_examples < 1:
+            raise ValueError(f"`window_examples` ({window_examples!r}) must be a positive number of examples")
+        self.window_examples = window_examples
+        self.histograms = histograms
+        self.names: Names | None = None
+        """What the rows of a reading are; None until a measured step was traced."""
+        self.skipped: dict[str, str] = {}
+        """Layers that could not be measured, and why."""
+        self._selection = Selection(model, layers)
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names of the V trainable variables."""
+        return self._selection.variable_names()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the L layers in forward order; empty until a measured step was traced."""
+        return self.names.layers if self.names else ()
+
+    def tape(self, measure: bool, persistent: bool = False, watch_accessed_variables: bool = True) -> "Tape":
+        """A `tf.GradientTape` that also has `reading()`; where `measure` is False it is nothing more than a tape."""
+        if not isinstance(measure, (bool, np.bool_)):
+            raise ValueError(
+                f"`measure` ({measure!r}) must be a Python bool, which makes two programs of one tf.function; "
+                "pass `when(n)`, not a tensor"
+            )
+        kind = _MeasuringTape if measure else Tape
+        return kind(self, persistent, watch_accessed_variables)
+
+    def reading(
+        self,
+        partial: Partial | None,
+        gradients: Sequence[Any],
+        *,
+        aggregated: Sequence[Any] | None = None,
+        applied: Sequence[Any] | None = None,
+        loss_scale: Any = None,
+    ) -> Reading | None:
+        """Completes what `tape.partial()` returned, outside XLA and after the optimizer's step; None for None.
+
+        With several replicas the collectives are here: the gradients' all-reduce, unless `aggregated` spares it, and
+        one small one for everything else. All lists are in the order of the model's trainable variables.
+
+        Args:
+          partial: from `tape.partial()`, of this step.
+          gradients: what `tape.gradient` returned: under replicas, each one's own.
+          aggregated: their sum over the replicas, where the program has it.
+          applied: what the optimizer was given, where it is not the same (clipped); summed over replicas if
+            `aggregated` is.
+          loss_scale: what the loss was multiplied with before `tape.gradient`; gradients are recorded without it.
+        """
+        if partial is None or self.names is None:
+            return None
+        lists = [gradients, aggregated, applied]
+        for name, given in zip(("gradients", "aggregated", "applied"), lists, strict=True):
+            if given is not None and len(given) != len(self.names.variables):
+                raise ValueError(
+                    f"`{name}` has {len(given)} elements, the model {len(self.names.variables)} trainable variables: "
+                    "pass the whole list, with None where there is no gradient"
+                )
+        own, total, given = ([_unscaled(g, loss_scale) for g in gs] if gs is not None else None for gs in lists)
+        owners = np.zeros([len(self.names.layers), len(self.names.variables)], bool)
+        for layer, variables in enumerate(self.names.layer_variables):
+            owners[layer, list(variables)] = True
+        weights = [tf.convert_to_tensor(v) for v in self._selection.variables()]
+        return readings.complete(partial, own or [], total, given, weights, tf.constant(owners))
+
+    def _agree(self, capture: Capture) -> None:
+        """Fixes the rows' names at the first trace; refuses a later one that has others."""
+        names = self._selection.names(capture.calls)
+        if self.names is None:
+            self.skipped = capture.skipped
+            called = {id(call.layer) for call in capture.calls}
+            for layer, (path, _) in capture.chosen.items():
+                if layer not in called:
+                    self.skipped.setdefault(path, "it was not called inside the tape, or in a graph traced before")
+            for layer, why in self.skipped.items():
+                logging.warning("tapescope does not measure layer %s: %s", layer, why)
+            self.names = names
+        elif names != self.names:
+            changed = sorted(set(names.layers) ^ set(self.names.layers)) or sorted(
+                set(names.variables) ^ set(self.names.variables)
+            )
+            raise ValueError(
+                f"the step measures other rows than when it was first traced ({', '.join(changed) or 'their sizes'}): "
+                "the model was changed, or another program uses this Probe; make one Probe for each"
+            )
+
+
+class Tape(tf.GradientTape):
+    """The tape of the plain program; its readings are None."""
+
+    def __init__(self, probe: Probe, persistent: bool, watch_accessed_variables: bool):
+        super().__init__(persistent, watch_accessed_variables)
+        self._probe = probe
+
+    def partial(self, loss_scale: Any = None) -> Partial | None:
+        """What this replica knows, for `Probe.reading`; for a step whose first part is compiled by XLA."""
+        return None
+
+    def reading(
+        self,
+        *,
+        aggregated: Sequence[Any] | None = None,
+        applied: Sequence[Any] | None = None,
+        loss_scale: Any = None,
+    ) -> Reading | None:
+        """What this step showed; call it after the optimizer's step. See `Probe.reading` for the arguments."""
+        return None
+
+
+class _MeasuringTape(Tape):
+    """The tape of the measured program."""
+
+    def __init__(self, probe: Probe, persistent: bool, watch_accessed_variables: bool):
+        super().__init__(probe, persistent, watch_accessed_variables)
+        self._capture: Capture | None = None
+        self._gradients: dict[int, Any] = {}
+        self._deltas: list[tuple[Any, Any, Any]] = []
+        self._weights: list[tf.Tensor] = []
+
+    def __enter__(self) -> "_MeasuringTape":
+        if self._capture is not None:
+            raise ValueError("this tape was used before: call `probe.tape(measure)` once for every step")
+        super().__enter__()
+        self._capture = Capture(self._probe._selection.layers())
+        self._capture.__enter__()
+        return self
+
+    def __exit__(self, typ: Any, value: Any, traceback: Any) -> None:
+        if self._capture is not None:
+            self._capture.__exit__()
+        super().__exit__(typ, value, traceback)
+
+    def gradient(
+        self,
+        target: Any,
+        sources: Any,
+        output_gradients: Any = None,
+        unconnected_gradients: tf.UnconnectedGradients = tf.UnconnectedGradients.NONE,
+    ) -> Any:
+        """As `tf.GradientTape.gradient`: the values are those of the plain tape."""
+        if self._capture is None:
+            raise ValueError("`tape.gradient` was called outside a step: use `with probe.tape(measure) as tape:` first")
+        flat = tf.nest.flatten(sources)
+        known = {id(v): v for v in self._probe._selection.variables()}
+        for source in flat:
+            if id(source) not in known and isinstance(source, (tf.Variable, type(next(iter(known.values()))))):
+                raise ValueError(
+                    f"`sources` has a variable that the Probe does not know: {source.name}; "
+                    "pass all models to Probe, as in Probe([generator, discriminator])"
+                )
+        tensors = [t for call in self._capture.calls for t in (call.a, call.z, call.input)]
+        present = [t for t in tensors if t is not None]
+        found = super().gradient(target, [*flat, *present], output_gradients)
+        own, more = found[: len(flat)], iter(found[len(flat) :])
+        self._gradients.update({id(s): g for s, g in zip(flat, own, strict=True) if id(s) in known})
+        deltas = [None if t is None else next(more) for t in tensors]
+        self._deltas = list(zip(*[iter(deltas)] * 3, strict=True))
+        self._weights = [tf.identity(v) for v in known.values()]
+        if unconnected_gradients == tf.UnconnectedGradients.ZERO:
+            own = [tf.zeros_like(s) if g is None else g for s, g in zip(flat, own, strict=True)]
+        return tf.nest.pack_sequence_as(sources, own)
+
+    def _own(self) -> list[Any]:
+        if self._capture is None or not self._weights:
+            raise ValueError("`tape.reading()` was called before `tape.gradient()`: there is no gradient to read yet")
+        return [self._gradients.get(id(v)) for v in self._probe._selection.variables()]
+
+    def partial(self, loss_scale: Any = None) -> Partial:
+        own = [_unscaled(g, loss_scale) for g in self._own()]
+        assert self._capture is not None
+        self._probe._agree(self._capture)
+        deltas = [tuple(_unscaled(d, loss_scale) for d in ds) for ds in self._deltas]
+        return readings.measure(self._capture.calls, deltas, own, self._weights, self._probe.histograms)
+
+    def reading(
+        self,
+        *,
+        aggregated: Sequence[Any] | None = None,
+        applied: Sequence[Any] | None = None,
+        loss_scale: Any = None,
+    ) -> Reading | None:
+        own = self._own()
+        partial = self.partial(loss_scale)
+        return self._probe.reading(partial, own, aggregated=aggregated, applied=applied, loss_scale=loss_scale)
+
+
+def _unscaled(gradient: Any, loss_scale: Any) -> tf.Tensor | None:
+    gradient = readings.dense(gradient)
+    return gradient if gradient is None or loss_scale is None else gradient / tf.cast(loss_scale, tf.float32)

@@ -1,0 +1,230 @@
+"""From the tensors of one measured step to a Reading of the global batch, in two parts.
+
+`measure` is what one replica can say alone, and may run inside XLA. `complete` merges what all replicas said: with one
+replica it only computes; with several it holds the two collectives, the gradients' and one small one.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tapescope import replicas, stats
+from tapescope.capture import Call
+from tensorboard_plugin_tapescope import metadata
+
+UNIT_COLUMNS = ("units_dead", "units_dormant", "units_saturated", "units_revived")
+"""The layers' columns that no single step can give: the recorder's ledger fills them."""
+LAYER_COLUMNS = tuple(c.name for c in metadata.LAYER_COLUMNS if c.name not in UNIT_COLUMNS)
+VARIABLE_COLUMNS = tuple(c.name for c in metadata.VARIABLE_COLUMNS)
+STEP_COLUMNS = ("examples", "first_nonfinite_forward", "first_nonfinite_backward", "noise_scale_total")
+
+NAN = float("nan")
+
+
+class Reading(NamedTuple):
+    """What one step showed, over the global batch: the same on every replica."""
+
+    variables: tf.Tensor
+    """VARIABLE_COLUMNS by variable, float32 [C, V]."""
+    layers: tf.Tensor
+    """LAYER_COLUMNS by layer, float32 [C, L]."""
+    step: tf.Tensor
+    """STEP_COLUMNS, float32 [C]."""
+    elements: tf.Tensor
+    """Number of output elements, float32 [L]."""
+    units: tf.Tensor
+    """`stats.UNIT_ROWS` by unit, the layers' one after another, float32 [K, sum U]."""
+    gradient_histogram: tf.Tensor | None
+    """int32 [V, B]; None where the probe takes no histograms."""
+    activation_histogram: tf.Tensor | None
+    """int32 [L, B]."""
+    replicas: tf.Tensor | None
+    """`metadata.REPLICA_COLUMNS` of each replica's own gradients, float32 [3, R, V]; None with one replica."""
+
+    def column(self, name: str) -> Any:
+        """One column by its name on the wire, in the shape that its family has: [V], [L] or []."""
+        for columns, values in (
+            (VARIABLE_COLUMNS, self.variables),
+            (LAYER_COLUMNS, self.layers),
+            (STEP_COLUMNS, self.step),
+        ):
+            if name in columns:
+                return values[columns.index(name)]
+        known = ", ".join((*VARIABLE_COLUMNS, *LAYER_COLUMNS, *STEP_COLUMNS))
+        raise ValueError(f"`name` ({name!r}) is no column of a reading; there are: {known}")
+
+
+class GradientStats(NamedTuple):
+    """The statistics of a list of gradients."""
+
+    rows: tf.Tensor
+    """`stats.GRADIENT_ROWS`, float32 [K, V]; NaN where a variable has no gradient."""
+    histogram: tf.Tensor | None
+    """int32 [V, B]."""
+
+
+class Partial(NamedTuple):
+    """What one replica knows before it has heard of the others."""
+
+    rows: tf.Tensor
+    """`stats.LAYER_ROWS`, float32 [K, L]."""
+    units: tf.Tensor
+    """`stats.UNIT_ROWS`, float32 [K, sum U]."""
+    activation_histogram: tf.Tensor | None
+    """int32 [L, B]."""
+    weights: tuple[tf.Tensor, ...]
+    """The variables before the update."""
+    gradients: GradientStats | None
+    """None with several replicas: their sum is not known yet."""
+
+
+def dense(gradient: Any) -> tf.Tensor | None:
+    """A gradient as one float32 tensor; duplicate rows of IndexedSlices are summed."""
+    return None if gradient is None else tf.cast(tf.convert_to_tensor(gradient), tf.float32)
+
+
+def gradient_stats(gradients: Sequence[tf.Tensor | None], histograms: bool) -> GradientStats:
+    """Statistics of a list of V dense gradients."""
+    absent = tf.fill([len(stats.GRADIENT_ROWS)], NAN), tf.zeros([metadata.BINS], tf.int32)
+    finite = [None if g is None else stats.finite(g) for g in gradients]
+    rows = tf.stack([absent[0] if x is None else stats.gradient_row(x) for x in finite], axis=1)
+    if not histograms:
+        return GradientStats(rows, None)
+    return GradientStats(rows, tf.stack([absent[1] if x is None else stats.histogram(x) for x in finite]))
+
+
+def measure(
+    calls: Sequence[Call],
+    deltas: Sequence[Sequence[tf.Tensor | None]],
+    gradients: Sequence[tf.Tensor | None],
+    weights: Sequence[tf.Tensor],
+    histograms: bool,
+) -> Partial:
+    """What one replica can say. `deltas` are the gradients with respect to a, z and input of each call, unscaled."""
+    layers = [stats.layer_stats(call, d, histograms) for call, d in zip(calls, deltas, strict=True)]
+    _, count = replicas.context()
+    return Partial(
+        rows=tf.stack([s.row for s in layers], 1) if layers else tf.zeros([len(stats.LAYER_ROWS), 0]),
+        units=tf.concat([s.units for s in layers], 1) if layers else tf.zeros([len(stats.UNIT_ROWS), 0]),
+        activation_histogram=tf.stack([s.histogram for s in layers]) if layers and histograms else None,
+        weights=tuple(weights),
+        gradients=gradient_stats(gradients, histograms) if count == 1 else None,
+    )
+
+
+class _Merged(NamedTuple):
+    """The same as a Partial, over all R replicas."""
+
+    rows: tf.Tensor
+    """[R, K, L]."""
+    units: tf.Tensor
+    activation_histogram: tf.Tensor | None
+    gradients: GradientStats
+    applied: tf.Tensor | None
+    """L2 norms of the gradients that the optimizer was given, [V]; None where they are the same."""
+    lens: tf.Tensor | None
+    """[3, R, V]."""
+
+
+def complete(
+    partial: Partial,
+    own: Sequence[tf.Tensor | None],
+    aggregated: Sequence[tf.Tensor | None] | None,
+    applied: Sequence[tf.Tensor | None] | None,
+    weights: Sequence[tf.Tensor],
+    layer_variables: tf.Tensor,
+) -> Reading:
+    """The Reading. Gradients are dense and unscaled; `applied` is aggregated where `aggregated` is given.
+
+    Args:
+      partial: of this replica.
+      own: this replica's gradients, V of them.
+      aggregated: their sum over replicas, where it is known.
+      applied: what the optimizer was given, where it is not the same.
+      weights: the variables after the update.
+      layer_variables: which variables are a layer's own, bool [L, V].
+    """
+    here, count = replicas.context()
+    if here is None or count == 1:
+        merged = _alone(partial, own, applied)
+    else:
+        merged = _together(here, partial, own, aggregated, applied)
+
+    layers = stats.merge_layers(merged.rows)
+    gradient = dict(zip(stats.GRADIENT_ROWS, tf.unstack(merged.gradients.rows), strict=True))
+    examples = layers["examples"][0] if partial.rows.shape[1] else tf.constant(NAN)
+    if merged.lens is None:
+        noise, noise_total = tf.fill([len(own)], NAN), tf.constant(NAN)
+    else:
+        noise, noise_total = replicas.noise_scale(merged.lens[0], gradient["norm"], examples)
+    before = [stats.finite(w).values for w in partial.weights]
+    change = [stats.norm(stats.finite(after).values - w) for after, w in zip(weights, before, strict=True)]
+    weight_norm = tf.stack([stats.norm(w) for w in before])
+    variables = {
+        "gradient_norm": gradient["norm"],
+        "applied_norm": gradient["norm"] if merged.applied is None else merged.applied,
+        "weight_norm": weight_norm,
+        "gradient_max": gradient["max"],
+        "gradient_zero": gradient["zero"],
+        "gradient_nonfinite": gradient["nonfinite"],
+        "update_ratio": tf.stack(change) / weight_norm,
+        "noise_scale": noise,
+    }
+    bad_variables = tf.reduce_any(layer_variables & (gradient["nonfinite"] > 0), axis=1)
+    step = {
+        "examples": examples,
+        "first_nonfinite_forward": stats.first(layers["activation_nonfinite"] > 0),
+        "first_nonfinite_backward": stats.last((layers["delta_nonfinite"] > 0) | bad_variables),
+        "noise_scale_total": noise_total,
+    }
+    return Reading(
+        variables=tf.stack([variables[name] for name in VARIABLE_COLUMNS]),
+        layers=tf.stack([layers[name] for name in LAYER_COLUMNS]),
+        step=tf.stack([step[name] for name in STEP_COLUMNS]),
+        elements=layers["elements"],
+        units=merged.units,
+        gradient_histogram=merged.gradients.histogram,
+        activation_histogram=merged.activation_histogram,
+        replicas=merged.lens,
+    )
+
+
+def _alone(partial: Partial, own: Sequence[tf.Tensor | None], applied: Sequence[tf.Tensor | None] | None) -> _Merged:
+    gradients = partial.gradients or gradient_stats(own, partial.activation_histogram is not None)
+    return _Merged(
+        partial.rows[None], partial.units, partial.activation_histogram, gradients, _norms(applied), lens=None
+    )
+
+
+def _together(
+    here: tf.distribute.ReplicaContext,
+    partial: Partial,
+    own: Sequence[tf.Tensor | None],
+    aggregated: Sequence[tf.Tensor | None] | None,
+    applied: Sequence[tf.Tensor | None] | None,
+) -> _Merged:
+    if aggregated is None:
+        aggregated = replicas.all_reduce(here, own)
+        applied = None if applied is None else replicas.all_reduce(here, applied)
+    lens = replicas.lens(own, aggregated)
+    mine = (partial.rows, partial.units, lens)
+    histogram = partial.activation_histogram
+    counts = tf.zeros([0], tf.int32) if histogram is None else tf.reshape(histogram, [-1])
+    everyone, counts = replicas.gather(here, tf.concat([tf.reshape(t, [-1]) for t in mine], 0), counts)
+    parts = tf.split(everyone, [t.shape.num_elements() for t in mine], axis=1)
+    rows, units, lenses = (tf.reshape(p, [-1, *t.shape]) for p, t in zip(parts, mine, strict=True))
+    return _Merged(
+        rows,
+        tf.reduce_sum(units, 0),
+        None if histogram is None else tf.reshape(counts, histogram.shape),
+        gradient_stats(aggregated, histogram is not None),
+        _norms(applied),
+        tf.transpose(lenses, [1, 0, 2]),
+    )
+
+
+def _norms(gradients: Sequence[tf.Tensor | None] | None) -> tf.Tensor | None:
+    if gradients is None:
+        return None
+    return tf.stack([tf.constant(NAN) if g is None else stats.norm(stats.finite(g).values) for g in gradients])

@@ -1,0 +1,197 @@
+"""Recorder: the only writer of summaries.
+
+`write` hands a Reading to a background thread and returns; the thread turns it into one event a step: tapescope's own
+families, and beside them scalars and histograms for TensorBoard's own tabs. A record that cannot be written never
+stops the training: it is counted, and said.
+"""
+
+import json
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from tapescope import events, records
+from tapescope.probe import Probe
+from tapescope.reading import Reading
+from tapescope.records import Step
+from tapescope.schedule import Schedule
+from tapescope.units import Ledger
+from tensorboard_plugin_tapescope.metadata import Family
+
+FLUSH_SECONDS = 1.0
+QUEUED_RECORDS = 10_000
+
+
+class Recorder:
+    """Writes what a Probe reads into the event file of one run; a context manager.
+
+    Args:
+      logdir: the run's directory, made if it does not exist.
+      probe: whose readings these are.
+      when: the schedule that decides; where given, each record says what measuring cost.
+      about: what the run is, for its status: anything that JSON can hold.
+
+    Raises OSError, at once, where the directory cannot be written.
+    """
+
+    def __init__(
+        self,
+        logdir: str | os.PathLike[str],
+        probe: Probe,
+        when: Schedule | None = None,
+        about: Mapping[str, Any] | None = None,
+    ):
+        self.logdir = os.fspath(logdir)
+        self.lost = 0
+        """Records that could not be written."""
+        self._probe = probe
+        self._when = when
+        self._about = dict(about or {}, started=time.time(), tensorflow=tf.__version__, keras=keras.__version__)
+        self._file = events.EventFile(self.logdir)
+        self._ledger: Ledger | None = None
+        self._last_step = 0
+        self._queue: queue.Queue[Any] = queue.Queue(QUEUED_RECORDS)
+        self._closed = False
+        self._file.add(0, [self._status("training", "")])
+        self._file.flush()
+        self._thread = threading.Thread(target=self._run, name="tapescope-recorder", daemon=True)
+        self._thread.start()
+
+    def write(
+        self,
+        step: int,
+        reading: Reading | None,
+        scalars: Mapping[str, Any] | None = None,
+        examples: float | None = None,
+    ) -> None:
+        """Records one step; returns without waiting for the disk.
+
+        Args:
+          step: its number; numbers rise.
+          reading: of the step; under a strategy, what `strategy.run` returned. None records the scalars only.
+          scalars: by their tag, float or a tensor with one element; "loss" is also shown in the Gradients tab.
+          examples: trained on so far. By default (step + 1) times the examples of this step.
+        """
+        numbers = dict(scalars or {})
+        seen = math.nan if examples is None else float(examples)
+        about = Step(int(step), examples_seen=seen)
+        if self._when is not None and reading is not None:
+            about = about._replace(step_ms=self._when.step_ms, measure_ms=self._when.measure_ms)
+            numbers["measure_overhead_pct"] = self._when.overhead_pct
+        wall_time = time.time()
+        self._put(lambda: self._write(about, reading, numbers, wall_time))
+
+    def scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Records scalars of a step that is not measured, such as validation metrics."""
+        self.write(step, None, scalars)
+
+    def hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Records the run's hyperparameters for TensorBoard's HParams tab: bool, float, int or str by name."""
+        from tensorboard.plugins.hparams import summary_v2
+
+        known = (bool, int, float, str)
+        plain = {name: value if isinstance(value, known) else str(value) for name, value in hparams.items()}
+        self._put(lambda: self._file.add_summary(summary_v2.hparams_pb(plain, trial_id=self.logdir)))
+
+    def graph(self, graph: tf.Graph) -> None:
+        """Records a graph for TensorBoard's Graphs tab, such as `step.get_concrete_function(...).graph`."""
+        self._put(lambda: self._file.add_graph(graph))
+
+    def close(self, reason: str = "completed") -> None:
+        """Writes what is queued and that the run has ended, and why; returns when it is on disk. Idempotent."""
+        if self._closed:
+            return
+        self._put(lambda: self._file.add(self._last_step, [self._status("ended", reason)]))
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join()
+        if self.lost:
+            logging.error("tapescope: %d records of %s could not be written", self.lost, self.logdir)
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.close("interrupted" if issubclass(kind, KeyboardInterrupt) else f"{kind.__name__}: {error}")
+
+    def _put(self, job: Any) -> None:
+        if self._closed:
+            raise ValueError(f"the recorder of {self.logdir} is closed; make a new one to go on")
+        try:
+            self._queue.put_nowait(job)
+        except queue.Full:
+            self._lose(f"the disk is slower than the records, and {QUEUED_RECORDS} wait")
+
+    def _lose(self, why: object) -> None:
+        self.lost += 1
+        if self.lost == 1:
+            logging.error(
+                "tapescope cannot write to %s (%s); training goes on, unwritten records are counted", self.logdir, why
+            )
+
+    def _run(self) -> None:
+        flushed = time.monotonic()
+        while True:
+            try:
+                job = self._queue.get(timeout=FLUSH_SECONDS)
+            except queue.Empty:
+                job = False
+            try:
+                if job:
+                    job()
+                if job is None or not job or time.monotonic() - flushed > FLUSH_SECONDS:
+                    self._file.flush()
+                    flushed = time.monotonic()
+                if job is None:
+                    self._file.close()
+            except Exception as error:  # whatever fails here, it must not end the thread while training goes on
+                self._lose(error)
+            if job is None:
+                return
+
+    # What is below runs in the background thread.
+
+    def _status(self, state: str, reason: str) -> events.Value:
+        status = {"state": state, "reason": reason, "lost": self.lost, "skipped": self._probe.skipped, **self._about}
+        return events.text(Family("status"), json.dumps(status))
+
+    def _write(self, step: Step, read: Reading | None, scalars: Mapping[str, Any], wall_time: float) -> None:
+        self._last_step = max(self._last_step, step.number)
+        numbers = {tag: float(np.asarray(records.first_replica(value)).item()) for tag, value in scalars.items()}
+        names = self._probe.names
+        values = []
+        if read is not None and names is not None:
+            if self._ledger is None:
+                self._ledger = Ledger(names.units, self._probe.window_examples)
+                self._say_what_is_thinned(len(names.layers))
+            read = records.on_host(read)
+            step = step._replace(loss=numbers.get("loss", math.nan))
+            values += records.families(step, read, names, self._ledger, self._probe.skipped)
+            values += records.for_builtin_tabs(read, names, self._ledger.verdict)
+        values += [events.scalar(tag, number) for tag, number in numbers.items() if not math.isnan(number)]
+        self._file.add(step.number, values, wall_time)
+
+    def _say_what_is_thinned(self, layers: int) -> None:
+        shown = len(records.thinned(layers))
+        if shown < layers:
+            logging.info(
+                "TensorBoard's own tabs get %d of the %d layers of %s; the Gradients tab has all of them",
+                shown,
+                layers,
+                self.logdir,
+            )

@@ -1,0 +1,105 @@
+"""Which variables and layers of a model are measured, and what their rows are called."""
+
+import re
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tapescope import activations, capture, stats
+from tapescope.activations import Activation
+from tapescope.capture import Call
+
+
+class Names(NamedTuple):
+    """What the rows of a reading are: known once a measured step was traced, and the same ever after."""
+
+    variables: tuple[str, ...]
+    layers: tuple[str, ...]
+    """In forward order."""
+    activations: tuple[str, ...]
+    """Of each layer."""
+    units: tuple[Any, ...]
+    """U of each layer: the size of its output's last axis."""
+    layer_variables: tuple[tuple[int, ...], ...]
+    """Indices of each layer's own trainable variables."""
+
+
+class Selection:
+    """The trainable variables, and the layers that a pattern picks, of one or several models.
+
+    Both are looked up when a step is traced, not before: Keras layers may build lazily.
+    """
+
+    def __init__(self, model: Any, pattern: str | None):
+        self.models = list(model) if isinstance(model, (list, tuple)) else [model]
+        for m in self.models:
+            if not (hasattr(m, "trainable_variables") or _is_variable(m)):
+                raise ValueError(
+                    f"`model` ({type(m).__name__}) must be a Keras model, a tf.Module, a variable, or a list of these"
+                )
+        try:
+            self._pattern = None if pattern is None else re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"`layers` ({pattern!r}) is no regular expression: {error}") from None
+        built = all(getattr(m, "built", True) for m in self.models)
+        if built and not self.variables():
+            raise ValueError("`model` has no trainable variable; build it first, or set `trainable = True` on a layer")
+        if built and pattern is not None and not self.layers():
+            paths = [path for path, _ in self._all_layers()]
+            raise ValueError(
+                f"`layers` ({pattern!r}) matches none of the layers: {', '.join(paths) or 'there are none'}"
+            )
+
+    def variables(self) -> list[Any]:
+        """The V trainable variables, each once, in the models' order."""
+        found: dict[int, Any] = {}
+        for m in self.models:
+            for variable in [m] if _is_variable(m) else m.trainable_variables:
+                found.setdefault(id(variable), variable)
+        return list(found.values())
+
+    def variable_names(self) -> tuple[str, ...]:
+        """Their paths; equal ones are told apart by `#2`, `#3`, ..."""
+        seen: dict[str, int] = {}
+        names = []
+        for variable in self.variables():
+            name = getattr(variable, "path", None) or variable.name.removesuffix(":0")
+            seen[name] = seen.get(name, 0) + 1
+            names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+        return tuple(names)
+
+    def layers(self) -> dict[int, tuple[str, Activation]]:
+        """By the layer's id: its path and activation. Without a pattern, every layer that has an activation."""
+        everything = self._all_layers()
+        inner = {id(getattr(layer, "activation", None)) for _, layer in everything}
+        chosen = {}
+        for path, layer in everything:
+            wanted = capture.has_activation(layer) if self._pattern is None else self._pattern.search(path)
+            if wanted and id(layer) not in inner and id(layer) not in chosen:
+                chosen[id(layer)] = path, activations.describe_layer(layer)
+        return chosen
+
+    def names(self, calls: list[Call]) -> Names:
+        """What the rows will be called, after these calls."""
+        index = {id(v): i for i, v in enumerate(self.variables())}
+        own = [getattr(c.layer, "trainable_variables", ()) for c in calls]
+        return Names(
+            variables=self.variable_names(),
+            layers=tuple(c.name for c in calls),
+            activations=tuple(c.activation.name for c in calls),
+            units=tuple(stats.by_unit(c.a).shape[-1] for c in calls),
+            layer_variables=tuple(tuple(index[id(v)] for v in vs if id(v) in index) for vs in own),
+        )
+
+    def _all_layers(self) -> list[tuple[str, keras.layers.Layer]]:
+        several = sum(isinstance(m, keras.layers.Layer) for m in self.models) > 1
+        found = []
+        for m in self.models:
+            if isinstance(m, keras.layers.Layer):
+                found.extend(capture.named_layers(m, f"{m.name}/" if several else ""))
+        return found
+
+
+def _is_variable(model: Any) -> bool:
+    return isinstance(model, (tf.Variable, keras.Variable))
