@@ -1,0 +1,60 @@
+"""The loop: steps, readings to the recorder, validation at intervals, and an end that loses nothing."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tapescope import Recorder
+from tapescope_trainers.progress import Progress
+from tapescope_trainers.step import Outcome
+
+
+class Result(NamedTuple):
+    """How a training went."""
+
+    steps: int
+    metrics: dict[str, float]
+    """The last validation's."""
+    interrupted: str | None
+    """Name of the signal that ended it before its time."""
+
+
+def train(
+    step: Callable[..., Outcome],
+    batches: Iterable,
+    validate: Callable[[], dict[str, float]],
+    recorder: Recorder,
+    *,
+    steps: int,
+    batch_size: int,
+    when: Callable[[int], bool],
+    validate_every: int,
+    progress: Progress,
+    signals: list[str],
+) -> Result:
+    """Runs `steps` steps, or fewer where a name appears in `signals`; it is looked at between steps."""
+    metrics: dict[str, float] = {}
+    done = 0
+    for x, y in batches:
+        if signals or done == steps:
+            break
+        outcome = step(x, y, when(done))
+        if outcome.reading is not None:
+            scalars = {"loss": outcome.loss, "accuracy": outcome.accuracy}
+            recorder.write(done, outcome.reading, scalars=scalars, examples=(done + 1) * batch_size)
+        done += 1
+        if progress.due(done):
+            progress.report(done, float(outcome.loss))
+        if done % validate_every == 0 or done == steps:
+            metrics = validate()
+            recorder.scalars(done - 1, metrics)
+    progress.close()
+    return Result(done, metrics, signals[0] if signals else None)
+
+
+def validation(evaluate: Callable[..., tf.Tensor], batches: Iterable) -> dict[str, float]:
+    """Mean loss and accuracy over all of `batches`."""
+    loss, right, count = sum((evaluate(x, y).numpy() for x, y in batches), np.zeros(3)).tolist()
+    return {"validation/loss": loss / count, "validation/accuracy": right / count}

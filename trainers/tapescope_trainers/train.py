@@ -1,0 +1,165 @@
+"""Trains a network with a measured GradientTape loop and records what the tape saw, for TensorBoard.
+
+tapescope-train --preset=sigmoid_relu --logdir=runs/sigmoid_relu --serve
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from absl import app
+
+from tapescope_trainers import flags, serve, signals
+from tapescope_trainers.flags import Options
+
+CODE_BAD_INPUT = 2
+HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script. Exits: 0 also after Ctrl-C, 2 with one line on stderr for bad input."""
+    app.run(run, argv=list(argv) if argv is not None else None, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> Options:
+    if HELP & set(argv[1:]):
+        print(f"{__doc__}\n{flags.help_text()}")
+        sys.exit(0)
+    try:
+        return flags.parse(argv)
+    except ValueError as error:
+        _refuse(error)
+
+
+class Parts(NamedTuple):
+    """All that a training needs, built and checked."""
+
+    strategy: Any
+    data: Any
+    batches: Any
+    model: Any
+    optimizer: Any
+    probe: Any
+    recorder: Any
+
+
+def run(options: Options) -> None:
+    """Sets everything up, where bad input shows, and trains."""
+    with contextlib.ExitStack() as stack:
+        names = stack.enter_context(signals.caught())
+        try:
+            if options.serve:
+                address = stack.enter_context(serve.tensorboard(options.logdir, options.port))
+                print(f"TensorBoard: {address}", file=sys.stderr, flush=True)
+            parts = prepare(options)
+        except (ValueError, OSError) as error:
+            _refuse(error)
+        result = train(options, parts, names)
+        ending = f"ended by {result.interrupted} after {result.steps} steps" if result.interrupted else "done"
+        numbers = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items())
+        print(f"{ending}{numbers}; the records are in {options.logdir}", file=sys.stderr, flush=True)
+        if options.serve and sys.stdin.isatty() and not names:
+            print("TensorBoard goes on; Ctrl-C ends it", file=sys.stderr, flush=True)
+            while not names:
+                time.sleep(0.2)
+
+
+def prepare(options: Options) -> Parts:
+    """Builds everything, in the order in which errors are cheapest. Raises ValueError and OSError on bad input."""
+    import keras  # TensorFlow takes seconds to import: not for --help or a misspelt flag
+
+    import tapescope
+    from tapescope_trainers import data, models, strategy
+
+    distribution = strategy.make(options.strategy, options.devices)
+    strategy.check_batch(options.batch_size, distribution.num_replicas_in_sync)
+    keras.utils.set_random_seed(options.seed)
+    examples = data.load(options.data, options.data_dir, options.seed)
+    batches = data.batches(examples, options.batch_size, options.seed)
+    with distribution.scope():
+        model = models.build(
+            options.preset,
+            examples.shape,
+            examples.classes,
+            activation=options.activation,
+            depth=options.depth,
+            width=options.width,
+            initializer=options.initializer,
+            mixed_precision=options.mixed_precision,
+        )
+        optimizer = _optimizer(options)
+        optimizer.build(model.trainable_variables)
+    probe = tapescope.Probe(
+        model, layers=options.layers, window_examples=options.window_examples, histograms=options.histograms
+    )
+    recorder = tapescope.Recorder(options.logdir, probe)
+    return Parts(distribution, examples, batches, model, optimizer, probe, recorder)
+
+
+def train(options: Options, parts: Parts, names: list[str]):
+    """Trains to the end, or to the next step once `names` has a signal; the loop's Result."""
+    from tapescope import every
+    from tapescope_trainers import data, loop, step
+    from tapescope_trainers.progress import Progress
+
+    one_step = step.make(
+        parts.model,
+        parts.optimizer,
+        parts.probe,
+        parts.strategy,
+        batch_size=options.batch_size,
+        clip_norm=options.clip_norm,
+        jit_compile=options.jit_compile,
+    )
+    evaluate = step.make_evaluation(parts.model, parts.strategy)
+    held = parts.strategy.experimental_distribute_dataset(data.validation(parts.data, options.batch_size))
+    batches = parts.strategy.experimental_distribute_dataset(parts.batches)
+    steps_per_epoch = len(parts.data.x_train) // options.batch_size
+    steps = options.steps or options.epochs * steps_per_epoch
+    with parts.recorder as recorder:
+        recorder.hparams(flags.hparams(options))
+        recorder.graph(one_step.get_concrete_function(*next(iter(batches)), False).graph)
+        result = loop.train(
+            one_step,
+            batches,
+            lambda: loop.validation(evaluate, held),
+            recorder,
+            steps=steps,
+            batch_size=options.batch_size,
+            when=every(options.measure_every) if options.measure_every else lambda n: False,
+            validate_every=options.validate_every or steps_per_epoch,
+            progress=Progress(steps, options.batch_size, enabled=options.progress),
+            signals=names,
+        )
+        recorder.close(reason=f"ended by {result.interrupted}" if result.interrupted else "all steps done")
+    return result
+
+
+def _optimizer(options: Options):
+    import keras
+
+    make = {
+        "sgd": keras.optimizers.SGD,
+        "momentum": lambda rate: keras.optimizers.SGD(rate, momentum=0.9),
+        "adam": keras.optimizers.Adam,
+        "adamw": keras.optimizers.AdamW,
+        "rmsprop": keras.optimizers.RMSprop,
+    }[options.optimizer]
+    optimizer = make(options.learning_rate)
+    # Only float16 has so few exponent bits that gradients vanish in it.
+    return keras.optimizers.LossScaleOptimizer(optimizer) if options.mixed_precision == "float16" else optimizer
+
+
+def _refuse(error: Exception) -> NoReturn:
+    """One line that names value and cure, and the exit code for bad input."""
+    print(f"tapescope-train: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(CODE_BAD_INPUT)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+if __name__ == "__main__":
+    main()
