@@ -136,7 +136,7 @@ class _Pattern(flags.ArgumentParser):
 
 
 def _define(parser: flags.ArgumentParser, name: str, default: Any, text: str) -> None:
-    flags.DEFINE(parser, name, default, f"{text} ({parser.syntactic_help})", serializer=flags.ArgumentSerializer())
+    flags.DEFINE(parser, name, default, text, serializer=flags.ArgumentSerializer())
 
 
 _count = _Number(int, 1, 10**9)

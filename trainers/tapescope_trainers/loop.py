@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tapescope import Recorder
+from tapescope import Recorder, Schedule
 from tapescope_trainers.progress import Progress
 from tapescope_trainers.step import Outcome
 
@@ -29,7 +29,7 @@ def train(
     *,
     steps: int,
     batch_size: int,
-    when: Callable[[int], bool],
+    when: Schedule,
     validate_every: int,
     progress: Progress,
     signals: list[str],
@@ -48,6 +48,7 @@ def train(
         if progress.due(done):
             progress.report(done, float(outcome.loss))
         if done % validate_every == 0 or done == steps:
+            when.pause()
             metrics = validate()
             recorder.scalars(done - 1, metrics)
     progress.close()

@@ -16,31 +16,27 @@ class Progress:
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
         self._every_s = 0.1 if self._live else 5.0
-        self._started = self._first = None
-        self._shown = time.monotonic()
+        self._start: tuple[float, int] | None = None
+        """When, and after how many steps, the clock started."""
+        self._shown = 0.0
 
     def due(self, done: int) -> bool:
-        """Whether to report after `done` steps. To ask costs nothing: the loss need not be fetched where it says no."""
+        """Whether to report after `done` steps. Where it says no, the loss need not be fetched from the device."""
         now = time.monotonic()
-        if self._first is None:  # the first steps are tracing and compiling: no rate comes from them
-            self._started, self._first = now, done
+        if self._start is None:  # the first step is mostly tracing and compiling: no rate comes from it
+            self._start, self._shown = (now, done), now
         return self._enabled and (done == self._steps or now - self._shown >= self._every_s)
 
     def report(self, done: int, loss: float) -> None:
         self._shown = time.monotonic()
-        passed = self._shown - (self._started or self._shown)
-        rate = (done - (self._first or 0)) / passed if passed > 0 else 0.0
+        since, first = self._start or (self._shown, done)
+        rate = (done - first) / (self._shown - since) if done > first else 0.0
         left = _clock((self._steps - done) / rate) if rate else "--:--"
         text = f"{done}/{self._steps} steps  loss {loss:.4g}  {rate * self._batch_size:,.0f} examples/s  {left} left"
         if self._live:
             filled = BAR * done // self._steps
-            text = f"\r{'█' * filled}{'·' * (BAR - filled)} {text}\x1b[K"
+            text = f"\r{'#' * filled}{'.' * (BAR - filled)} {text}\x1b[K"
         print(text, end="" if self._live else "\n", file=self._stream, flush=True)
-
-    def note(self, text: str) -> None:
-        """A line of its own, which stays above the bar."""
-        if self._enabled:
-            print(f"\r\x1b[K{text}" if self._live else text, file=self._stream, flush=True)
 
     def close(self) -> None:
         if self._live and self._enabled:

@@ -43,7 +43,9 @@ class Parts(NamedTuple):
     model: Any
     optimizer: Any
     probe: Any
+    when: Any
     recorder: Any
+    steps: int
 
 
 def run(options: Options) -> None:
@@ -95,13 +97,15 @@ def prepare(options: Options) -> Parts:
     probe = tapescope.Probe(
         model, layers=options.layers, window_examples=options.window_examples, histograms=options.histograms
     )
-    recorder = tapescope.Recorder(options.logdir, probe)
-    return Parts(distribution, examples, batches, model, optimizer, probe, recorder)
+    when = tapescope.every(options.measure_every) if options.measure_every else tapescope.never()
+    steps = options.steps or options.epochs * (len(examples.x_train) // options.batch_size)
+    about = {"program": "tapescope-train", "steps": steps, "replicas": distribution.num_replicas_in_sync}
+    recorder = tapescope.Recorder(options.logdir, probe, when, about=about | flags.hparams(options))
+    return Parts(distribution, examples, batches, model, optimizer, probe, when, recorder, steps)
 
 
 def train(options: Options, parts: Parts, names: list[str]):
     """Trains to the end, or to the next step once `names` has a signal; the loop's Result."""
-    from tapescope import every
     from tapescope_trainers import data, loop, step
     from tapescope_trainers.progress import Progress
 
@@ -117,8 +121,6 @@ def train(options: Options, parts: Parts, names: list[str]):
     evaluate = step.make_evaluation(parts.model, parts.strategy)
     held = parts.strategy.experimental_distribute_dataset(data.validation(parts.data, options.batch_size))
     batches = parts.strategy.experimental_distribute_dataset(parts.batches)
-    steps_per_epoch = len(parts.data.x_train) // options.batch_size
-    steps = options.steps or options.epochs * steps_per_epoch
     with parts.recorder as recorder:
         recorder.hparams(flags.hparams(options))
         recorder.graph(one_step.get_concrete_function(*next(iter(batches)), False).graph)
@@ -127,11 +129,11 @@ def train(options: Options, parts: Parts, names: list[str]):
             batches,
             lambda: loop.validation(evaluate, held),
             recorder,
-            steps=steps,
+            steps=parts.steps,
             batch_size=options.batch_size,
-            when=every(options.measure_every) if options.measure_every else lambda n: False,
-            validate_every=options.validate_every or steps_per_epoch,
-            progress=Progress(steps, options.batch_size, enabled=options.progress),
+            when=parts.when,
+            validate_every=options.validate_every or len(parts.data.x_train) // options.batch_size,
+            progress=Progress(parts.steps, options.batch_size, enabled=options.progress),
             signals=names,
         )
         recorder.close(reason=f"ended by {result.interrupted}" if result.interrupted else "all steps done")
