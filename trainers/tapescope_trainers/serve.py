@@ -4,6 +4,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 
@@ -27,6 +28,14 @@ def tensorboard(logdir: str, port: int = 0) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+
+
+def stay(address: str, names: list[str]) -> None:
+    """In a terminal: waits until a signal's name is in `names`, so that one can go on looking."""
+    if sys.stdin.isatty() and not names:
+        print(f"TensorBoard goes on at {address}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        while not names:
+            time.sleep(0.2)
 
 
 def _free(port: int) -> int:

@@ -6,7 +6,6 @@ tapescope-train --preset=sigmoid_relu --logdir=runs/sigmoid_relu --serve
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -52,6 +51,7 @@ def run(options: Options) -> None:
     """Sets everything up, where bad input shows, and trains."""
     with contextlib.ExitStack() as stack:
         names = stack.enter_context(signals.caught())
+        address = None
         try:
             if options.serve:
                 address = stack.enter_context(serve.tensorboard(options.logdir, options.port))
@@ -63,10 +63,8 @@ def run(options: Options) -> None:
         ending = f"ended by {result.interrupted} after {result.steps} steps" if result.interrupted else "done"
         numbers = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items())
         print(f"{ending}{numbers}; the records are in {options.logdir}", file=sys.stderr, flush=True)
-        if options.serve and sys.stdin.isatty() and not names:
-            print("TensorBoard goes on; Ctrl-C ends it", file=sys.stderr, flush=True)
-            while not names:
-                time.sleep(0.2)
+        if address:
+            serve.stay(address, names)
 
 
 def prepare(options: Options) -> Parts:

@@ -1,0 +1,56 @@
+# Everything runs in an environment of its own, .venv, made on first use.
+
+VENV := .venv
+BIN := $(VENV)/bin
+FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3 python; do \
+	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
+PYTEST_ARGS ?= -n 2
+
+.PHONY: help demo test check format screenshots clean
+
+help:
+	@echo 'make demo         train three networks on real digits and see them in TensorBoard'
+	@echo 'make test         run the tests (PYTEST_ARGS="-n 2")'
+	@echo 'make check        run the linters: ruff, pyright'
+	@echo 'make format       let ruff format the code'
+	@echo 'make screenshots  draw docs/screenshots from the runs of make demo'
+	@echo 'make clean        delete the environment, the runs and all that was built'
+
+demo: $(VENV)/.demo
+	rm -rf runs/demo
+	$(BIN)/python -m tapescope_trainers.demo runs/demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+screenshots: $(VENV)/.dev
+	$(BIN)/python scripts/screenshots.py runs/demo docs/screenshots
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache tests/artifacts
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps say what is installed: only a change of what is needed installs again.
+$(VENV)/.demo: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[trainers]'
+	@touch $@
+
+$(VENV)/.dev: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[trainers,test,dev]'
+	@touch $@ $(VENV)/.demo
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(FITS)' || { echo "TensorFlow has wheels for Python 3.10 to 3.13 only, \
+	and $(or $(PYTHON),none of these) is what was found: install one of them, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip

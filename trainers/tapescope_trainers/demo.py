@@ -1,0 +1,49 @@
+"""The demo: three networks on real digits, one after another, with TensorBoard live from the start.
+
+python -m tapescope_trainers.demo runs/demo
+"""
+
+import os
+import subprocess
+import sys
+import time
+
+from tapescope_trainers import serve, signals
+from tapescope_trainers.flags import GIVEN_PRESETS
+
+FLAGS = ("--optimizer=sgd", "--learning_rate=0.05", "--seed=3", "--steps=3000", "--measure_every=5")
+"""With these, output units of `sigmoid_relu` die and stay dead. With most others its loss soon becomes NaN: where
+all ten outputs of an example are 0, the cross-entropy divides 0 by 0."""
+
+
+def main() -> int:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print("usage: python -m tapescope_trainers.demo LOGDIR", file=sys.stderr)
+        return 2
+    with signals.caught() as names, serve.tensorboard(sys.argv[1]) as address:
+        print(f"TensorBoard: {address}  (it updates while the networks train)", flush=True)
+        for preset in GIVEN_PRESETS:
+            print(f"{preset}:", flush=True)
+            code = _train(preset, os.path.join(sys.argv[1], preset), names)
+            if code or names:
+                return code
+        serve.stay(address, names)
+    return 0
+
+
+def _train(preset: str, logdir: str, names: list[str]) -> int:
+    """Runs `tapescope-train`; a signal that reaches this program is handed on, and the training ends cleanly."""
+    command = [sys.executable, "-m", "tapescope_trainers.train", f"--preset={preset}", f"--logdir={logdir}", *FLAGS]
+    # A session of its own, or Ctrl-C in a terminal would reach it twice.
+    child = subprocess.Popen(command, start_new_session=True)
+    told = False
+    while child.poll() is None:
+        if names and not told:
+            child.terminate()
+            told = True
+        time.sleep(0.1)
+    return child.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
