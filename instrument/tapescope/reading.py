@@ -158,9 +158,9 @@ def complete(
         noise, noise_total = tf.fill([len(own)], NAN), tf.constant(NAN)
     else:
         noise, noise_total = replicas.noise_scale(merged.lens[0], gradient["norm"], examples)
-    before = [stats.finite(w).values for w in partial.weights]
-    change = [stats.norm(stats.finite(after).values - w) for after, w in zip(weights, before, strict=True)]
-    weight_norm = tf.stack([stats.norm(w) for w in before])
+    before = [stats.finite(w) for w in partial.weights]
+    change = [stats.norm(stats.finite(after).values - w.values) for after, w in zip(weights, before, strict=True)]
+    weight_norm = tf.stack([stats.norm(w.values) for w in before])
     variables = {
         "gradient_norm": gradient["norm"],
         "applied_norm": gradient["norm"] if merged.applied is None else merged.applied,
@@ -171,11 +171,14 @@ def complete(
         "update_ratio": tf.stack(change) / weight_norm,
         "noise_scale": noise,
     }
-    bad_variables = tf.reduce_any(layer_variables & (gradient["nonfinite"] > 0), axis=1)
+    # A layer counts if its output does, and also if what it works on does: ReLU makes a 0 of a NaN.
+    bad_gradient = tf.reduce_any(layer_variables & (gradient["nonfinite"] > 0), axis=1)
+    bad_weight = tf.reduce_any(layer_variables & (tf.stack([w.nonfinite for w in before]) > 0), axis=1)
+    bad = layers["activation_nonfinite"] + layers["input_nonfinite"] > 0
     step = {
         "examples": examples,
-        "first_nonfinite_forward": stats.first(layers["activation_nonfinite"] > 0),
-        "first_nonfinite_backward": stats.last((layers["delta_nonfinite"] > 0) | bad_variables),
+        "first_nonfinite_forward": stats.first(bad | bad_weight),
+        "first_nonfinite_backward": stats.last((layers["delta_nonfinite"] > 0) | bad_gradient),
         "noise_scale_total": noise_total,
     }
     return Reading(

@@ -17,6 +17,7 @@ GRADIENT_ROWS = ("norm", "max", "zero", "nonfinite")
 LAYER_ROWS = (
     "elements",
     "nonfinite",
+    "input_nonfinite",
     "mean",
     "m2",  # sum of squared differences from the mean: what merges without cancellation
     "min",
@@ -104,7 +105,11 @@ def by_unit(output: tf.Tensor) -> tf.Tensor:
 
 
 def layer_stats(call: Call, deltas: Sequence[tf.Tensor | None], histograms: bool) -> LayerStats:
-    """Statistics of one call; `deltas` are the gradients of the loss with respect to a, z and the input."""
+    """Statistics of one call; `deltas` are the gradients of the loss with respect to a, z and the input.
+
+    z itself is not looked at where the output tells as much: a second reader of it would keep TensorFlow from fusing
+    the activation into the matrix product, whose rounding differs, and the measured step must train to the same bits.
+    """
     a, z = by_unit(call.a), None if call.z is None else by_unit(call.z)
     x = finite(a)
     elements = tf.cast(tf.size(a), tf.float32)
@@ -131,6 +136,7 @@ def layer_stats(call: Call, deltas: Sequence[tf.Tensor | None], histograms: bool
     row = [
         elements,
         x.nonfinite,
+        tf.constant(0.0) if call.input is None else count(~tf.math.is_finite(call.input)),
         mean,
         m2,
         tf.reduce_min(tf.where(x.mask, x.values, float("inf"))),
@@ -164,6 +170,7 @@ def merge_layers(rows: tf.Tensor) -> dict[str, tf.Tensor]:
         "activation_max": tf.where(total > 0, tf.reduce_max(of["max"], 0), none),
         "activation_zero": tf.reduce_sum(of["zero"], 0) / elements,
         "activation_nonfinite": elements - total,
+        "input_nonfinite": tf.reduce_sum(of["input_nonfinite"], 0),
         "saturated": tf.reduce_sum(of["saturated"], 0) / elements,
         "delta_norm": delta,
         "flow_gate": _decades(z, delta),

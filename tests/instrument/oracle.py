@@ -1,0 +1,112 @@
+"""An independent float64 oracle in NumPy: forward, backward and every column by its definition, for a dense chain."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+SATURATED = 0.01
+
+
+def _selu(z):
+    scale, alpha = 1.0507009873554805, 1.6732632423543772
+    return scale * np.where(z > 0, z, alpha * np.expm1(z)), scale * np.where(z > 0, 1, alpha * np.exp(z))
+
+
+def _gelu(z):
+    from math import erf
+
+    cdf = 0.5 * (1 + np.vectorize(erf)(z / np.sqrt(2)))
+    return z * cdf, cdf + z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+
+
+def _sigmoid(z):
+    a = 1 / (1 + np.exp(-z))
+    return a, a * (1 - a)
+
+
+# name -> z -> (a, da/dz), and the largest |da/dz|
+FUNCTIONS = {
+    "linear": (lambda z: (z, np.ones_like(z)), 1.0),
+    "relu": (lambda z: (np.maximum(z, 0), (z > 0).astype(float)), 1.0),
+    "leaky_relu": (lambda z: (np.where(z > 0, z, 0.2 * z), np.where(z > 0, 1, 0.2)), 1.0),
+    "elu": (lambda z: (np.where(z > 0, z, np.expm1(z)), np.where(z > 0, 1, np.exp(z))), 1.0),
+    "selu": (_selu, 1.0507009873554805 * 1.6732632423543772),
+    "sigmoid": (_sigmoid, 0.25),
+    "tanh": (lambda z: (np.tanh(z), 1 - np.tanh(z) ** 2), 1.0),
+    "softplus": (lambda z: (np.log1p(np.exp(z)), _sigmoid(z)[0]), 1.0),
+    "softsign": (lambda z: (z / (1 + np.abs(z)), 1 / (1 + np.abs(z)) ** 2), 1.0),
+    "hard_sigmoid": (lambda z: (np.clip((z + 3) / 6, 0, 1), ((z > -3) & (z < 3)) / 6), 1 / 6),
+    "relu6": (lambda z: (np.clip(z, 0, 6), ((z > 0) & (z < 6)).astype(float)), 1.0),
+    "gelu": (_gelu, 1.1289),
+}
+BOUNDED = {"sigmoid", "tanh", "softsign", "hard_sigmoid", "relu6"}
+
+
+class Layer(NamedTuple):
+    input: np.ndarray
+    z: np.ndarray
+    a: np.ndarray
+    derivative: np.ndarray
+    d_input: np.ndarray
+    d_z: np.ndarray
+    d_a: np.ndarray
+    d_kernel: np.ndarray
+    d_bias: np.ndarray
+
+
+def chain(x, y, weights, activations) -> tuple[float, list[Layer]]:
+    """Mean squared error over all elements of a chain of dense layers: the loss, and each layer's parts."""
+    weights = [w.astype(np.float64) for w in weights]
+    a, forward = x.astype(np.float64), []
+    for kernel, bias, name in zip(weights[::2], weights[1::2], activations, strict=True):
+        z = a @ kernel + bias
+        out, derivative = FUNCTIONS[name][0](z)
+        forward.append((a, z, out, derivative, kernel))
+        a = out
+    loss = np.mean((a - y) ** 2)
+    d_a, layers = 2 * (a - y) / a.size, []
+    for given, z, out, derivative, kernel in reversed(forward):
+        d_z = d_a * derivative
+        d_input = d_z @ kernel.T
+        layers.append(Layer(given, z, out, derivative, d_input, d_z, d_a, given.T @ d_z, d_z.sum(0)))
+        d_a = d_input
+    return loss, layers[::-1]
+
+
+def layer_columns(layer: Layer, activation: str) -> dict[str, float]:
+    norm = np.linalg.norm
+    limit = SATURATED * FUNCTIONS[activation][1]
+    return {
+        "activation_mean": layer.a.mean(),
+        "activation_std": layer.a.std(),
+        "activation_min": layer.a.min(),
+        "activation_max": layer.a.max(),
+        "activation_zero": np.mean(layer.a == 0),
+        "activation_nonfinite": 0.0,
+        "saturated": np.mean(np.abs(layer.derivative) < limit),
+        "delta_norm": norm(layer.d_a),
+        "flow_gate": np.log10(norm(layer.d_z) / norm(layer.d_a)),
+        "flow_weight": np.log10(norm(layer.d_input) / norm(layer.d_z)),
+    }
+
+
+def variable_columns(gradient: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    return {
+        "gradient_norm": np.linalg.norm(gradient),
+        "applied_norm": np.linalg.norm(gradient),
+        "weight_norm": np.linalg.norm(before.astype(np.float64)),
+        "gradient_max": np.abs(gradient).max(),
+        "gradient_zero": np.mean(gradient == 0),
+        "gradient_nonfinite": 0.0,
+        "update_ratio": np.linalg.norm(after.astype(np.float64) - before) / np.linalg.norm(before.astype(np.float64)),
+    }
+
+
+def histogram(x: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Counts of float32 elements by sign and magnitude, found by searching the edges."""
+    side = (len(edges) - 2) // 2
+    positive = edges[side + 1 :]
+    x = x.astype(np.float32).ravel()
+    magnitude = np.minimum(np.searchsorted(positive, np.abs(x).astype(np.float64), side="right"), side)
+    index = np.where(np.signbit(x), side - magnitude, side + magnitude)
+    return np.bincount(index, minlength=len(edges) - 1)

@@ -1,0 +1,201 @@
+"""Which layers are seen, and under what names: every kind of model that Keras and TensorFlow know."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tapescope
+from tests.instrument.steps import dense_chain
+
+Dense = keras.layers.Dense
+
+
+def read(model, x, loss=None, compiled=True, **options):
+    """One measured step; the probe and its reading."""
+    probe = tapescope.Probe(model, **options)
+    call = model if callable(model) else model[0]
+
+    def step(x):
+        with probe.tape(True) as tape:
+            out = call(x)
+            value = loss(out) if loss else sum(tf.reduce_sum(t**2) for t in tf.nest.flatten(out))
+        variables = [v for m in probe._selection.models for v in m.trainable_variables]
+        tape.gradient(value, variables)
+        return tape.reading()
+
+    return probe, (tf.function(step) if compiled else step)(x)
+
+
+def x(*shape):
+    return tf.constant(np.random.default_rng(0).normal(size=shape), tf.float32)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_functional_model_in_forward_order(compiled):
+    given = keras.Input((4,))
+    left, right = Dense(3, "relu", name="left")(given), Dense(3, "sigmoid", name="right")(given)
+    out = Dense(2, "softmax", name="out")(keras.layers.concatenate([left, right]))
+    probe, reading = read(keras.Model(given, out), x(8, 4), compiled=compiled)
+    assert probe.layers == ("left", "right", "out")
+    assert probe.names.activations == ("relu", "sigmoid", "softmax")
+    assert probe.names.layer_variables == ((0, 1), (2, 3), (4, 5))
+    assert np.isnan(reading.column("saturated")[2])  # softmax is no function of one element
+    assert np.all(np.isfinite(reading.column("delta_norm")))
+
+
+def test_each_call_of_a_shared_layer_is_a_row():
+    shared, given = Dense(4, "tanh", name="shared"), keras.Input((4,))
+    model = keras.Model(given, shared(shared(given)))
+    probe, reading = read(model, x(8, 4))
+    assert probe.layers == ("shared", "shared#2")
+    with tf.GradientTape() as tape:
+        once = shared(x(8, 4))
+        tape.watch(once)
+        twice = shared(once)
+        loss = tf.reduce_sum(twice**2)
+    np.testing.assert_allclose(reading.column("activation_mean"), [tf.reduce_mean(once), tf.reduce_mean(twice)], 1e-5)
+    np.testing.assert_allclose(reading.column("delta_norm")[0], tf.norm(tape.gradient(loss, once)), 1e-5)
+
+
+def test_nested_models_are_named_by_path():
+    inner = keras.Sequential([keras.Input((4,)), Dense(3, "relu", name="a"), Dense(3, "relu", name="b")], name="inner")
+    given = keras.Input((4,))
+    probe, _ = read(keras.Model(given, Dense(1, name="head")(inner(given))), x(8, 4))
+    assert probe.layers == ("inner/a", "inner/b", "head")
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first = Dense(3, "relu", name="first")
+        self.block = [Dense(3, "elu", name="inside"), keras.layers.LeakyReLU(name="leaky")]
+
+    def call(self, x):
+        x = self.first(x)
+        for layer in self.block:
+            x = layer(x)
+        return x
+
+
+def test_subclassed_model_that_builds_lazily():
+    model = Subclassed()
+    probe = tapescope.Probe(model)
+    assert probe.layers == ()
+    model(x(8, 4))
+    probe, reading = read(model, x(8, 4))
+    assert probe.layers == ("first", "inside", "leaky")
+    np.testing.assert_allclose(reading.column("flow_weight")[2], 0, atol=1e-6)  # an activation layer has no weights
+
+
+def test_pattern_chooses_among_all_layers():
+    norm = keras.layers.BatchNormalization(name="norm")
+    model = keras.Sequential([keras.Input((4,)), Dense(3, "relu", name="a"), norm, Dense(2, name="b")])
+    assert read(model, x(8, 4), layers="norm|b")[0].layers == ("norm", "b")
+    assert read(model, x(8, 4))[0].layers == ("a", "b")
+
+
+def test_activation_of_a_layer_that_is_a_layer_itself_is_no_row_of_its_own():
+    model = keras.Sequential([keras.Input((4,)), Dense(3, activation=keras.layers.ReLU(), name="a")])
+    probe, _ = read(model, x(8, 4))
+    assert probe.layers == ("a",)
+    assert probe.names.activations == ("relu",)
+
+
+class Module(tf.Module):
+    def __init__(self):
+        super().__init__("module")
+        self.w = tf.Variable(tf.random.stateless_normal([4, 3], [1, 2]), name="w")
+        self.frozen = tf.Variable(tf.ones([3]), trainable=False)
+
+    def __call__(self, x):
+        return tapescope.tap("hidden", tf.nn.relu(x @ self.w), activation="relu")
+
+
+def test_module_with_a_tap():
+    probe, reading = read(Module(), x(8, 4))
+    assert (probe.layers, probe.variables) == (("hidden",), ("w",))
+    assert 0 < reading.column("saturated")[0] < 1
+    assert reading.column("saturated")[0] == reading.column("activation_zero")[0]
+    assert reading.column("delta_norm")[0] > 0
+
+
+def test_plain_function_and_a_list_of_variables():
+    w = tf.Variable(tf.ones([4, 2]), name="w")
+    probe = tapescope.Probe([w])
+    with probe.tape(True) as tape:
+        loss = tf.reduce_sum(tapescope.tap("product", x(8, 4) @ w) ** 2)
+    tape.gradient(loss, [w])
+    assert tape.reading().column("gradient_norm")[0] > 0
+    assert probe.layers == ("product",)
+
+
+def test_a_model_without_any_layer_to_measure():
+    w = tf.Variable([1.0, 2.0])
+    probe = tapescope.Probe(w)
+    with probe.tape(True) as tape:
+        loss = tf.reduce_sum(w**2)
+    tape.gradient(loss, [w])
+    reading = tape.reading()
+    assert reading.layers.shape[1] == 0
+    np.testing.assert_allclose(reading.column("gradient_norm"), [2 * np.sqrt(5)], 1e-6)
+
+
+def test_recurrent_layer_is_seen_from_outside():
+    model = keras.Sequential([keras.Input((5, 3)), keras.layers.LSTM(4, name="lstm"), Dense(1, name="out")])
+    probe, reading = read(model, x(8, 5, 3))
+    assert probe.layers == ("lstm", "out")
+    assert np.all(np.isfinite(reading.column("delta_norm")))
+
+
+def test_absent_gradient_is_nan_not_zero():
+    model = Subclassed()
+    model(x(2, 4))
+    _, reading = read(model, x(8, 4), loss=lambda out: tf.reduce_sum(model.first.kernel**2))
+    norms = reading.column("gradient_norm").numpy()
+    assert norms[0] > 0
+    assert np.all(np.isnan(norms[1:]))
+
+
+def test_duplicate_rows_of_indexed_slices_are_summed():
+    model = keras.Sequential([keras.Input((3,), dtype="int32"), keras.layers.Embedding(5, 2), keras.layers.Flatten()])
+    tokens = tf.constant([[1, 1, 2], [1, 0, 0]])
+    _, reading = read(model, tokens)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(tokens) ** 2)
+    dense = tf.convert_to_tensor(tape.gradient(loss, model.trainable_variables)[0])
+    np.testing.assert_allclose(reading.column("gradient_norm")[0], tf.norm(dense), rtol=1e-6)
+    np.testing.assert_allclose(reading.column("gradient_zero")[0], np.mean(dense == 0))
+
+
+def test_masks_pass_the_hook():
+    model = keras.Sequential(
+        [keras.Input((4,), dtype="int32"), keras.layers.Embedding(6, 3, mask_zero=True), keras.layers.LSTM(2, name="l")]
+    )
+    tokens = tf.constant([[1, 2, 0, 0]])
+    plain = model(tokens)
+    probe = tapescope.Probe(model, layers="l$")
+    with probe.tape(True):
+        np.testing.assert_array_equal(model(tokens), plain)
+
+
+def test_a_function_traced_before_is_said_to_hide_its_layers():
+    model = dense_chain([3, 2], ["relu", "linear"], 4)
+    inner = tf.function(lambda x: model(x))
+    inner(x(8, 4))
+    probe = tapescope.Probe(model)
+    with probe.tape(True) as tape:
+        loss = tf.reduce_sum(inner(x(8, 4)) ** 2)
+    tape.gradient(loss, model.trainable_variables)
+    assert tape.reading() is not None
+    assert probe.layers == ()
+    assert set(probe.skipped) == {"layer0", "layer1"}
+
+
+def test_the_model_is_as_it_was_found():
+    model = dense_chain([3, 2], ["relu", "tanh"], 4)
+    before = [layer.activation for layer in model.layers]
+    config = model.get_config()
+    read(model, x(8, 4))
+    assert [layer.activation for layer in model.layers] == before
+    assert model.get_config() == config

@@ -1,0 +1,118 @@
+"""Every column against the float64 oracle, in every way that a step can run."""
+
+import numpy as np
+import pytest
+
+from tapescope import stats
+from tapescope.reading import LAYER_COLUMNS, VARIABLE_COLUMNS
+from tensorboard_plugin_tapescope import metadata
+from tests.instrument import oracle, steps
+
+ACTIVATIONS = sorted(oracle.FUNCTIONS)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(7)
+    return rng.normal(0, 2, [16, 12]).astype(np.float32), rng.normal(0, 1, [16, 5]).astype(np.float32)
+
+
+def check(read, model, before, probe, x, y, activations):
+    """Compares a reading with the oracle: relative 1e-4 (shares: two elements at a threshold)."""
+    _, layers = oracle.chain(x, y, before, activations)
+    assert probe.layers == tuple(f"layer{i}" for i in range(len(layers)))
+    for i, (layer, activation) in enumerate(zip(layers, activations, strict=True)):
+        expected = oracle.layer_columns(layer, activation)
+        for column in LAYER_COLUMNS:
+            if column == "flow_weight" and i == 0:
+                assert np.isnan(read.column(column)[i])  # nothing needs the gradient of the data
+                continue
+            actual = read.column(column)[i]
+            atol = 2 / layer.a.size if column == "saturated" and activation == "gelu" else 1e-6
+            np.testing.assert_allclose(actual, expected[column], rtol=1e-4, atol=atol, err_msg=f"{column} {activation}")
+        counted = read.activation_histogram[i]
+        assert counted.sum() == layer.a.size
+        assert np.abs(counted - oracle.histogram(layer.a, metadata.bin_edges())).sum() <= 4  # at the bins' edges
+    gradients = [g for layer in layers for g in (layer.d_kernel, layer.d_bias)]
+    for i, (gradient, old, new) in enumerate(zip(gradients, before, model.trainable_variables, strict=True)):
+        expected = oracle.variable_columns(gradient, old, new.numpy())
+        for column in VARIABLE_COLUMNS[:-1]:
+            rtol = 1e-3 if column == "update_ratio" else 1e-4
+            np.testing.assert_allclose(read.column(column)[i], expected[column], rtol=rtol, atol=1e-8, err_msg=column)
+        assert read.gradient_histogram[i].sum() == gradient.size
+    assert read.column("examples") == len(x)
+    assert read.column("first_nonfinite_forward") == read.column("first_nonfinite_backward") == -1
+
+
+@pytest.mark.parametrize("mode", steps.MODES)
+def test_a_chain_of_all_kinds(mode, batch):
+    activations = ["relu", "sigmoid", "tanh", "elu"]
+    measured = steps.measured_step(mode, lambda: steps.dense_chain([9, 8, 7, 5], activations, 12), *batch)
+    check(*measured, *batch, activations)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation(activation, batch):
+    activations = [activation, "linear"]
+    measured = steps.measured_step("function", lambda: steps.dense_chain([20, 5], activations, 12), *batch)
+    check(*measured, *batch, activations)
+
+
+@pytest.mark.parametrize("mode", steps.MODES)
+def test_unit_rows(mode, batch):
+    activations = ["relu", "sigmoid", "linear"]
+    read, _, before, _ = steps.measured_step(mode, lambda: steps.dense_chain([9, 8, 5], activations, 12), *batch)
+    _, layers = oracle.chain(*batch, before, activations)
+    rows = dict(zip(stats.UNIT_ROWS, read.units, strict=True))
+    a = np.concatenate([layer.a for layer in layers], axis=1)
+    bounded = np.repeat([False, True, False], [9, 8, 5])
+    limits = [oracle.SATURATED * oracle.FUNCTIONS[name][1] for name in activations]
+    small = np.concatenate([np.abs(x.derivative) < limit for x, limit in zip(layers, limits, strict=True)], axis=1)
+    np.testing.assert_allclose(rows["absolute_sum"], np.abs(a).sum(0), rtol=1e-5)
+    np.testing.assert_array_equal(rows["zero"], (a == 0).sum(0))
+    np.testing.assert_array_equal(rows["low"] + rows["high"], small.sum(0))
+    np.testing.assert_array_equal(rows["flat"], np.where(bounded, np.isclose(a * (1 - a), 0, atol=1e-12).sum(0), 0))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1.0, 1e12, 1e25])
+def test_norms_hold_over_the_range_of_float32(scale):
+    x = np.random.default_rng(0).normal(size=[50, 40]).astype(np.float32) * np.float32(scale)
+    np.testing.assert_allclose(stats.norm(x).numpy(), np.linalg.norm(x.astype(np.float64)), rtol=1e-5)
+
+
+def test_standard_deviation_far_from_zero():
+    """A sum of squares would lose all digits here."""
+    from tapescope import activations
+    from tapescope.capture import Call
+
+    x = (1000 + 1e-2 * np.random.default_rng(0).normal(size=[64, 32])).astype(np.float32)
+    rows = [
+        stats.layer_stats(Call("x", activations.LINEAR, None, None, _tensor(part), None), (None,) * 3, False).row
+        for part in np.split(x, 4)
+    ]
+    merged = stats.merge_layers(_tensor(np.stack(rows)[:, :, None]))
+    np.testing.assert_allclose(merged["activation_std"][0], x.astype(np.float64).std(), rtol=1e-3)
+
+
+def _tensor(x):
+    import tensorflow as tf
+
+    return tf.constant(x)
+
+
+def test_histogram_bins_hold_what_their_edges_say():
+    edges = metadata.bin_edges()
+    inside = np.concatenate([edges[1:-1], np.nextafter(edges[1:-1], -np.inf), [0.0, -0.0, 1e-30, 1e30, -1e30]])
+    counts = stats.histogram(stats.finite(_tensor(inside.astype(np.float32)))).numpy()
+    np.testing.assert_array_equal(counts, oracle.histogram(inside.astype(np.float32), edges))
+    assert len(edges) == metadata.BINS + 1
+    assert np.all(np.diff(edges) > 0)
+
+
+def test_nonfinite_elements_are_counted_and_left_out():
+    x = np.array([1.0, np.nan, 2.0, np.inf, -np.inf, 3.0], np.float32)
+    row = dict(zip(stats.GRADIENT_ROWS, stats.gradient_row(stats.finite(_tensor(x))).numpy(), strict=True))
+    assert row["nonfinite"] == 3
+    assert row["max"] == 3
+    np.testing.assert_allclose(row["norm"], np.sqrt(14), rtol=1e-6)
+    assert stats.histogram(stats.finite(_tensor(x))).numpy().sum() == 3
