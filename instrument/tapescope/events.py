@@ -72,7 +72,8 @@ class EventFile:
 
     def __init__(self, logdir: str | os.PathLike[str]):
         os.makedirs(logdir, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}.v2"
+        # Readers take a directory's files in the order of their names, so the time comes first, to the microsecond.
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}.v2"
         self.path = os.path.join(logdir, name)
         try:
             self._writer = tf.io.TFRecordWriter(self.path)

@@ -102,7 +102,10 @@ def measure(
     histograms: bool,
 ) -> Partial:
     """What one replica can say. `deltas` are the gradients with respect to a, z and input of each call, unscaled."""
-    layers = [stats.layer_stats(call, d, histograms) for call, d in zip(calls, deltas, strict=True)]
+    layers = [
+        stats.layer_stats(call, of_call, histograms, check_input=i == 0)  # the others' inputs are outputs seen before
+        for i, (call, of_call) in enumerate(zip(calls, deltas, strict=True))
+    ]
     _, count = replicas.context()
     return Partial(
         rows=tf.stack([s.row for s in layers], 1) if layers else tf.zeros([len(stats.LAYER_ROWS), 0]),

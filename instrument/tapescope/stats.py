@@ -104,7 +104,7 @@ def by_unit(output: tf.Tensor) -> tf.Tensor:
     return output if output.shape.rank is not None and output.shape.rank > 1 else tf.reshape(output, [-1, 1])
 
 
-def layer_stats(call: Call, deltas: Sequence[tf.Tensor | None], histograms: bool) -> LayerStats:
+def layer_stats(call: Call, deltas: Sequence[tf.Tensor | None], histograms: bool, check_input: bool) -> LayerStats:
     """Statistics of one call; `deltas` are the gradients of the loss with respect to a, z and the input.
 
     z itself is not looked at where the output tells as much: a second reader of it would keep TensorFlow from fusing
@@ -136,7 +136,7 @@ def layer_stats(call: Call, deltas: Sequence[tf.Tensor | None], histograms: bool
     row = [
         elements,
         x.nonfinite,
-        tf.constant(0.0) if call.input is None else count(~tf.math.is_finite(call.input)),
+        count(~tf.math.is_finite(call.input)) if check_input and call.input is not None else tf.constant(0.0),
         mean,
         m2,
         tf.reduce_min(tf.where(x.mask, x.values, float("inf"))),

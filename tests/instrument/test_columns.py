@@ -87,7 +87,7 @@ def test_standard_deviation_far_from_zero():
 
     x = (1000 + 1e-2 * np.random.default_rng(0).normal(size=[64, 32])).astype(np.float32)
     rows = [
-        stats.layer_stats(Call("x", activations.LINEAR, None, None, _tensor(part), None), (None,) * 3, False).row
+        stats.layer_stats(Call("x", activations.LINEAR, None, None, _tensor(part), None), (None,) * 3, False, False).row
         for part in np.split(x, 4)
     ]
     merged = stats.merge_layers(_tensor(np.stack(rows)[:, :, None]))

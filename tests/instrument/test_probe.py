@@ -116,10 +116,18 @@ def test_first_nonfinite_layer_forward(where):
     model.layers[where].bias.assign([np.nan] + [0.0] * (model.layers[where].bias.shape[0] - 1))
     read, *_ = measured_step("function", lambda: model, X, Y)
     assert read.column("first_nonfinite_forward") == where
-    assert read.column("first_nonfinite_backward") == 2  # the loss is NaN, so the last layer is met first
-    assert where == 0 or read.column("activation_nonfinite")[where] >= len(
-        X
-    )  # ReLU makes 0 of NaN, as if all were well
+    if where:  # the loss is NaN, so the last layer is met first on the way back
+        assert read.column("activation_nonfinite")[where] == len(X)
+        assert read.column("first_nonfinite_backward") == 2
+    else:  # ReLU makes a 0 of NaN, and hides it from all that follows
+        assert read.column("first_nonfinite_backward") == -1
+
+
+def test_a_nonfinite_input_names_the_first_layer():
+    data = X.copy()
+    data[3, 2] = np.inf
+    read, *_ = measured_step("function", chain, data, Y)
+    assert read.column("first_nonfinite_forward") == 0
 
 
 @pytest.mark.parametrize("mode", ["function", "jit", "replicas"])
