@@ -1,0 +1,273 @@
+"""Arrays to plotly figures: series over steps, layers x steps in colour. Shown in the tab, report and notebook.
+
+A figure is a dict that `plotly.graph_objects.Figure` and `Plotly.react` both take. Arrays travel in Plotly's
+typed-array encoding, names as text: what looks like a tag in one is shown as it is.
+"""
+
+import base64
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tensorboard_plugin_tapescope.metadata import Column
+
+Figure = dict[str, Any]
+
+PALETTE = ("#12b5cb", "#e52592", "#f9ab00", "#9334e6", "#7cb342", "#e8710a", "#425066")
+"""TensorBoard's own colours of runs, its grey-blue last."""
+
+FONT = "Roboto, 'Helvetica Neue', Arial, sans-serif"
+BUCKETS = 512
+"""Most steps that a heatmap draws; more are thinned, see `thin`."""
+
+_INKS = {False: ("#202124", "#5f6368", "#e3e5e8"), True: ("#e8eaed", "#a6abb2", "#3c4043")}
+_DIVERGING = {
+    False: ["#2166ac", "#67a9cf", "#d1e5f0", "#f7f7f7", "#fddbc7", "#ef8a62", "#b2182b"],
+    True: ["#6fb7ff", "#3d87c9", "#2c4a66", "#2b2c30", "#6b3f33", "#cf6a4c", "#ff9a76"],
+}
+
+
+def typed(array: Any) -> dict[str, str]:
+    """An array in Plotly's typed-array encoding; 64-bit integers as float64, which browsers have."""
+    array = np.asarray(array)
+    array = array.astype(np.float64) if array.dtype.kind in "iu" and array.dtype.itemsize == 8 else array
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    encoded = {"dtype": array.dtype.str[1:], "bdata": base64.b64encode(array.tobytes()).decode()}
+    return encoded if array.ndim == 1 else {**encoded, "shape": ", ".join(map(str, array.shape))}
+
+
+def shown(name: str, most: int = 34) -> str:
+    """A name as Plotly may draw it: markup as text, on one line, the middle of a long one left out."""
+    line = " ".join(name.split()) or "(no name)"
+    short = line if len(line) <= most else f"{line[: most // 2 - 1]}…{line[-(most // 2) :]}"
+    return html.escape(short, quote=False)
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """A different label for each name, whatever `shown` left out of them."""
+    texts = [shown(name) for name in names]
+    seen: dict[str, int] = {}
+    for i, text in enumerate(texts):
+        seen[text] = seen.get(text, 0) + 1
+        texts[i] = text if seen[text] == 1 else f"{text} ({seen[text]})"
+    return texts
+
+
+def title(column: Column) -> str:
+    """`gradient norm`, with the unit where there is one."""
+    words = column.name.replace("_", " ")
+    return f"{words} ({column.unit})" if column.unit and column.unit not in words else words
+
+
+def wrapped(sentence: str, width: int = 46) -> str:
+    """A sentence in lines that fit a hover label."""
+    lines = [""]
+    for word in html.escape(sentence, quote=False).split():
+        lines[-1:] = [f"{lines[-1]} {word}".strip()] if len(lines[-1]) + len(word) < width else [lines[-1], word]
+    return "<br>".join(lines)
+
+
+def layout(dark: bool = False, **fields: Any) -> dict[str, Any]:
+    """The look that all figures share; `fields` are laid over it, axes one level deep."""
+    ink, soft, grid = _INKS[dark]
+    axis = {
+        "gridcolor": grid,
+        "linecolor": grid,
+        "zerolinecolor": grid,
+        "tickcolor": grid,
+        "tickfont": {"color": soft, "size": 11},
+        "automargin": True,
+        "title": {"font": {"color": soft, "size": 12}, "standoff": 8},
+    }
+    base: dict[str, Any] = {
+        "font": {"family": FONT, "color": ink, "size": 12},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 56, "r": 16, "t": 12, "b": 44},
+        "hoverlabel": {
+            "align": "left",
+            "font": {"family": FONT, "color": ink, "size": 12},
+            "bgcolor": "#303134" if dark else "#ffffff",
+            "bordercolor": grid,
+        },
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"color": soft, "size": 11}},
+        "colorway": list(PALETTE),
+    }
+    for name, value in {"xaxis": {}, "yaxis": {}, **fields}.items():
+        if "axis" in name:
+            head = {**axis["title"], "text": value.get("title", "")}
+            base[name] = {**axis, **value, "title": head}
+        else:
+            base[name] = value
+    return base
+
+
+def thin(steps: np.ndarray, values: np.ndarray, column: Column, most: int = BUCKETS) -> tuple[np.ndarray, np.ndarray]:
+    """At most `most` of the records: the last of each bucket, for counts the bucket's largest.
+
+    A bucket holds 2^k records, so that while a run goes on the earlier ones stay as they are.
+    """
+    stride = 1
+    while len(steps) > most * stride:
+        stride *= 2
+    if stride == 1:
+        return steps, values
+    starts = np.arange(0, len(steps), stride)
+    ends = np.minimum(starts + stride, len(steps)) - 1
+    kept = np.fmax.reduceat(values, starts, axis=0) if column.scale == "count" else values[ends]
+    return steps[ends], kept
+
+
+def span(column: Column, *values: np.ndarray) -> tuple[float, float]:
+    """The range of colour for all of these: whole decades of log10, 0 to 1, 0 to the largest, or even about 0."""
+    flat = np.concatenate([v[np.isfinite(v)].ravel() for v in values]) if values else np.zeros(0)
+    if column.scale == "fraction":
+        return 0.0, 1.0
+    if column.scale == "log":
+        flat = np.log10(flat[flat > 0])
+        low, high = np.percentile(flat, [0.5, 99.5]) if flat.size else (-1.0, 0.0)
+        low = math.floor(low)
+        return low, max(math.ceil(high), low + 1)
+    if column.scale == "diverging":
+        reach = float(np.percentile(np.abs(flat), 99)) if flat.size else 0.0
+        return -(reach or 1.0), reach or 1.0
+    return 0.0, max(float(flat.max()) if flat.size else 0.0, 1.0)
+
+
+def heatmap(
+    steps: np.ndarray,
+    names: Sequence[str],
+    values: np.ndarray,
+    column: Column,
+    dark: bool = False,
+    most: int = BUCKETS,
+    colours: tuple[float, float] | None = None,
+) -> Figure:
+    """`values` [T, N] as colour, a row a name in the order given, the first at the top.
+
+    Exactly 0 on a logarithmic scale takes the lowest colour; what is absent has none. `colours` is the range where
+    several figures share one.
+    """
+    steps, values = thin(steps, values, column, most)
+    low, high = colours or span(column, values)
+    raw = np.ascontiguousarray(values.T, np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.log10(raw) if column.scale == "log" else raw
+    z = np.clip(z, low, high).astype(np.float32) if column.scale == "log" else z
+    trace = {
+        "type": "heatmap",
+        "x": typed(steps),
+        "y": labels(names),
+        "z": typed(z),
+        "meta": {"rows": list(names), "value": "customdata" if column.scale == "log" else "z"},
+        "zmin": low,
+        "zmax": high,
+        "colorscale": _scale(column, dark),
+        "colorbar": colour_bar(title(column), dark, **_ticks(column, low, high)),
+        "hovertemplate": f"<b>%{{y}}</b><br>step %{{x}}<br>{title(column)} <b>{_value(column)}</b>"
+        f"<br><br>{wrapped(column.definition)}<extra></extra>",
+    }
+    if column.scale == "log":
+        trace["customdata"] = typed(raw)
+    row = 15 if len(names) <= 60 else 4
+    return {
+        "data": [trace],
+        "layout": layout(
+            dark,
+            height=int(min(max(row * len(names) + 110, 260), 860)),
+            xaxis={"title": "step", "showgrid": False, "zeroline": False},
+            yaxis={"autorange": "reversed", "type": "category", "showgrid": False, "title": ""},
+            margin={"l": 56, "r": 8, "t": 8, "b": 44},
+        ),
+    }
+
+
+def series(
+    steps: np.ndarray,
+    names: Sequence[str],
+    values: np.ndarray,
+    column: Column,
+    dark: bool = False,
+    most: int = 2 * BUCKETS,
+    colours: Sequence[str] = PALETTE,
+) -> Figure:
+    """`values` [T, N] as a line a name."""
+    steps, values = thin(steps, values, column, most)
+    hover = f"step %{{x}}<br>{title(column)} <b>%{{y:.4g}}</b><br><br>{wrapped(column.definition)}"
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines" if len(steps) > 1 else "markers",
+            "name": label,
+            "meta": names[i],
+            "x": typed(steps),
+            "y": typed(values[:, i]),
+            "line": {"color": colours[i % len(colours)], "width": 1.6},
+            "hovertemplate": f"<b>{label}</b><br>{hover}<extra></extra>",
+        }
+        for i, label in enumerate(labels(names))
+    ]
+    axis: dict[str, Any] = {"title": title(column), "rangemode": "tozero"}
+    if column.scale == "log":
+        axis = {"title": title(column), "type": "log", "exponentformat": "power", "dtick": _decade_tick(values)}
+    elif column.scale == "fraction":
+        axis |= {"tickformat": ".0%", "range": [-0.02, 1.02]}
+    elif column.scale == "diverging":
+        axis = {"title": title(column)}
+    shown_legend = len(names) > 1
+    return {
+        "data": traces,
+        "layout": layout(dark, height=250, xaxis={"title": "step"}, yaxis=axis, showlegend=shown_legend),
+    }
+
+
+def soft_ink(dark: bool) -> str:
+    """The colour of what is said in a low voice."""
+    return _INKS[dark][1]
+
+
+def colour_bar(words: str, dark: bool, **fields: Any) -> dict[str, Any]:
+    """A thin colour bar with its title alongside."""
+    head = {"text": words, "side": "right", "font": {"color": soft_ink(dark), "size": 12}}
+    ticks = {"color": soft_ink(dark), "size": 11}
+    return {"thickness": 10, "outlinewidth": 0, "tickfont": ticks, "title": head, **fields}
+
+
+def reversed_viridis() -> list[list[Any]]:
+    """Viridis from light to dark, for few on a white page."""
+    stops = ("#fde725", "#7ad151", "#22a884", "#2a788e", "#414487", "#440154")
+    return [[i / (len(stops) - 1), colour] for i, colour in enumerate(stops)]
+
+
+def _decade_tick(values: np.ndarray) -> int | None:
+    """Whole decades where the values cover at least two, so that no label is a bare 2 or 5."""
+    good = values[np.isfinite(values) & (values > 0)]
+    decades = math.log10(good.max() / good.min()) if good.size else 0
+    return max(1, math.ceil(decades / 6)) if decades >= 1.5 else None
+
+
+def _scale(column: Column, dark: bool) -> Any:
+    if column.scale == "diverging":
+        stops = _DIVERGING[dark]
+        return [[i / (len(stops) - 1), colour] for i, colour in enumerate(stops)]
+    return "Viridis" if column.scale == "log" else "Cividis"
+
+
+def _ticks(column: Column, low: float, high: float) -> dict[str, Any]:
+    """The colour bar's ticks: decades as powers of ten, shares in percent."""
+    if column.scale == "fraction":
+        return {"tickformat": ".0%"}
+    if column.scale != "log":
+        return {}
+    stride = max(1, math.ceil((high - low) / 8))
+    decades = list(range(int(low), int(high) + 1, stride))
+    return {"tickvals": decades, "ticktext": [f"10<sup>{d}</sup>" for d in decades]}
+
+
+def _value(column: Column) -> str:
+    if column.scale == "log":
+        return "%{customdata:.3~g}"
+    return "%{z:.1%}" if column.scale == "fraction" else "%{z:.4~g}"

@@ -1,0 +1,147 @@
+// Overview and Findings: what a person is told in words.
+
+import { fill, h, number, sparkline } from "./dom.js";
+import { address, go } from "./state.js";
+
+const WORDS = { error: ["error", "errors"], warning: ["warning", "warnings"], info: ["note", "notes"] };
+const SIGNS = { error: "✕", warning: "!", info: "i" };
+
+/** A link within the tab: an address that can be copied, followed without a reload. */
+function link(changes, text, title = null) {
+  const follow = (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+    event.preventDefault();
+    go(changes);
+  };
+  const root = window.parent.location.href.split("#")[0];
+  return h("a", { href: root + address(changes), target: "_parent", title, "data-key": `link ${JSON.stringify(changes)}`, onclick: follow }, text);
+}
+
+export function overview(root, runs, names) {
+  const shown = runs.filter((run) => names.has(run.name));
+  fill(root, h("div", { class: "overview" }, lead(shown), h("div", { class: "cards" }, shown.map(card))));
+}
+
+/** The one sentence that matters most. */
+function lead(runs) {
+  const bad = runs.filter((run) => run.findings.error);
+  const uneasy = runs.filter((run) => !run.findings.error && run.findings.warning);
+  const live = runs.filter((run) => run.state === "training").length;
+  const stalled = runs.filter((run) => run.state === "stalled").length;
+  const worst = bad[0] ?? uneasy[0];
+  const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
+  let headline = runs.length === 1 ? "Nothing was found in this run" : `Nothing was found in these ${runs.length} runs`;
+  if (bad.length) headline = `${bad.length} of ${count(runs.length, "run", "runs")} ${bad.length === 1 ? "has" : "have"} errors`;
+  else if (uneasy.length) headline = `${uneasy.length} of ${count(runs.length, "run", "runs")} ${uneasy.length === 1 ? "has" : "have"} warnings`;
+  const parts = [live && `${live} training`, stalled && `${stalled} stalled`].filter(Boolean).join(", ");
+  return h(
+    "header",
+    { class: `lead ${bad.length ? "error" : uneasy.length ? "warning" : "good"}` },
+    h("h2", {}, headline, parts ? h("small", {}, parts) : null),
+    worst ? h("p", {}, h("b", {}, worst.name), " — ", worst.headline.message, " ", where(worst.name, worst.headline)) : null,
+  );
+}
+
+/** Links to the layer and the step of a finding. */
+function where(run, finding) {
+  const step = link({ view: "flow", run }, `step ${finding.step.toLocaleString("en")}`, "Open the flow of this run");
+  if (!finding.layer) return h("span", { class: "where" }, step);
+  return h("span", { class: "where" }, link({ view: "layer", run, layer: finding.layer }, finding.layer, "Open this layer"), " · ", step);
+}
+
+function card(run) {
+  const share = run.steps ? Math.min(1, (run.step + 1) / run.steps) : null;
+  const progress = h("div", { class: "progress", role: "img", "aria-label": share === null ? "" : `${Math.round(100 * share)} %` });
+  if (share !== null) progress.append(h("span", { style: { width: `${100 * share}%`, background: run.colour } }));
+  const replicas = run.replicas > 1 ? ` · ${run.replicas} replicas` : "";
+  return h(
+    "article",
+    { class: "card", "data-run": run.name },
+    h(
+      "div",
+      { class: "title" },
+      h("span", { class: "dot", style: { background: run.colour } }),
+      h("h3", {}, link({ view: "flow", run: run.name }, run.name, "Open the flow of this run")),
+      h("span", { class: `chip ${run.state}`, title: run.reason || STATES[run.state] }, run.state + replicas),
+      chips(run),
+    ),
+    h(
+      "dl",
+      { class: "facts" },
+      fact("Step", [number(run.step, 9), run.steps ? h("small", {}, ` of ${number(run.steps, 9)}`) : null, share === null ? null : progress], "The last step that was recorded"),
+      fact("Loss", [number(run.loss), sparkline(run.losses, run.colour)], "The loss, as the program gave it to the recorder"),
+      fact("Worst layer", worst(run), "The layer of the most severe finding; without one, that of the smallest gradient norm at the last step"),
+      fact(
+        "Measuring costs",
+        run.overhead === null ? "–" : [`${number(100 * run.overhead, 2)} %`, h("small", {}, ` ${number(run.measure_ms, 2)} ms a record`)],
+        "Median milliseconds of measuring a step, over the milliseconds that training takes between two records",
+      ),
+    ),
+    run.headline ? h("p", { class: "headline" }, h("span", { class: `sign ${run.headline.severity}`, "aria-hidden": "true" }, SIGNS[run.headline.severity]), run.headline.message, " ", where(run.name, run.headline)) : null,
+    run.problems.map((problem) => h("p", { class: "problem" }, `Cannot be read: ${problem}`)),
+  );
+}
+
+const STATES = {
+  training: "Records are coming in",
+  ended: "The run was closed",
+  stalled: "It says that it trains, and nothing has come for a minute and ten times the usual gap",
+  unknown: "The run does not say how it stands",
+};
+
+function fact(name, value, title) {
+  return h("div", { title }, h("dt", {}, name), h("dd", {}, value));
+}
+
+function worst(run) {
+  if (!run.worst) return "–";
+  const { layer, words } = run.worst;
+  return [link({ view: "layer", run: run.name, layer }, layer, "Open this layer"), h("small", {}, words)];
+}
+
+function chips(run) {
+  const made = Object.entries(run.findings).filter(([, n]) => n);
+  const text = ([severity, n]) => `${n} ${WORDS[severity][n === 1 ? 0 : 1]}`;
+  return h("span", { class: "counts" }, made.map((entry) => link({ view: "findings", run: run.name }, text(entry), "Read them")).map((a, i) => (a.classList.add("chip", made[i][0]), a)));
+}
+
+export function findings(root, run, about) {
+  if (about.findings === null || !about.findings.length) {
+    const words = about.findings === null ? "This run holds no findings: what wrote it did not look for any." : "The rules found nothing in this run so far.";
+    fill(root, h("div", { class: "blankslate" }, h("h2", {}, "No findings"), h("p", {}, words)));
+    return;
+  }
+  fill(root, h("ol", { class: "findings" }, about.findings.map((finding) => item(run, finding, about.layers.includes(finding.layer)))));
+}
+
+function item(run, finding, known) {
+  const evidence = Object.entries(finding.evidence);
+  return h(
+    "li",
+    { class: `finding ${finding.severity}` },
+    h("span", { class: `sign ${finding.severity}`, "aria-hidden": "true" }, SIGNS[finding.severity]),
+    h(
+      "div",
+      {},
+      h("p", { class: "kind" }, `${WORDS[finding.severity][0]} · ${finding.rule.replaceAll("_", " ")} · `, where(run.name, known ? finding : { ...finding, layer: null })),
+      h("h3", {}, finding.message),
+      finding.advice ? h("p", { class: "advice" }, finding.advice) : null,
+      evidence.length ? h("dl", { class: "evidence" }, evidence.map(([name, value]) => h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, number(value))))) : null,
+    ),
+  );
+}
+
+export function nothing(root) {
+  const commands = "pip install 'tapescope[trainers]'\ntapescope-train --logdir=runs/first\ntensorboard --logdir=runs --reload_interval=1";
+  fill(
+    root,
+    h(
+      "div",
+      { class: "blankslate" },
+      h("h2", {}, "No run holds gradient records yet"),
+      h("p", {}, "Train a first one, and it appears here while it trains:"),
+      h("pre", {}, commands),
+      h("p", {}, "In your own loop, write with tapescope.Recorder into a directory below TensorBoard's --logdir."),
+    ),
+  );
+}

@@ -1,0 +1,188 @@
+"""Runs made up to test and measure the tab: the wire contract filled with numbers that have a known shape.
+
+    from synthetic import Spec, write
+    write("runs/vanishing", Spec(depth=12, decay=0.4), steps=range(0, 1000, 10))
+
+The gradient of layer i of n is `decay ** (n - i)`, so `decay` 0.4 vanishes and 1.0 is healthy; a share of units dies.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from tapescope import events
+from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.metadata import Family
+
+
+class Spec(NamedTuple):
+    """What a made-up run looks like."""
+
+    depth: int = 5
+    units: int = 16
+    decay: float = 0.8
+    dying: float = 0.2
+    """Share of units that are dead at the end."""
+    replicas: int = 1
+    bias: bool = True
+    histograms: bool = True
+    budget: bool = True
+    layers: tuple[str, ...] = ()
+    """Names in place of `hidden_1` .. `output`."""
+    findings: tuple[dict, ...] = ()
+    step_seconds: float = 0.05
+    seed: int = 0
+
+    def layer_names(self) -> tuple[str, ...]:
+        return self.layers or (*(f"hidden_{i + 1}" for i in range(self.depth - 1)), "output")
+
+    def variable_names(self) -> tuple[str, ...]:
+        kinds = ("kernel", "bias") if self.bias else ("kernel",)
+        return tuple(f"{layer}/{kind}" for layer in self.layer_names() for kind in kinds)
+
+
+DEFAULT = Spec()
+
+
+def families(spec: Spec) -> dict[str, Family]:
+    """Each family's description, by family name."""
+    layers, variables = spec.layer_names(), spec.variable_names()
+    kinds = len(variables) // len(layers)
+    details = {
+        "units": [spec.units] * len(layers),
+        "activations": ["relu"] * (len(layers) - 1) + ["linear"],
+        "variables": [list(range(kinds * i, kinds * (i + 1))) for i in range(len(layers))],
+        "skipped": {},
+    }
+    described = {
+        "variables": Family("variables", tuple(c.name for c in metadata.VARIABLE_COLUMNS), variables),
+        "layers": Family("layers", tuple(c.name for c in metadata.LAYER_COLUMNS), layers, details),
+        "step": Family("step", tuple(c.name for c in metadata.STEP_COLUMNS)),
+        "units": Family("units", (), layers, {"units": details["units"]}),
+        "findings": Family("findings"),
+        "status": Family("status"),
+    }
+    if spec.histograms:
+        described["gradient_histogram"] = Family("gradient_histogram", (), variables)
+        described["activation_histogram"] = Family("activation_histogram", (), layers)
+    if spec.replicas > 1:
+        columns = tuple(c.name for c in metadata.REPLICA_COLUMNS)
+        described["replicas"] = Family("replicas", columns, variables, {"replicas": spec.replicas})
+    return described
+
+
+def _histogram(scale: np.ndarray, edges: np.ndarray, rng: np.random.Generator, size: int = 512) -> np.ndarray:
+    """[rows, BINS] int32 counts of normal samples of each scale, with a fifth of exact zeros."""
+    samples = rng.normal(size=(len(scale), size)) * scale[:, None]
+    samples[:, : size // 5] = 0
+    inside = np.clip(np.searchsorted(edges, samples, side="right") - 1, 0, metadata.BINS - 1)
+    inside[samples == 0] = metadata.SIDE_BINS
+    return np.stack([np.bincount(row, minlength=metadata.BINS) for row in inside]).astype(np.int32)
+
+
+def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The numeric families at a step, by family name."""
+    depth, kinds = len(spec.layer_names()), 2 if spec.bias else 1
+    progress = step / max(total, 1)
+    noise = np.exp(rng.normal(scale=0.15, size=depth))
+    delta = spec.decay ** np.arange(depth - 1, -1, -1) * np.exp(-2 * progress) * noise
+    gradient = np.repeat(delta, kinds) * np.tile([1.0, 0.3][:kinds], depth)
+    dead = np.floor(spec.units * spec.dying * progress * np.linspace(1, 0, depth))
+    weight = np.full(depth * kinds, 4.0) + progress
+    nan = np.full(depth * kinds, np.nan)
+    replicas = np.exp(rng.normal(scale=0.1, size=(spec.replicas, depth * kinds))) * gradient
+    variables = [gradient, np.minimum(gradient, 1), weight, gradient / 3, 0.2 + 0 * gradient, 0 * gradient]
+    variables += [0.01 * gradient / weight, nan if spec.replicas == 1 else 200 + 40 * rng.normal(size=depth * kinds)]
+    zero = 0.3 + 0.5 * dead / spec.units
+    gate, weights = np.full(depth, -0.3), np.full(depth, np.log10(spec.decay) + 0.3)
+    flow = [gate + 0 * noise, weights + 0.05 * rng.normal(size=depth)] if spec.budget else [nan[:depth]] * 2
+    layers = [0.4 * noise, noise, 0 * noise, 4 * noise, zero, 0 * noise, zero, delta, *flow]
+    layers += [dead, dead * 0.5, 0 * dead, np.floor(0.1 * dead)]
+    loss = 2.3 * np.exp(-3 * progress) + 0.05
+    values = [
+        loss,
+        128.0 * (step + 1),
+        1024,
+        3.1,
+        1000 * spec.step_seconds,
+        -1,
+        -1,
+        nan[0] if spec.replicas == 1 else 220,
+    ]
+    tensors = {
+        "variables": np.stack(variables).astype(np.float32),
+        "layers": np.stack(layers).astype(np.float32),
+        "step": np.array(values, np.float64),
+        "units": _states(spec, dead),
+    }
+    if spec.replicas > 1:
+        cosine = np.clip(0.9 + 0.05 * rng.normal(size=replicas.shape), -1, 1)
+        tensors["replicas"] = np.concatenate([replicas, cosine, 0.5 + cosine / 3]).astype(np.float32)
+    if spec.histograms:
+        edges = metadata.bin_edges()
+        tensors["gradient_histogram"] = _histogram(gradient, edges, rng)
+        tensors["activation_histogram"] = _histogram(noise, edges, rng)
+    return tensors
+
+
+def _states(spec: Spec, dead: np.ndarray) -> np.ndarray:
+    """[sum U] uint8: the first units of each layer die one after another, the last is always on."""
+    code = {name: i for i, name in enumerate(metadata.UNIT_STATES)}
+    states = np.full((len(dead), spec.units), code["alive"], np.uint8)
+    states[:, -1] = code["always_on"]
+    states[np.arange(spec.units) < dead[:, None]] = code["dead"]
+    states[np.arange(spec.units) == dead[:, None]] = code["dormant"]
+    return states.reshape(-1)
+
+
+def finding(layer: str | None = "hidden_1", step: int = 40, severity: str = "error", **fields) -> dict:
+    """A finding as rules write them."""
+    message = f"The gradient of {layer} is 5 decades below that of the last layer."
+    base = {"rule": "vanishing", "version": 1, "severity": severity, "layer": layer, "step": step}
+    evidence = {"gradient_norm": 1e-7, "decades": 5.0}
+    return {**base, "message": message, "evidence": evidence, "advice": "Use a ReLU with He initialization.", **fields}
+
+
+class Writer:
+    """Appends the records of a made-up run, as the recorder would."""
+
+    def __init__(self, logdir: str | os.PathLike[str], spec: Spec, total: int = 1000):
+        self.spec, self.total = spec, total
+        self.families = families(spec)
+        self.rng = np.random.default_rng(spec.seed)
+        self.file = events.EventFile(logdir)
+
+    def status(self, step: int, state: str, wall_time: float | None = None) -> None:
+        started = time.time() - 60
+        status = {"state": state, "reason": "", "replicas": self.spec.replicas, "steps": self.total, "started": started}
+        self.file.add(step, [events.text(self.families["status"], json.dumps(status))], wall_time)
+
+    def findings(self, step: int, wall_time: float | None = None) -> None:
+        texts = [json.dumps(f) for f in self.spec.findings]
+        self.file.add(step, [events.text(self.families["findings"], texts)], wall_time)
+
+    def write(self, step: int, wall_time: float | None = None, units: bool = True) -> None:
+        tensors = record(self.spec, step, self.total, self.rng)
+        if not units:
+            tensors.pop("units")
+        self.file.add(step, [events.tensor(self.families[f], t) for f, t in tensors.items()], wall_time)
+
+
+def write(
+    logdir: str | os.PathLike[str], spec: Spec = DEFAULT, steps: Iterable[int] = range(0, 500, 10), state: str = "ended"
+) -> None:
+    """A whole run; `units` only at every fourth record, as a window of examples closes."""
+    steps = list(steps)
+    total = steps[-1] if steps else 0
+    writer = Writer(logdir, spec, total)
+    start = time.time() - spec.step_seconds * total
+    writer.status(0, "training", start)
+    for count, step in enumerate(steps):
+        writer.write(step, start + spec.step_seconds * step, units=count % 4 == 3)
+    writer.findings(total)
+    writer.status(total, state)
+    writer.file.close()
