@@ -40,8 +40,7 @@ def make(
     def forward_backward(x, y, scale, measure):
         with probe.tape(measure) as tape:
             probabilities = model(x, training=True)
-            losses: Any = keras.losses.categorical_crossentropy(y, probabilities)
-            loss = tf.reduce_sum(losses) / batch_size
+            loss = tf.reduce_sum(cross_entropy(y, probabilities)) / batch_size
             target = loss if scale is None else loss * scale
         gradients: Any = tape.gradient(target, variables)
         return loss, right(y, probabilities) / batch_size, gradients, tape.partial(loss_scale=scale)
@@ -77,14 +76,23 @@ def make_evaluation(model: keras.Model, strategy: tf.distribute.Strategy) -> Cal
 
     def in_replica(x, y):
         probabilities = model(x, training=False)
-        losses: Any = keras.losses.categorical_crossentropy(y, probabilities)
-        return tf.stack([tf.reduce_sum(losses), right(y, probabilities), tf.cast(tf.shape(y)[0], tf.float32)])
+        return tf.stack([tf.reduce_sum(cross_entropy(y, probabilities)), right(y, probabilities), tf.cast(tf.shape(y)[0], tf.float32)])
 
     @tf.function(reduce_retracing=True)
     def evaluate(x, y):
         return strategy.reduce("SUM", strategy.run(in_replica, args=(x, y)), axis=None)
 
     return evaluate
+
+
+def cross_entropy(y: tf.Tensor, probabilities: tf.Tensor) -> Any:
+    """Categorical cross-entropy of each example on the probabilities, as Keras defines it: normalised, then clipped.
+
+    Given the very output of a sigmoid or softmax, Keras takes the logits behind it instead and leaves that activation
+    out of the gradient (for a sigmoid it computes another function). The identity is there to prevent that: a saturated
+    output shall show.
+    """
+    return keras.losses.categorical_crossentropy(y, tf.identity(probabilities))
 
 
 def right(y: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
