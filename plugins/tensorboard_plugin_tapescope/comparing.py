@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tensorboard_plugin_tapescope import details, figures, tables
+from tensorboard_plugin_tapescope import details, distributions, figures, tables
 from tensorboard_plugin_tapescope.query import Panel, Query, Refused, quoted
 from tensorboard_plugin_tapescope.records import Snapshot
 from tensorboard_plugin_tapescope.tables import COLUMNS, Table
@@ -31,7 +31,7 @@ def compare(snapshot: Snapshot, query: Query) -> list[Panel]:
     panels = []
     for run in drawn:
         if run not in good:
-            panels.append(Panel(f"run {run}", run, empty=absent(run, name, grids[run] is not None)))
+            panels.append(Panel(f"run {run}", run, empty=absent(name, grids[run] is not None)))
             continue
         g = good[run]
         figure = figures.heatmap(g.table.steps, g.names, g.values, column, query.dark, query.most // 2, span)
@@ -51,9 +51,8 @@ def _ratio(first: str, second: str, a: Grid, b: Grid, query: Query) -> Panel:
     """log10 of b over a, per layer that both have and step of a, from where both have begun."""
     rows_b = {name: i for i, name in enumerate(b.names)}
     common = [(i, rows_b[name]) for i, name in enumerate(a.names) if name in rows_b]
-    alone = [f"{n} (only in {first})" for n in a.names if n not in rows_b]
-    alone += [f"{n} (only in {second})" for n in b.names if n not in set(a.names)]
-    unmatched = f" Not matched by name: {', '.join(alone[:12])}{' …' if len(alone) > 12 else ''}." if alone else ""
+    unmatched = _only(first, [n for n in a.names if n not in rows_b])
+    unmatched += _only(second, [n for n in b.names if n not in set(a.names)])
     key, title = f"ratio {second}", f"{second} over {first}"
     if not common:
         return Panel(key, title, empty=f"The two runs have no layer in common.{unmatched}")
@@ -68,6 +67,12 @@ def _ratio(first: str, second: str, a: Grid, b: Grid, query: Query) -> Panel:
     figure = figures.heatmap(a.table.steps, names, ratio, details.RATIO, query.dark, query.most // 2)
     note = f"Decades by which {second} is above (red) or below (blue) {first}, at each step of {first}.{unmatched}"
     return Panel(key, title, figure, note, rows=[a.owners[i] for i in mine])
+
+
+def _only(run: str, names: list[str], most: int = 8) -> str:
+    """Names that the other run lacks, in words."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f" Only in {run}: {', '.join(names[:most])}{more}." if names else ""
 
 
 def _overlays(snapshot: Snapshot, query: Query, runs: tuple[str, ...]) -> list[Panel]:
@@ -92,7 +97,7 @@ def _overlays(snapshot: Snapshot, query: Query, runs: tuple[str, ...]) -> list[P
         if not curves:
             continue
         shades = colours(snapshot, tuple(curves))
-        figure = details.overlay(list(curves), np.stack(list(curves.values())), quantity, query.dark, shades)
+        figure = distributions.overlay(list(curves), np.stack(list(curves.values())), quantity, query.dark, shades)
         panels.append(Panel(kind, f"{title}: {name}", figure, "A curve a run, as shares of the tensor's elements."))
     return panels
 

@@ -1,4 +1,4 @@
-"""Arrays to plotly figures that show one thing in depth: distributions, units, the flow budget, replicas, two runs.
+"""Arrays to plotly figures that show one thing in depth: an output, units, the flow budget, how a program scales.
 
 The same rules as in `figures`: pure functions from arrays to dicts, names shown as text.
 """
@@ -14,7 +14,6 @@ from tensorboard_plugin_tapescope.figures import PALETTE, Figure, labels, layout
 from tensorboard_plugin_tapescope.metadata import Column
 
 RATIO = Column("ratio", "log10 of the second run's value over the first's; 0 is the same", "decades", "diverging")
-SHARE = Column("share", "share of the tensor's elements in the bin; each bin is half an octave wide", "", "fraction")
 
 UNIT_SHARE = Column("share", "share of the layer's outputs or units", "", "fraction")
 
@@ -29,62 +28,6 @@ STATE_COLOURS = {
     "revived": ("#e58bd6", "#d76bc5"),
 }
 """Of each unit state, light and dark; they differ in lightness, not in hue alone."""
-
-
-def distribution(
-    steps: np.ndarray, counts: np.ndarray, quantity: str, dark: bool = False, most: int = figures.BUCKETS
-) -> Figure:
-    """`counts` [T, BINS] as a heatmap of steps x value, on the signed logarithmic bins; empty outer bins left out."""
-    steps, counts = figures.thin(steps, counts, SHARE, most)
-    first, last = _filled(counts)
-    share = counts[:, first:last] / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    high = float(np.percentile(share.max(axis=1), 90)) if share.size else 1.0
-    trace = {
-        "type": "heatmap",
-        "x": typed(steps),
-        "y": typed(np.arange(first, last, dtype=np.int32)),
-        "z": typed(np.where(share > 0, share, np.nan).T.astype(np.float32)),
-        "meta": {"rows": _centres()[first:last].tolist(), "value": "z"},
-        "customdata": typed(np.repeat(_centres()[first:last, None], len(steps), 1).astype(np.float32)),
-        "zmin": 0,
-        "zmax": high or 1.0,
-        "colorscale": "Viridis" if dark else figures.reversed_viridis(),
-        "colorbar": figures.colour_bar("share of elements", dark, tickformat=".0%"),
-        "hovertemplate": f"about <b>%{{customdata:.3~g}}</b><br>step %{{x}}<br>%{{z:.1%}} of the elements"
-        f"<br><br>{wrapped(SHARE.definition)}<extra></extra>",
-    }
-    axis = {"title": quantity, **_bin_ticks(first, last), "zeroline": False, "showgrid": False}
-    return {
-        "data": [trace],
-        "layout": layout(dark, height=300, xaxis={"title": "step", "showgrid": False}, yaxis=axis),
-    }
-
-
-def overlay(
-    names: Sequence[str], counts: np.ndarray, quantity: str, dark: bool = False, colours: Sequence[str] = PALETTE
-) -> Figure:
-    """`counts` [K, BINS] of K runs or steps as one curve each, over the same bins."""
-    first, last = _filled(counts)
-    share = counts[:, first:last] / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    centres = _centres()[first:last].astype(np.float32)
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": label,
-            "x": typed(np.arange(first, last, dtype=np.int32)),
-            "y": typed(share[i].astype(np.float32)),
-            "customdata": typed(centres),
-            "line": {"color": colours[i % len(colours)], "width": 1.8, "shape": "hvh"},
-            "fill": "tozeroy",
-            "fillcolor": _faint(colours[i % len(colours)]),
-            "hovertemplate": f"<b>{label}</b><br>about %{{customdata:.3~g}}<br>%{{y:.1%}} of elements<extra></extra>",
-        }
-        for i, label in enumerate(labels(names))
-    ]
-    xaxis = {"title": quantity, **_bin_ticks(first, last), "zeroline": False}
-    yaxis = {"title": "share of elements", "tickformat": ".0%", "rangemode": "tozero"}
-    return {"data": traces, "layout": layout(dark, height=300, xaxis=xaxis, yaxis=yaxis, showlegend=True)}
 
 
 def bands(
@@ -116,7 +59,7 @@ def bands(
             "y": typed(edge),
             "line": {"width": 0, "color": PALETTE[0]},
             "hovertemplate": f"{name.split(' to ')[-1]} %{{y:.4g}}<extra></extra>",
-            **({"fill": fill, "fillcolor": _faint(PALETTE[0], faint)} if fill else {}),
+            **({"fill": fill, "fillcolor": figures.faint(PALETTE[0], faint)} if fill else {}),
         }
         for name, edge, fill, faint in edges
     ]
@@ -228,41 +171,3 @@ def scaling(
     xaxis = {"title": "replicas", "dtick": max(1, math.ceil(replicas.max() / 8)), "rangemode": "tozero"}
     yaxis = {"title": "examples/s, steps that are not measured", "rangemode": "tozero"}
     return {"data": [ideal, *points], "layout": layout(dark, height=320, xaxis=xaxis, yaxis=yaxis, showlegend=True)}
-
-
-def _filled(counts: np.ndarray) -> tuple[int, int]:
-    """First and last + 1 of the bins that hold anything, at least the middle one."""
-    filled = np.flatnonzero(counts.any(axis=0))
-    return (int(filled[0]), int(filled[-1]) + 1) if filled.size else (metadata.SIDE_BINS, metadata.SIDE_BINS + 1)
-
-
-def _centres() -> np.ndarray:
-    """A value in the middle of each bin, 0 of the middle one."""
-    edges = metadata.bin_edges()
-    centres = np.sign(edges[1:]) * np.sqrt(np.abs(edges[:-1] * edges[1:]))
-    centres[metadata.SIDE_BINS] = 0
-    return centres
-
-
-def _bin_ticks(first: int, last: int) -> dict[str, Any]:
-    """Ticks at powers of ten where the axis counts bins, about ten of them."""
-    edges = metadata.bin_edges()
-    bounds = np.arange(len(edges)) - 0.5
-    magnitudes = range(
-        math.ceil(metadata.LOW_EXPONENT * math.log10(2)), int(metadata.HIGH_EXPONENT * math.log10(2)) + 1
-    )
-    ticks = {0.0: (float(metadata.SIDE_BINS), "0")}
-    for power in magnitudes:
-        for sign in (-1, 1):
-            at = float(np.interp(sign * 10.0**power, edges, bounds))
-            ticks[sign * 10.0**power] = (at, f"{'-' if sign < 0 else ''}10<sup>{power}</sup>")
-    inside = [ticks[v] for v in sorted(ticks) if first - 1 <= ticks[v][0] <= last]
-    stride = max(1, math.ceil(len(inside) / 9))
-    middle = next((i for i, (_, text) in enumerate(inside) if text == "0"), 0)
-    kept = [tick for i, tick in enumerate(inside) if (i - middle) % stride == 0]
-    return {"tickvals": [at for at, _ in kept], "ticktext": [text for _, text in kept]}
-
-
-def _faint(colour: str, alpha: float = 0.12) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{alpha})"

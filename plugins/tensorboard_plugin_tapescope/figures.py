@@ -177,7 +177,7 @@ def heatmap(
         "data": [trace],
         "layout": layout(
             dark,
-            height=int(min(max(row * len(names) + 110, 260), 860)),
+            height=int(min(max(row * len(names) + 110, 260), 640)),
             xaxis={"title": "step", "showgrid": False, "zeroline": False},
             yaxis={"autorange": "reversed", "type": "category", "showgrid": False, "title": ""},
             margin={"l": 56, "r": 8, "t": 8, "b": 44},
@@ -212,7 +212,7 @@ def series(
     ]
     axis: dict[str, Any] = {"title": title(column), "rangemode": "tozero"}
     if column.scale == "log":
-        axis = {"title": title(column), "type": "log", "exponentformat": "power", "dtick": _decade_tick(values)}
+        axis = {"title": title(column), "type": "log", **_log_ticks(values)}
     elif column.scale == "fraction":
         axis |= {"tickformat": ".0%", "range": [-0.02, 1.02]}
     elif column.scale == "diverging":
@@ -229,6 +229,12 @@ def soft_ink(dark: bool) -> str:
     return _INKS[dark][1]
 
 
+def faint(colour: str, alpha: float = 0.12) -> str:
+    """A `#rrggbb` colour that shows what is behind it."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
 def colour_bar(words: str, dark: bool, **fields: Any) -> dict[str, Any]:
     """A thin colour bar with its title alongside."""
     head = {"text": words, "side": "right", "font": {"color": soft_ink(dark), "size": 12}}
@@ -242,11 +248,22 @@ def reversed_viridis() -> list[list[Any]]:
     return [[i / (len(stops) - 1), colour] for i, colour in enumerate(stops)]
 
 
-def _decade_tick(values: np.ndarray) -> int | None:
-    """Whole decades where the values cover at least two, so that no label is a bare 2 or 5."""
-    good = values[np.isfinite(values) & (values > 0)]
-    decades = math.log10(good.max() / good.min()) if good.size else 0
-    return max(1, math.ceil(decades / 6)) if decades >= 1.5 else None
+def marked(figure: Figure, step: int, dark: bool = False) -> Figure:
+    """The figure with a line at a step, where its x axis is of steps."""
+    if figure["layout"]["xaxis"]["title"]["text"] != "step":
+        return figure
+    line = {"type": "line", "xref": "x", "yref": "paper", "x0": step, "x1": step, "y0": 0, "y1": 1}
+    line |= {"line": {"color": "#ff5252" if dark else "#d50000", "width": 1.5, "dash": "dot"}}
+    return {**figure, "layout": {**figure["layout"], "shapes": [line]}}
+
+
+def _log_ticks(values: np.ndarray) -> dict[str, Any]:
+    """Powers of ten where the values cover at least a decade and a half, whole numbers where less."""
+    good = values[np.isfinite(values) & (values > 0)].astype(np.float64)
+    decades = math.log10(good.max() / good.min()) if good.size else 0.0
+    if decades < 1.5:
+        return {"tickformat": "~g", "dtick": "D1" if 0.1 < decades < 0.5 else "D2"}
+    return {"exponentformat": "power", "dtick": max(1, math.ceil(decades / 6))}
 
 
 def _scale(column: Column, dark: bool) -> Any:

@@ -15,13 +15,13 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from tensorboard_plugin_tapescope import comparing, export, metadata, query, summary, tables, views
+from tensorboard_plugin_tapescope import comparing, export, figures, layer, metadata, query, summary, tables, views
 from tensorboard_plugin_tapescope.query import Panel, Query, Refused
 from tensorboard_plugin_tapescope.records import Records, Snapshot
 
 VIEWS: dict[str, Callable[[Snapshot, Query], list[Panel]]] = {
     "flow": views.flow,
-    "layer": views.layer,
+    "layer": layer.layer,
     "budget": views.budget,
     "compare": comparing.compare,
     "replicas": comparing.replicas,
@@ -110,7 +110,10 @@ def run(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
 def view(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     """The panels of a view."""
     draw = VIEWS[query.choice(request.args, "view", VIEWS, "flow", 404)]
-    panels = draw(snapshot, query.parse(request.args, snapshot))
+    asked = query.parse(request.args, snapshot)
+    panels = draw(snapshot, asked)
+    if (step := asked.step) is not None:
+        panels = [p._replace(figure=p.figure and figures.marked(p.figure, step, asked.dark)) for p in panels]
     return _json({"panels": [panel._asdict() for panel in panels]}), "application/json"
 
 

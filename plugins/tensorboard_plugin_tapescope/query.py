@@ -45,6 +45,8 @@ class Query(NamedTuple):
     order: str = "forward"
     first: int | None = None
     last: int | None = None
+    step: int | None = None
+    """Marked with a line."""
     dark: bool = False
     most: int = figures.BUCKETS
     """Most steps that a heatmap draws."""
@@ -85,6 +87,7 @@ def parse(args: Arguments, snapshot: Snapshot) -> Query:
         choice(args, "order", ("forward", "worst"), "forward"),
         first,
         last,
+        _step(args, "step"),
         choice(args, "dark", ("0", "1"), "0") == "1",
     )
 

@@ -132,10 +132,10 @@ function parameters(state) {
   const dark = document.documentElement.classList.contains("dark") ? "1" : "0";
   const several = [state.run, ...state.ticked.filter((name) => name !== state.run)];
   const others = known.runs.map((r) => r.name).filter((name) => name !== state.run);
-  const { run, column, layer, variable, order, first, last } = state;
+  const { run, column, layer, variable, order, first, last, step } = state;
   const own = {
-    flow: { run, column, order },
-    layer: { run, layer },
+    flow: { run, column, order, step },
+    layer: { run, layer, step },
     budget: { run, first, last },
     compare: { run: state.ticked.length ? several : [run, ...others.slice(0, 1)], column, layer, variable },
     replicas: { run: state.ticked.length ? several : [run, ...others].slice(0, 16), variable },
@@ -156,7 +156,7 @@ async function figures(state) {
   fill(page.words);
   drawn = wanted;
   page.panels.classList.toggle("side-by-side", state.view === "compare");
-  await draw(page.panels, answer.panels, asked, encode({ ...asked, dark: "" }));
+  await draw(page.panels, answer.panels, asked, encode({ ...asked, dark: "", step: "" }));
 }
 
 function tab(view, name, state) {

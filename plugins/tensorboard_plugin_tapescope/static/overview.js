@@ -19,7 +19,9 @@ function link(changes, text, title = null) {
 
 export function overview(root, runs, names) {
   const shown = runs.filter((run) => names.has(run.name));
-  fill(root, h("div", { class: "overview" }, lead(shown), h("div", { class: "cards" }, shown.map(card))));
+  const rank = (run) => (run.findings.error ? 0 : run.findings.warning ? 1 : 2);
+  const cards = [...shown].sort((a, b) => rank(a) - rank(b)).map(card);
+  fill(root, h("div", { class: "overview" }, lead(shown), h("div", { class: "cards" }, cards)));
 }
 
 /** The one sentence that matters most. */
@@ -44,9 +46,10 @@ function lead(runs) {
 
 /** Links to the layer and the step of a finding. */
 function where(run, finding) {
-  const step = link({ view: "flow", run }, `step ${finding.step.toLocaleString("en")}`, "Open the flow of this run");
-  if (!finding.layer) return h("span", { class: "where" }, step);
-  return h("span", { class: "where" }, link({ view: "layer", run, layer: finding.layer }, finding.layer, "Open this layer"), " · ", step);
+  const { layer, step } = finding;
+  const at = link({ view: "flow", run, step }, `step ${step.toLocaleString("en")}`, "Open the flow of this run, this step marked");
+  if (!layer) return h("span", { class: "where" }, at);
+  return h("span", { class: "where" }, link({ view: "layer", run, layer, step }, layer, "Open this layer, the step marked"), " · ", at);
 }
 
 function card(run) {

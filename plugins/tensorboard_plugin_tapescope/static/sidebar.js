@@ -48,7 +48,7 @@ function entry(run, state) {
       "data-key": `open ${run.name}`,
       "aria-current": state.run === run.name ? "true" : null,
       title: `${run.name}: ${run.state}`,
-      onclick: () => go({ run: run.name, first: "", last: "" }),
+      onclick: () => go({ run: run.name, first: "", last: "", step: "" }),
     },
     h("span", { class: "dot", style: { background: run.colour } }),
     h("span", { class: "name" }, run.name),

@@ -1,7 +1,7 @@
 // What is being looked at. It lives in the address, so that every view is a link that survives a reload.
 
 const PLUGIN = "tapescope";
-const DEFAULTS = { view: "overview", run: "", column: "gradient_norm", layer: "", variable: "", order: "forward", first: "", last: "" };
+const DEFAULTS = { view: "overview", run: "", column: "gradient_norm", layer: "", variable: "", order: "forward", first: "", last: "", step: "" };
 
 export const VIEWS = {
   overview: "Overview",
