@@ -34,13 +34,15 @@ class Activation(NamedTuple):
     """Differentiated at z where no threshold on the output says the same."""
     largest: float = 1.0
     """The largest |f'|, for `function`."""
+    nonnegative: bool = False
+    """Whether no output is below 0."""
     defined: bool = True
     """False where the function is not elementwise, or |f'| has no largest value: `saturated` is NaN."""
 
 
 def _sigmoid_like(name: str) -> Activation:
     half_width = math.sqrt(0.25 * (1 - SATURATED_SHARE))
-    return Activation(name, (0.5 - half_width, 0.5 + half_width), flat=(0.0, 1.0))
+    return Activation(name, (0.5 - half_width, 0.5 + half_width), flat=(0.0, 1.0), nonnegative=True)
 
 
 def _elu(name: str, alpha: float = 1.0, scale: float = 1.0) -> Activation:
@@ -49,7 +51,7 @@ def _elu(name: str, alpha: float = 1.0, scale: float = 1.0) -> Activation:
 
 
 def _clipped_relu(top: float) -> Activation:
-    return Activation("relu", (0.0, top), flat=(0.0, top))
+    return Activation("relu", (0.0, top), flat=(0.0, top), nonnegative=True)
 
 
 _TANH = math.sqrt(1 - SATURATED_SHARE)
@@ -57,8 +59,8 @@ _SOFTSIGN = 1 - math.sqrt(SATURATED_SHARE)
 
 LINEAR = Activation("linear")
 UNKNOWN = Activation("unknown", defined=False)
-_RELU = Activation("relu", (0.0, _INF))
-_SOFTPLUS = Activation("softplus", (-math.log1p(-SATURATED_SHARE), _INF))
+_RELU = Activation("relu", (0.0, _INF), nonnegative=True)
+_SOFTPLUS = Activation("softplus", (-math.log1p(-SATURATED_SHARE), _INF), nonnegative=True)
 
 _a = keras.activations
 _KNOWN: dict[Any, Activation] = {
@@ -75,15 +77,15 @@ _KNOWN: dict[Any, Activation] = {
     tf.nn.selu: _elu("selu", 1.6732632423543772, 1.0507009873554805),
     _a.sigmoid: _sigmoid_like("sigmoid"),
     tf.nn.sigmoid: _sigmoid_like("sigmoid"),
-    _a.hard_sigmoid: Activation("hard_sigmoid", (0.0, 1.0), flat=(0.0, 1.0)),
+    _a.hard_sigmoid: Activation("hard_sigmoid", (0.0, 1.0), flat=(0.0, 1.0), nonnegative=True),
     _a.tanh: Activation("tanh", (-_TANH, _TANH), flat=(-1.0, 1.0)),
     tf.nn.tanh: Activation("tanh", (-_TANH, _TANH), flat=(-1.0, 1.0)),
     _a.softsign: Activation("softsign", (-_SOFTSIGN, _SOFTSIGN)),
     tf.nn.softsign: Activation("softsign", (-_SOFTSIGN, _SOFTSIGN)),
     _a.softplus: _SOFTPLUS,
     tf.nn.softplus: _SOFTPLUS,
-    _a.softmax: Activation("softmax", defined=False),
-    tf.nn.softmax: Activation("softmax", defined=False),
+    _a.softmax: Activation("softmax", nonnegative=True, defined=False),
+    tf.nn.softmax: Activation("softmax", nonnegative=True, defined=False),
     _a.log_softmax: Activation("log_softmax", defined=False),
 }
 
@@ -112,7 +114,7 @@ def describe_layer(layer: keras.layers.Layer) -> Activation:
     if isinstance(layer, keras.layers.ELU):
         return _elu("elu", float(layer.alpha))
     if isinstance(layer, keras.layers.Softmax):
-        return Activation("softmax", defined=False)
+        return Activation("softmax", nonnegative=True, defined=False)
     if isinstance(layer, keras.layers.PReLU):
         return Activation("prelu", defined=False)  # the slope is learned, so the derivative has no fixed largest
     if isinstance(layer, keras.layers.RNN):

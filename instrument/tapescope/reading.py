@@ -86,12 +86,7 @@ def dense(gradient: Any) -> tf.Tensor | None:
 
 def gradient_stats(gradients: Sequence[tf.Tensor | None], histograms: bool) -> GradientStats:
     """Statistics of a list of V dense gradients."""
-    absent = tf.fill([len(stats.GRADIENT_ROWS)], NAN), tf.zeros([metadata.BINS], tf.int32)
-    finite = [None if g is None else stats.finite(g) for g in gradients]
-    rows = tf.stack([absent[0] if x is None else stats.gradient_row(x) for x in finite], axis=1)
-    if not histograms:
-        return GradientStats(rows, None)
-    return GradientStats(rows, tf.stack([absent[1] if x is None else stats.histogram(x) for x in finite]))
+    return GradientStats(stats.gradient_rows(gradients), stats.histograms(gradients) if histograms else None)
 
 
 def measure(
@@ -102,15 +97,14 @@ def measure(
     histograms: bool,
 ) -> Partial:
     """What one replica can say. `deltas` are the gradients with respect to a, z and input of each call, unscaled."""
-    layers = [
-        stats.layer_stats(call, of_call, histograms, check_input=i == 0)  # the others' inputs are outputs seen before
-        for i, (call, of_call) in enumerate(zip(calls, deltas, strict=True))
-    ]
+    # The first call's input is the data; those of the others are outputs, seen before.
+    rows, units = stats.layer_rows([(c, d, i == 0) for i, (c, d) in enumerate(zip(calls, deltas, strict=True))])
+    outputs = [tf.cast(c.a, tf.float32) for c in calls]
     _, count = replicas.context()
     return Partial(
-        rows=tf.stack([s.row for s in layers], 1) if layers else tf.zeros([len(stats.LAYER_ROWS), 0]),
-        units=tf.concat([s.units for s in layers], 1) if layers else tf.zeros([len(stats.UNIT_ROWS), 0]),
-        activation_histogram=tf.stack([s.histogram for s in layers]) if layers and histograms else None,
+        rows=rows,
+        units=units,
+        activation_histogram=stats.histograms(outputs) if calls and histograms else None,
         weights=tuple(weights),
         gradients=gradient_stats(gradients, histograms) if count == 1 else None,
     )
@@ -161,22 +155,20 @@ def complete(
         noise, noise_total = tf.fill([len(own)], NAN), tf.constant(NAN)
     else:
         noise, noise_total = replicas.noise_scale(merged.lens[0], gradient["norm"], examples)
-    before = [stats.finite(w) for w in partial.weights]
-    change = [stats.norm(stats.finite(after).values - w.values) for after, w in zip(weights, before, strict=True)]
-    weight_norm = tf.stack([stats.norm(w.values) for w in before])
+    weight = dict(zip(stats.WEIGHT_ROWS, tf.unstack(stats.weight_rows(partial.weights, weights)), strict=True))
     variables = {
         "gradient_norm": gradient["norm"],
         "applied_norm": gradient["norm"] if merged.applied is None else merged.applied,
-        "weight_norm": weight_norm,
+        "weight_norm": weight["norm"],
         "gradient_max": gradient["max"],
         "gradient_zero": gradient["zero"],
         "gradient_nonfinite": gradient["nonfinite"],
-        "update_ratio": tf.stack(change) / weight_norm,
+        "update_ratio": weight["change"] / weight["norm"],
         "noise_scale": noise,
     }
     # A layer counts if its output does, and also if what it works on does: ReLU makes a 0 of a NaN.
     bad_gradient = tf.reduce_any(layer_variables & (gradient["nonfinite"] > 0), axis=1)
-    bad_weight = tf.reduce_any(layer_variables & (tf.stack([w.nonfinite for w in before]) > 0), axis=1)
+    bad_weight = tf.reduce_any(layer_variables & (weight["nonfinite"] > 0), axis=1)
     bad = layers["activation_nonfinite"] + layers["input_nonfinite"] > 0
     step = {
         "examples": examples,
@@ -233,4 +225,4 @@ def _together(
 def _norms(gradients: Sequence[tf.Tensor | None] | None) -> tf.Tensor | None:
     if gradients is None:
         return None
-    return tf.stack([tf.constant(NAN) if g is None else stats.norm(stats.finite(g).values) for g in gradients])
+    return stats.gradient_rows(gradients)[0]

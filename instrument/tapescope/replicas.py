@@ -49,7 +49,7 @@ def lens(own: Sequence[tf.Tensor | None], total: Sequence[tf.Tensor | None]) -> 
         if mine is None or all_ is None:
             rows.append(tf.fill([3], float("nan")))
             continue
-        x, y = stats.finite(mine).values, stats.finite(all_).values
+        x, y = stats.finite(mine)[0], stats.finite(all_)[0]
         length, length_all = stats.norm(x), stats.norm(y)
         # Both scaled to length 1 first: the product of two gradients of 1e-25 is below the smallest float32.
         unit = tf.math.divide_no_nan(x, length), tf.math.divide_no_nan(y, length_all)

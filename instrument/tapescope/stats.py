@@ -1,12 +1,16 @@
 """Pure functions from tensors to numbers: no Keras, no state. Run in eager, `tf.function`, XLA and replicas alike.
 
 All arithmetic is float32 or better whatever the tensor's dtype. A NaN or Inf element is counted and then left out, so
-one of them does not hide the rest. Letters: B bins, K statistics, L layers, R replicas, U units, V variables.
+that one of them does not hide the rest; norms keep their digits from 1e-33 to 1e38. Both cost several passes over the
+data, so everything is first computed the quick way, which reads each tensor a few times and writes little. If a sum
+comes out that the quick way could have got wrong, the chunk of tensors it belongs to is done again the `safe` way.
+
+Letters: B bins, K statistics, L layers, N elements, R replicas, U units, V variables.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from tapescope import activations
@@ -14,10 +18,10 @@ from tapescope.capture import Call
 from tensorboard_plugin_tapescope.metadata import BINS, BINS_PER_OCTAVE, LOW_EXPONENT, SIDE_BINS
 
 GRADIENT_ROWS = ("norm", "max", "zero", "nonfinite")
+WEIGHT_ROWS = ("norm", "change", "nonfinite")
 LAYER_ROWS = (
     "elements",
     "nonfinite",
-    "input_nonfinite",
     "mean",
     "m2",  # sum of squared differences from the mean: what merges without cancellation
     "min",
@@ -28,24 +32,35 @@ LAYER_ROWS = (
     "z_norm",
     "input_norm",
     "delta_nonfinite",
+    "input_nonfinite",
     "examples",
 )
 UNIT_ROWS = ("absolute_sum", "zero", "flat", "low", "high")
 
 
-class Finite(NamedTuple):
-    """A tensor as float32 with 0 in place of its NaN and Inf elements."""
+CHUNK = 16
+"""Tensors that are done again together; what the quick way needs must stay in memory until then."""
 
-    values: tf.Tensor
-    mask: tf.Tensor
-    nonfinite: tf.Tensor
-    """How many were replaced, float32 []."""
+_TINY = 1e-30
+"""A sum of squares below this has lost digits, or is 0 though no element is."""
+
+Numbers = list[tf.Tensor]
 
 
-def finite(x: tf.Tensor) -> Finite:
-    x = tf.cast(x, tf.float32)
-    mask = tf.math.is_finite(x)
-    return Finite(tf.where(mask, x, 0.0), mask, count(~mask))
+def chunked(items: Sequence, compute: Callable[[Sequence, bool], tuple[Numbers, Numbers]]) -> list[Numbers]:
+    """`compute(chunk, safe)` for all items, in chunks; for each chunk its numbers.
+
+    `compute` returns its numbers and its suspects: values that lie between 1e-30 and infinity where the quick way was
+    good enough. Where one does not, the chunk is computed again with `safe`.
+    """
+    results = []
+    for start in range(0, len(items), CHUNK):
+        chunk = items[start : start + CHUNK]
+        quick, suspects = compute(chunk, False)
+        suspect = tf.stack(suspects)
+        good = tf.reduce_all(tf.math.is_finite(suspect) & (suspect > _TINY))
+        results.append(tf.cond(good, lambda q=quick: q, lambda c=chunk: compute(c, True)[0]))
+    return results
 
 
 def count(mask: tf.Tensor, axis: Sequence[int] | None = None) -> tf.Tensor:
@@ -53,12 +68,12 @@ def count(mask: tf.Tensor, axis: Sequence[int] | None = None) -> tf.Tensor:
     return tf.cast(tf.reduce_sum(tf.cast(mask, tf.int32), axis), tf.float32)
 
 
-def norm(values: tf.Tensor, largest: tf.Tensor | None = None) -> tf.Tensor:
+def norm(x: tf.Tensor) -> tf.Tensor:
     """L2 norm, float32 [], of finite values. Scaled by the largest magnitude, so that neither 1e-30 nor 1e30 is lost
     when it is squared (the scheme of BLAS' nrm2).
     """
-    largest = tf.reduce_max(tf.abs(values)) if largest is None else largest
-    return largest * tf.sqrt(tf.reduce_sum(tf.square(tf.math.divide_no_nan(values, largest))))
+    largest = tf.reduce_max(tf.abs(x))
+    return largest * tf.sqrt(tf.reduce_sum(tf.square(tf.math.divide_no_nan(x, largest))))
 
 
 def hypot(parts: tf.Tensor) -> tf.Tensor:
@@ -67,36 +82,82 @@ def hypot(parts: tf.Tensor) -> tf.Tensor:
     return largest * tf.sqrt(tf.reduce_sum(tf.square(tf.math.divide_no_nan(parts, largest)), 0))
 
 
-def histogram(x: Finite) -> tf.Tensor:
-    """Counts of finite elements over the wire's signed logarithmic bins, int32 [B]. Their sum is exact.
-
-    A float's exponent and first mantissa bit are its half octave: no logarithm is taken.
-    """
-    bits = tf.bitcast(tf.reshape(x.values, [-1]), tf.int32)
-    half_octave = tf.bitwise.right_shift(bits & 0x7FFFFFFF, 22) - (127 + LOW_EXPONENT) * BINS_PER_OCTAVE
-    magnitude = tf.clip_by_value(half_octave + 1, 0, SIDE_BINS)
-    index = tf.where(bits < 0, SIDE_BINS - magnitude, SIDE_BINS + magnitude)
-    counts = tf.raw_ops.DenseBincount(input=index, size=BINS, weights=tf.zeros([0], tf.int32), binary_output=False)
-    middle = tf.one_hot(SIDE_BINS, BINS, dtype=tf.int32)
-    return counts - middle * tf.cast(x.nonfinite, tf.int32)
+def finite(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """`x` with 0 in place of its NaN and Inf elements, and how many there were, float32 []."""
+    mask = tf.math.is_finite(x)
+    return tf.where(mask, x, 0.0), count(~mask)
 
 
-def gradient_row(x: Finite) -> tf.Tensor:
-    """GRADIENT_ROWS of one variable's gradient, float32 [K]; `zero` is a share of all elements."""
-    largest = tf.reduce_max(tf.abs(x.values))
-    zero = count((x.values == 0) & x.mask) / tf.cast(tf.size(x.values), tf.float32)
-    return tf.stack([norm(x.values, largest), largest, zero, x.nonfinite])
+def _norm(x: tf.Tensor, safe: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """L2 norm of the finite elements, number of the others, and the sum of squares as a suspect."""
+    if safe:
+        values, nonfinite = finite(x)
+        return norm(values), nonfinite, tf.constant(1.0)
+    square = 2 * tf.nn.l2_loss(x)
+    return tf.sqrt(square), tf.constant(0.0), square
 
 
-class LayerStats(NamedTuple):
-    """What one replica knows of one layer."""
+_CODES = 1024
+"""Values of a float32's sign, exponent and first mantissa bit: its half octave, found without a logarithm."""
 
-    row: tf.Tensor
-    """LAYER_ROWS, float32 [K]."""
-    units: tf.Tensor
-    """UNIT_ROWS by unit, float32 [K, U]: sum of |a| and counts of elements."""
-    histogram: tf.Tensor | None
-    """int32 [B]."""
+
+def _bin_of_code() -> np.ndarray:
+    """The wire's bin of each code, int32 [_CODES]; BINS for the codes of NaN and Inf."""
+    code = np.arange(_CODES // 2)
+    magnitude = np.clip(code - (127 + LOW_EXPONENT) * BINS_PER_OCTAVE + 1, 0, SIDE_BINS)
+    nonfinite = code >= 255 * BINS_PER_OCTAVE
+    sides = [np.where(nonfinite, BINS, SIDE_BINS + sign * magnitude) for sign in (1, -1)]
+    return np.concatenate(sides).astype(np.int32)
+
+
+def codes(x: tf.Tensor) -> tf.Tensor:
+    """How many elements have each code, int32 [_CODES]: one pass, and one that counts. Exact."""
+    bits = tf.bitcast(tf.reshape(x, [-1]), tf.uint32)
+    code = tf.bitcast(tf.bitwise.right_shift(bits, tf.constant(22, tf.uint32)), tf.int32)
+    return tf.raw_ops.DenseBincount(input=code, size=_CODES, weights=tf.zeros([0], tf.int32), binary_output=False)
+
+
+def histograms(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
+    """Counts of the finite elements over the wire's signed logarithmic bins, int32 [len(tensors), B]; 0 for None."""
+    counts = tf.stack([tf.zeros([_CODES], tf.int32) if x is None else codes(x) for x in tensors], axis=1)
+    return tf.transpose(tf.math.unsorted_segment_sum(counts, _bin_of_code(), BINS + 1)[:BINS])
+
+
+def gradient_rows(gradients: Sequence[tf.Tensor | None]) -> tf.Tensor:
+    """GRADIENT_ROWS of each variable's gradient, float32 [K, V]; NaN where there is none."""
+    there = [g for g in gradients if g is not None]
+    numbers = iter([row for chunk in chunked(there, _gradient_chunk) for row in chunk])
+    absent = tf.fill([len(GRADIENT_ROWS)], float("nan"))
+    return tf.stack([absent if g is None else next(numbers) for g in gradients], axis=1)
+
+
+def _gradient_chunk(gradients: Sequence[tf.Tensor], safe: bool) -> tuple[Numbers, Numbers]:
+    rows, suspects = [], []
+    for g in gradients:
+        length, nonfinite, square = _norm(g, safe)
+        x = finite(g)[0] if safe else g
+        largest = tf.maximum(tf.reduce_max(x), -tf.reduce_min(x))
+        zero = count(g == 0) / tf.cast(tf.size(g), tf.float32)
+        rows.append(tf.stack([length, largest, zero, nonfinite]))
+        suspects.append(tf.where(largest == 0, 1.0, square))
+    return rows, suspects
+
+
+def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> tf.Tensor:
+    """WEIGHT_ROWS of each variable, float32 [K, V]."""
+    pairs = list(zip(before, after, strict=True))
+    return tf.stack([row for chunk in chunked(pairs, _weight_chunk) for row in chunk], axis=1)
+
+
+def _weight_chunk(pairs: Sequence[tuple[tf.Tensor, tf.Tensor]], safe: bool) -> tuple[Numbers, Numbers]:
+    rows, suspects = [], []
+    for old, new in pairs:
+        old, new = tf.cast(old, tf.float32), tf.cast(new, tf.float32)
+        length, nonfinite, square = _norm(old, safe)
+        change, _, square_of_change = _norm(new - old, safe)
+        rows.append(tf.stack([length, change, nonfinite]))
+        suspects.append(1 + 0 * (square + square_of_change))  # a weight of 1e-16 is as good as 0
+    return rows, suspects
 
 
 def by_unit(output: tf.Tensor) -> tf.Tensor:
@@ -104,50 +165,78 @@ def by_unit(output: tf.Tensor) -> tf.Tensor:
     return output if output.shape.rank is not None and output.shape.rank > 1 else tf.reshape(output, [-1, 1])
 
 
-def layer_stats(call: Call, deltas: Sequence[tf.Tensor | None], histograms: bool, check_input: bool) -> LayerStats:
-    """Statistics of one call; `deltas` are the gradients of the loss with respect to a, z and the input.
+Measured = tuple[Call, Sequence[tf.Tensor | None], bool]
+"""A call, the gradients of the loss with respect to its a, z and input, and whether its input is to be checked."""
 
-    z itself is not looked at where the output tells as much: a second reader of it would keep TensorFlow from fusing
-    the activation into the matrix product, whose rounding differs, and the measured step must train to the same bits.
+
+def layer_rows(measured: Sequence[Measured]) -> tuple[tf.Tensor, tf.Tensor]:
+    """LAYER_ROWS of each call, float32 [K, L], and UNIT_ROWS of all their units, float32 [K, sum U].
+
+    The pre-activation z is not read where the output tells as much: a second reader would keep TensorFlow from fusing
+    the activation into the matrix product, whose rounding differs, and a measured step must train to the same bits.
     """
-    a, z = by_unit(call.a), None if call.z is None else by_unit(call.z)
-    x = finite(a)
-    elements = tf.cast(tf.size(a), tf.float32)
-    sane = elements - x.nonfinite
-    mean = tf.math.divide_no_nan(tf.reduce_sum(x.values), sane)
-    m2 = tf.reduce_sum(tf.where(x.mask, tf.square(x.values - mean), 0.0))
+    if not measured:
+        return tf.zeros([len(LAYER_ROWS), 0]), tf.zeros([len(UNIT_ROWS), 0])
+    numbers = [t for chunk in chunked(measured, _layer_chunk) for t in chunk]
+    return tf.stack(numbers[::2], axis=1), tf.concat(numbers[1::2], axis=1)
 
+
+def _layer_chunk(measured: Sequence[Measured], safe: bool) -> tuple[Numbers, Numbers]:
+    numbers, suspects = [], []
+    for call, deltas, check_input in measured:
+        row, of_units, suspect = _layer(call, safe)
+        norms, bad = [], tf.constant(0.0)
+        for delta in deltas:
+            if delta is None:
+                norms.append(tf.constant(float("nan")))
+            else:
+                length, nonfinite, square = _norm(delta, safe)
+                norms.append(length)
+                bad += nonfinite
+                suspect.append(square)
+        given = count(~tf.math.is_finite(call.input)) if check_input and call.input is not None else tf.constant(0.0)
+        examples = tf.cast(tf.shape(call.a)[0], tf.float32) if call.a.shape.rank else tf.constant(1.0)
+        numbers += [tf.stack([*row, *norms, bad, given, examples]), of_units]
+        suspects += suspect
+    return numbers, suspects
+
+
+def _layer(call: Call, safe: bool) -> tuple[Numbers, tf.Tensor, Numbers]:
+    """The LAYER_ROWS that are of the output, the units' rows, and the suspects."""
+    a, z = tf.cast(by_unit(call.a), tf.float32), None if call.z is None else by_unit(call.z)
     over = list(range(len(a.shape) - 1))
-    none = tf.zeros([a.shape[-1]])
-    low, high = activations.saturation(call.activation, z, a)
-    flat = activations.flat(call.activation, a)
-    low, high, flat = (none if m is None else count(m & x.mask, over) for m in (low, high, flat))
-    zero = count(a == 0, over)
-    units = tf.stack([tf.reduce_sum(tf.abs(x.values), over), zero, flat, low, high])
+    elements, nonfinite, mask, x = tf.cast(tf.size(a), tf.float32), tf.constant(0.0), None, a
+    if safe:
+        mask = tf.math.is_finite(a)
+        x, nonfinite = finite(a)
 
-    norms, bad = [], tf.constant(0.0)
-    for delta in deltas:
-        if delta is None:
-            norms.append(tf.constant(float("nan")))
-        else:
-            safe = finite(delta)
-            norms.append(norm(safe.values))
-            bad += safe.nonfinite
+    def counted(where: tf.Tensor | None) -> tf.Tensor:
+        if where is None:
+            return tf.zeros([a.shape[-1]])
+        return count(where if mask is None else where & mask, over)
+
+    sums = tf.reduce_sum(x, over)
+    total, sane = tf.reduce_sum(sums), elements - nonfinite
+    mean = tf.math.divide_no_nan(total, sane)
+    squares = tf.math.squared_difference(x, mean)
+    m2 = tf.reduce_sum(squares if mask is None else tf.where(mask, squares, 0.0))
+    zero = counted(a == 0)
+    low, high = activations.saturation(call.activation, z, a)
+    relu = call.activation.nonnegative and call.activation.saturated[0] == 0  # its saturated low are its zeros
+    low, high = zero if relu else counted(low), counted(high)
+    flat = counted(activations.flat(call.activation, a))
     row = [
         elements,
-        x.nonfinite,
-        count(~tf.math.is_finite(call.input)) if check_input and call.input is not None else tf.constant(0.0),
+        nonfinite,
         mean,
         m2,
-        tf.reduce_min(tf.where(x.mask, x.values, float("inf"))),
-        tf.reduce_max(tf.where(x.mask, x.values, float("-inf"))),
+        tf.reduce_min(x if mask is None else tf.where(mask, x, np.inf)),
+        tf.reduce_max(x if mask is None else tf.where(mask, x, -np.inf)),
         tf.reduce_sum(zero),
-        tf.reduce_sum(low + high) if call.activation.defined else tf.constant(float("nan")),
-        *norms,
-        bad,
-        tf.cast(tf.shape(call.a)[0], tf.float32) if call.a.shape.rank else tf.constant(1.0),
+        tf.reduce_sum(low + high) if call.activation.defined else tf.constant(np.nan),
     ]
-    return LayerStats(tf.stack(row), units, histogram(x) if histograms else None)
+    absolute = sums if call.activation.nonnegative else tf.reduce_sum(tf.abs(x), over)
+    return row, tf.stack([absolute, zero, flat, low, high]), [1 + 0 * (total + m2)]
 
 
 def merge_layers(rows: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tapescope import stats
+from tapescope import activations, stats
+from tapescope.capture import Call
 from tapescope.reading import LAYER_COLUMNS, VARIABLE_COLUMNS
 from tensorboard_plugin_tapescope import metadata
 from tests.instrument import oracle, steps
@@ -74,45 +76,54 @@ def test_unit_rows(mode, batch):
     np.testing.assert_array_equal(rows["flat"], np.where(bounded, np.isclose(a * (1 - a), 0, atol=1e-12).sum(0), 0))
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1.0, 1e12, 1e25])
+@pytest.mark.parametrize("scale", [0.0, 1e-33, 1e-30, 1e-12, 1.0, 1e12, 1e25])
 def test_norms_hold_over_the_range_of_float32(scale):
     x = np.random.default_rng(0).normal(size=[50, 40]).astype(np.float32) * np.float32(scale)
-    np.testing.assert_allclose(stats.norm(x).numpy(), np.linalg.norm(x.astype(np.float64)), rtol=1e-5)
+    length = stats.gradient_rows([tf.constant(x)])[0, 0]
+    np.testing.assert_allclose(length, np.linalg.norm(x.astype(np.float64)), rtol=1e-5)
 
 
 def test_standard_deviation_far_from_zero():
     """A sum of squares would lose all digits here."""
-    from tapescope import activations
-    from tapescope.capture import Call
-
     x = (1000 + 1e-2 * np.random.default_rng(0).normal(size=[64, 32])).astype(np.float32)
-    rows = [
-        stats.layer_stats(Call("x", activations.LINEAR, None, None, _tensor(part), None), (None,) * 3, False, False).row
-        for part in np.split(x, 4)
-    ]
-    merged = stats.merge_layers(_tensor(np.stack(rows)[:, :, None]))
+    calls = [Call("x", activations.LINEAR, None, None, tf.constant(part), None) for part in np.split(x, 4)]
+    rows, _ = stats.layer_rows([(call, (None,) * 3, False) for call in calls])
+    merged = stats.merge_layers(tf.transpose(rows)[:, :, None])
     np.testing.assert_allclose(merged["activation_std"][0], x.astype(np.float64).std(), rtol=1e-3)
-
-
-def _tensor(x):
-    import tensorflow as tf
-
-    return tf.constant(x)
 
 
 def test_histogram_bins_hold_what_their_edges_say():
     edges = metadata.bin_edges()
     inside = np.concatenate([edges[1:-1], np.nextafter(edges[1:-1], -np.inf), [0.0, -0.0, 1e-30, 1e30, -1e30]])
-    counts = stats.histogram(stats.finite(_tensor(inside.astype(np.float32)))).numpy()
+    counts = stats.histograms([tf.constant(inside, tf.float32)]).numpy()[0]
     np.testing.assert_array_equal(counts, oracle.histogram(inside.astype(np.float32), edges))
     assert len(edges) == metadata.BINS + 1
     assert np.all(np.diff(edges) > 0)
 
 
-def test_nonfinite_elements_are_counted_and_left_out():
-    x = np.array([1.0, np.nan, 2.0, np.inf, -np.inf, 3.0], np.float32)
-    row = dict(zip(stats.GRADIENT_ROWS, stats.gradient_row(stats.finite(_tensor(x))).numpy(), strict=True))
-    assert row["nonfinite"] == 3
-    assert row["max"] == 3
-    np.testing.assert_allclose(row["norm"], np.sqrt(14), rtol=1e-6)
-    assert stats.histogram(stats.finite(_tensor(x))).numpy().sum() == 3
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nonfinite_elements_are_counted_and_left_out(compiled):
+    x = tf.constant([1.0, np.nan, 2.0, np.inf, -np.inf, 3.0, 0.0])
+    rows = tf.function(stats.gradient_rows, jit_compile=compiled)([x, None, 2 * tf.ones([4])]).numpy()
+    row = dict(zip(stats.GRADIENT_ROWS, rows[:, 0], strict=True))
+    assert (row["nonfinite"], row["max"]) == (3, 3)
+    np.testing.assert_allclose([row["norm"], row["zero"]], [np.sqrt(14), 1 / 7], rtol=1e-6)
+    np.testing.assert_array_equal(rows[:, 1], np.full(4, np.nan))
+    np.testing.assert_array_equal(rows[:, 2], [4, 2, 0, 0])
+    assert stats.histograms([x]).numpy().sum() == 4
+
+
+def test_a_nonfinite_output_leaves_the_statistics_of_the_rest():
+    a = np.random.default_rng(0).normal(size=[20, 3]).astype(np.float32)
+    bad = a.copy()
+    bad[4, 1], bad[5, 2] = np.nan, np.inf
+    rows, units = stats.layer_rows(
+        [(Call("x", activations.LINEAR, None, None, tf.constant(bad), None), (None,) * 3, False)]
+    )
+    merged = stats.merge_layers(rows[None])
+    rest = a[np.isfinite(bad)].astype(np.float64)
+    np.testing.assert_allclose(merged["activation_mean"], [rest.mean()], rtol=1e-4)
+    np.testing.assert_allclose(merged["activation_std"], [rest.std()], rtol=1e-5)
+    np.testing.assert_allclose(merged["activation_max"], [rest.max()])
+    assert merged["activation_nonfinite"] == 2
+    np.testing.assert_allclose(units[0], np.where(np.isfinite(bad), np.abs(bad), 0).sum(0), rtol=1e-5)
