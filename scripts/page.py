@@ -19,9 +19,9 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --force-device-scale-factor=1"
-).split()
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--force-device-scale-factor=1"),
+)
 
 
 def chromium() -> str | None:
@@ -111,7 +111,9 @@ def enter(driver: webdriver.Chrome, address: str, state: str = "") -> None:
 
 
 def _source(driver: webdriver.Chrome, frame: object) -> str:
-    return driver.execute_script("return arguments[0].src + ' ' + (arguments[0].contentWindow?.location.href ?? '')", frame)
+    return driver.execute_script(
+        "return arguments[0].src + ' ' + (arguments[0].contentWindow?.location.href ?? '')", frame
+    )
 
 
 READY = """

@@ -1,0 +1,98 @@
+"""Log directories of made-up runs, and TensorBoard over them: in this process, with either of its two loaders."""
+
+import pathlib
+import time
+import warnings
+from typing import NamedTuple
+
+import pytest
+from tensorboard import program
+from tensorboard.backend.event_processing import data_ingester
+from tensorboard.data import ingester, server_ingester
+from tensorboard.util import grpc_util
+from werkzeug.datastructures import MultiDict
+from werkzeug.test import Client, TestResponse
+
+with warnings.catch_warnings():  # a library within TensorBoard warns about itself when it is imported
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from tensorboard.backend.application import TensorBoardWSGIApp
+    from tensorboard.plugins.core import core_plugin
+
+from tensorboard_plugin_tapescope.loader import Loader
+from tests.plugin import synthetic
+from tests.plugin.synthetic import Spec
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\"double' quotes",
+    "../../etc/passwd",
+    "a/b\\c",
+    "two\nlines\tand a tab",
+    "слой_層_طبقة",
+    "%2e%2e%2f&x=1#y",
+    "=1+1",
+    "",
+)
+"""Names that a page must show as text."""
+
+WAIT_SECONDS = 20
+
+
+@pytest.fixture(scope="session")
+def logdir(tmp_path_factory) -> pathlib.Path:
+    """Four runs: healthy, vanishing with findings, two replicas, and one of hostile names."""
+    root = tmp_path_factory.mktemp("runs")
+    steps = range(0, 400, 10)
+    found = (synthetic.finding(), synthetic.finding("hidden_2", 200, "warning"), synthetic.finding(None, 10, "info"))
+    synthetic.write(root / "healthy", Spec(decay=0.9), steps)
+    synthetic.write(root / "vanishing", Spec(depth=8, decay=0.2, dying=0.6, findings=found), steps)
+    synthetic.write(root / "two replicas", Spec(replicas=2, step_seconds=0.03), steps)
+    hostile = synthetic.finding(HOSTILE[0], 10, message="<img src=x onerror=alert(2)> & more")
+    synthetic.write(root / "we <b>ird" / "'quoted\"", Spec(layers=HOSTILE, findings=(hostile,)), steps)
+    return root
+
+
+class Application(NamedTuple):
+    """TensorBoard in this process; `ingester` loads the data for as long as it lives."""
+
+    client: Client
+    ingester: ingester.DataIngester
+    prefix: str = ""
+
+    def get(self, route: str, **parameters: object) -> TestResponse:
+        """The plugin's answer; a list in `parameters` is a parameter given several times."""
+        return self.client.get(f"{self.prefix}/data/plugin/tapescope/{route}", query_string=MultiDict(parameters))
+
+
+def application(logdir: pathlib.Path, fast: bool, runs: int, prefix: str = "") -> Application:
+    """TensorBoard over the directory once it has loaded so many runs to their ends."""
+    program_ = program.TensorBoard([core_plugin.CorePluginLoader(), Loader()])
+    program_.configure(("", "--logdir", str(logdir), "--reload_interval", "1", "--path_prefix", prefix))
+    flags = program_.flags
+    if fast:
+        loading = server_ingester.SubprocessServerDataIngester(
+            server_binary=server_ingester.get_server_binary(),
+            logdir=flags.logdir,
+            reload_interval=flags.reload_interval,
+            channel_creds_type=grpc_util.ChannelCredsType.LOCAL,
+            samples_per_plugin=flags.samples_per_plugin,
+        )
+    else:
+        loading = data_ingester.LocalDataIngester(flags)
+    with warnings.catch_warnings():  # it forgets its own subprocess, which ends with our process
+        warnings.simplefilter("ignore", ResourceWarning)
+        loading.start()
+    made = Application(Client(TensorBoardWSGIApp(flags, [Loader()], loading.data_provider)), loading, prefix)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        rows = made.get("runs").json["runs"]
+        if len(rows) >= runs and all(row["state"] == "ended" for row in rows):
+            return made
+        time.sleep(0.1)
+    raise TimeoutError(f"TensorBoard did not load {runs} runs of {logdir} within {WAIT_SECONDS} s")
+
+
+@pytest.fixture(scope="session", params=[True, False], ids=["fast", "python"])
+def tensorboard(request, logdir) -> Application:
+    """TensorBoard over the four runs, with each of its loaders."""
+    return application(logdir, request.param, runs=4)

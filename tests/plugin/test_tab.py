@@ -1,0 +1,205 @@
+"""The tab in a real Chromium: every view on made-up runs, a run that is being written, links, dark mode, hostile names.
+
+Screenshots stay under tests/artifacts. Without a Chromium these are skipped, and fail where TAPESCOPE_REQUIRE_BROWSER=1.
+"""
+
+import os
+import pathlib
+import time
+import urllib.parse
+
+import pytest
+from scripts import page
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from tensorboard_plugin_tapescope.views import GRID_COLUMNS
+from tests.plugin import synthetic
+from tests.plugin.conftest import HOSTILE
+from tests.plugin.synthetic import Spec
+
+pytestmark = pytest.mark.browser
+
+ARTIFACTS = pathlib.Path(__file__).parents[1] / "artifacts"
+VIEWS = ("overview", "flow", "layer", "budget", "compare", "replicas", "findings")
+FOLLOW_SECONDS = 3.0
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    """One Chromium for all tests of the module."""
+    if page.chromium() is None:
+        if os.environ.get("TAPESCOPE_REQUIRE_BROWSER") == "1":
+            pytest.fail("TAPESCOPE_REQUIRE_BROWSER=1, and there is no chromium with chromedriver on the path")
+        pytest.skip("no chromium with chromedriver on the path: the tab is not tried in a browser")
+    with page.browser() as driver:
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def address(logdir):
+    """A TensorBoard of its own process over the four runs."""
+    with page.tensorboard(logdir) as (url, _):
+        deadline = time.monotonic() + 20
+        while len(page.fetch(url, "runs")["runs"]) < 4 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        yield url
+
+
+def text(driver, selector: str) -> str:
+    return driver.find_element(By.CSS_SELECTOR, selector).text
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_draws_without_a_complaint(chrome, address, view, mode):
+    run = "two replicas" if view == "replicas" else "vanishing"
+    page.enter(chrome, address, f"view={view}&run={urllib.parse.quote(run)}&layer=hidden_2&with=vanishing&with=healthy")
+    page.dark(chrome, mode == "dark")
+    page.ready(chrome)
+    time.sleep(0.3)
+    page.save(chrome, ARTIFACTS / f"{view}_{mode}.png")
+    assert page.complaints(chrome) == []
+    assert text(chrome, ".message") == ""
+    background = chrome.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(31, 32, 35)" if mode == "dark" else "rgb(255, 255, 255)")
+    if view == "overview":
+        assert text(chrome, ".lead h2") == "1 of 4 runs has errors" or "runs have errors" in text(chrome, ".lead h2")
+        assert len(chrome.find_elements(By.CSS_SELECTOR, ".card")) == 4
+    elif view == "findings":
+        assert [e.text[:5] for e in chrome.find_elements(By.CSS_SELECTOR, ".kind")] == ["error", "warni", "note "]
+    else:
+        drawn = chrome.execute_script("return document.querySelectorAll('.panel .main-svg').length")
+        assert drawn > 0
+
+
+def test_a_link_survives_a_reload_and_back_goes_back(chrome, address):
+    page.enter(chrome, address, "view=flow&run=vanishing&column=delta_norm&order=worst")
+    page.ready(chrome)
+    chrome.find_element(By.CSS_SELECTOR, "[data-key='tab layer']").click()
+    page.waited(chrome, "return document.querySelector('.panel[data-panel=output] .main-svg')")
+    chrome.switch_to.default_content()
+    assert "view=layer" in chrome.current_url
+    chrome.back()
+    page.enter(chrome, address, chrome.current_url.split("#tapescope&")[1])
+    page.ready(chrome)
+    chosen = [e.get_attribute("value") for e in chrome.find_elements(By.CSS_SELECTOR, ".controls select")]
+    assert chosen == ["delta_norm", "worst"]
+    assert text(chrome, ".heading h2") == "vanishing"
+
+
+def test_controls_change_the_figure(chrome, address):
+    page.enter(chrome, address, "view=flow&run=vanishing")
+    page.ready(chrome)
+    options = chrome.find_elements(By.CSS_SELECTOR, "[data-key='select Column'] option")
+    assert {o.get_attribute("value") for o in options} == GRID_COLUMNS
+    next(o for o in options if o.get_attribute("value") == "dead_share").click()
+    page.waited(chrome, "return document.querySelector('.panel h3').textContent === 'Dead share'")
+    search = chrome.find_element(By.CSS_SELECTOR, "aside input[type=search]")
+    search.send_keys("^(healthy|van")
+    assert "Not a regular expression" in text(chrome, ".hint") or "No run matches" in text(chrome, ".hint")
+    search.send_keys(")")
+    page.waited(chrome, "return document.querySelectorAll('.runs li').length === 2")
+    search.send_keys(Keys.CONTROL, "a")
+    search.send_keys(Keys.BACKSPACE)
+    page.waited(chrome, "return document.querySelectorAll('.runs li').length === 4")
+
+
+def test_a_click_on_a_row_opens_its_layer(chrome, address):
+    page.enter(chrome, address, "view=flow&run=vanishing&column=delta_norm")
+    page.ready(chrome)
+    chrome.execute_script("document.querySelector('.chart').emit('plotly_click', {points: [{pointNumber: [2, 5]}]})")
+    page.waited(chrome, "return document.querySelector('[data-key=\"select Layer\"]')?.value === 'hidden_3'")
+
+
+def test_the_tab_can_be_used_from_the_keyboard(chrome, address):
+    page.enter(chrome, address, "view=flow&run=vanishing")
+    page.ready(chrome)
+    tab = chrome.find_element(By.CSS_SELECTOR, "[role=tab][aria-selected=true]")
+    tab.send_keys(Keys.ARROW_RIGHT)
+    page.waited(chrome, "return document.activeElement.textContent === 'Layer'")
+    page.ready(chrome)
+    unnamed = """return [...document.querySelectorAll('input, select, button, a')].filter((e) =>
+        !e.textContent.trim() && !e.ariaLabel && !e.closest('label')).map((e) => e.outerHTML)"""
+    assert chrome.execute_script(unnamed) == []
+
+
+def test_hostile_names_are_shown_as_text(chrome, address):
+    run = urllib.parse.quote("we <b>ird/'quoted\"")
+    for state in ("view=overview", f"view=findings&run={run}", f"view=flow&run={run}&column=delta_norm"):
+        page.enter(chrome, address, state)
+        page.ready(chrome)
+        assert (
+            chrome.execute_script("return document.querySelectorAll('script:not([src]):not([type]), img').length") == 0
+        )
+        assert page.complaints(chrome) == []
+    ticks = chrome.execute_script("return [...document.querySelectorAll('.ytick text')].map((t) => t.textContent)")
+    assert HOSTILE[0] in ticks
+    assert "two lines and a tab" in ticks
+    for name in HOSTILE[:-1]:
+        page.enter(chrome, address, f"view=layer&run={run}&layer={urllib.parse.quote(name)}")
+        page.ready(chrome)
+        assert text(chrome, ".message") == ""
+        selected = "return document.querySelector('[data-key=\"select Layer\"]').value"
+        assert chrome.execute_script(selected) == name
+    page.save(chrome, ARTIFACTS / "hostile.png")
+
+
+def test_a_run_that_is_not_there_is_named(chrome, address):
+    page.enter(chrome, address, "view=flow&run=gone")
+    page.waited(chrome, "return document.querySelector('.message').textContent.includes('gone')")
+
+
+def test_a_live_run_is_followed_without_losing_zoom_or_scroll(chrome, tmp_path):
+    writer = synthetic.Writer(tmp_path / "live", Spec(depth=12, histograms=False), total=400)
+    writer.status(0, "training")
+    for step in range(40):
+        writer.write(step)
+    writer.file.flush()
+    with page.tensorboard(tmp_path) as (url, _):
+        page.enter(chrome, url, "view=flow&run=live&column=delta_norm")
+        page.ready(chrome)
+        page.waited(chrome, "return document.querySelector('.chip.training')?.textContent.includes('step 39')")
+        chrome.execute_script("Plotly.relayout(document.querySelector('.chart'), {'xaxis.range': [5, 20]})")
+        chrome.execute_script("document.querySelector('main').style.height = '200px'")
+        chrome.execute_script("document.querySelector('main').scrollTop = 50")
+        delays = []
+        for step in range(40, 46):
+            writer.write(step)
+            writer.file.flush()
+            written = time.monotonic()
+            shown = "return document.querySelector('.chart').data[0].x.slice(-1)[0] === arguments[0]"
+            page.waited(chrome, shown, step, seconds=10)
+            delays.append(time.monotonic() - written)
+        assert max(delays) < FOLLOW_SECONDS, delays
+        assert chrome.execute_script("return document.querySelector('.chart').layout.xaxis.range") == [5, 20]
+        assert chrome.execute_script("return document.querySelector('main').scrollTop") == 50
+        page.save(chrome, ARTIFACTS / "live.png")
+        assert page.complaints(chrome) == []
+    writer.file.close()
+
+
+def test_a_directory_without_runs_says_what_to_type(chrome, tmp_path):
+    with page.tensorboard(tmp_path) as (url, _):
+        chrome.switch_to.default_content()
+        chrome.get(f"{url}data/plugin_entry.html?name=tapescope")
+        page.waited(chrome, "return document.querySelector('.blankslate pre')?.textContent.includes('tapescope-train')")
+        page.save(chrome, ARTIFACTS / "empty.png")
+
+
+def test_a_broken_and_a_newer_run_are_named_and_the_rest_goes_on(chrome, tmp_path):
+    synthetic.write(tmp_path / "good", Spec(), range(0, 100, 10))
+    synthetic.write_newer(tmp_path / "newer")
+    with page.tensorboard(tmp_path) as (url, _):
+        page.enter(chrome, url)
+        page.waited(chrome, "return document.querySelectorAll('.card').length === 2")
+        problem = page.waited(chrome, "return document.querySelector('.problem')?.textContent")
+        assert "pip install -U tapescope" in problem
+        page.save(chrome, ARTIFACTS / "newer.png")
+
+
+def test_under_a_path_prefix(chrome, logdir):
+    with page.tensorboard(logdir, "--path_prefix=/proxy/6006") as (url, _):
+        page.enter(chrome, url, "view=flow&run=healthy")
+        page.ready(chrome)
+        assert page.complaints(chrome) == []
