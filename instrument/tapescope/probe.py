@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tapescope import flow
 from tapescope import reading as readings
 from tapescope.capture import Capture
 from tapescope.reading import Partial, Reading
@@ -98,7 +99,8 @@ class Probe:
         for layer, variables in enumerate(self.names.layer_variables):
             owners[layer, list(variables)] = True
         weights = [tf.convert_to_tensor(v) for v in self._selection.variables()]
-        return readings.complete(partial, own or [], total, given, weights, tf.constant(owners))
+        feeds = flow.latest(self.names.sources)
+        return readings.complete(partial, own or [], total, given, weights, tf.constant(owners), feeds)
 
     def _agree(self, capture: Capture) -> None:
         """Fixes the rows' names at the first trace; refuses a later one that has others."""
@@ -112,7 +114,7 @@ class Probe:
             for layer, why in self.skipped.items():
                 logging.warning("tapescope does not measure layer %s: %s", layer, why)
             self.names = names
-        elif names != self.names:
+        elif names._replace(sources=self.names.sources) != self.names:  # eager steps do not know their sources
             changed = sorted(set(names.layers) ^ set(self.names.layers)) or sorted(
                 set(names.variables) ^ set(self.names.variables)
             )

@@ -131,6 +131,7 @@ def complete(
     applied: Sequence[tf.Tensor | None] | None,
     weights: Sequence[tf.Tensor],
     layer_variables: tf.Tensor,
+    sources: Sequence[int],
 ) -> Reading:
     """The Reading. Gradients are dense and unscaled; `applied` is aggregated where `aggregated` is given.
 
@@ -141,6 +142,7 @@ def complete(
       applied: what the optimizer was given, where it is not the same.
       weights: the variables after the update.
       layer_variables: which variables are a layer's own, bool [L, V].
+      sources: the layer that feeds each one, or -1.
     """
     here, count = replicas.context()
     if here is None or count == 1:
@@ -148,7 +150,7 @@ def complete(
     else:
         merged = _together(here, partial, own, aggregated, applied)
 
-    layers = stats.merge_layers(merged.rows)
+    layers = stats.merge_layers(merged.rows, sources)
     gradient = dict(zip(stats.GRADIENT_ROWS, tf.unstack(merged.gradients.rows), strict=True))
     examples = layers["examples"][0] if partial.rows.shape[1] else tf.constant(NAN)
     if merged.lens is None:

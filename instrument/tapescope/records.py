@@ -55,6 +55,7 @@ def families(step: Step, read: Any, names: Names, ledger: units.Ledger, skipped:
             "units": names.units,
             "activations": names.activations,
             "variables": names.layer_variables,
+            "sources": names.sources,
             "skipped": dict(skipped),
         }
         columns = (*reading.LAYER_COLUMNS, *reading.UNIT_COLUMNS)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tapescope import activations, capture, stats
+from tapescope import activations, capture, flow, stats
 from tapescope.activations import Activation
 from tapescope.capture import Call
 
@@ -23,6 +23,8 @@ class Names(NamedTuple):
     """U of each layer: the size of its output's last axis."""
     layer_variables: tuple[tuple[int, ...], ...]
     """Indices of each layer's own trainable variables."""
+    sources: tuple[tuple[int, ...], ...]
+    """Indices of the layers that feed each one."""
 
 
 class Selection:
@@ -90,6 +92,7 @@ class Selection:
             activations=tuple(c.activation.name for c in calls),
             units=tuple(stats.by_unit(c.a).shape[-1] for c in calls),
             layer_variables=tuple(tuple(index[id(v)] for v in vs if id(v) in index) for vs in own),
+            sources=flow.sources(calls),
         )
 
     def _all_layers(self) -> list[tuple[str, keras.layers.Layer]]:

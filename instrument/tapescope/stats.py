@@ -239,9 +239,10 @@ def _layer(call: Call, safe: bool) -> tuple[Numbers, tf.Tensor, Numbers]:
     return row, tf.stack([absolute, zero, flat, low, high]), [1 + 0 * (total + m2)]
 
 
-def merge_layers(rows: tf.Tensor) -> dict[str, tf.Tensor]:
+def merge_layers(rows: tf.Tensor, sources: Sequence[int]) -> dict[str, tf.Tensor]:
     """The columns of the layers over the global batch, each [L], from every replica's LAYER_ROWS `[R, K, L]`.
 
+    `sources` has for each layer the index of the one that feeds it, or -1; see `tapescope.flow`.
     Means and variances are merged by Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983.
     """
     of = dict(zip(LAYER_ROWS, tf.unstack(rows, axis=1), strict=True))
@@ -252,6 +253,8 @@ def merge_layers(rows: tf.Tensor) -> dict[str, tf.Tensor]:
     m2 = tf.reduce_sum(of["m2"] + sane * tf.square(of["mean"] - mean), 0)
     delta, z, given = (hypot(of[name]) for name in ("delta_norm", "z_norm", "input_norm"))
     none = tf.fill(tf.shape(mean), float("nan"))
+    feeds = tf.constant(sources, tf.int32)
+    before = tf.where(tf.math.is_nan(given), tf.where(tf.math.is_nan(z), delta, z), given)
     return {
         "activation_mean": tf.where(total > 0, mean, none),
         "activation_std": tf.where(total > 0, tf.sqrt(tf.math.divide_no_nan(m2, total)), none),
@@ -264,6 +267,7 @@ def merge_layers(rows: tf.Tensor) -> dict[str, tf.Tensor]:
         "delta_norm": delta,
         "flow_gate": _decades(z, delta),
         "flow_weight": _decades(given, z),
+        "flow_between": _decades(tf.where(feeds >= 0, tf.gather(delta, tf.maximum(feeds, 0)), np.nan), before),
         "elements": elements,
         "delta_nonfinite": tf.reduce_sum(of["delta_nonfinite"], 0),
         "examples": tf.reduce_sum(of["examples"], 0),

@@ -74,6 +74,12 @@ LAYER_COLUMNS = (
     Column("delta_norm", "L2 norm of the gradient of the loss with respect to the layer's output", "", "log"),
     Column("flow_gate", "backward gain of the activation, log10 of |dL/dz| over |dL/da|", "decades", "diverging"),
     Column("flow_weight", "backward gain of the weights, log10 of |dL/dinput| over |dL/dz|", "decades", "diverging"),
+    Column(
+        "flow_between",
+        "log10 of |dL/da of the layer that feeds this one| over |dL/dinput|: what lies between, or comes by other ways",
+        "decades",
+        "diverging",
+    ),
     Column("units_dead", "units that never fired in the last full window of examples", "units", "count"),
     Column("units_dormant", "units whose mean output is below 2.5 % of the layer's", "units", "count"),
     Column("units_saturated", "units saturated on every example of the last full window", "units", "count"),
@@ -130,7 +136,8 @@ class Family(NamedTuple):
     names: tuple[str, ...] = ()
     """Names of the variables or layers along the other axis, in forward order."""
     details: dict[str, Any] = {}
-    """`layers`: "units" (U of each layer), "activations", "variables" (indices of each layer's own), "skipped";
+    """`layers`: "units" (U of each layer), "activations", "variables" (indices of each layer's own),
+    "sources" (indices of the layers that feed each one), "skipped";
     `units`: "units"; `replicas`: "replicas"."""
     schema: int = SCHEMA
 

@@ -87,6 +87,7 @@ def layer_columns(layer: Layer, activation: str) -> dict[str, float]:
         "delta_norm": norm(layer.d_a),
         "flow_gate": np.log10(norm(layer.d_z) / norm(layer.d_a)),
         "flow_weight": np.log10(norm(layer.d_input) / norm(layer.d_z)),
+        "flow_between": 0.0,  # in a chain nothing lies between
     }
 
 
