@@ -1,0 +1,17 @@
+"""Trainers in one process: its mirrored strategies have to be shared, see `tests.instrument.steps.mirrored`."""
+
+import pytest
+
+from tapescope_trainers import strategy
+from tests.instrument.steps import mirrored
+
+_make = strategy.make
+
+
+@pytest.fixture(autouse=True)
+def _shared_strategies(monkeypatch):
+    def make(name: str, devices: str):
+        shared = name == "mirrored" and devices in ("cpu:2", "cpu:4")
+        return mirrored(int(devices[4:])) if shared else _make(name, devices)
+
+    monkeypatch.setattr(strategy, "make", make)

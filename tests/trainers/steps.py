@@ -1,0 +1,28 @@
+"""Helpers: a network after some steps."""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+
+from tapescope_trainers import step, train
+from tapescope_trainers.flags import Options
+
+
+def after(steps: int, options: Options, measure: Callable[[int], bool] = lambda n: False) -> list[np.ndarray]:
+    """The trainable variables after `steps` steps."""
+    parts = train.prepare(options)
+    parts.recorder.close()
+    one_step = step.make(
+        parts.model,
+        parts.optimizer,
+        parts.probe,
+        parts.strategy,
+        batch_size=options.batch_size,
+        clip_norm=options.clip_norm,
+        jit_compile=options.jit_compile,
+    )
+    batches = parts.strategy.experimental_distribute_dataset(parts.batches)
+    for n, (x, y) in enumerate(itertools.islice(batches, steps)):
+        one_step(x, y, measure(n))
+    return [v.numpy() for v in parts.model.trainable_variables]
