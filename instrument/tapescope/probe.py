@@ -107,12 +107,14 @@ class Probe:
         names = self._selection.names(capture.calls)
         if self.names is None:
             self.skipped = capture.skipped
+            for layer, why in self.skipped.items():
+                logging.warning("tapescope does not measure layer %s: %s", layer, why)
             called = {id(call.layer) for call in capture.calls}
             for layer, (path, _) in capture.chosen.items():
                 if layer not in called:
                     self.skipped.setdefault(path, "it was not called inside the tape, or in a graph traced before")
-            for layer, why in self.skipped.items():
-                logging.warning("tapescope does not measure layer %s: %s", layer, why)
+            if capture.chosen and not capture.calls:
+                logging.warning("tapescope measures no layer: %s", "; ".join(map(": ".join, self.skipped.items())))
             self.names = names
         elif names._replace(sources=self.names.sources) != self.names:  # eager steps do not know their sources
             changed = sorted(set(names.layers) ^ set(self.names.layers)) or sorted(
