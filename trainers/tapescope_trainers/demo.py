@@ -17,23 +17,24 @@ all ten outputs of an example are 0, the cross-entropy divides 0 by 0."""
 
 
 def main() -> int:
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        print("usage: python -m tapescope_trainers.demo LOGDIR", file=sys.stderr)
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        print("usage: python -m tapescope_trainers.demo LOGDIR [FLAGS of tapescope-train]", file=sys.stderr)
         return 2
-    with signals.caught() as names, serve.tensorboard(sys.argv[1]) as address:
+    logdir, more = sys.argv[1], sys.argv[2:]
+    with signals.caught() as names, serve.tensorboard(logdir) as address:
         print(f"TensorBoard: {address}  (it updates while the networks train)", flush=True)
         for preset in GIVEN_PRESETS:
             print(f"{preset}:", flush=True)
-            code = _train(preset, os.path.join(sys.argv[1], preset), names)
+            code = _train([f"--preset={preset}", f"--logdir={os.path.join(logdir, preset)}", *FLAGS, *more], names)
             if code or names:
                 return code
         serve.stay(address, names)
     return 0
 
 
-def _train(preset: str, logdir: str, names: list[str]) -> int:
+def _train(arguments: list[str], names: list[str]) -> int:
     """Runs `tapescope-train`; a signal that reaches this program is handed on, and the training ends cleanly."""
-    command = [sys.executable, "-m", "tapescope_trainers.train", f"--preset={preset}", f"--logdir={logdir}", *FLAGS]
+    command = [sys.executable, "-m", "tapescope_trainers.train", *arguments]
     # A session of its own, or Ctrl-C in a terminal would reach it twice.
     child = subprocess.Popen(command, start_new_session=True)
     told = False

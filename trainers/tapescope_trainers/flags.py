@@ -136,15 +136,17 @@ class _Pattern(flags.ArgumentParser):
 
 
 def _define(parser: flags.ArgumentParser, name: str, default: Any, text: str) -> None:
-    flags.DEFINE(parser, name, default, text, serializer=flags.ArgumentSerializer())
+    flags.DEFINE(parser, name, default, text, FLAGS, flags.ArgumentSerializer())
 
 
+FLAGS = flags.FlagValues()
+"""Our own and not absl's global one, all of which TensorBoard takes over where it runs in the same process."""
 _count = _Number(int, 1, 10**9)
 _define(_Choice(PRESETS), "preset", "relu_sigmoid", "the network; the first three take no shape flags")
-flags.DEFINE_string("logdir", None, "where the records go; default runs/PRESET-DATE-TIME")
+flags.DEFINE_string("logdir", None, "where the records go; default runs/PRESET-DATE-TIME", FLAGS)
 _define(_Data(), "data", "digits", "the data set; npz:PATH has x_train, y_train and maybe x_test, y_test")
-flags.DEFINE_alias("dataset", "data")
-flags.DEFINE_string("data_dir", None, "folder with a copy of the data set: mnist.npz, ...; default: download")
+flags.DEFINE_alias("dataset", "data", FLAGS)
+flags.DEFINE_string("data_dir", None, "folder with a copy of the data set: mnist.npz, ...; default: download", FLAGS)
 _define(_count, "batch_size", 64, "examples in a step, over all replicas; an epoch's last, smaller batch is left out")
 _define(_count, "epochs", 20, "passes over the training data")
 _define(_count, "steps", None, "training steps, in place of --epochs")
@@ -153,7 +155,7 @@ _define(_Choice(OPTIMIZERS), "optimizer", "adam", "the optimizer")
 _define(_Number(float, 1e-12, 1e6), "learning_rate", 1e-3, "step size")
 _define(_Number(float, 1e-12, 1e12), "clip_norm", None, "largest global gradient norm; default: no clipping")
 _define(_Choice(PRECISIONS), "mixed_precision", "none", "compute type; variables and the output stay float32")
-flags.DEFINE_bool("jit_compile", False, "compile forward, backward and measuring with XLA")
+flags.DEFINE_bool("jit_compile", False, "compile forward, backward and measuring with XLA", FLAGS)
 _define(_Number(int, 0, 2**31 - 1), "seed", 0, "fixes the initial weights, the split and the order of examples")
 _define(_Choice(ACTIVATIONS), "activation", None, "of the hidden layers; default relu")
 _define(_Number(int, 1, 1000), "depth", None, "hidden layers or blocks; default by preset")
@@ -164,24 +166,22 @@ _define(_Devices(), "devices", "all", "devices to use; cpu:4 makes four logical 
 _define(_Number(int, 1, 10**9, never=True), "measure_every", 10, "steps from one measured step to the next")
 _define(_count, "window_examples", 1024, "examples over which a unit must be silent to count as dead")
 _define(_Pattern(), "layers", None, "measure only the layers whose name has a match; default: all")
-flags.DEFINE_bool("histograms", True, "record histograms of gradients and activations as well")
-flags.DEFINE_bool("serve", False, "start TensorBoard beside the training and print its address")
+flags.DEFINE_bool("histograms", True, "record histograms of gradients and activations as well", FLAGS)
+flags.DEFINE_bool("serve", False, "start TensorBoard beside the training and print its address", FLAGS)
 _define(_Number(int, 0, 65535), "port", 0, "port of --serve; 0: any free one")
-flags.DEFINE_bool("progress", True, "report on stderr: a bar in a terminal, else a line now and then")
+flags.DEFINE_bool("progress", True, "report on stderr: a bar in a terminal, else a line now and then", FLAGS)
 
 
 def parse(argv: list[str]) -> Options:
     """The options in `argv`, whose first item is the program. Raises ValueError of one line on anything wrong."""
-    flags.FLAGS.unparse_flags()
+    FLAGS.unparse_flags()
     try:
-        rest = flags.FLAGS(argv)[1:]
-        if flags.FLAGS["verbosity"].using_default_value:
-            flags.FLAGS.verbosity = -1  # warnings and errors; app.run would take INFO, where TensorFlow is talkative
+        rest = FLAGS(argv)[1:]
     except flags.Error as error:
         raise ValueError(" ".join(str(error).split())) from None
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}: everything is given as --flag=value")
-    options = Options(**{name: getattr(flags.FLAGS, name) for name in Options._fields})
+    options = Options(**{name: getattr(FLAGS, name) for name in Options._fields})
     given = options.preset in GIVEN_PRESETS
     for name in ("activation", "depth", "width", "initializer"):
         if given and getattr(options, name) is not None:
@@ -206,4 +206,4 @@ def _writable(logdir: str) -> str:
 
 def help_text() -> str:
     """What --help prints."""
-    return flags.FLAGS.module_help(__name__)
+    return FLAGS.module_help(__name__)

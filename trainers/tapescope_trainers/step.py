@@ -76,7 +76,13 @@ def make_evaluation(model: keras.Model, strategy: tf.distribute.Strategy) -> Cal
 
     def in_replica(x, y):
         probabilities = model(x, training=False)
-        return tf.stack([tf.reduce_sum(cross_entropy(y, probabilities)), right(y, probabilities), tf.cast(tf.shape(y)[0], tf.float32)])
+        return tf.stack(
+            [
+                tf.reduce_sum(cross_entropy(y, probabilities)),
+                right(y, probabilities),
+                tf.cast(tf.shape(y)[0], tf.float32),
+            ]
+        )
 
     @tf.function(reduce_retracing=True)
     def evaluate(x, y):

@@ -4,11 +4,13 @@ tapescope-train --preset=sigmoid_relu --logdir=runs/sigmoid_relu --serve
 """
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
+import absl.flags
 from absl import app
 
 from tapescope_trainers import flags, serve, signals
@@ -20,6 +22,7 @@ HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script. Exits: 0 also after Ctrl-C, 2 with one line on stderr for bad input."""
+    logging.getLogger("tensorflow").setLevel(logging.WARNING)  # it tells of every collective that it makes
     app.run(run, argv=list(argv) if argv is not None else None, flags_parser=_parse)
 
 
@@ -27,6 +30,7 @@ def _parse(argv: list[str]) -> Options:
     if HELP & set(argv[1:]):
         print(f"{__doc__}\n{flags.help_text()}")
         sys.exit(0)
+    absl.flags.FLAGS.mark_as_parsed()  # as `app.run` wants it; ours are in `flags`
     try:
         return flags.parse(argv)
     except ValueError as error:
