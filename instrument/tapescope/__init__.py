@@ -21,10 +21,13 @@ One line of a training step differs, and one value more is returned:
             if reading is not None:
                 recorder.write(n, reading, scalars={"loss": loss})
 
+With `model.fit` it is a callback: `callbacks=[tapescope.Monitor("runs/mine")]`.
+
 Then `tensorboard --logdir runs` shows the Gradients tab, and `tapescope.Run("runs/mine")` reads the run back.
 """
 
 from tapescope.capture import tap
+from tapescope.monitor import Monitor
 from tapescope.probe import Probe
 from tapescope.reading import Reading
 from tapescope.recorder import Recorder
@@ -33,4 +36,4 @@ from tapescope.schedule import Schedule, every, never
 
 __version__ = "0.1.0"
 
-__all__ = ["Probe", "Reading", "Recorder", "Run", "Schedule", "every", "never", "runs", "tap"]
+__all__ = ["Monitor", "Probe", "Reading", "Recorder", "Run", "Schedule", "every", "never", "runs", "tap"]

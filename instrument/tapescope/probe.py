@@ -60,7 +60,7 @@ class Probe:
                 f"`measure` ({measure!r}) must be a Python bool, which makes two programs of one tf.function; "
                 "pass `when(n)`, not a tensor"
             )
-        kind = _MeasuringTape if measure else Tape
+        kind = MeasuringTape if measure else Tape
         return kind(self, persistent, watch_accessed_variables)
 
     def reading(
@@ -148,7 +148,7 @@ class Tape(tf.GradientTape):
         return None
 
 
-class _MeasuringTape(Tape):
+class MeasuringTape(Tape):
     """The tape of the measured program."""
 
     def __init__(self, probe: Probe, persistent: bool, watch_accessed_variables: bool):
@@ -157,8 +157,14 @@ class _MeasuringTape(Tape):
         self._gradients: dict[int, Any] = {}
         self._deltas: list[tuple[Any, Any, Any]] = []
         self._weights: list[tf.Tensor] = []
+        self.closed = False
 
-    def __enter__(self) -> "_MeasuringTape":
+    @property
+    def has_gradient(self) -> bool:
+        """Whether a gradient of the model's variables was taken."""
+        return bool(self._gradients)
+
+    def __enter__(self) -> "MeasuringTape":
         if self._capture is not None:
             raise ValueError("this tape was used before: call `probe.tape(measure)` once for every step")
         super().__enter__()
@@ -170,6 +176,7 @@ class _MeasuringTape(Tape):
         if self._capture is not None:
             self._capture.__exit__()
         super().__exit__(typ, value, traceback)
+        self.closed = True
 
     def gradient(
         self,

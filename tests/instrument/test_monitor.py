@@ -1,0 +1,119 @@
+"""`model.fit` with a Monitor: every way that fit compiles, the same weights, and the model as it was found."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tapescope
+from tests.instrument.steps import dense_chain, mirrored
+
+RNG = np.random.default_rng(2)
+X, Y = RNG.normal(size=[96, 6]).astype(np.float32), RNG.normal(size=[96, 2]).astype(np.float32)
+
+
+class Custom(keras.Model):
+    """A `train_step` of its own, with an inner tape for a gradient penalty."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = keras.layers.Dense(5, "tanh", name="hidden"), keras.layers.Dense(2, name="out")
+
+    def call(self, x):
+        return self.out(self.hidden(x))
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                total = tf.reduce_sum(self(x, training=True))
+            penalty = tf.reduce_mean(tf.square(inner.gradient(total, x)))
+            loss = tf.reduce_mean(tf.square(self(x, training=True) - y)) + 0.1 * penalty
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return {"loss": loss}
+
+
+def fit(monitors, make=lambda: dense_chain([5, 2], ["relu", "sigmoid"], 6), fit_options=None, **options):
+    keras.utils.set_random_seed(1)
+    model = make()
+    model.compile(keras.optimizers.Adam(0.01), "mse", **options)
+    history = model.fit(
+        X, Y, batch_size=8, epochs=2, shuffle=True, verbose=0, callbacks=monitors, **(fit_options or {})
+    )
+    return model, history
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"jit_compile": True},
+        {"jit_compile": False},
+        {"run_eagerly": True},
+        {"jit_compile": False, "steps_per_execution": 3},
+        {"jit_compile": False, "make": Custom},
+        {"jit_compile": False, "fit_options": {"sample_weight": np.linspace(0, 1, 96), "validation_data": (X, Y)}},
+    ],
+    ids=["jit", "graph", "eager", "steps_per_execution", "custom", "weights"],
+)
+def test_fit_records_and_trains_to_the_same_bits(options, tmp_path):
+    plain, history = fit([], **options)
+    watched, same_history = fit([tapescope.Monitor(tmp_path, tapescope.every(3))], **options)
+    for a, b in zip(plain.get_weights(), watched.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert same_history.history == history.history
+    run = tapescope.Run(tmp_path)
+    per_call = options.get("steps_per_execution", 1)
+    assert run.steps.tolist() == list(range(0, 24 // per_call, 3))
+    assert len(run.layers) >= 2
+    assert np.all(run["gradient_norm"] > 0)
+    assert np.all(run["update_ratio"] > 0)
+    assert np.all(np.isfinite(run["loss"]))
+    assert run.status["state"] == "ended"
+    assert tf.GradientTape.__name__ == "GradientTape"
+    assert "train_step" not in vars(watched)
+
+
+def test_readings_are_those_of_the_probe(tmp_path):
+    keras.utils.set_random_seed(1)
+    model = dense_chain([5, 2], ["relu", "sigmoid"], 6)
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+    model.fit(X[:8], Y[:8], batch_size=8, verbose=0, callbacks=[tapescope.Monitor(tmp_path)])
+    probe = tapescope.Probe(twin)
+    with probe.tape(True) as tape:
+        loss = tf.reduce_mean(keras.losses.mean_squared_error(Y[:8], twin(X[:8], training=True)))
+    tape.gradient(loss, twin.trainable_variables)
+    run, reading = tapescope.Run(tmp_path), tape.reading()
+    for column in ("gradient_norm", "delta_norm", "saturated", "activation_std", "flow_gate"):
+        np.testing.assert_allclose(run[column][0], reading.column(column), rtol=1e-5, err_msg=column)
+
+
+def test_under_a_strategy(tmp_path):
+    def make():
+        with mirrored(2).scope():
+            return dense_chain([5, 2], ["relu", "sigmoid"], 6)
+
+    with mirrored(2).scope():
+        fit([tapescope.Monitor(tmp_path, tapescope.every(4))], make, jit_compile=False)
+    run = tapescope.Run(tmp_path)
+    assert run.status["replicas"] == 2
+    assert run["replica_norm"].shape == (6, 2, 4)
+    assert run["examples_seen"][0] == 8
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras' own callback and NumPy 2
+def test_beside_kerass_own_tensorboard_callback(tmp_path):
+    fit([keras.callbacks.TensorBoard(tmp_path), tapescope.Monitor(tmp_path / "gradients")], jit_compile=False)
+    assert tapescope.Run(tmp_path / "gradients").steps.tolist() == [0, 10, 20]
+
+
+def test_a_train_step_without_a_tape_is_refused_in_words(tmp_path):
+    class NoTape(Custom):
+        def train_step(self, data):
+            return {"loss": tf.reduce_sum(self(data[0]))}
+
+    with pytest.raises(ValueError, match="took no gradient"):
+        fit([tapescope.Monitor(tmp_path)], NoTape, run_eagerly=True)
