@@ -49,17 +49,24 @@ def tensorboard(logdir: str | os.PathLike[str], *flags: str) -> Iterator[tuple[s
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             for _ in range(240):
-                with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}data/environment", timeout=5):
-                    yield address, process
-                    return
-                if process.poll() is not None:
+                if process.poll() is not None or _answers(f"{address}data/environment"):
                     break
                 time.sleep(0.25)
-            log.seek(0)
-            raise RuntimeError(f"TensorBoard did not start: {log.read().decode(errors='replace')[-2000:]}")
+            if process.poll() is not None:
+                log.seek(0)
+                raise RuntimeError(f"TensorBoard did not start: {log.read().decode(errors='replace')[-2000:]}")
+            yield address, process
         finally:
             process.terminate()
             process.wait(20)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -98,8 +105,8 @@ def enter(driver: webdriver.Chrome, address: str, state: str = "") -> None:
     """Opens the tab at a state (`view=flow&run=a`) and steps into its frame."""
     driver.switch_to.default_content()
     driver.get("about:blank")  # an address that differs by its hash alone would not load anew
+    driver.get_log("browser")  # what an earlier page said, whose server may be gone
     driver.get(f"{address}#tapescope{'&' if state else ''}{state}")
-    frame = "return [...document.querySelectorAll('iframe')].find((f) => f.src.includes('name=tapescope'))"
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         found = [f for f in driver.find_elements(By.TAG_NAME, "iframe") if "name=tapescope" in _source(driver, f)]
@@ -107,7 +114,7 @@ def enter(driver: webdriver.Chrome, address: str, state: str = "") -> None:
             driver.switch_to.frame(found[0])
             return
         time.sleep(0.05)
-    raise TimeoutError(f"the tab has no frame: {frame}")
+    raise TimeoutError(f"the tab has no frame at {address}")
 
 
 def _source(driver: webdriver.Chrome, frame: object) -> str:
@@ -119,7 +126,7 @@ def _source(driver: webdriver.Chrome, frame: object) -> str:
 READY = """
 const panels = [...document.querySelectorAll('.panel')];
 const words = document.querySelector('.words > *');
-const drawn = panels.length && panels.every((p) => p.classList.contains('blank') || p.querySelector('.main-svg'));
+const drawn = panels.length && panels.every((p) => p.classList.contains('blank') || p.querySelector('.chart[aria-label]'));
 return Boolean(document.styleSheets.length && (words || drawn) && document.querySelector('.tabs button'));
 """
 

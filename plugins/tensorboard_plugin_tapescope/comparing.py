@@ -31,7 +31,8 @@ def compare(snapshot: Snapshot, query: Query) -> list[Panel]:
     panels = []
     for run in drawn:
         if run not in good:
-            panels.append(Panel(f"run {run}", run, empty=absent(name, grids[run] is not None)))
+            missing = grids[run]
+            panels.append(Panel(f"run {run}", run, empty=absent(name, missing and missing.table)))
             continue
         g = good[run]
         figure = figures.heatmap(g.table.steps, g.names, g.values, column, query.dark, query.most // 2, span)

@@ -4,7 +4,7 @@ The same rules as in `figures`: pure functions from arrays to dicts, names shown
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,13 @@ from tensorboard_plugin_tapescope.metadata import Column
 RATIO = Column("ratio", "log10 of the second run's value over the first's; 0 is the same", "decades", "diverging")
 
 UNIT_SHARE = Column("share", "share of the layer's outputs or units", "", "fraction")
+
+BUDGET = {
+    "flow_gate": ("its activation", PALETTE[0]),
+    "flow_weight": ("its weights", PALETTE[5]),
+    "flow_between": ("what lies before it", PALETTE[6]),
+}
+"""The parts of the flow budget in the order in which the gradient passes them: words and colour of each."""
 
 STATE_COLOURS = {
     "unknown": ("#eceff1", "#2b2d31"),
@@ -99,39 +106,37 @@ def unit_map(steps: np.ndarray, codes: np.ndarray, dark: bool = False, most: int
     }
 
 
-def budget(names: Sequence[str], gate: np.ndarray, weight: np.ndarray, dark: bool = False) -> Figure:
-    """`gate` and `weight` [L] in decades, names in forward order, as a waterfall from the loss to the first layer.
+def budget(names: Sequence[str], parts: Mapping[str, np.ndarray], dark: bool = False) -> Figure:
+    """The columns of BUDGET in `parts`, [K] decades each, as a waterfall along `names`, which go back from the loss.
 
-    Each bar begins where the one before ended; an absent gain counts as none. Left is towards the loss.
+    Each bar begins where the one before ended, and below 0 the gradient has become smaller.
     """
-    backward = list(range(len(names)))[::-1]
-    gains = np.nan_to_num(np.stack([gate, weight], axis=1)[backward], posinf=0, neginf=0).ravel()
-    ends = np.cumsum(gains)
-    starts = ends - gains
-    texts = [labels(names)[i] for i in backward]
+    texts, kinds = labels(names), [part for part in BUDGET if part in parts]
+    gains = np.stack([np.nan_to_num(parts[part]) for part in kinds], axis=1)
+    ends = np.cumsum(gains).reshape(gains.shape)
     traces: list[dict[str, Any]] = []
-    for offset, part, colour in ((0, "activation gate", PALETTE[0]), (1, "weights", PALETTE[5])):
-        column = metadata.COLUMNS[("flow_gate", "flow_weight")[offset]]
+    for i, part in enumerate(kinds):
+        words, colour = BUDGET[part]
         traces.append(
             {
                 "type": "bar",
-                "name": part,
+                "name": words,
                 "x": texts,
-                "y": typed(gains[offset::2]),
-                "base": typed(starts[offset::2]),
-                "customdata": typed(ends[offset::2]),
-                "offsetgroup": str(offset),
+                "y": typed(gains[:, i]),
+                "base": typed(ends[:, i] - gains[:, i]),
+                "customdata": typed(ends[:, i]),
+                "offsetgroup": part,
                 "marker": {"color": colour, "line": {"width": 0}},
-                "hovertemplate": f"<b>%{{x}}</b>, {part}<br><b>%{{value:+.2f}}</b> decades; %{{customdata:+.2f}} "
-                f"from the loss to here<br><br>{wrapped(column.definition)}<extra></extra>",
+                "hovertemplate": f"<b>%{{x}}</b>, {words}<br><b>%{{value:+.2f}}</b> decades; %{{customdata:+.2f}} "
+                f"from the loss to here<br><br>{wrapped(metadata.COLUMNS[part].definition)}<extra></extra>",
             }
         )
     line = {"color": figures.soft_ink(dark), "width": 1.2, "dash": "dot"}
     hover = "from the loss through <b>%{x}</b>: <b>%{y:+.2f}</b> decades<extra></extra>"
-    total = {"type": "scatter", "mode": "lines+markers", "name": "in total", "x": texts, "y": typed(ends[1::2])}
+    total = {"type": "scatter", "mode": "lines+markers", "name": "in total", "x": texts, "y": typed(ends[:, -1])}
     traces.append({**total, "line": line, "marker": {"size": 4}, "hovertemplate": hover})
     xaxis = {"title": "layer, from the loss (left) to the input (right)", "type": "category", "showgrid": False}
-    yaxis = {"title": "backward gain (decades)"}
+    yaxis = {"title": "backward gain (decades)", "zeroline": True}
     return {
         "data": traces,
         "layout": layout(dark, height=420, xaxis=xaxis, yaxis=yaxis, bargap=0.15, bargroupgap=0.0, barmode="group"),

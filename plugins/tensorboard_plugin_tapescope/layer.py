@@ -51,10 +51,10 @@ def _column(
     """One column of some rows of a family, as lines."""
     table = snapshot.table(query.runs[0], family)
     if table is None or column not in table.family.columns:
-        return Panel(column, title, empty=absent(column, recorded=False))
+        return Panel(column, title, empty=absent(column, None))
     values = tables.column(table, column)[:, rows]
     if not np.isfinite(values).any():
-        return Panel(column, title, empty=absent(column, recorded=True))
+        return Panel(column, title, empty=absent(column, table))
     figure = figures.series(table.steps, names, values, COLUMNS[column], query.dark, 2 * query.most)
     return Panel(column, title, figure, sentence(COLUMNS[column].definition))
 

@@ -40,6 +40,7 @@ def row(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
         "losses": _spark(step),
         "overhead": overhead(step),
         "measure_ms": _median(step, "measure_ms"),
+        "looked": raw is not None,
         "findings": tables.count(found),
         "headline": found[0] if found else None,
         "worst": worst_layer(snapshot, name, found),

@@ -106,6 +106,24 @@ def own_variables(family: Family, layer: str) -> list[int]:
     return [i for i in mine if isinstance(i, int)] if isinstance(mine, list) else []
 
 
+def backward_path(family: Family) -> list[int]:
+    """Layers from the last back towards the first, each followed by the last of those that feed it.
+
+    The layer at the end is left out: what its own gate and weights take is not lost on the way to it. A family that
+    does not say what feeds a layer is a chain.
+    """
+    sources = family.details.get("sources")
+    at, path = len(family.names) - 1, []
+    while at > 0:
+        fed = sources[at] if isinstance(sources, list) and at < len(sources) else [at - 1]
+        before = [i for i in fed if isinstance(i, int) and 0 <= i < at] if isinstance(fed, list) else []
+        if not before:
+            break
+        path.append(at)
+        at = max(before)
+    return path
+
+
 def column_names(family: Family) -> tuple[str, ...]:
     """Names of the columns that a table of the family can give, those derived with them."""
     derived = tuple(name for name in DERIVED if _count_of(name) in family.columns and any(units(family)))

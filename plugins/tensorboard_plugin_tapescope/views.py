@@ -59,7 +59,7 @@ def flow(snapshot: Snapshot, query: Query) -> list[Panel]:
     column, found = COLUMNS[name], grid(snapshot, run, name)
     heading = figures.title(column).capitalize()
     if found is None or not np.isfinite(found.values).any():
-        return [Panel("flow", heading, empty=absent(name, found is not None), wide=True)]
+        return [Panel("flow", heading, empty=absent(name, found and found.table), wide=True)]
     order = tables.worst_first(name, found.values) if query.order == "worst" else np.arange(len(found.names))
     values = found.values[:, order]
     figure = figures.heatmap(found.table.steps, [found.names[i] for i in order], values, column, query.dark, query.most)
@@ -78,10 +78,12 @@ def thinned(steps: np.ndarray, query: Query, column: str) -> str:
     return f"{len(steps):,} recorded steps, drawn in buckets: {kept} of each. The CSV has them all."
 
 
-def absent(column: str, recorded: bool) -> str:
-    """Why there is no figure of a column."""
+def absent(column: str, table: Table | None) -> str:
+    """Why there is no figure of a column: its table has none, or holds no finite value of it."""
     words = figures.title(COLUMNS[column])
-    if recorded:
+    if table is not None and not len(table.values):
+        return f"The records of {table.family.tag} do not have the shape that they declare, so none could be read."
+    if table is not None:
         return f"Every recorded value of {words} is absent in this run. It is the {COLUMNS[column].definition}."
     return f"This run has no {words}: what wrote it did not measure that. It is the {COLUMNS[column].definition}."
 
@@ -95,18 +97,26 @@ def budget(snapshot: Snapshot, query: Query) -> list[Panel]:
     """Where the gradient was lost between the loss and the first layer, over the steps first .. last."""
     table = snapshot.table(query.runs[0], "layers")
     title = "Backward gain from the loss to the first layer"
-    held = table is not None and {"flow_gate", "flow_weight"} <= set(table.family.columns)
-    gains = [tables.column(table, c) for c in ("flow_gate", "flow_weight")] if table is not None and held else []
-    if table is None or not gains or not any(np.isfinite(g).any() for g in gains):
+    held = [part for part in details.BUDGET if table is not None and part in table.family.columns]
+    gains = {part: tables.column(table, part) for part in held} if table is not None else {}
+    if table is None or not any(np.isfinite(g).any() for g in gains.values()):
         words = "This run has no flow budget: what wrote it did not measure the gains of gates and weights."
         return [Panel("budget", title, empty=words, wide=True)]
     first, last = _range(table.steps, query)
     inside = (table.steps >= first) & (table.steps <= last)
     if not inside.any():
         raise Refused(404, f"No step from {first} to {last} was recorded.")
-    gate, weight = (_mean(g[inside]) for g in gains)
-    figure = details.budget(table.family.names, gate, weight, query.dark)
-    return [Panel("budget", title, figure, _budget_words(table, gate, weight, table.steps[inside]), wide=True)]
+    path = tables.backward_path(table.family)
+    if not path:
+        words = "No recorded layer feeds the last one, so there is no way on which the gradient could be lost."
+        return [Panel("budget", title, empty=words, wide=True)]
+    means = {part: np.nan_to_num(_mean(gain[inside])[path]) for part, gain in gains.items()}
+    names = [table.family.names[i] for i in path]
+    figure = details.budget(names, means, query.dark)
+    words = _budget_words(names, means, table.steps[inside])
+    beside = len(table.family.names) - len(path) - 1
+    words += f" {beside} layers lie beside this path, or before its end." if beside > 0 else ""
+    return [Panel("budget", title, figure, words, rows=names, wide=True)]
 
 
 def _range(steps: np.ndarray, query: Query) -> tuple[int, int]:
@@ -123,17 +133,16 @@ def _mean(values: np.ndarray) -> np.ndarray:
         return np.where(finite, values, 0).sum(axis=0) / np.where(finite.any(axis=0), finite.sum(axis=0), np.nan)
 
 
-def _budget_words(table: Table, gate: np.ndarray, weight: np.ndarray, steps: np.ndarray) -> str:
-    total = np.nan_to_num(gate) + np.nan_to_num(weight)
-    least = int(np.argmin(total))
-    at = (
-        f"step {steps[0]:,}"
-        if len(steps) == 1
-        else f"the mean of {len(steps):,} steps from {steps[0]:,} to {steps[-1]:,}"
-    )
+def _budget_words(names: list[str], means: dict[str, np.ndarray], steps: np.ndarray) -> str:
+    """The total in words, and the layer and part that cost most."""
+    at = f"step {steps[-1]:,}"
+    if len(steps) > 1:
+        at = f"the mean of {len(steps):,} steps from {steps[0]:,} to {steps[-1]:,}"
+    total = np.sum(list(means.values()), axis=0)
     change = "gains" if total.sum() > 0 else "loses"
-    words = f"At {at} the gradient {change} {abs(total.sum()):.2f} decades on its way to the first layer"
+    words = f"At {at} the gradient {change} {abs(total.sum()):.2f} decades on its way from the loss to the first layer"
+    least = int(np.argmin(total))
     if total[least] >= 0:
         return f"{words}; no layer takes any away."
-    part = "its activation" if np.nan_to_num(gate[least]) < np.nan_to_num(weight[least]) else "its weights"
-    return f"{words}; {table.family.names[least]} costs most, {-total[least]:.2f} decades, mainly by {part}."
+    part = details.BUDGET[min(means, key=lambda part: means[part][least])][0]
+    return f"{words}; {names[least]} costs most, {-total[least]:.2f} decades, mainly by {part}."

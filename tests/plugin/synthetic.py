@@ -56,6 +56,7 @@ def families(spec: Spec) -> dict[str, Family]:
         "units": [spec.units] * len(layers),
         "activations": ["relu"] * (len(layers) - 1) + ["linear"],
         "variables": [list(range(kinds * i, kinds * (i + 1))) for i in range(len(layers))],
+        "sources": [[i - 1] if i else [] for i in range(len(layers))],
         "skipped": {},
     }
     described = {
@@ -93,30 +94,46 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
     gradient = np.repeat(delta, kinds) * np.tile([1.0, 0.3][:kinds], depth)
     dead = np.floor(spec.units * spec.dying * progress * np.linspace(1, 0, depth))
     weight = np.full(depth * kinds, 4.0) + progress
-    nan = np.full(depth * kinds, np.nan)
     replicas = np.exp(rng.normal(scale=0.1, size=(spec.replicas, depth * kinds))) * gradient
-    variables = [gradient, np.minimum(gradient, 1), weight, gradient / 3, 0.2 + 0 * gradient, 0 * gradient]
-    variables += [0.01 * gradient / weight, nan if spec.replicas == 1 else 200 + 40 * rng.normal(size=depth * kinds)]
     zero = 0.3 + 0.5 * dead / spec.units
-    gate, weights = np.full(depth, -0.3), np.full(depth, np.log10(spec.decay) + 0.3)
-    flow = [gate + 0 * noise, weights + 0.05 * rng.normal(size=depth)] if spec.budget else [nan[:depth]] * 2
-    layers = [0.4 * noise, noise, 0 * noise, 4 * noise, zero, 0 * noise, zero, delta, *flow]
-    layers += [dead, dead * 0.5, 0 * dead, np.floor(0.1 * dead)]
-    loss = 2.3 * np.exp(-3 * progress) + 0.05
-    values = [
-        loss,
-        128.0 * (step + 1),
-        1024,
-        3.1,
-        1000 * spec.step_seconds,
-        -1,
-        -1,
-        nan[0] if spec.replicas == 1 else 220,
-    ]
+    known = {
+        "gradient_norm": gradient,
+        "applied_norm": np.minimum(gradient, 1),
+        "weight_norm": weight,
+        "gradient_max": gradient / 3,
+        "gradient_zero": np.full(depth * kinds, 0.2),
+        "gradient_nonfinite": np.zeros(depth * kinds),
+        "update_ratio": 0.01 * gradient / weight,
+        "activation_mean": 0.4 * noise,
+        "activation_std": noise,
+        "activation_min": np.zeros(depth),
+        "activation_max": 4 * noise,
+        "activation_zero": zero,
+        "activation_nonfinite": np.zeros(depth),
+        "saturated": zero,
+        "delta_norm": delta,
+        "units_dead": dead,
+        "units_dormant": dead * 0.5,
+        "units_saturated": np.zeros(depth),
+        "units_revived": np.floor(0.1 * dead),
+        "loss": 2.3 * np.exp(-3 * progress) + 0.05,
+        "examples_seen": 128 * (step + 1),
+        "window_examples": 1024,
+        "measure_ms": 3.1,
+        "step_ms": 1000 * spec.step_seconds,
+        "first_nonfinite_forward": -1,
+        "first_nonfinite_backward": -1,
+    }
+    if spec.budget:
+        between = np.zeros(depth)
+        weights = np.log10(spec.decay) + 0.3 + 0.05 * rng.normal(size=depth)
+        known |= {"flow_gate": np.full(depth, -0.3), "flow_weight": weights, "flow_between": between}
+    if spec.replicas > 1:
+        known |= {"noise_scale": 200 + 40 * rng.normal(size=depth * kinds), "noise_scale_total": 220}
     tensors = {
-        "variables": np.stack(variables).astype(np.float32),
-        "layers": np.stack(layers).astype(np.float32),
-        "step": np.array(values, np.float64),
+        "variables": _rows(metadata.VARIABLE_COLUMNS, known, depth * kinds).astype(np.float32),
+        "layers": _rows(metadata.LAYER_COLUMNS, known, depth).astype(np.float32),
+        "step": _rows(metadata.STEP_COLUMNS, known, 1)[:, 0],
         "units": _states(spec, dead),
     }
     if spec.replicas > 1:
@@ -127,6 +144,11 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
         tensors["gradient_histogram"] = _histogram(gradient, edges, rng)
         tensors["activation_histogram"] = _histogram(noise, edges, rng)
     return tensors
+
+
+def _rows(columns: tuple[metadata.Column, ...], known: dict[str, np.ndarray], width: int) -> np.ndarray:
+    """[C, width]: a row a column, NaN where nothing is known of it."""
+    return np.stack([np.broadcast_to(known.get(c.name, np.nan), width) for c in columns])
 
 
 def _states(spec: Spec, dead: np.ndarray) -> np.ndarray:

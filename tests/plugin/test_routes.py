@@ -50,7 +50,8 @@ def test_flow_holds_the_recorded_numbers(tensorboard, logdir):
     panel = panels(tensorboard.get("view", view="flow", run="healthy", column="delta_norm"))["flow"]
     (trace,) = panel["figure"]["data"]
     rng, spec = np.random.default_rng(0), Spec(decay=0.9)
-    deltas = [synthetic.record(spec, step, 390, rng)["layers"][7] for step in range(0, 400, 10)]
+    row = [c.name for c in metadata.LAYER_COLUMNS].index("delta_norm")
+    deltas = [synthetic.record(spec, step, 390, rng)["layers"][row] for step in range(0, 400, 10)]
     np.testing.assert_array_equal(export.array(trace["customdata"]), np.stack(deltas, axis=1))
     np.testing.assert_array_equal(export.array(trace["x"]), range(0, 400, 10))
     assert trace["y"] == list(spec.layer_names()) == panel["rows"]

@@ -32,14 +32,18 @@ function lead(runs) {
   const stalled = runs.filter((run) => run.state === "stalled").length;
   const worst = bad[0] ?? uneasy[0];
   const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
-  let headline = runs.length === 1 ? "Nothing was found in this run" : `Nothing was found in these ${runs.length} runs`;
+  const looked = runs.filter((run) => run.looked && !run.problems.length).length;
+  let headline = looked === runs.length ? `Nothing was found in ${count(looked, "run", "runs")}` : `Nothing was found in ${looked} of ${count(runs.length, "run", "runs")}`;
+  if (!looked) headline = `${count(runs.length, "run holds", "runs hold")} no findings`;
   if (bad.length) headline = `${bad.length} of ${count(runs.length, "run", "runs")} ${bad.length === 1 ? "has" : "have"} errors`;
   else if (uneasy.length) headline = `${uneasy.length} of ${count(runs.length, "run", "runs")} ${uneasy.length === 1 ? "has" : "have"} warnings`;
-  const parts = [live && `${live} training`, stalled && `${stalled} stalled`].filter(Boolean).join(", ");
+  const unread = runs.filter((run) => run.problems.length).length;
+  const silent = runs.length - looked - unread;
+  const parts = [live && `${live} training`, stalled && `${stalled} stalled`, unread && `${unread} cannot be read in full`, silent && looked && `${silent} without findings recorded`];
   return h(
     "header",
-    { class: `lead ${bad.length ? "error" : uneasy.length ? "warning" : "good"}` },
-    h("h2", {}, headline, parts ? h("small", {}, parts) : null),
+    { class: `lead ${bad.length ? "error" : uneasy.length || unread ? "warning" : looked ? "good" : "plain"}` },
+    h("h2", {}, headline, h("small", {}, parts.filter(Boolean).join(", "))),
     worst ? h("p", {}, h("b", {}, worst.name), " — ", worst.headline.message, " ", where(worst.name, worst.headline)) : null,
   );
 }
