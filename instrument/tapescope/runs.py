@@ -9,6 +9,7 @@ import numpy as np
 from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.util import tensor_util
 
+from tapescope import plotting
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 
@@ -118,12 +119,24 @@ class Run:
         values = self[column]
         if values.ndim > 2:
             raise ValueError(f"`column` ({column!r}) has {values.ndim} axes; a DataFrame has two")
-        names = self.layers if values.ndim == 2 and column in self._layer_columns() else self.variables
         index = pandas.Index(self.steps, name="step")
-        return pandas.DataFrame(values, index=index, columns=[column] if values.ndim == 1 else list(names))
+        return pandas.DataFrame(values, index=index, columns=[column] if values.ndim == 1 else list(self.rows(column)))
 
-    def _layer_columns(self) -> tuple[str, ...]:
-        return self._series["layers"].family.columns if "layers" in self._series else ()
+    def plot(self, column: str, row: str | None = None, dark: bool = False) -> Any:
+        """The tab's figure of a column as a `plotly.graph_objects.Figure`; see `tapescope.plotting.plot`."""
+        from plotly import graph_objects
+
+        return graph_objects.Figure(plotting.plot(self, column, row, dark))
+
+    def _repr_html_(self) -> str:
+        return plotting.summary_html(self)
+
+    def rows(self, column: str) -> tuple[str, ...]:
+        """The names along the rows of a column: the layers or the variables; none for a column of the steps."""
+        for series in self._series.values():
+            if column == series.family.family or column in series.family.columns:
+                return series.family.names
+        raise KeyError(f"no column {column!r} in {self.logdir}; it has: {', '.join(self.columns)}")
 
     def _family(self, name: str) -> Series:
         if name not in self._series:

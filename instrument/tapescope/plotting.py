@@ -1,0 +1,86 @@
+"""A Run drawn: the figures of the Gradients tab, from the same functions, for `run.plot`, notebooks and the report."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tapescope import flow
+from tensorboard_plugin_tapescope import details, distributions, figures, metadata
+from tensorboard_plugin_tapescope.figures import Figure
+
+if TYPE_CHECKING:
+    from tapescope.runs import Run
+
+
+def plot(run: "Run", column: str, row: str | None = None, dark: bool = False) -> Figure:
+    """The figure of one column as a dict that plotly draws.
+
+    Args:
+      run: what to draw.
+      column: its name on the wire; "flow_budget" draws the budget at the last step.
+      row: a variable or layer. Needed for histograms and "unit_state"; elsewhere it draws that row alone.
+      dark: for a dark page.
+
+    Raises ValueError where a row is needed, or is not in the run, and KeyError for a column that is not.
+    """
+    if column == "flow_budget":
+        return budget(run, dark)
+    if column == "unit_state":
+        steps, states = run.units(_required(row, column))
+        return details.unit_map(steps, states, dark)
+    values = run[column]
+    if column.endswith("_histogram"):
+        index = _index(run.rows(column), _required(row, column))
+        return distributions.distribution(run.steps, values[:, index], column.removesuffix("_histogram"), dark)
+    described = metadata.COLUMNS.get(column, metadata.Column(column, ""))
+    if values.ndim == 1:
+        return figures.series(run.steps, [column], values[:, None], described, dark)
+    names = run.rows(column)
+    if values.ndim == 3:  # of the replicas
+        index = _index(names, _required(row, column))
+        replicas = [f"replica {i}" for i in range(values.shape[1])]
+        return figures.series(run.steps, replicas, values[:, :, index], described, dark)
+    if row is not None:
+        index = _index(names, row)
+        return figures.series(run.steps, [row], values[:, [index]], described, dark)
+    return figures.heatmap(run.steps, names, values, described, dark)
+
+
+def budget(run: "Run", dark: bool = False, last: int = 10) -> Figure:
+    """The flow budget of the whole path, averaged over the last records (the parts are logarithms)."""
+    columns = {name: _mean(run[name][-last:]) for name in details.BUDGET if name in run.columns}
+    sources = run.details.get("sources") or [[i - 1] if i else [] for i in range(len(run.layers))]
+    columns.setdefault("flow_between", np.full(len(run.layers), np.nan))
+    parts = flow.budget(run.layers, columns, sources)
+    table = {name: np.array([getattr(p, name.removeprefix("flow_")) for p in parts]) for name in details.BUDGET}
+    return details.budget([p.layer for p in parts], table, dark)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    known = np.isfinite(values)
+    return np.where(known.any(0), np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
+
+
+def _required(row: str | None, column: str) -> str:
+    if row is None:
+        raise ValueError(f"`row` is needed to draw {column!r}: the name of a layer or variable")
+    return row
+
+
+def _index(names: tuple[str, ...], row: str) -> int:
+    if row not in names:
+        raise ValueError(f"`row` ({row!r}) is not in the run; there are: {', '.join(names)}")
+    return names.index(row)
+
+
+def summary_html(run: Any) -> str:
+    """A few lines of HTML about a run, for a notebook."""
+    import html
+
+    status = run.status
+    findings = "".join(f"<li>{html.escape(f['message'])}</li>" for f in run.findings)
+    return (
+        f"<b>tapescope run</b> {html.escape(run.logdir)}: {html.escape(status.get('state', 'unknown'))}, "
+        f"{len(run.steps)} records up to step {run.steps[-1]}, {len(run.layers)} layers, "
+        f"{len(run.variables)} variables" + (f"<ul>{findings}</ul>" if findings else "")
+    )
