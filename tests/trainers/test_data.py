@@ -2,6 +2,8 @@
 
 import gzip
 import itertools
+import socket
+import urllib.request
 
 import numpy as np
 import pytest
@@ -156,6 +158,22 @@ def test_no_network(monkeypatch):
         ValueError, match=r"mnist cannot be downloaded \(URL .* --data_dir=FOLDER, or take --data=digits"
     ):
         data.load("mnist")
+
+
+def test_a_network_that_does_not_answer(monkeypatch):
+    """A server that accepts and then says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/mnist.npz"
+
+        def load_data():
+            with urllib.request.urlopen(address) as response:
+                return response.read()
+
+        monkeypatch.setattr(tf.keras.datasets.mnist, "load_data", load_data)
+        monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT_SECONDS", 0.1)
+        with pytest.raises(ValueError, match=r"mnist cannot be downloaded \(.*timed out"):
+            data.load("mnist")
+    assert socket.getdefaulttimeout() is None
 
 
 def test_a_batch_of_more_than_there_is():

@@ -107,6 +107,17 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
         parse(f"--logdir={tmp_path}/file")
 
 
+def test_a_second_interruption_ends_at_once_and_in_one_line(tmp_path, monkeypatch, capsys):
+    def prepare(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "prepare", prepare)
+    with pytest.raises(SystemExit) as exit:
+        train.main(["tapescope-train", f"--logdir={tmp_path}"])
+    assert exit.value.code == 130
+    assert capsys.readouterr().err == "tapescope-train: ended at once\n"
+
+
 def test_help_names_every_flag(capsys):
     with pytest.raises(SystemExit) as exit:
         train.main(["tapescope-train", "--help"])

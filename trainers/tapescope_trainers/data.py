@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import socket
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,10 @@ import tensorflow as tf
 
 HELD_SHARE = 0.2
 """Share of the examples that validate, where a data set has no test part of its own."""
+
+
+DOWNLOAD_TIMEOUT_SECONDS = 20.0
+"""Without an answer; keras itself would wait for ever."""
 
 
 class Data(NamedTuple):
@@ -111,6 +116,8 @@ def _idx(path: str) -> np.ndarray:
 
 
 def _download(name: str) -> dict[str, np.ndarray]:
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
         (x, y), (x_test, y_test) = getattr(tf.keras.datasets, name).load_data()
     except Exception as error:  # keras raises a bare Exception where the network or the disk does not serve
@@ -118,6 +125,8 @@ def _download(name: str) -> dict[str, np.ndarray]:
             f"data {name} cannot be downloaded ({' '.join(str(error).split())}): put {name}.npz into a folder and pass "
             f"--data_dir=FOLDER, or take --data=digits, which needs no network"
         ) from None
+    finally:
+        socket.setdefaulttimeout(patience)
     return {"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test}
 
 

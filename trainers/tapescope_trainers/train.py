@@ -17,13 +17,18 @@ from tapescope_trainers import flags, serve, signals
 from tapescope_trainers.flags import Options
 
 CODE_BAD_INPUT = 2
+CODE_INTERRUPTED = 130
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The console script. Exits: 0 also after Ctrl-C, 2 with one line on stderr for bad input."""
+    """The console script. Exits: 0 also after Ctrl-C, 130 after a second, 2 with one line on stderr for bad input."""
     logging.getLogger("tensorflow").setLevel(logging.WARNING)  # it tells of every collective that it makes
-    app.run(run, argv=list(argv) if argv is not None else None, flags_parser=_parse)
+    try:
+        app.run(run, argv=list(argv) if argv is not None else None, flags_parser=_parse)
+    except KeyboardInterrupt:
+        print("tapescope-train: ended at once", file=sys.stderr)
+        sys.exit(CODE_INTERRUPTED)
 
 
 def _parse(argv: list[str]) -> Options:
