@@ -19,16 +19,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from tensorboard.util import tensor_util
 
-from tapescope import events, records
+from tapescope import events, history, records, rules
 from tapescope.probe import Probe
 from tapescope.reading import Reading
 from tapescope.records import Step
 from tapescope.schedule import Schedule
+from tapescope.symptoms import Finding
 from tapescope.units import Ledger
+from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 
 FLUSH_SECONDS = 1.0
+RULED = tuple(metadata.tag(family) for family in ("variables", "layers", "step", "replicas"))
+"""Tags of what the rules look at."""
 QUEUED_RECORDS = 10_000
 
 
@@ -54,11 +59,16 @@ class Recorder:
         self.logdir = os.fspath(logdir)
         self.lost = 0
         """Records that could not be written."""
+        self.findings: tuple[Finding, ...] = ()
+        """What the rules have found so far. Replaced, never changed, by the background thread: safe to read at any
+        time, and a record or two behind the training."""
         self._probe = probe
         self._when = when
         self._about = dict(about or {}, started=time.time(), tensorflow=tf.__version__, keras=keras.__version__)
         self._file = events.EventFile(self.logdir)
         self._ledger: Ledger | None = None
+        self._watch: rules.Watch | None = None
+        self._families: dict[str, Family] = {}
         self._last_step = 0
         self._queue: queue.Queue[Any] = queue.Queue(QUEUED_RECORDS)
         self._closed = False
@@ -184,7 +194,35 @@ class Recorder:
             values += records.families(step, read, names, self._ledger, self._probe.skipped)
             values += records.for_builtin_tabs(read, names, self._ledger.verdict)
         values += [events.scalar(tag, number) for tag, number in numbers.items() if not math.isnan(number)]
+        columns = self._columns(values)
         self._file.add(step.number, values, wall_time)
+        if columns:
+            self._judge(history.Record(step.number, columns))
+
+    def _columns(self, values: list[events.Value]) -> dict[str, np.ndarray]:
+        """What is on the wire, by column: the rules get the same numbers live as from a run that is read back."""
+        columns: dict[str, np.ndarray] = {}
+        for value in values:
+            if value.tag in RULED:
+                if value.tag not in self._families:
+                    self._families[value.tag] = metadata.parse(value.metadata.plugin_data.content)
+                columns.update(rules.columns(self._families[value.tag], tensor_util.make_ndarray(value.tensor)))
+        return columns
+
+    def _judge(self, record: history.Record) -> None:
+        if self._watch is None:
+            of = self._families.get
+            variables, layers = (of(metadata.tag(f), Family(f)) for f in ("variables", "layers"))
+            self._watch = rules.Watch(history.subject(variables.names, layers.names, layers.details))
+        new = self._watch.add(record)
+        if not new:
+            return
+        self.findings = self._watch.findings
+        texts = [rules.to_json(finding) for finding in self.findings]
+        self._file.add(record.step, [events.text(Family("findings"), texts)])
+        for finding in new:
+            if finding.severity != "info":
+                logging.warning("tapescope: %s. %s", finding.message, finding.advice)
 
     def _say_what_is_thinned(self, layers: int) -> None:
         shown = len(records.thinned(layers))
