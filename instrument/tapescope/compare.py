@@ -83,7 +83,7 @@ def compare(first: Run, second: Run, tolerance: float = 1e-3, by: str = "step") 
         if not names:
             continue
         a, b = (
-            v[np.ix_(at, [run.rows(column).index(n) for n in names])]
+            v[at][:, [run.rows(column).index(n) for n in names]]
             for v, at, run in zip(values, (mine, theirs), (first, second), strict=True)
         )
         relative = _relative(a, b)
