@@ -76,7 +76,7 @@ def compare(first: Run, second: Run, tolerance: float = 1e-3, by: str = "step") 
     unmatched: dict[str, None] = {}
     for column in (c for c in first.columns if c in second.columns):
         values = [np.asarray(run[column], np.float64) for run in (first, second)]
-        if values[0].ndim != 2:
+        if values[0].ndim != 2 or column == "unit_state":
             continue
         names = [n for n in first.rows(column) if n in second.rows(column)]
         unmatched.update(dict.fromkeys(sorted(set(first.rows(column)) ^ set(second.rows(column)))))

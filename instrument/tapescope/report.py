@@ -129,7 +129,7 @@ def _figure(title: str, column: Column, figure: figures.Figure) -> str:
     sentence = column.definition[:1].upper() + column.definition[1:]
     return (
         f"<h3>{_text(title)}</h3><div class=soft>{_text(sentence)}.</div><div></div><script>(f=>Plotly.newPlot("
-        "document.currentScript.previousElementSibling,f.data,f.layout,{displaylogo:false,responsive:true}))"
+        "document.currentScript.previousElementSibling,f.data,f.layout,{displayModeBar:false,responsive:true}))"
         f"({drawn})</script>"
     )
 

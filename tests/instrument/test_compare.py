@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tapescope
-from tapescope import compare, scaling
+from tapescope import cli, compare, scaling
 from tests.instrument.steps import dense_chain
 
 RNG = np.random.default_rng(4)
@@ -97,3 +97,21 @@ def test_scaling(one):
 @pytest.mark.parametrize(("noise", "verdict"), [(math.nan, "not known"), (1000, "yes"), (64, "partly"), (4, "no:")])
 def test_whether_a_larger_batch_is_worth_it(noise, verdict):
     assert speed(2, 100, noise).worth.startswith(verdict)
+
+
+def test_the_command_line(one, tmp_path, capsys):
+    other = train(tmp_path / "other", change=1)
+    assert cli.main(["compare", one.logdir, one.logdir]) == 0
+    assert cli.main(["compare", one.logdir, other.logdir]) == 1
+    assert "layer1" in capsys.readouterr().out
+    assert cli.main(["compare", one.logdir, other.logdir, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["forward"]["name"] == "layer1"
+    assert cli.main(["compare", one.logdir, str(tmp_path / "nowhere")]) == 2
+    assert cli.main(["compare", one.logdir, str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "is no run but holds 1; name one of them" in lines[1]
+    assert cli.main(["scaling", one.logdir, other.logdir]) == 0
+    assert "efficiency" in capsys.readouterr().out
+    assert cli.main(["report", one.logdir, f"--output={tmp_path / 'page.html'}"]) == 0
+    assert (tmp_path / "page.html").stat().st_size > 1e6
