@@ -7,10 +7,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3 p
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
 PYTEST_ARGS ?= -n 2
 
-.PHONY: help demo test check format screenshots clean
+.PHONY: help demo study test check format screenshots clean
 
 help:
 	@echo 'make demo         train three networks on real digits and see them in TensorBoard'
+	@echo 'make study        test the claims of the text: train 265 networks, write docs/study.md (some minutes)'
 	@echo 'make test         run the tests (PYTEST_ARGS="-n 2")'
 	@echo 'make check        run the linters: ruff, pyright'
 	@echo 'make format       let ruff format the code'
@@ -20,6 +21,9 @@ help:
 demo: $(VENV)/.demo
 	rm -rf runs/demo
 	$(BIN)/python -m tapescope_trainers.demo runs/demo
+
+study: $(VENV)/.demo
+	$(BIN)/python -m tapescope_trainers.study --logdir=runs/study --table=docs/study.md
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

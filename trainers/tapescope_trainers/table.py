@@ -37,6 +37,7 @@ def markdown(
 
 def _how(trials: Trials, steps: int, tests: int) -> str:
     seeds, runs = len(next(iter(trials.values()))), sum(map(len, trials.values()))
+    level = f"{100 * verdicts.LEVEL:.0f} %"
     return f"""\
 A text on combining sigmoid and ReLU activations makes nine claims. Here are its three networks and the alternatives
 that it names, measured: {len(trials)} set-ups with {seeds} seeds, {runs} runs of {steps} steps of {BATCH} examples, on
@@ -46,9 +47,9 @@ initial weights and Adam at 0.001 unless it says otherwise. The loss goes throug
 describes it.
 
 Effects are means over the seeds, of paired differences where two set-ups are compared, with
-{100 * verdicts.LEVEL:.0f} % confidence intervals (Student's t). The thresholds stand in `claims.py`. A test *holds* where
+{level} confidence intervals (Student's t). The thresholds were set beforehand. A test *holds* where
 the whole interval is on the claim's side of the threshold, *fails* where it is wholly on the other side, and is
-*undecided* else. A claim is **supported** where all its tests hold, **refuted** where all fail, and else it **depends**.
+*undecided* else. A claim is **supported** where all its tests hold, **refuted** where all fail, else it **depends**.
 The level is that of each interval, not of all {tests} together: some will be wrong.
 
 *Start* is the first {FIRST_STEPS} steps, *end* the last {LAST_STEPS}. A *gate* is what an activation leaves of the
