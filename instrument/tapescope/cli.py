@@ -73,7 +73,7 @@ def _check(given: argparse.Namespace) -> int:
     return FOUND if findings else NONE
 
 
-def _words(finding: Finding) -> str:
+def _words(finding: Any) -> str:
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in finding.evidence.items())
     title = f"{finding.severity}: {finding.rule}{f' in {finding.layer}' if finding.layer else ''}, step {finding.step}"
     return f"{title}\n  {finding.message[0].upper()}{finding.message[1:]}.\n  {numbers}\n  {finding.advice}"
