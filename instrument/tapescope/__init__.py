@@ -32,8 +32,8 @@ from tapescope.probe import Probe
 from tapescope.reading import Reading
 from tapescope.recorder import Recorder
 from tapescope.runs import Run, runs
-from tapescope.schedule import Schedule, every, never
+from tapescope.schedule import Schedule, budget, every, never
 
 __version__ = "0.1.0"
 
-__all__ = ["Monitor", "Probe", "Reading", "Recorder", "Run", "Schedule", "every", "never", "runs", "tap"]
+__all__ = ["Monitor", "Probe", "Reading", "Recorder", "Run", "Schedule", "budget", "every", "never", "runs", "tap"]

@@ -96,8 +96,12 @@ class Recorder:
         seen = math.nan if examples is None else float(examples)
         about = Step(int(step), examples_seen=seen)
         if self._when is not None and reading is not None:
-            about = about._replace(step_ms=self._when.step_ms, measure_ms=self._when.measure_ms)
-            numbers["measure_overhead_pct"] = self._when.overhead_pct
+            cost = self._when.cost
+            about = about._replace(step_ms=cost.step_ms, measure_ms=cost.measure_ms)
+            numbers |= {
+                "measure_overhead_pct": cost.overhead_pct,
+                "measure_overhead_error_pct": cost.overhead_error_pct,
+            }
         wall_time = time.time()
         self._put(lambda: self._write(about, reading, numbers, wall_time))
 
