@@ -39,9 +39,13 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def tensorboard(logdir: str | os.PathLike[str], *flags: str) -> Iterator[tuple[str, subprocess.Popen]]:
-    """Yields the address of a TensorBoard over `logdir` once it answers, and its process, which is ended after."""
+    """Yields the address of a TensorBoard over `logdir` once it answers, and its process, which is ended after.
+
+    TensorFlow is hidden from it, as on a machine that has none: it starts sooner, and is smaller by 300 MiB.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1"]
+    without = "import sys; sys.modules['tensorflow'] = None; from tensorboard import main; main.run_main()"
+    command = [sys.executable, "-c", without, "--logdir", str(logdir), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--reload_interval", "1", *flags]
     prefix = next((f.split("=", 1)[1].strip("/") + "/" for f in flags if f.startswith("--path_prefix=")), "")
     address = f"http://127.0.0.1:{port}/{prefix}"
@@ -126,7 +130,8 @@ def _source(driver: webdriver.Chrome, frame: object) -> str:
 READY = """
 const panels = [...document.querySelectorAll('.panel')];
 const words = document.querySelector('.words > *');
-const drawn = panels.length && panels.every((p) => p.classList.contains('blank') || p.querySelector('.chart[aria-label]'));
+const finished = (panel) => panel.classList.contains('blank') || panel.querySelector('.chart[aria-label]');
+const drawn = panels.length && panels.every(finished);
 return Boolean(document.styleSheets.length && (words || drawn) && document.querySelector('.tabs button'));
 """
 

@@ -4,6 +4,9 @@ import collections
 import functools
 import math
 import threading
+import time
+from collections.abc import Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 from tensorboard.data import provider
@@ -12,13 +15,17 @@ from tensorboard_plugin_tapescope import metadata, tables
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.tables import Table
 
-KEEP_BYTES = 64 << 20
+KEEP_BYTES = 32 << 20
 """Of tables in memory; the least recently used go first."""
 READ_BYTES = 64 << 20
 """Of one read: histograms of many layers are sampled by step to stay below it. gRPC itself ends at 256 MiB."""
 ALL = 1_000_000  # 0 would mean none
 FRESH = 256
 """A table grows by its last record that often before all are read again, and what TensorBoard let go goes here too."""
+
+SAME_SECONDS = 0.2
+"""For so long a listing serves the requests that follow on one another; the data server takes 40 ms to answer."""
+LAST = "last"
 
 parse = functools.lru_cache(maxsize=1024)(metadata.parse)
 
@@ -57,12 +64,21 @@ class Records:
     def __init__(self, data_provider: Any):
         self.provider = data_provider
         self._kept: collections.OrderedDict[tuple, Kept] = collections.OrderedDict()
+        self._listed: dict[str, tuple[float, dict[str, Run]]] = {}
+        self.reader = futures.ThreadPoolExecutor(1, "tapescope reader")
+        """Reads for all of the server's threads, each of which would keep the memory of a read to itself."""
         self._lock = threading.Lock()
+        self.reading = threading.Lock()
+        """Held while tables are read: one at a time, or each of several requests would hold a copy of the same."""
 
     def snapshot(self, ctx: Any, experiment: str) -> "Snapshot":
         """The runs as they stand now."""
-        listing = self.provider.list_tensors(ctx, experiment_id=experiment, plugin_name=metadata.PLUGIN_NAME)
-        return Snapshot(self, ctx, experiment, {name: _run(listing[name]) for name in sorted(listing)})
+        before, runs = self._listed.get(experiment, (0.0, {}))
+        if time.monotonic() - before > SAME_SECONDS:
+            listing = self.provider.list_tensors(ctx, experiment_id=experiment, plugin_name=metadata.PLUGIN_NAME)
+            runs = {name: _run(listing[name]) for name in sorted(listing)}
+            self._listed[experiment] = time.monotonic(), runs
+        return Snapshot(self, ctx, experiment, runs)
 
     def get(self, key: tuple) -> Kept | None:
         """The table kept under the key, which becomes the last one to go."""
@@ -93,46 +109,74 @@ class Snapshot:
         tag = self.runs[run].tags.get(family)
         if tag is None:
             return None
+        with self._records.reading:
+            return self._table(run, family, tag)
+
+    def _table(self, run: str, family: str, tag: Tag) -> Table:
         key = (self._experiment, run, family)
         kept = self._records.get(key)
         if kept and kept.tag == tag:
             return kept.table
         if kept and kept.grown < FRESH and self._only_last_is_new(run, family, kept.tag):
-            grown = tables.joined(kept.table, self._read(run, tag.family, 1))
-            return self._records.put(key, Kept(tag, grown, kept.grown + 1))
-        return self._records.put(key, Kept(tag, self._read(run, tag.family, ALL)))
+            last = self._read([run], [family], 1)[run, family]
+            if last.steps.tolist() == [tag.last_step]:  # else more has come since the listing
+                return self._records.put(key, Kept(tag, tables.joined(kept.table, last), kept.grown + 1))
+        return self._records.put(key, Kept(tag, self._read([run], [family], ALL)[run, family]))
 
     def last(self, run: str, family: str) -> Table | None:
         """Only the last record: a thousand times less to read than all of them."""
         tag = self.runs[run].tags.get(family)
         if tag is None:
             return None
-        key = (self._experiment, run, family, "last")
+        key = (self._experiment, run, family, LAST)
         kept = self._records.get(key)
-        return (
-            kept.table
-            if kept and kept.tag == tag
-            else self._records.put(key, Kept(tag, self._read(run, tag.family, 1)))
-        )
+        if kept and kept.tag == tag:
+            return kept.table
+        return self._records.put(key, Kept(tag, self._read([run], [family], 1)[run, family]))
+
+    def preload(self, families: Sequence[str], last: bool) -> None:
+        """Reads the families of all runs in one call, where many would wait for many answers."""
+        wanted = {}
+        for run, described in self.runs.items():
+            for family in families:
+                key = (self._experiment, run, family, *([LAST] if last else []))
+                kept, tag = self._records.get(key), described.tags.get(family)
+                if tag and not (kept and kept.tag == tag):
+                    wanted[run, family] = key
+        if len(wanted) < 2:
+            return
+        runs, tags = sorted({run for run, _ in wanted}), sorted({family for _, family in wanted})
+        read = self._read(runs, tags, 1 if last else ALL)
+        for (run, family), key in wanted.items():
+            self._records.put(key, Kept(self.runs[run].tags[family], read[run, family]))
 
     def _only_last_is_new(self, run: str, family: str, before: Tag) -> bool:
         """Whether the run has recorded one step since: then the last record is all there is to read."""
         tag = self.runs[run].tags[family]
-        steps = self.table(run, "step") if family != "step" else None
-        if steps is None or tag.family != before.family:
+        clock = self.runs[run].tags.get("step")
+        if clock is None or family == "step" or tag.family != before.family:
             return False
+        steps = self._table(run, "step", clock)
         return steps.steps[steps.steps > before.last_step].tolist() == [tag.last_step]
 
-    def _read(self, run: str, family: Family, points: int) -> Table:
-        room = READ_BYTES // max(4 * math.prod(tables.shape(family) or (1,)), 1)
-        data = self._records.provider.read_tensors(
-            self._ctx,
-            experiment_id=self._experiment,
-            plugin_name=metadata.PLUGIN_NAME,
-            downsample=max(1, min(points, room)),
-            run_tag_filter=provider.RunTagFilter(runs=[run], tags=[family.tag]),
-        )
-        return tables.table(family, data.get(run, {}).get(family.tag, ()))
+    def _read(self, runs: Sequence[str], families: Sequence[str], points: int) -> dict[tuple[str, str], Table]:
+        """Tables by run and family, of those families that each run has."""
+        found = {(r, f): self.runs[r].tags[f].family for r in runs for f in families if f in self.runs[r].tags}
+        largest = max(math.prod(tables.shape(family) or (1,)) for family in found.values())
+        points = max(1, min(points, READ_BYTES // max(4 * largest, 1)))
+        wanted = provider.RunTagFilter(runs=runs, tags=[metadata.tag(family) for family in families])
+
+        def read() -> dict[tuple[str, str], Table]:
+            data = self._records.provider.read_tensors(
+                self._ctx,
+                experiment_id=self._experiment,
+                plugin_name=metadata.PLUGIN_NAME,
+                downsample=points,
+                run_tag_filter=wanted,
+            )
+            return {key: tables.table(f, data.get(key[0], {}).get(f.tag, ())) for key, f in found.items()}
+
+        return self._records.reader.submit(read).result()
 
 
 def _run(listing: Any) -> Run:

@@ -2,6 +2,7 @@
 
 import math
 import time
+import zlib
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ QUIET_RECORDS = 10
 
 def runs(snapshot: Snapshot, now: float | None = None) -> list[dict[str, Any]]:
     """Every run's row of the overview."""
+    snapshot.preload(("step",), last=False)
+    snapshot.preload(("status", "findings", "variables"), last=True)
     return [row(snapshot, name, time.time() if now is None else now) for name in snapshot.runs]
 
 
@@ -31,6 +34,7 @@ def row(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
     return {
         "name": name,
         "version": run.version,
+        "offers": zlib.crc32(repr([tag.family for _, tag in sorted(run.tags.items())]).encode()),
         "state": state(run, said, step, now),
         "reason": str(said.get("reason") or ""),
         "step": max((t.last_step for t in run.tags.values()), default=None),

@@ -75,7 +75,7 @@ def thinned(steps: np.ndarray, query: Query, column: str) -> str:
     if len(steps) <= query.most:
         return f"{len(steps):,} recorded steps."
     kept = "the largest" if COLUMNS[column].scale == "count" else "the last value"
-    return f"{len(steps):,} recorded steps, drawn in buckets: {kept} of each. The CSV has them all."
+    return f"{len(steps):,} recorded steps, drawn in buckets: {kept} of each. The CSV has all."
 
 
 def absent(column: str, table: Table | None) -> str:

@@ -22,7 +22,7 @@ WEIRD = "we <b>ird/'quoted\""
 def panels(answer) -> dict[str, dict]:
     """Panels by key."""
     assert answer.status_code == 200, answer.get_data(as_text=True)[:300]
-    return {panel["key"]: panel for panel in answer.json["panels"]}
+    return {panel["key"]: panel for panel in json.loads(answer.data)["panels"]}
 
 
 def test_overview_tells_state_findings_and_worst_layer(tensorboard):

@@ -65,7 +65,7 @@ async function poll() {
     try {
       const answer = await get("runs", { known: known.version });
       if (!answer.unchanged) {
-        Object.assign(known, answer, { about: new Map() });
+        Object.assign(known, answer);
         await refresh(read());
       } else if (page.message.dataset.lost) await refresh(read());
     } catch (error) {
@@ -100,14 +100,13 @@ async function refresh(raw) {
       return blank(() => overview(page.words, known.runs, new Set(shown.map((r) => r.name))));
     }
     if (!run) throw new Error(`There is no run "${state.run}" here: open one of those on the left.`);
-    const about = await details(state.run);
+    const drawing = state.view === "findings" ? null : figures(state);
+    const about = await details(run);
     if (read().view !== state.view) return undefined;
     controls(page.controls, state, about, known.columns);
-    if (state.view === "findings") {
-      complain(null);
-      return blank(() => findings(page.words, run, about));
-    }
-    return await figures(state);
+    if (drawing) return await drawing;
+    complain(null);
+    return blank(() => findings(page.words, run, about));
   } catch (error) {
     if (error.name !== "AbortError") complain(error);
   }
@@ -122,9 +121,11 @@ function blank(show) {
   show();
 }
 
-async function details(run) {
-  if (!known.about.has(run)) known.about.set(run, await get("run", { run }));
-  return known.about.get(run);
+/** What the run offers, asked again where that has changed. */
+async function details({ name, offers, findings: { error, warning, info } }) {
+  const key = [name, offers, error, warning, info].join(" ");
+  if (!known.about.has(key)) known.about.set(key, await get("run", { run: name }));
+  return known.about.get(key);
 }
 
 /** The parameters of the view, and nothing that it does not need: they are the key under which it is drawn. */

@@ -54,6 +54,8 @@ async function update(Plotly, section, panel, asked, revision) {
   await Plotly.react(chart, data, { ...layout, uirevision: revision, width: chart.clientWidth, autosize: false }, CONFIG);
   chart.setAttribute("role", "img");
   chart.setAttribute("aria-label", `${panel.title}. ${panel.note}`);
+  performance.mark("drawn");
+  chart.dataset.shows = [asked.column, asked.run].flat().filter(Boolean).join(" ");
   chart.drawnWidth = chart.clientWidth;
   resized.observe(chart);
   chart.rows = panel.rows;
