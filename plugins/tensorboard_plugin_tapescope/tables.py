@@ -196,13 +196,15 @@ def findings(data: Table) -> tuple[list[dict[str, Any]], int]:
     for text in (read := texts(data)):
         try:
             good.append(_finding(json.loads(text)))
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     good.sort(key=lambda f: (SEVERITIES.index(f["severity"]), f["step"]))
     return good, len(read) - len(good)
 
 
 def _finding(raw: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise TypeError("a finding is an object")
     evidence = raw.get("evidence")
     pairs = evidence.items() if isinstance(evidence, dict) else ()
     numbers = {str(k): float(v) for k, v in pairs if isinstance(v, int | float)}

@@ -1,0 +1,113 @@
+"""The loader leaves TensorBoard working whatever is missing, and the built wheel works where TensorFlow is not."""
+
+import argparse
+import contextlib
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+import time
+import urllib.request
+import venv
+
+import pytest
+from scripts import page
+from tensorboard.plugins.base_plugin import TBContext
+
+from tensorboard_plugin_tapescope import loader, metadata
+from tensorboard_plugin_tapescope.loader import Loader
+
+NEEDED = (
+    *(
+        "tensorboard",
+        "tensorboard_data_server",
+        "numpy",
+        "numpy.libs",
+        "plotly",
+        "_plotly_utils",
+        "narwhals",
+        "google",
+        "grpc",
+    ),
+    *("werkzeug", "markdown", "markupsafe", "absl", "packaging", "PIL", "pillow.libs", "typing_extensions.py"),
+    *("setuptools", "pkg_resources", "_distutils_hack"),
+)
+"""What TensorBoard and plotly import, which is not fetched again but linked to."""
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_the_name_is_that_of_the_contract():
+    assert loader.NAME == metadata.PLUGIN_NAME
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [({}, loader.SAMPLES), ({"tapescope": 7}, 7), ({"images": 3}, loader.SAMPLES)]
+)
+def test_more_records_are_kept_unless_the_user_says_how_many(given, kept):
+    flags = argparse.Namespace(samples_per_plugin=dict(given))
+    Loader().fix_flags(flags)
+    assert flags.samples_per_plugin["tapescope"] == kept
+    Loader().fix_flags(argparse.Namespace())  # of a TensorBoard without the flag
+
+
+@pytest.mark.parametrize("missing", ["plotly", "numpy", "tensorboard_plugin_tapescope.plugin"])
+def test_what_cannot_be_imported_is_told_in_the_log(missing, monkeypatch, caplog):
+    for name in [name for name in sys.modules if name.startswith("tensorboard_plugin_tapescope.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with caplog.at_level(logging.WARNING):
+        assert Loader().load(TBContext()) is None
+    assert "The Gradients tab (tapescope) is off" in caplog.text
+    assert missing in caplog.text
+
+
+def test_loading_imports_neither_tensorflow_nor_tapescope():
+    program = (
+        "import sys, warnings; from tensorboard_plugin_tapescope.loader import Loader;"
+        "assert 'numpy' not in sys.modules;"
+        "warnings.simplefilter('ignore'); sys.modules['tensorflow'] = sys.modules['tapescope'] = None;"
+        "from tensorboard.plugins.base_plugin import TBContext; assert Loader().load(TBContext()) is not None"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_gives_tensorboard_the_tab(tmp_path):
+    """A clean environment that has tensorboard, numpy and plotly from here, and tapescope from its wheel alone."""
+    tree, clean = tmp_path / "tree", tmp_path / "clean"
+    subprocess.run(["git", "clone", "-q", "--no-hardlinks", ROOT, tree], check=True, timeout=60)
+    pip = [sys.executable, "-m", "pip", "-q"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, tree]
+    subprocess.run(build, check=True, timeout=200)
+    (wheel,) = tmp_path.glob("tapescope-*.whl")
+    venv.create(clean, with_pip=False)
+    python = clean / "bin" / "python"
+    (packages,) = (clean / "lib").glob("python*/site-packages")
+    subprocess.run([*pip, "install", "--no-deps", "--target", packages, wheel], check=True, timeout=100)
+    here = pathlib.Path(pytest.__file__).parents[1]
+    for name in NEEDED:
+        for found in (*here.glob(name), *here.glob(f"{name}-*.dist-info")):
+            os.symlink(found, packages / found.name)
+    port, logdir = page.free_port(), tmp_path / "empty"
+    logdir.mkdir()
+    command = [python, "-m", "tensorboard.main", "--logdir", logdir, "--port", str(port), "--host", "127.0.0.1"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={"PATH": os.environ["PATH"]})
+    try:
+        listing, deadline = b"", time.monotonic() + 60
+        while not listing and process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                listing = urllib.request.urlopen(f"http://127.0.0.1:{port}/data/plugins_listing", timeout=5).read()
+            time.sleep(0.2)
+        assert b'"tapescope"' in listing, (tmp_path / "log").read_text()
+        for route in ("runs", "static/index.js", "plotly.js"):
+            url = f"http://127.0.0.1:{port}/data/plugin/tapescope/{route}"
+            with urllib.request.urlopen(url, timeout=20) as answer:
+                assert answer.status == 200
+    finally:
+        process.terminate()
+        process.wait(20)
+    missing = subprocess.run([python, "-c", "import tensorflow"], capture_output=True, text=True)
+    assert "No module named 'tensorflow'" in missing.stderr
