@@ -98,10 +98,9 @@ class Recorder:
         if self._when is not None and reading is not None:
             cost = self._when.cost
             about = about._replace(step_ms=cost.step_ms, measure_ms=cost.measure_ms)
-            numbers |= {
-                "measure_overhead_pct": cost.overhead_pct,
-                "measure_overhead_error_pct": cost.overhead_error_pct,
-            }
+            if not math.isnan(cost.overhead_pct):
+                numbers["measure_overhead_pct"] = cost.overhead_pct
+                numbers["measure_overhead_error_pct"] = cost.overhead_error_pct
         wall_time = time.time()
         self._put(lambda: self._write(about, reading, numbers, wall_time))
 
@@ -197,7 +196,7 @@ class Recorder:
             step = step._replace(loss=numbers.get("loss", math.nan))
             values += records.families(step, read, names, self._ledger, self._probe.skipped)
             values += records.for_builtin_tabs(read, names, self._ledger.verdict)
-        values += [events.scalar(tag, number) for tag, number in numbers.items() if not math.isnan(number)]
+        values += [events.scalar(tag, number) for tag, number in numbers.items()]
         columns = self._columns(values)
         self._file.add(step.number, values, wall_time)
         if columns:

@@ -183,6 +183,13 @@ def test_bad_directories_and_closed_recorders(tmp_path):
         tapescope.Run(tmp_path / "nowhere")
 
 
+def test_a_loss_that_is_nan_is_shown(tmp_path):
+    with tapescope.Recorder(tmp_path, tapescope.Probe(tf.Variable([1.0]))) as recorder:
+        recorder.scalars(0, {"loss": float("nan")})
+    accumulator = plugin_event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert np.isnan(tf.make_ndarray(accumulator.Tensors("loss")[0].tensor_proto))
+
+
 def test_runs_are_found(tmp_path):
     probe = tapescope.Probe(tf.Variable([1.0]))
     for name in ("b", "a/x"):
