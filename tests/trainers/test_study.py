@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tapescope_trainers import claims, grid, shortcut, study, table, trial, verdicts
+from tapescope_trainers import claims, grid, measures, shortcut, study, table, trial, verdicts
 from tapescope_trainers.grid import Setup
 from tapescope_trainers.trial import Trial
 from tapescope_trainers.verdicts import DEPENDS, FAILS, HOLDS, REFUTED, SUPPORTED, UNDECIDED, UNTESTED, Interval
@@ -76,12 +76,10 @@ def test_a_test_has_one_threshold():
             verdicts.side(Interval(0, 0, 0), *both)
 
 
-def outcomes(*says: str, decides: bool = True) -> list[verdicts.Outcome]:
+def outcomes(*says: str, part: str = "", decides: bool = True) -> list[verdicts.Outcome]:
+    test = verdicts.Test("", "", measures.accuracy, SETUP, above=0, part=part, decides=decides)
     return [
-        verdicts.Outcome(
-            verdicts.Test(f"case {n}", "", claims.accuracy, SETUP, above=0, decides=decides), Interval(0, 0, 0), 5, word
-        )
-        for n, word in enumerate(says)
+        verdicts.Outcome(test._replace(where=f"case {n}"), Interval(0, 0, 0), 5, word) for n, word in enumerate(says)
     ]
 
 
@@ -90,18 +88,33 @@ def outcomes(*says: str, decides: bool = True) -> list[verdicts.Outcome]:
     [
         ((HOLDS, HOLDS), SUPPORTED, ""),
         ((FAILS, FAILS), REFUTED, ""),
-        ((HOLDS, FAILS, HOLDS), DEPENDS, "holds for case 0, case 2; fails for case 1"),
-        ((FAILS, UNDECIDED), DEPENDS, "fails for case 0; undecided for case 1"),
-        ((UNDECIDED,), DEPENDS, "undecided for case 0"),
-        ((), UNTESTED, ""),
+        ((HOLDS, FAILS, HOLDS), DEPENDS, "holds: case 0 · case 2; fails: case 1"),
+        ((FAILS, UNDECIDED), DEPENDS, "fails: case 0; undecided: case 1"),
+        ((UNDECIDED,), DEPENDS, "undecided: case 0"),
     ],
 )
 def test_the_verdict_by_its_rule(says, word, on_what):
-    assert verdicts.verdict(outcomes(*says)) == (word, on_what)
+    given = outcomes(*says)
+    assert verdicts.verdict(given) == word
+    assert verdicts.parts(given) == [verdicts.Part("", word, on_what, tuple(given))]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "word"),
+    [
+        ((HOLDS, HOLDS), (HOLDS,), SUPPORTED),
+        ((FAILS,), (FAILS, FAILS), REFUTED),
+        ((HOLDS,), (FAILS,), DEPENDS),
+        ((HOLDS, FAILS), (FAILS,), DEPENDS),
+    ],
+)
+def test_the_verdict_on_a_claim_of_two_parts(one, two, word):
+    assert verdicts.verdict([*outcomes(*one, part="1"), *outcomes(*two, part="2")]) == word
 
 
 def test_what_does_not_decide_is_no_part_of_the_verdict():
-    assert verdicts.verdict([*outcomes(HOLDS), *outcomes(FAILS, decides=False)]) == (SUPPORTED, "")
+    assert verdicts.verdict([*outcomes(HOLDS), *outcomes(FAILS, decides=False)]) == SUPPORTED
+    assert verdicts.verdict(outcomes(FAILS, decides=False)) == UNTESTED
 
 
 def accuracies(*values: float) -> list[Trial]:
@@ -110,7 +123,7 @@ def accuracies(*values: float) -> list[Trial]:
 
 def test_effects_are_paired_by_seed():
     """The seeds differ by tens of points, the set-ups by one: only the pairs show that."""
-    test = verdicts.Test("x", "accuracy", claims.accuracy, SETUP, OTHER, above=0.5)
+    test = verdicts.Test("x", "accuracy", measures.accuracy, SETUP, OTHER, above=0.5)
     trials = {SETUP: accuracies(51, 71, 91.1), OTHER: accuracies(50, 70, 90)}
     found = verdicts.outcome(test, trials)
     assert found.effect.mean == pytest.approx(31 / 30)
@@ -120,15 +133,15 @@ def test_effects_are_paired_by_seed():
 
 def test_the_page_follows_from_the_numbers():
     """The same tests with the numbers exchanged give the opposite page."""
-    test = verdicts.Test("here", "gap", claims.accuracy, SETUP, OTHER, above=1, wrong="It is not so.")
+    test = verdicts.Test("here", "gap", measures.accuracy, SETUP, OTHER, above=1, wrong="It is not so.")
     claim = verdicts.Claim("z", "One is better", (test,))
     good, bad = accuracies(90, 91, 92), accuracies(80, 81, 82.5)
     page = table.markdown([claim], {SETUP: good, OTHER: bad}, None, 10)
-    assert "| (z) One is better | gap; here | 9.83 [9.12, 10.55], claimed > 1 | **supported** |" in page
+    assert "| (z) One is better | gap (here) | 9.83 [9.12, 10.55], claimed > 1 | **supported** |" in page
     assert "It is not so." not in page
     page = table.markdown([claim], {SETUP: bad, OTHER: good}, shortcut.Shortcut(1e-8, 0.9), 10)
     assert "-9.83 [-10.55, -9.12], claimed > 1 | **refuted** |" in page
-    assert "- (z) It is not so. here: -9.83 [-10.55, -9.12]." in page
+    assert "- (z) It is not so. *Measured:* here: -9.83 [-10.55, -9.12]." in page
     assert "90 % away from the gradient through the sigmoid" in page
 
 
@@ -138,7 +151,7 @@ def test_every_claim_has_tests_that_can_be_trained():
     assert len({s.name for s in setups}) == len(setups)
     for claim in claims.CLAIMS:
         assert any(test.decides for test in claim.tests)
-        wheres = [test.where for test in claim.tests if test.decides]
+        wheres = [(test.part, test.where) for test in claim.tests if test.decides]
         assert len(set(wheres)) == len(wheres), f"({claim.letter}) says on what it depends: conditions need own names"
         for test in claim.tests:
             assert (test.above is None) != (test.below is None)
@@ -204,11 +217,11 @@ def test_measures_of_a_run(tmp_path):
     assert t.dead([1], "start") == (states[0] == UNIT_STATES.index("dead")).mean()
     assert t.dead([1], "end") == (states[-1] == UNIT_STATES.index("dead")).mean()
     delta = t.run["delta_norm"][t.rows("end")]
-    assert claims.backward_gain("end")(t) == pytest.approx(np.log10(delta[:, 0] / delta[:, 1]).mean())
+    assert measures.backward_gain("end")(t) == pytest.approx(np.log10(delta[:, 0] / delta[:, 1]).mean())
     ratio = t.run["update_ratio"][t.rows("end")].mean(0)
     names = dict(zip(t.run.variables, ratio, strict=True))
     expected = np.log10(names["hidden_1/kernel"] / names["hidden_2/kernel"])
-    assert claims.learning(t) == pytest.approx(expected, rel=1e-5)
+    assert measures.learning(t) == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_keras_trains_in_place_of_example_1():

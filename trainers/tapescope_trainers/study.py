@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags, logging
 
 from tapescope_trainers import claims, shortcut, signals, table, trial
+from tapescope_trainers.grid import Setup
 from tapescope_trainers.progress import BAR
 
 STEPS, QUICK_STEPS, QUICK_SEEDS = 600, 64, 2
@@ -84,7 +85,7 @@ def run(options: Options) -> int:
 
 
 def train(
-    setups: Sequence[claims.Setup], seeds: Sequence[int], steps: int, logdir: str, workers: int, names: list[str]
+    setups: Sequence[Setup], seeds: Sequence[int], steps: int, logdir: str, workers: int, names: list[str]
 ) -> bool:
     """Trains every set-up with every seed in `workers` processes; False where `names` got a signal before the end.
 
@@ -156,7 +157,7 @@ def _quiet() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def _task(setup: claims.Setup, seeds: Sequence[int], steps: int, logdir: str) -> None:
+def _task(setup: Setup, seeds: Sequence[int], steps: int, logdir: str) -> None:
     if _shared.stop.is_set():
         return
     import tensorflow as tf

@@ -1,6 +1,6 @@
 """The study as a page of Markdown: a row for each claim, what the document gets wrong, every test, every set-up."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from tapescope_trainers import verdicts
 from tapescope_trainers.grid import Setup
 from tapescope_trainers.shortcut import Shortcut
 from tapescope_trainers.trial import BATCH, FIRST_STEPS, LAST_STEPS, WINDOW_STEPS, Trial
-from tapescope_trainers.verdicts import FAILS, Claim, Outcome
+from tapescope_trainers.verdicts import FAILS, Claim, Outcome, Part
 
 Trials = Mapping[Setup, Sequence[Trial]]
 
@@ -46,11 +46,12 @@ back. The seed sets the initial weights, the split and the order of the examples
 initial weights and Adam at 0.001 unless it says otherwise. The loss goes through the output's activation, as the text
 describes it.
 
-Effects are means over the seeds, of paired differences where two set-ups are compared, with
-{level} confidence intervals (Student's t). The thresholds were set beforehand. A test *holds* where
-the whole interval is on the claim's side of the threshold, *fails* where it is wholly on the other side, and is
-*undecided* else. A claim is **supported** where all its tests hold, **refuted** where all fail, else it **depends**.
-The level is that of each interval, not of all {tests} together: some will be wrong.
+Effects are means over the seeds, of paired differences where two set-ups are compared, with {level} confidence intervals
+(Student's t). A test *holds* where the whole interval is on the claim's side of the threshold, *fails* where it is wholly
+on the other side, and is *undecided* else. What a claim says on one point is supported where all tests of it hold,
+refuted where all fail, and else it depends; the claim is **supported** or **refuted** where all its points are, else it
+**depends**. The level is that of each interval, not of all {tests} together: some will be wrong. The thresholds were set
+before the first full run; which tests decide and which are asides, and that (c) counts deaths since the start, after it.
 
 *Start* is the first {FIRST_STEPS} steps, *end* the last {LAST_STEPS}. A *gate* is what an activation leaves of the
 gradient's norm on its way back, in decades (log10); a *backward gain* is the same of activations and weights. A unit is
@@ -60,17 +61,29 @@ gradient's norm on its way back, in decades (log10); a *backward gain* is the sa
 def _claims(found: Mapping[Claim, Sequence[Outcome]]) -> str:
     rows = []
     for claim, outcomes in found.items():
-        word, on_what = verdicts.verdict(outcomes)
-        first = outcomes[0]
+        parts = verdicts.parts(outcomes)
         rows.append(
             [
                 f"({claim.letter}) {claim.text}",
-                f"{first.test.quantity}; {first.test.where}",
-                f"{_effect(first)}, claimed {first.test.threshold}",
-                f"**{word}**" + (f": {on_what}" if on_what else ""),
+                _lines(parts, lambda part: f"{part.outcomes[0].test.quantity} ({part.outcomes[0].test.where})"),
+                _lines(parts, lambda part: f"{_effect(part.outcomes[0])}, claimed {part.outcomes[0].test.threshold}"),
+                f"**{verdicts.verdict(outcomes)}**" + _on_what(parts),
             ]
         )
-    return _rows(["claim", "the quantity that decides it, and its first test", "effect [interval]", "verdict"], rows)
+    return _rows(["claim", "quantity that decides (first condition)", "effect [interval] there", "verdict"], rows)
+
+
+def _lines(parts: Sequence[Part], text: Callable[[Part], str]) -> str:
+    """A line for each part, with its name where there are several."""
+    several = len(parts) > 1
+    return "<br>".join((f"*{part.name}*: " if several else "") + text(part) for part in parts)
+
+
+def _on_what(parts: Sequence[Part]) -> str:
+    if len(parts) > 1 and len({part.word for part in parts}) == 1 and not any(part.on_what for part in parts):
+        return ""
+    text = _lines(parts, lambda p: (p.word if len(parts) > 1 else "") + (f" ({p.on_what})" if p.on_what else ""))
+    return f"<br>{text.strip()}" if text else ""
 
 
 def _wrong(found: Mapping[Claim, Sequence[Outcome]], shortcut: Shortcut | None) -> str:
@@ -80,7 +93,7 @@ def _wrong(found: Mapping[Claim, Sequence[Outcome]], shortcut: Shortcut | None) 
             if o.says == FAILS and o.test.wrong:
                 said.setdefault((claim.letter, o.test.wrong), []).append(o)
     lines = [
-        f"- ({letter}) {text} " + "; ".join(f"{o.test.where}: {_effect(o)}" for o in outcomes) + "."
+        f"- ({letter}) {text} *Measured:* " + "; ".join(f"{o.test.where}: {_effect(o)}" for o in outcomes) + "."
         for (letter, text), outcomes in said.items()
     ]
     if shortcut and shortcut.from_softmax < 1e-3 < shortcut.from_sigmoid:
@@ -97,7 +110,7 @@ def _wrong(found: Mapping[Claim, Sequence[Outcome]], shortcut: Shortcut | None) 
 def _tests(found: Mapping[Claim, Sequence[Outcome]]) -> str:
     rows = [
         [
-            claim.letter,
+            f"{claim.letter} {o.test.part}".strip(),
             o.test.quantity,
             o.test.where,
             _effect(o),

@@ -5,7 +5,8 @@ mean of the differences. The interval is Student's t with n - 1 degrees of freed
 can only draw the same five values again, would be too narrow.
 
 A test holds where the whole interval is on the claimed side of the threshold, fails where it is wholly on the other
-side, and is undecided else. A claim is supported where all its tests hold, refuted where all fail, and else it depends.
+side, and is undecided else. A part of a claim is supported where all its tests hold, refuted where all fail, and else
+it depends; a claim is what all its parts are, and where they differ it depends.
 """
 
 import functools
@@ -55,7 +56,7 @@ class Test(NamedTuple):
     __test__ = False  # pytest takes it for a test case else
 
     where: str
-    """The condition, to be read after "holds for" and "fails for"."""
+    """The condition."""
     quantity: str
     measure: Callable[[Trial], float]
     setup: Setup
@@ -67,13 +68,15 @@ class Test(NamedTuple):
     """or below that."""
     wrong: str = ""
     """What to say of the document where this fails."""
+    part: str = ""
+    """Of a claim that says several things, which one this is about."""
     decides: bool = True
     """False: told beside the verdict, no part of it."""
 
     @property
     def threshold(self) -> str:
         """As text: `> 0.5`."""
-        return f"< {self.below:g}" if self.above is None else f"> {self.above:g}"
+        return f"< {self.below:.3g}" if self.above is None else f"> {self.above:.3g}"
 
 
 class Claim(NamedTuple):
@@ -111,17 +114,35 @@ def side(effect: Interval, above: float | None, below: float | None) -> str:
     raise ValueError(f"`above` ({above}) or `below` ({below}) must be given, and only one of them")
 
 
-def verdict(outcomes: Sequence[Outcome]) -> tuple[str, str]:
-    """The word, and on what it depends, from the outcomes that decide."""
-    by = {
-        says: [o.test.where for o in outcomes if o.test.decides and o.says == says]
-        for says in (HOLDS, FAILS, UNDECIDED)
-    }
-    if not any(by.values()):
-        return UNTESTED, ""
-    if not by[FAILS] and not by[UNDECIDED]:
-        return SUPPORTED, ""
-    if not by[HOLDS] and not by[UNDECIDED]:
-        return REFUTED, ""
-    heads = {HOLDS: "holds for", FAILS: "fails for", UNDECIDED: "undecided for"}
-    return DEPENDS, "; ".join(f"{heads[says]} {', '.join(where)}" for says, where in by.items() if where)
+class Part(NamedTuple):
+    """What a claim says on one point, and what came of it."""
+
+    name: str
+    word: str
+    on_what: str
+    """It depends: the conditions by what the tests say."""
+    outcomes: tuple[Outcome, ...]
+    """Those that decide."""
+
+
+def parts(outcomes: Sequence[Outcome]) -> list[Part]:
+    """The parts of a claim, in the order of their first tests, each with its verdict."""
+    by: dict[str, list[Outcome]] = {}
+    for o in outcomes:
+        if o.test.decides:
+            by.setdefault(o.test.part, []).append(o)
+    return [Part(name, *_word(of), tuple(of)) for name, of in by.items()]
+
+
+def verdict(outcomes: Sequence[Outcome]) -> str:
+    """On the whole claim."""
+    words = {part.word for part in parts(outcomes)}
+    return words.pop() if len(words) == 1 else DEPENDS if words else UNTESTED
+
+
+def _word(outcomes: Sequence[Outcome]) -> tuple[str, str]:
+    by = {says: [o.test.where for o in outcomes if o.says == says] for says in (HOLDS, FAILS, UNDECIDED)}
+    for says, word in ((HOLDS, SUPPORTED), (FAILS, REFUTED)):
+        if len(by[says]) == len(outcomes):
+            return word, ""
+    return DEPENDS, "; ".join(f"{says}: {' · '.join(where)}" for says, where in by.items() if where)
