@@ -6,7 +6,7 @@ from tensorboard_plugin_tapescope import details, distributions, figures, tables
 from tensorboard_plugin_tapescope.query import Panel, Query, Refused, quoted
 from tensorboard_plugin_tapescope.records import Snapshot
 from tensorboard_plugin_tapescope.tables import COLUMNS, Table
-from tensorboard_plugin_tapescope.views import Grid, absent, grid, thinned
+from tensorboard_plugin_tapescope.views import Grid, absent, grid, matched_by, owners, thinned
 
 SIDE_BY_SIDE = 4
 """Most runs that Compare draws; the rest are named."""
@@ -35,8 +35,8 @@ def compare(snapshot: Snapshot, query: Query) -> list[Panel]:
             panels.append(Panel(f"run {run}", run, empty=absent(name, missing and missing.table)))
             continue
         g = good[run]
-        figure = figures.heatmap(g.table.steps, g.names, g.values, column, query.dark, query.most // 2, span)
-        note = thinned(g.table.steps, query._replace(most=query.most // 2), name)
+        figure = figures.heatmap(g.table.steps, g.names, g.values, column, query.dark, query.most, span)
+        note = thinned(g.table.steps, query, name)
         panels.append(Panel(f"run {run}", run, figure, note, rows=g.owners))
     first = next(iter(good), None)
     for run in list(good)[1:]:
@@ -50,10 +50,10 @@ def compare(snapshot: Snapshot, query: Query) -> list[Panel]:
 
 def _ratio(first: str, second: str, a: Grid, b: Grid, query: Query) -> Panel:
     """log10 of b over a, per layer that both have and step of a, from where both have begun."""
-    rows_b = {name: i for i, name in enumerate(b.names)}
-    common = [(i, rows_b[name]) for i, name in enumerate(a.names) if name in rows_b]
-    unmatched = _only(first, [n for n in a.names if n not in rows_b])
-    unmatched += _only(second, [n for n in b.names if n not in set(a.names)])
+    rows_b = {key: i for i, key in enumerate(b.keys)}
+    common = [(i, rows_b[key]) for i, key in enumerate(a.keys) if key in rows_b]
+    unmatched = _only(first, [key for key in a.keys if key not in rows_b])
+    unmatched += _only(second, [key for key in b.keys if key not in set(a.keys)])
     key, title = f"ratio {second}", f"{second} over {first}"
     if not common:
         return Panel(key, title, empty=f"The two runs have no layer in common.{unmatched}")
@@ -64,8 +64,8 @@ def _ratio(first: str, second: str, a: Grid, b: Grid, query: Query) -> Panel:
     ratio[~np.isfinite(ratio)] = np.nan
     if not np.isfinite(ratio).any():
         return Panel(key, title, empty=f"No ratio is finite: one of the two is 0 or absent everywhere.{unmatched}")
-    names = [a.names[i] for i in mine]
-    figure = figures.heatmap(a.table.steps, names, ratio, details.RATIO, query.dark, query.most // 2)
+    names = [a.keys[i] for i in mine]
+    figure = figures.heatmap(a.table.steps, names, ratio, details.RATIO, query.dark, query.most)
     note = f"Decades by which {second} is above (red) or below (blue) {first}, at each step of {first}.{unmatched}"
     return Panel(key, title, figure, note, rows=[a.owners[i] for i in mine])
 
@@ -80,27 +80,39 @@ def _overlays(snapshot: Snapshot, query: Query, runs: tuple[str, ...]) -> list[P
     """The last histograms of one variable and of one layer, a curve a run."""
     panels = []
     for kind, wanted, quantity in (("gradient", query.variable, "gradient"), ("activation", query.layer, "output")):
-        held = {run: snapshot.runs[run].tags.get(f"{kind}_histogram") for run in runs}
-        names = list(dict.fromkeys(n for tag in held.values() if tag for n in tag.family.names))
+        held = {run: _histogram_rows(snapshot, run, f"{kind}_histogram") for run in runs}
+        names = list(dict.fromkeys(name for rows in held.values() for name in rows))
         title = f"{quantity.capitalize()} distributions at the last step"
         if not names:
             panels.append(Panel(kind, title, empty=f"None of these runs has {kind} histograms."))
             continue
         if wanted and wanted not in names:
+            words = f"None of these runs has {kind} histograms of {quoted(wanted)}."
+            panels.append(Panel(kind, title, empty=words))
             continue
         name = wanted or names[0]
         curves = {}
-        for run, tag in held.items():
-            if tag and name in tag.family.names:
-                table = snapshot.last(run, f"{kind}_histogram")
-                if table is not None and len(table.values):
-                    curves[run] = table.values[-1, tag.family.names.index(name)]
+        for run, rows in held.items():
+            table = snapshot.last(run, f"{kind}_histogram") if name in rows else None
+            if table is not None and len(table.values):
+                curves[run] = table.values[-1, rows[name]]
         if not curves:
             continue
         shades = colours(snapshot, tuple(curves))
         figure = distributions.overlay(list(curves), np.stack(list(curves.values())), quantity, query.dark, shades)
         panels.append(Panel(kind, f"{title}: {name}", figure, "A curve a run, as shares of the tensor's elements."))
     return panels
+
+
+def _histogram_rows(snapshot: Snapshot, run: str, family: str) -> dict[str, int]:
+    """Row of each name, and of what it is matched by in another run."""
+    tags = snapshot.runs[run].tags
+    if family not in tags:
+        return {}
+    names = tags[family].family.names
+    same = "variables" in tags and tags["variables"].family.names == names
+    keys = matched_by(names, owners(snapshot, run, "variables")) if same else names
+    return {key: i for i, key in enumerate(keys)} | {name: i for i, name in enumerate(names)}
 
 
 def replicas(snapshot: Snapshot, query: Query) -> list[Panel]:

@@ -137,10 +137,9 @@ def budget(names: Sequence[str], parts: Mapping[str, np.ndarray], dark: bool = F
     traces.append({**total, "line": line, "marker": {"size": 4}, "hovertemplate": hover})
     xaxis = {"title": "layer, from the loss (left) to the input (right)", "type": "category", "showgrid": False}
     yaxis = {"title": "backward gain (decades)", "zeroline": True}
-    return {
-        "data": traces,
-        "layout": layout(dark, height=420, xaxis=xaxis, yaxis=yaxis, bargap=0.15, bargroupgap=0.0, barmode="group"),
-    }
+    gap = max(0.15, 0.8 - 0.12 * len(texts))  # or the bars of two layers would fill the page
+    fields = {"xaxis": xaxis, "yaxis": yaxis, "barmode": "group", "bargap": gap, "bargroupgap": 0}
+    return {"data": traces, "layout": layout(dark, height=420, **fields)}
 
 
 def scaling(

@@ -196,11 +196,15 @@ def series(
 ) -> Figure:
     """`values` [T, N] as a line a name."""
     steps, values = thin(steps, values, column, most)
+    if column.scale == "log":  # what is not above 0 has no place on the axis, and leaves a gap
+        values = np.where(values > 0, values, np.nan)
+    gaps = not np.isfinite(values).all()
     hover = f"step %{{x}}<br>{title(column)} <b>%{{y:.4g}}</b><br><br>{wrapped(column.definition)}"
     traces = [
         {
             "type": "scatter",
-            "mode": "lines" if len(steps) > 1 else "markers",
+            "mode": "lines+markers" if gaps or len(steps) == 1 else "lines",
+            "marker": {"size": 4},
             "name": label,
             "meta": names[i],
             "x": typed(steps),

@@ -28,6 +28,11 @@ class Grid(NamedTuple):
     def names(self) -> tuple[str, ...]:
         return self.table.family.names
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What a row is matched by in another run: a variable's own name may begin with its model's."""
+        return matched_by(self.names, self.owners)
+
 
 def grid(snapshot: Snapshot, run: str, column: str) -> Grid | None:
     """A column of `variables` or `layers`, None where the run has none. Refused where it is of another kind."""
@@ -51,6 +56,12 @@ def owners(snapshot: Snapshot, run: str, family: str) -> tuple[str, ...]:
     layers = tags["layers"].family
     owner = {i: layer for layer in layers.names for i in tables.own_variables(layers, layer)}
     return tuple(owner.get(i, name) for i, name in enumerate(names))
+
+
+def matched_by(names: tuple[str, ...], owners: tuple[str, ...]) -> tuple[str, ...]:
+    """`output/kernel` for `my_model/output/kernel` of layer `output`; the names where that is not unambiguous."""
+    keys = tuple(n if n == o else f"{o}/{n.rsplit('/', 1)[-1]}" for n, o in zip(names, owners, strict=True))
+    return keys if len(set(keys)) == len(keys) else names
 
 
 def flow(snapshot: Snapshot, query: Query) -> list[Panel]:

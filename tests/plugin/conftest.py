@@ -67,7 +67,7 @@ class Application(NamedTuple):
 def application(logdir: pathlib.Path, fast: bool, runs: int, prefix: str = "") -> Application:
     """TensorBoard over the directory once it has loaded so many runs to their ends."""
     program_ = program.TensorBoard([core_plugin.CorePluginLoader(), Loader()])
-    program_.configure(("", "--logdir", str(logdir), "--reload_interval", "1", "--path_prefix", prefix))
+    program_.configure(("", "--logdir", str(logdir), "--reload_interval", "0", "--path_prefix", prefix))
     flags = program_.flags
     if fast:
         loading = server_ingester.SubprocessServerDataIngester(

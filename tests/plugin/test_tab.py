@@ -105,6 +105,17 @@ def test_controls_change_the_figure(chrome, address):
     page.waited(chrome, "return document.querySelectorAll('.runs li').length === 4")
 
 
+def test_a_figure_can_be_saved_and_so_can_its_numbers(chrome, address):
+    page.enter(chrome, address, "view=flow&run=vanishing")
+    page.ready(chrome)
+    script = "const done = arguments[0]; Plotly.toImage(document.querySelector('.chart'), {format: 'png'}).then(done)"
+    assert chrome.execute_async_script(script).startswith("data:image/png;base64,")
+    chrome.find_element(By.CSS_SELECTOR, ".tools button").click()
+    link = "const done = arguments[0]; fetch(document.querySelector('.tools a').href).then((r) => r.text()).then(done)"
+    assert chrome.execute_async_script(link).startswith("step,row,value\n0,hidden_1/kernel,")
+    assert page.complaints(chrome) == []
+
+
 def test_a_click_on_a_row_opens_its_layer(chrome, address):
     page.enter(chrome, address, "view=flow&run=vanishing&column=delta_norm")
     page.ready(chrome)

@@ -37,6 +37,12 @@ export function select(label, value, groups, onchange) {
   return h("label", { class: "control" }, h("span", {}, label), control);
 }
 
+/** A sentence with a capital and a full stop; what stands between backticks is set as code. */
+export function sentence(text) {
+  const whole = `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
+  return whole.split("`").map((part, i) => (i % 2 ? h("code", {}, part) : part));
+}
+
 /** A number as a person reads it. */
 export function number(value, digits = 4) {
   if (value === null || value === undefined) return "–";

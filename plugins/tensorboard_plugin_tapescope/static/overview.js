@@ -1,6 +1,6 @@
 // Overview and Findings: what a person is told in words.
 
-import { fill, h, number, sparkline } from "./dom.js";
+import { fill, h, number, sentence, sparkline } from "./dom.js";
 import { address, go } from "./state.js";
 
 const WORDS = { error: ["error", "errors"], warning: ["warning", "warnings"], info: ["note", "notes"] };
@@ -44,7 +44,7 @@ function lead(runs) {
     "header",
     { class: `lead ${bad.length ? "error" : uneasy.length || unread ? "warning" : looked ? "good" : "plain"}` },
     h("h2", {}, headline, h("small", {}, parts.filter(Boolean).join(", "))),
-    worst ? h("p", {}, h("b", {}, worst.name), " — ", worst.headline.message, " ", where(worst.name, worst.headline)) : null,
+    worst ? h("p", {}, h("b", {}, worst.name), " — ", sentence(worst.headline.message), " ", where(worst.name, worst.headline)) : null,
   );
 }
 
@@ -84,7 +84,7 @@ function card(run) {
         "Median milliseconds of measuring a step, over the milliseconds that training takes between two records",
       ),
     ),
-    run.headline ? h("p", { class: "headline" }, h("span", { class: `sign ${run.headline.severity}`, "aria-hidden": "true" }, SIGNS[run.headline.severity]), run.headline.message, " ", where(run.name, run.headline)) : null,
+    run.headline ? h("p", { class: "headline" }, h("span", { class: `sign ${run.headline.severity}`, "aria-hidden": "true" }, SIGNS[run.headline.severity]), sentence(run.headline.message), " ", where(run.name, run.headline)) : null,
     run.problems.map((problem) => h("p", { class: "problem" }, `Cannot be read: ${problem}`)),
   );
 }
@@ -131,8 +131,8 @@ function item(run, finding, known) {
       "div",
       {},
       h("p", { class: "kind" }, `${WORDS[finding.severity][0]} · ${finding.rule.replaceAll("_", " ")} · `, where(run.name, known ? finding : { ...finding, layer: null })),
-      h("h3", {}, finding.message),
-      finding.advice ? h("p", { class: "advice" }, finding.advice) : null,
+      h("h3", {}, sentence(finding.message)),
+      finding.advice ? h("p", { class: "advice" }, sentence(finding.advice)) : null,
       evidence.length ? h("dl", { class: "evidence" }, evidence.map(([name, value]) => h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, number(value))))) : null,
     ),
   );
