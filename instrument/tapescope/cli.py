@@ -60,14 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(given: argparse.Namespace) -> int:
-    from tapescope import rules
+    from tapescope import finding, rules
 
     run = _run(given.run)
-    worst_first = sorted(rules.check(run), key=lambda f: (rules.SEVERITIES.index(f.severity), f.step))
-    counted = rules.SEVERITIES[: rules.SEVERITIES.index(given.severity) + 1]
+    worst_first = sorted(rules.check(run), key=lambda f: (finding.SEVERITIES.index(f.severity), f.step))
+    counted = finding.SEVERITIES[: finding.SEVERITIES.index(given.severity) + 1]
     findings = [f for f in worst_first if f.severity in counted]
-    for finding in findings:
-        print(rules.to_json(finding) if given.json else _words(finding))
+    for found in findings:
+        print(finding.to_json(found) if given.json else _words(found))
     if not findings and not given.json:
         print(f"nothing found in {len(run.steps)} records of {given.run}")
     return FOUND if findings else NONE

@@ -18,6 +18,8 @@ from tapescope import flow
 
 WINDOW = 10
 """Records. A finding about what is usual takes at least half of them: batches differ, and one alone proves nothing."""
+LONG = 3 * WINDOW
+"""Records after which a loss should have moved, and a small difference that stays is no chance."""
 
 SPIKE = 10.0
 """Times the largest norm before. Norms of batches lie within one decade of each other until the loss is near 0, and
@@ -50,6 +52,8 @@ class Subject(NamedTuple):
     """Whether no measured layer reads it: an output, bool [L]."""
     heads: np.ndarray
     """Whether no measured layer feeds it: it reads the data, bool [L]."""
+    follow: tuple[int, ...]
+    """The layer that feeds each one, as the budget follows them; -1 where none does."""
     reader: np.ndarray
     """The last layer that reads each one, -1 where none does, [L]."""
 
@@ -81,6 +85,7 @@ def subject(variables: Sequence[str], layers: Sequence[str], details: Mapping[st
         path=tuple(path),
         sinks=reader < 0,
         heads=np.asarray(follow, int) < 0,
+        follow=tuple(follow),
         reader=reader,
     )
 
@@ -167,6 +172,20 @@ def _joined(of: Subject, values: np.ndarray) -> np.ndarray:
     return np.where(np.bincount(groups[there], minlength=size) > 0, np.sqrt(squares), np.nan)
 
 
+def apart(view: View, of: Subject) -> np.ndarray:
+    """How each replica's whole gradient differs from the median of the others', [2, R]: log10 of the ratio of their
+    norms, and the difference of their cosines to the mean.
+    """
+    norms, cosines = (np.asarray(view.columns[f"replica_{name}"], float) for name in ("norm", "cosine"))
+    total = view.column("gradient_norm", of.variables)
+    with np.errstate(all="ignore"):
+        length = np.sqrt(np.nansum(np.square(norms), axis=1))
+        cosine = np.nansum(cosines * norms * total, axis=1) / (length * np.sqrt(np.nansum(np.square(total))))
+        values = np.stack([np.log10(length), cosine])
+        others = [median(np.delete(values, r, axis=1).T) for r in range(len(length))]
+        return values - np.stack(others, axis=1)
+
+
 class History:
     """What was seen so far. `add` takes the records in the order of their steps."""
 
@@ -181,24 +200,35 @@ class History:
         self.first_dead = np.full(of.layers, np.nan)
         """The share of dead units in the first window of examples, [L]."""
         self.fastest = np.full(len(of.groups), -np.inf)
-        """The largest pace so far, [G]."""
+        """The largest pace so far, [G]; -inf where none is known."""
+        self.fastest_step = np.zeros(len(of.groups), int)
         self.highest = 0.0
         """The largest norm of the whole gradient so far, spikes left out."""
         self.spikes: list[View] = []
         """The first few records at which the gradient rose far above `highest`, and came back."""
         self._risen: list[View] = []
+        self.replicas: deque[tuple[int, np.ndarray]] = deque(maxlen=LONG)
+        """Of the last LONG records the step, and how the replicas differ, [2, R]: see `apart`."""
 
     def add(self, record: Record) -> None:
         before = self.window[-1] if self.window else None
         now = view(self.of, record, before)
         self.first = self.first or now
+        # What starts at 0, as shifts and biases do, is made of its updates: their share of it says nothing. Nor does
+        # that of what is not finite.
+        says = (self.first.weight > 0) & (now.number("first_nonfinite_forward", -1) < 0)
+        now = now._replace(pace=np.where(says, now.pace, np.nan))
         self.window.append(now)
         self.records += 1
         self.first_dead = np.where(np.isnan(self.first_dead), now.dead, self.first_dead)
-        self.fastest = np.fmax(self.fastest, now.pace)
+        faster = now.pace > self.fastest
+        self.fastest = np.where(faster, now.pace, self.fastest)
+        self.fastest_step = np.where(faster, now.step, self.fastest_step)
         if self.records <= WINDOW:
             self.early_losses.append(now.loss)
             self.early_norms.append(now.norm)
+        if "replica_norm" in now.columns:
+            self.replicas.append((now.step, apart(now, self.of)))
         self._watch_for_spikes(now)
 
     def _watch_for_spikes(self, now: View) -> None:

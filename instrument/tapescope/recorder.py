@@ -21,12 +21,11 @@ import tensorflow as tf
 from absl import logging
 from tensorboard.util import tensor_util
 
-from tapescope import events, history, records, rules
+from tapescope import events, finding, history, records, rules
 from tapescope.probe import Probe
 from tapescope.reading import Reading
 from tapescope.records import Step
 from tapescope.schedule import Schedule
-from tapescope.symptoms import Finding
 from tapescope.units import Ledger
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
@@ -59,7 +58,7 @@ class Recorder:
         self.logdir = os.fspath(logdir)
         self.lost = 0
         """Records that could not be written."""
-        self.findings: tuple[Finding, ...] = ()
+        self.findings: tuple[finding.Finding, ...] = ()
         """What the rules have found so far. Replaced, never changed, by the background thread: safe to read at any
         time, and a record or two behind the training."""
         self._probe = probe
@@ -221,11 +220,11 @@ class Recorder:
         if not new:
             return
         self.findings = self._watch.findings
-        texts = [rules.to_json(finding) for finding in self.findings]
+        texts = [finding.to_json(f) for f in self.findings]
         self._file.add(record.step, [events.text(Family("findings"), texts)])
-        for finding in new:
-            if finding.severity != "info":
-                logging.warning("tapescope: %s. %s", finding.message, finding.advice)
+        for found in new:
+            if found.severity != "info":
+                logging.warning("tapescope: %s. %s", found.message, found.advice)
 
     def _say_what_is_thinned(self, layers: int) -> None:
         shown = len(records.thinned(layers))

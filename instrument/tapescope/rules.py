@@ -3,35 +3,36 @@
 One fold does it, live in the recorder's thread and offline in `check`: so both say the same.
 """
 
-import json
+import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
-from tapescope import progress, symptoms
+from tapescope import rules_flow, rules_layers, rules_training
+from tapescope.finding import SEVERITIES, Finding
 from tapescope.history import History, Record, Subject, subject
 from tapescope.runs import Run
-from tapescope.symptoms import Finding
 from tensorboard_plugin_tapescope.metadata import Family
-
-SEVERITIES = ("error", "warning", "info")
 
 Rule = Callable[[History], Iterator[Finding]]
 
 CAUSES: tuple[Rule, ...] = (
-    symptoms.no_gradient,
-    symptoms.poor_initialization,
-    symptoms.vanishing,
-    symptoms.exploding,
-    symptoms.gradient_spike,
-    symptoms.dead_units,
-    symptoms.saturation,
-    progress.update_too_large,
-    progress.update_too_small,
-    progress.always_clipped,
-    progress.replica_outlier,
+    rules_flow.no_gradient,
+    rules_layers.poor_initialization,
+    rules_flow.vanishing,
+    rules_flow.exploding,
+    rules_flow.gradient_spike,
+    rules_layers.dead_units,
+    rules_layers.saturation,
+    rules_training.update_too_large,
+    rules_training.update_too_small,
+    rules_training.always_clipped,
+    rules_training.replica_outlier,
 )
+
+
+PLACES = {"no_gradient", "poor_initialization", "dead_units", "dying_units", "saturation"}
+"""Rules that may name several layers, each once; the others name the worst, once."""
 
 
 class Watch:
@@ -39,7 +40,7 @@ class Watch:
 
     def __init__(self, of: Subject):
         self.findings: tuple[Finding, ...] = ()
-        """In the order in which they were found; each rule and layer once, with the highest severity it had."""
+        """In the order in which they were found; each once, with the highest severity that it had."""
         self._seen = History(of)
 
     def add(self, record: Record) -> list[Finding]:
@@ -49,18 +50,18 @@ class Watch:
         return new
 
     def _found(self) -> Iterator[Finding]:
-        yield from symptoms.non_finite(self._seen)
+        yield from rules_flow.non_finite(self._seen)
         if any(f.rule == "non_finite" and f.severity == "error" for f in self.findings):
-            yield from progress.update_too_large(self._seen)  # what led to it; nothing else has a meaning now
+            yield from rules_training.update_too_large(self._seen)  # what led to it; nothing else has a meaning now
             return
         for rule in CAUSES:
             yield from rule(self._seen)
         ill = [f for f in self.findings if f.severity != "info"]
-        yield from (progress.falls_regardless if ill else progress.loss_not_falling)(self._seen)
+        yield from (rules_training.falls_regardless if ill else rules_training.loss_not_falling)(self._seen)
 
     def _keep(self, finding: Finding) -> bool:
-        known = {(f.rule, f.layer): f for f in self.findings}
-        before = known.get((finding.rule, finding.layer))
+        finding = finding._replace(evidence={k: v for k, v in finding.evidence.items() if math.isfinite(v)})
+        before = next((f for f in self.findings if _key(f) == _key(finding)), None)
         if before is None:
             self.findings = (*self.findings, finding)
             return True
@@ -69,6 +70,10 @@ class Watch:
         graver = finding._replace(step=before.step)
         self.findings = tuple(graver if f is before else f for f in self.findings)
         return True
+
+
+def _key(finding: Finding) -> tuple[str, str | None]:
+    return finding.rule, finding.layer if finding.rule in PLACES else None
 
 
 def columns(family: Family, tensor: np.ndarray) -> dict[str, np.ndarray]:
@@ -91,13 +96,3 @@ def records(run: Run) -> Iterator[Record]:
     of_all = {name: run[name] for name in run.columns if not name.endswith("_histogram") and name != "unit_state"}
     for t, step in enumerate(run.steps):
         yield Record(int(step), {name: values[t] for name, values in of_all.items() if t < len(values)})
-
-
-def to_json(finding: Finding) -> str:
-    """As it is on the wire."""
-    return json.dumps(finding._asdict())
-
-
-def from_json(fields: dict[str, Any]) -> Finding:
-    """One of `Run.findings`."""
-    return Finding(**{name: fields[name] for name in Finding._fields})

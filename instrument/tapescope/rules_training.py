@@ -1,11 +1,11 @@
-"""Rules about how training goes: the size of the steps, the loss, the replicas. Made as those in symptoms.py."""
+"""Rules about how training goes: the size of the steps, the loss, the replicas. Made as those in rules_flow.py."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from tapescope.history import WINDOW, History, View, median
-from tapescope.symptoms import Finding
+from tapescope.finding import Finding
+from tapescope.history import LONG, WINDOW, History, median
 
 FAST = 0.1
 """Of the weights' length, at every step: ten such steps may replace them. A hundredth of that is usual."""
@@ -17,14 +17,14 @@ FROZEN = 1e-3
 """Of the pace of most other layers."""
 STUCK = 0.1
 """A loss of which less than this share is gone has not fallen."""
-LONG = 3 * WINDOW
-"""Records after which a loss should have moved."""
 CLIPPED = 0.1
 """Of its length is left: then the clipping, and not the gradient, says how far a step goes."""
-APART_NORM = 3.0
+APART_NORM, APART_NORM_LONG = np.log10(3), np.log10(1.5)
+"""Decades; the smaller difference where it has stayed for LONG records."""
 APART_COSINE = 0.4
-"""By chance one replica's gradient is the longest about as often as another's, so that the median over the window of
-its ratio to theirs is near 1, however noisy a batch is."""
+ONE_SIDED = 0.9
+"""Of the records: by chance a replica's gradient is longer than the others' at half of them, however noisy a batch is,
+and at 27 of 30 once in a hundred thousand times."""
 
 
 def _where(values: np.ndarray, seen: History, way: float) -> tuple[int, str | None]:
@@ -49,7 +49,8 @@ def update_too_large(seen: History) -> Iterator[Finding]:
     if not steady and not leap:
         return
     values = pace if steady else seen.fastest
-    at, name = _where(values, seen, 1)
+    at, name = _where(np.minimum(values, 1), seen, 1)  # what was replaced was replaced, were it a million times
+    at = int(np.nanargmax(values)) if name is None else at
     what = f"`{name}`" if name else f"all layers, most of all of `{seen.of.groups[at]}`,"
     message = (
         f"a step changes the weights of {what} by {values[at]:.2g} of their length"
@@ -61,7 +62,7 @@ def update_too_large(seen: History) -> Iterator[Finding]:
         1,
         "error" if leap else "warning",
         name,
-        seen.since(lambda v: np.any(v.pace >= FAST)),
+        seen.since(lambda v: v.pace[at] >= FAST) if steady else int(seen.fastest_step[at]),
         message,
         {"update_ratio": float(values[at])},
         f"Lower the learning rate{' of this layer' if name else ''}, at least tenfold, or let it rise slowly at first.",
@@ -125,47 +126,33 @@ def always_clipped(seen: History) -> Iterator[Finding]:
     )
 
 
-def _replica_decades(view: View, seen: History) -> np.ndarray:
-    """log10 of each replica's gradient norm over the median of the others', [R]."""
-    with np.errstate(all="ignore"):
-        norms = np.sqrt(np.nansum(np.square(view.columns["replica_norm"], dtype=float), axis=1))
-        others = np.array([median(np.delete(norms, r)) for r in range(len(norms))])
-        return np.log10(norms / others)
-
-
-def _replica_cosines(view: View, seen: History) -> np.ndarray:
-    """Cosine of each replica's whole gradient to the mean, less the median of the others', [R]."""
-    norms, cosines = (np.asarray(view.columns[f"replica_{name}"], float) for name in ("norm", "cosine"))
-    total = view.column("gradient_norm", seen.of.variables)
-    with np.errstate(all="ignore"):
-        length = np.sqrt(np.nansum(np.square(norms), axis=1) * np.nansum(np.square(total)))
-        own = np.nansum(cosines * norms * total, axis=1) / length
-    return np.array([own[r] - median(np.delete(own, r)) for r in range(len(own))])
-
-
 def replica_outlier(seen: History) -> Iterator[Finding]:
     """One replica whose gradient is of another length than the others', or goes another way."""
-    if seen.records < WINDOW or "replica_norm" not in seen.now.columns:
+    if len(seen.replicas) < WINDOW:
         return
-    decades = seen.usual(lambda v: _replica_decades(v, seen))
-    cosines = seen.usual(lambda v: _replica_cosines(v, seen))
-    by_norm, by_cosine = np.abs(decades) >= np.log10(APART_NORM), np.abs(cosines) >= APART_COSINE
-    if not by_norm.any() and not by_cosine.any():
+    steps, each = zip(*seen.replicas, strict=True)
+    differences = np.stack(each)  # [T, 2, R]
+    usual = median(differences)
+    one_sided = np.mean(np.sign(differences) == np.sign(usual), axis=0) >= ONE_SIDED
+    limits = np.array([APART_NORM if len(differences) < LONG else APART_NORM_LONG, APART_COSINE])
+    excess = np.where(one_sided, np.nan_to_num(np.abs(usual)), 0) / limits[:, None]
+    if not excess.max() >= 1:
         return
-    if by_norm.any():
-        at = int(np.argmax(np.abs(np.nan_to_num(decades, neginf=-99)) + 1e-6 * (decades > 0)))
-        words = f"is {10.0 ** decades[at]:.2g} times as long as that of the others"
-    else:
-        at = int(np.argmax(np.abs(cosines)))
-        words = f"goes another way than that of the others: its cosine to the mean differs by {cosines[at]:+.2f}"
+    which, at = np.unravel_index(np.argmax(excess + 1e-6 * (usual > 0)), excess.shape)
+    decades, cosine = usual[:, at]
+    words = (
+        f"goes another way than that of the others: its cosine to the mean differs by {cosine:+.2f}"
+        if which
+        else f"is {10.0**decades:.2g} times as long as that of the others"
+    )
     yield Finding(
         "replica_outlier",
         1,
         "warning",
         None,
-        seen.since(lambda v: abs(_replica_decades(v, seen)[at]) >= np.log10(APART_NORM) or by_cosine[at]),
+        steps[int(np.argmax(np.sign(differences[:, which, at]) == np.sign(usual[which, at])))],
         f"the gradient of replica {at} {words}",
-        {"replica": float(at), "norm_ratio": float(10.0 ** decades[at]), "cosine_difference": float(cosines[at])},
+        {"replica": float(at), "norm_ratio": float(10.0**decades), "cosine_difference": float(cosine)},
         "Compare what this replica is fed with what the others are: its shard, its labels, its preprocessing.",
     )
 

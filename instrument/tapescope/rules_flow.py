@@ -1,0 +1,239 @@
+"""Rules about where the gradient goes on its way back, and where it breaks off. Each names a layer.
+
+A rule looks at the history of a run and yields what is wrong, since when, and by which numbers; it may go on saying the
+same, `rules.Watch` keeps the first time. Thresholds are the same for all networks, each with its reason beside it;
+docs/calibration.md says how well they do.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from tapescope.finding import Finding
+from tapescope.history import History, View
+
+FAR = 2.0
+"""Decades between the two ends of the network: where 1 % of the gradient arrives the first layers stand still while the
+last ones learn; where it grows a hundredfold they are thrown about."""
+NEVER_SATURATED = {"linear", "relu", "leaky_relu"}
+"""What their activation takes is as it should be, unless it is everything. On the wire every zero of ReLU is saturated;
+what matters there is whether units are dead."""
+
+
+def non_finite(seen: History) -> Iterator[Finding]:
+    """A NaN or Inf, reported at once: after it no number means anything."""
+    views, names = list(seen.window), seen.of.groups
+    ill = [v.number("first_nonfinite_forward", -1) >= 0 for v in views]
+    worse = [v.number("first_nonfinite_backward", -1) >= 0 or _bad(v, seen).any() for v in views]
+    bad = [a or b or not math.isfinite(v.loss) for a, b, v in zip(ill, worse, views, strict=True)]
+    if not (ill[-1] or worse[-1] or seen.loss_is_lost):
+        return
+    at = len(bad) - 1
+    while at and bad[at - 1]:  # what came first, though only what followed made it an error
+        at -= 1
+    first, elements, layer = views[at], _bad(views[at], seen), None
+    forward, backward = (int(first.number(f"first_nonfinite_{way}", -1)) for way in ("forward", "backward"))
+    if forward >= 0:
+        layer = names[forward]
+        message = f"`{layer}` is the first layer with a NaN or Inf, in what it is given, its weights or its output"
+        message += f"; on the way back the first is `{names[backward]}`" if backward >= 0 else ""
+    elif worse[at]:
+        owners, variables = seen.of.owned
+        layer = names[backward if backward >= 0 else owners[np.argmax(elements[variables])]]
+        message = f"every output is finite, and from `{layer}` backwards the gradient is not"
+    else:
+        message = f"the loss is {first.loss}, and every layer is finite"
+    # The gradient alone, and nothing was changed by it: so it looks when a loss scale overflows and skips a step. If
+    # it was no such thing, the next record has it in the weights.
+    skipped = worse[at] and not any(ill) and not np.any(first.pace > 0)
+    since = views[at - 1].step + 1 if at else first.step
+    when = f"at step {first.step}" if since == first.step else f"between steps {since} and {first.step}"
+    yield Finding(
+        "non_finite",
+        1,
+        "info" if skipped else "error",
+        layer,
+        first.step,
+        f"{message}, {when}" + ("; no weight was changed, as when a loss scale overflows" if skipped else ""),
+        {
+            "elements_forward": float(np.nansum(first.layers("activation_nonfinite"))),
+            "elements_gradient": float(elements.sum()),
+            "index_forward": float(forward),
+            "index_backward": float(backward),
+        },
+        "Look there for a division by 0, a logarithm or root of 0, or an overflow, and at the data; if the gradient "
+        "grew before, lower the learning rate or clip.",
+    )
+
+
+def _bad(view: View, seen: History) -> np.ndarray:
+    return np.nan_to_num(view.column("gradient_nonfinite", seen.of.variables))
+
+
+def no_gradient(seen: History) -> Iterator[Finding]:
+    """Variables that the loss does not depend on, or no more."""
+    if not seen.settled:
+        return
+    gradient = seen.usual(lambda v: v.gradient)
+    if not np.any(gradient > 0):  # of none of them: a loss of exactly 0, or the last layer is dead
+        return
+    shut = bool(seen.of.path) and seen.usual(lambda v: np.nansum(losses(v, seen))) == -np.inf  # which `vanishing` says
+    owners, variables = seen.of.owned
+    absent = np.isnan(seen.usual(lambda v: v.column("gradient_norm", seen.of.variables)))
+    for group, name in enumerate(seen.of.groups):
+        own = variables[owners == group]
+        cut = bool(own.size and absent[own].all())
+        if not cut and (not own.size or shut or gradient[group] > 0):
+            continue
+        yield Finding(
+            "no_gradient",
+            1,
+            "error" if cut else "warning",
+            name,
+            seen.since(lambda v, g=group: not v.gradient[g] > 0),
+            f"no path leads from the loss to `{name}`: it has no gradient"
+            if cut
+            else f"the gradient of `{name}` is exactly 0",
+            {"variables": float(own.size), "gradient_norm": 0.0},
+            "Look for a stop_gradient, an operation without a gradient, or an output that is not used."
+            if cut
+            else "Look for the dead or saturated layer after it, or for weights after it that are 0.",
+        )
+
+
+def losses(view: View, seen: History) -> np.ndarray:
+    """Decades that each layer on the path takes, [L]. What lies between two may make up for it, not add to it."""
+    return _parts(view, seen, np.maximum)
+
+
+def gains(view: View, seen: History) -> np.ndarray:
+    """Decades that each layer on the path adds, [L]. What lies between, as normalisation, may take away, not add."""
+    return _parts(view, seen, np.minimum)
+
+
+def _parts(view: View, seen: History, excuse: np.ufunc) -> np.ndarray:
+    path = list(seen.of.path)
+    known = ~np.isnan(view.layers("flow_weight"))
+    with np.errstate(invalid="ignore"):
+        weights = view.gain + np.where(known, excuse(view.between, 0), view.between)
+        weights[path[-1:]] = 0  # what the first layer's weights do to its input's gradient is nobody's loss
+        parts = np.nan_to_num(weights + view.gate, nan=0, posinf=np.inf, neginf=-np.inf)
+    return np.where(np.isin(np.arange(len(parts)), path), parts, np.nan)
+
+
+def vanishing(seen: History) -> Iterator[Finding]:
+    """Less than 1 % of the gradient reaches the first layer; the layer that takes most of it is named."""
+    if not seen.settled or not seen.of.path:
+        return
+    total = float(seen.usual(lambda v: np.nansum(losses(v, seen))))
+    if not total <= -FAR:
+        return
+    parts = seen.usual(lambda v: losses(v, seen))
+    names, first, last = seen.of.groups, seen.of.path[-1], seen.of.path[0]
+    taken = float(np.nanmin(parts))
+    at = silencer(int(np.nanargmin(parts)), seen)
+    gate, weights = (float(seen.usual(what)[at]) for what in (lambda v: v.gate, lambda v: v.gain))
+    kind, share, pace = seen.of.activations[at], 10.0**total, seen.usual(lambda v: v.pace)
+    silent = taken == -math.inf
+    by_gate = silent or (gate <= weights and kind not in NEVER_SATURATED)
+    behind = not pace[first] > 0.01 * pace[last]
+    others = 0 if silent else int(np.sum(parts < 0.5 * taken)) - 1
+    message = (
+        f"the {'' if kind in ('linear', 'unknown') else kind + ' '}layer `{names[at]}` costs the gradient "
+        + ("all there is" if silent else f"{-taken:.1f} decades")
+        + (" in its activation" if by_gate else " in its weights")
+        + (f", and {others} others about as much" if others > 0 else "")
+        + f"; `{names[first]}` gets {share:.2g} of what `{names[last]}` gets"
+        + ("" if behind else ", for which the optimizer makes up")
+    )
+    yield Finding(
+        "vanishing",
+        1,
+        "error" if behind else "warning",
+        names[at],
+        seen.since(lambda v: np.nansum(losses(v, seen)) <= -FAR),
+        message,
+        {
+            "share_arriving": share,
+            "decades": max(total, -99.0),
+            "decades_here": max(taken, -99.0),
+            "decades_gate": max(gate, -99.0),
+            "decades_weights": max(weights, -99.0),
+        },
+        "Use ReLU or ELU with He initialization there, or normalise its input, or lead a skip connection around it."
+        if by_gate
+        else "Initialize these weights larger (He for ReLU, Glorot for tanh), or normalise what comes out.",
+    )
+
+
+def silencer(layer: int, seen: History) -> int:
+    """The first of the layers that lead to this one and give nothing but 0: those after it only follow."""
+    silent = seen.usual(lambda v: v.layers("activation_zero")) >= 1
+    while silent[layer] and seen.of.follow[layer] >= 0 and silent[seen.of.follow[layer]]:
+        layer = seen.of.follow[layer]
+    return layer
+
+
+def exploding(seen: History) -> Iterator[Finding]:
+    """The gradient grows a hundredfold on its way to the first layer, or in the course of training."""
+    if not seen.settled:
+        return
+    names = seen.of.groups
+    total = float(seen.usual(lambda v: np.nansum(gains(v, seen)))) if seen.of.path else 0.0
+    if total >= FAR:
+        parts = seen.usual(lambda v: gains(v, seen))
+        at, first, last = int(np.nanargmax(parts)), seen.of.path[-1], seen.of.path[0]
+        yield Finding(
+            "exploding",
+            1,
+            "warning",
+            names[at],
+            seen.since(lambda v: np.nansum(gains(v, seen)) >= FAR),
+            f"the gradient grows {10**total:,.0f} times on its way from `{names[last]}` to `{names[first]}`, most in "
+            f"`{names[at]}`, whose weights make it {10 ** parts[at]:.2g} times as long",
+            {"decades": total, "decades_here": float(parts[at])},
+            "Initialize these weights smaller, normalise what comes out, or clip the gradient.",
+        )
+    usual, early = float(seen.usual(lambda v: v.norm)), seen.early_norm
+    rise = seen.rise
+    if usual >= 10**FAR * early and rise >= 1:
+        growth = seen.usual(lambda v: v.gradient) / seen.first.gradient if seen.first else np.zeros(0)
+        name = names[int(np.nanargmax(growth))]
+        yield Finding(
+            "exploding",
+            1,
+            "error",
+            name,
+            seen.since(lambda v: v.norm >= 10**FAR * early),
+            f"the gradient has grown from {early:.2g} to {usual:.2g} and the loss with it; most in `{name}`",
+            {"norm": usual, "norm_at_first": early, "loss_rise": rise},
+            "Lower the learning rate, or clip the gradient by its global norm.",
+        )
+
+
+def gradient_spike(seen: History) -> Iterator[Finding]:
+    """Once: noted. Twice: the data have something in them."""
+    if not seen.spikes:
+        return
+    first, times = seen.spikes[0], len(seen.spikes)
+    before = seen.usual(lambda v: v.gradient)
+    with np.errstate(all="ignore"):
+        factors = first.gradient / before
+    name = (
+        seen.of.groups[int(np.nanargmax(np.where(np.isfinite(factors), factors, np.nan)))]
+        if np.any(np.isfinite(factors))
+        else None
+    )
+    factor = float(first.norm / seen.usual(lambda v: v.norm))
+    yield Finding(
+        "gradient_spike",
+        1,
+        "info" if times < 2 else "warning",
+        name,
+        first.step,
+        f"the gradient jumped to {first.norm:.2g}, {factor:.0f} times what is usual, and came back"
+        + ("" if times < 2 else f", and again at step {seen.spikes[1].step}"),
+        {"norm": first.norm, "times_usual": factor, "spikes": float(times)},
+        "Look at the examples of that step; clip the gradient by its global norm.",
+    )

@@ -1,0 +1,134 @@
+"""Rules about one layer: its first weights and what its units do. Made as those in rules_flow.py."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from tapescope.finding import Finding
+from tapescope.history import History
+from tapescope.rules_flow import NEVER_SATURATED, silencer
+
+GAIN = 1.0
+"""Decades in one layer's weights. Glorot, He, LeCun and orthogonal initialization, and Keras' own uniform and normal
+ones at common widths, keep the gradient's length within a factor of 10."""
+DEAD = 0.5
+SATURATED = 0.5
+"""Half of a layer: from there on more of it is idle than works."""
+SATURATED_ONE_SIDED = 0.9
+"""ELU, softplus, GELU and the like are at rest on half of their inputs by design."""
+DYING = 0.25
+FIRM_EXAMPLES = 300
+"""A unit that is silent on 300 examples fires on less than 1 % of all, with 95 % confidence (the rule of three)."""
+STD = (1e-2, 3e1)
+"""Of the first layer's outputs: standardized data, or pixels between 0 and 1, give 0.1 to 3."""
+
+BOUNDED = {"sigmoid", "tanh", "softsign", "hard_sigmoid", "hard_tanh"}
+
+
+def poor_initialization(seen: History) -> Iterator[Finding]:
+    """What the first record says of the weights, before they learned anything."""
+    first, of = seen.first, seen.of
+    if first is None or seen.records > 1:
+        return
+    read = np.where(of.reader >= 0, first.between[of.reader], 0) if of.layers else np.zeros(0)
+    with np.errstate(invalid="ignore"):
+        # A skip connection around the layer makes up for weights near 0, and normalisation after it for any scale.
+        gain = first.gain + np.maximum(first.between, 0) + read
+    std, saturated = first.layers("activation_std"), first.layers("saturated")
+    for layer in range(of.layers):
+        name, kind, large = of.groups[layer], of.activations[layer], False
+        if gain[layer] >= GAIN or (gain[layer] <= -GAIN and not of.sinks[layer]):  # outputs may well start at 0
+            large = gain[layer] > 0
+            times = f"{10 ** gain[layer]:.2g} times as long" if np.isfinite(gain[layer]) else "0"
+            message = f"the first weights of `{name}` make the gradient that passes them {times}"
+            evidence = {"decades_weights": max(float(gain[layer]), -99.0)}
+        elif of.heads[layer] and kind in BOUNDED and saturated[layer] >= SATURATED:
+            large = True
+            message = f"{saturated[layer]:.0%} of the outputs of `{name}` are saturated before the first update"
+            evidence = {"saturated": float(saturated[layer])}
+        elif (
+            of.heads[layer]
+            and not of.sinks[layer]
+            and not STD[0] <= std[layer] * 10.0 ** -read[layer] <= STD[1]
+            and np.isfinite(std[layer])
+        ):
+            large = std[layer] > 1
+            message = f"the outputs of `{name}`, which reads the data, have standard deviation {std[layer]:.2g}"
+            evidence = {"activation_std": float(std[layer])}
+        else:
+            continue
+        yield Finding(
+            "poor_initialization",
+            1,
+            "warning",
+            name,
+            first.step,
+            message,
+            evidence,
+            f"{'Scale the data to about 1' if of.heads[layer] else 'Normalise its input'}, or take "
+            f"{'smaller' if large else 'larger'} first weights: He for ReLU and its kin, Glorot for tanh and sigmoid.",
+        )
+
+
+def dead_units(seen: History) -> Iterator[Finding]:
+    """Units without any output or gradient in a whole window of examples."""
+    if not seen.of.layers or not seen.settled or not seen.now.number("window_examples", 0) >= FIRM_EXAMPLES:
+        return
+    share, before = seen.usual(lambda v: v.dead), seen.first_dead
+    examples = seen.now.number("window_examples")
+    for layer in range(seen.of.layers):
+        name, count = seen.of.groups[layer], share[layer] * seen.of.units[layer]
+        last = bool(seen.of.sinks[layer])
+        # An output that is never anything but 0 is a class never predicted, a value never given: one is too many.
+        enough = count >= 1 if last else share[layer] >= DEAD
+        rising = share[layer] - before[layer] >= DYING
+        if not (enough or rising) or silencer(layer, seen) != layer:
+            continue
+        since = seen.since(lambda v, i=layer, n=share[layer] if last else DEAD: v.dead[i] >= n)
+        kept = f"{count:.0f} of the {seen.of.units[layer]:.0f} units of `{name}`"
+        yield Finding(
+            "dead_units" if enough else "dying_units",
+            1,
+            ("error" if share[layer] >= 1 else "warning") if enough else "info",
+            name,
+            since,
+            f"{kept} gave nothing on any of {examples:.0f} examples"
+            + (f"; at first it was {before[layer] * seen.of.units[layer]:.0f}" if rising else ""),
+            {"dead": float(count), "share": float(share[layer]), "window_examples": examples},
+            "Lower the learning rate, start its biases at 0, or use Leaky ReLU or ELU there."
+            + (" An output layer of ReLU can give up a class for good: use softmax or sigmoid." if last else ""),
+        )
+
+
+def saturation(seen: History) -> Iterator[Finding]:
+    """Most of a layer is where its activation's derivative is below 1 % of its largest."""
+    if not seen.of.layers or not seen.settled:
+        return
+    share, gate = seen.usual(lambda v: v.layers("saturated")), seen.usual(lambda v: v.layers("flow_gate"))
+    for layer, kind in enumerate(seen.of.activations):
+        limit = SATURATED if kind in BOUNDED else SATURATED_ONE_SIDED
+        last = seen.of.sinks[layer]
+        if kind in NEVER_SATURATED or not share[layer] >= limit:
+            continue
+        # Outputs saturate where training goes well. Not well: the gradient stops there and the loss has not fallen.
+        if last and not (share[layer] >= SATURATED_ONE_SIDED and gate[layer] <= -GAIN and seen.fall < 0.5):
+            continue
+        name = seen.of.groups[layer]
+        evidence = {"saturated": float(share[layer])}
+        if math.isfinite(gate[layer]):
+            evidence["decades_gate"] = float(gate[layer])
+        yield Finding(
+            "saturation",
+            1,
+            "warning",
+            name,
+            seen.since(lambda v, i=layer, n=limit: v.layers("saturated")[i] >= n),
+            f"{share[layer]:.0%} of the outputs of the {kind} layer `{name}` are saturated"
+            + (f" and pass {10 ** gate[layer]:.2g} of the gradient" if math.isfinite(gate[layer]) else "")
+            + (", while the loss stays high" if last else ""),
+            evidence,
+            "Take a loss that undoes the activation (cross-entropy from logits), or smaller weights there."
+            if last
+            else "Normalise its input, scale its weights down, or use an activation that does not saturate.",
+        )
