@@ -101,6 +101,7 @@ async function refresh(raw) {
     }
     if (!run) throw new Error(`There is no run "${state.run}" here: open one of those on the left.`);
     const drawing = state.view === "findings" ? null : figures(state);
+    drawing?.catch(() => {}); // it is awaited below, and may fail before that
     const about = await details(run);
     if (read().view !== state.view) return undefined;
     controls(page.controls, state, about, known.columns);
