@@ -1,6 +1,6 @@
 """Pictures of the tab's views for the README: python scripts/screenshots.py LOGDIR OUTDIR
 
-LOGDIR holds runs that tapescope wrote. The run with most findings is opened; Compare takes the first two, Replicas one
+LOGDIR holds runs that tapescope wrote. The run with most findings is opened; Compare takes it and the one most alike, Replicas one
 that has several. Writes VIEW.png, and VIEW_dark.png of the overview and the flow.
 """
 
@@ -31,12 +31,14 @@ def rows(url: str) -> list[dict]:
     raise RuntimeError("no run of this directory has tapescope's records")
 
 
-def states(found: list[dict]) -> dict[str, str]:
+def states(url: str, found: list[dict]) -> dict[str, str]:
     """What to open of each view."""
+    layers = {r["name"]: set(page.fetch(url, f"run?run={urllib.parse.quote(r['name'])}")["layers"]) for r in found}
     weight = {"error": 10_000, "warning": 100, "info": 1}
     worst = max(found, key=lambda row: sum(weight[s] * n for s, n in row["findings"].items()))
     several = max(found, key=lambda row: row["replicas"] or 1)
-    ticked = [worst["name"], *(row["name"] for row in found if row is not worst)][:2]
+    others = (row["name"] for row in found if row is not worst)
+    ticked = [worst["name"], *sorted(others, key=lambda run: -len(layers[run] & layers[worst["name"]]))][:2]
     opened = {"run": worst["name"]}
     if worst["worst"]:
         opened["layer"] = worst["worst"]["layer"]
@@ -53,7 +55,7 @@ def main() -> int:
         return 2
     out = pathlib.Path(sys.argv[2])
     with page.tensorboard(sys.argv[1]) as (url, _), page.browser(1280, 860) as driver:
-        for view, state in states(rows(url)).items():
+        for view, state in states(url, rows(url)).items():
             for dark in (False, True) if view in DARK else (False,):
                 page.enter(driver, url, state)
                 page.dark(driver, dark)

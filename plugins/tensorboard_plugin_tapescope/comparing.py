@@ -1,5 +1,7 @@
 """The views of several runs: side by side on one scale, and what replicas disagree on."""
 
+import collections
+
 import numpy as np
 
 from tensorboard_plugin_tapescope import details, distributions, figures, tables
@@ -81,7 +83,8 @@ def _overlays(snapshot: Snapshot, query: Query, runs: tuple[str, ...]) -> list[P
     panels = []
     for kind, wanted, quantity in (("gradient", query.variable, "gradient"), ("activation", query.layer, "output")):
         held = {run: _histogram_rows(snapshot, run, f"{kind}_histogram") for run in runs}
-        names = list(dict.fromkeys(name for rows in held.values() for name in rows))
+        shared = collections.Counter(name for rows in held.values() for name in rows)
+        names = [name for name, _ in shared.most_common()]
         title = f"{quantity.capitalize()} distributions at the last step"
         if not names:
             panels.append(Panel(kind, title, empty=f"None of these runs has {kind} histograms."))
