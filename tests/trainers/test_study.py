@@ -157,7 +157,8 @@ def test_every_claim_has_tests_that_can_be_trained():
             assert (test.above is None) != (test.below is None)
     axes = ("repeat", "width", "initializer", "learning_rate", "optimizer", "gain", "input_scale")
     assert all(len({getattr(s, axis) for s in setups}) > 1 for axis in axes)
-    assert set(claims.setups(claims.QUICK)) <= set(setups)
+    assert set(claims.setups(claims.QUICK)) == claims.QUICK_SETUPS <= set(setups)
+    assert all(any(test.decides for test in claim.tests) for claim in claims.QUICK)
 
 
 def test_a_set_up_is_the_network_that_it_says():

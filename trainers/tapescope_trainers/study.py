@@ -27,9 +27,7 @@ flags.DEFINE_string("logdir", "runs/study", "where the runs go, one directory a 
 flags.DEFINE_string("table", None, "where the table goes; default: study.md in --logdir", _FLAGS)
 flags.DEFINE_integer("seeds", None, "runs of each set-up; default 5, with --quick 2", 2, 1000, _FLAGS)
 flags.DEFINE_integer("workers", min(8, os.cpu_count() or 1), "processes that train side by side", 1, 256, _FLAGS)
-flags.DEFINE_bool(
-    "quick", False, "one test a claim, two seeds, few steps: shows that all works, decides nothing", _FLAGS
-)
+flags.DEFINE_bool("quick", False, "few set-ups, seeds and steps: shows that all works, decides nothing", _FLAGS)
 
 
 class Options(NamedTuple):

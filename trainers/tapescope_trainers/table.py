@@ -46,12 +46,13 @@ back. The seed sets the initial weights, the split and the order of the examples
 initial weights and Adam at 0.001 unless it says otherwise. The loss goes through the output's activation, as the text
 describes it.
 
-Effects are means over the seeds, of paired differences where two set-ups are compared, with {level} confidence intervals
-(Student's t). A test *holds* where the whole interval is on the claim's side of the threshold, *fails* where it is wholly
-on the other side, and is *undecided* else. What a claim says on one point is supported where all tests of it hold,
-refuted where all fail, and else it depends; the claim is **supported** or **refuted** where all its points are, else it
-**depends**. The level is that of each interval, not of all {tests} together: some will be wrong. The thresholds were set
-before the first full run; which tests decide and which are asides, and that (c) counts deaths since the start, after it.
+Effects are means over the seeds, of paired differences where two set-ups are compared, with {level} confidence
+intervals (Student's t). A test *holds* where the whole interval is on the claim's side of the threshold, *fails* where
+it is wholly on the other side, and is *undecided* else. What a claim says on one point is supported where all tests of
+it hold, refuted where all fail, and else it depends; the claim is **supported** or **refuted** where all its points
+are, else it **depends**. The level is that of each interval, not of all {tests} together: some will be wrong. The
+thresholds were set before the first full run; which tests decide and which are asides, and that (c) counts deaths since
+the start, after it.
 
 *Start* is the first {FIRST_STEPS} steps, *end* the last {LAST_STEPS}. A *gate* is what an activation leaves of the
 gradient's norm on its way back, in decades (log10); a *backward gain* is the same of activations and weights. A unit is
