@@ -11,7 +11,7 @@ PYTEST_ARGS ?= -n 2
 
 help:
 	@echo 'make demo         train three networks on real digits and see them in TensorBoard'
-	@echo 'make study        test the claims of the text: train 265 networks, write docs/study.md (some minutes)'
+	@echo 'make study        test the claims of the text: train 275 networks, write docs/study.md (some minutes)'
 	@echo 'make test         run the tests (PYTEST_ARGS="-n 2")'
 	@echo 'make check        run the linters: ruff, pyright'
 	@echo 'make format       let ruff format the code'

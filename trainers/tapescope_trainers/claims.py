@@ -1,7 +1,7 @@
 """The nine claims of the document, (a) to (i), and for each the tests that decide on it.
 
-The claims say what has to be trained: the study's set-ups are those of its tests. Thresholds say from where on an effect
-matters, and stand here, not with the results.
+The claims say what has to be trained: the study's set-ups are those of its tests. Thresholds say from where on an
+effect matters, and stand here, not with the results.
 """
 
 from collections.abc import Iterator

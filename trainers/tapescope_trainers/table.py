@@ -51,8 +51,8 @@ intervals (Student's t). A test *holds* where the whole interval is on the claim
 it is wholly on the other side, and is *undecided* else. What a claim says on one point is supported where all tests of
 it hold, refuted where all fail, and else it depends; the claim is **supported** or **refuted** where all its points
 are, else it **depends**. The level is that of each interval, not of all {tests} together: some will be wrong. The
-thresholds were set before the first full run; which tests decide and which are asides, and that (c) counts deaths since
-the start, after it.
+thresholds were set before the first full run; after it tests were added, it was settled which ones decide and which are
+asides, and (c) came to count deaths since the start.
 
 *Start* is the first {FIRST_STEPS} steps, *end* the last {LAST_STEPS}. A *gate* is what an activation leaves of the
 gradient's norm on its way back, in decades (log10); a *backward gain* is the same of activations and weights. A unit is
