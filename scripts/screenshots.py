@@ -1,7 +1,7 @@
 """Pictures of the tab's views for the README: python scripts/screenshots.py LOGDIR OUTDIR
 
-LOGDIR holds runs that tapescope wrote. The run with most findings is opened; Compare takes it and the one most alike, Replicas one
-that has several. Writes VIEW.png, and VIEW_dark.png of the overview and the flow.
+LOGDIR holds runs that tapescope wrote. The run with most findings is opened; Compare takes it and the one most alike,
+Replicas one that has several. Writes VIEW.png, and VIEW_dark.png of the overview and the flow.
 """
 
 import pathlib

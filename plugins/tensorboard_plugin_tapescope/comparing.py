@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 
-from tensorboard_plugin_tapescope import details, distributions, figures, tables
+from tensorboard_plugin_tapescope import details, distributions, figures, look, tables
 from tensorboard_plugin_tapescope.query import Panel, Query, Refused, quoted
 from tensorboard_plugin_tapescope.records import Snapshot
 from tensorboard_plugin_tapescope.tables import COLUMNS, Table
@@ -17,7 +17,7 @@ SIDE_BY_SIDE = 4
 def colours(snapshot: Snapshot, runs: tuple[str, ...]) -> list[str]:
     """Each run's colour: its place among all of them, as TensorBoard assigns its palette."""
     place = {name: i for i, name in enumerate(snapshot.runs)}
-    return [figures.PALETTE[place[run] % len(figures.PALETTE)] for run in runs]
+    return [look.PALETTE[place[run] % len(look.PALETTE)] for run in runs]
 
 
 def compare(snapshot: Snapshot, query: Query) -> list[Panel]:

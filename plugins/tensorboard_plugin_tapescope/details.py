@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tensorboard_plugin_tapescope import figures, metadata
-from tensorboard_plugin_tapescope.figures import PALETTE, Figure, labels, layout, typed, wrapped
+from tensorboard_plugin_tapescope import figures, look, metadata
+from tensorboard_plugin_tapescope.look import PALETTE, Figure, labels, layout, typed, wrapped
 from tensorboard_plugin_tapescope.metadata import Column
 
 RATIO = Column("ratio", "log10 of the second run's value over the first's; 0 is the same", "decades", "diverging")
@@ -66,7 +66,7 @@ def bands(
             "y": typed(edge),
             "line": {"width": 0, "color": PALETTE[0]},
             "hovertemplate": f"{name.split(' to ')[-1]} %{{y:.4g}}<extra></extra>",
-            **({"fill": fill, "fillcolor": figures.faint(PALETTE[0], faint)} if fill else {}),
+            **({"fill": fill, "fillcolor": look.faint(PALETTE[0], faint)} if fill else {}),
         }
         for name, edge, fill, faint in edges
     ]
@@ -85,7 +85,7 @@ def unit_map(steps: np.ndarray, codes: np.ndarray, dark: bool = False, most: int
     count = len(states)
     scale = [[(i + side) / count, STATE_COLOURS[state][dark]] for i, state in enumerate(states) for side in (0, 1)]
     words = [state.replace("_", " ") for state in states]
-    bar = figures.colour_bar("", dark, tickvals=list(range(count)), ticktext=words)
+    bar = look.colour_bar("", dark, tickvals=list(range(count)), ticktext=words)
     trace = {
         "type": "heatmap",
         "x": typed(steps),
@@ -131,7 +131,7 @@ def budget(names: Sequence[str], parts: Mapping[str, np.ndarray], dark: bool = F
                 f"from the loss to here<br><br>{wrapped(metadata.COLUMNS[part].definition)}<extra></extra>",
             }
         )
-    line = {"color": figures.soft_ink(dark), "width": 1.2, "dash": "dot"}
+    line = {"color": look.soft_ink(dark), "width": 1.2, "dash": "dot"}
     hover = "from the loss through <b>%{x}</b>: <b>%{y:+.2f}</b> decades<extra></extra>"
     total = {"type": "scatter", "mode": "lines+markers", "name": "in total", "x": texts, "y": typed(ends[:, -1])}
     traces.append({**total, "line": line, "marker": {"size": 4}, "hovertemplate": hover})
@@ -153,7 +153,7 @@ def scaling(
     base = rate[replicas == fewest].max() / fewest
     efficiency = rate / (base * replicas)
     ends = np.array([fewest, max(replicas.max(), fewest + 1)], np.float64)
-    ink = figures.soft_ink(dark)
+    ink = look.soft_ink(dark)
     ideal: dict[str, Any] = {"type": "scatter", "mode": "lines", "name": "perfect scaling", "hoverinfo": "skip"}
     ideal |= {"x": typed(ends), "y": typed(ends * base), "line": {"color": ink, "dash": "dot", "width": 1.2}}
     points = [

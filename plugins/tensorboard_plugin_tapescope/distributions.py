@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tensorboard_plugin_tapescope import figures, metadata
-from tensorboard_plugin_tapescope.figures import PALETTE, Figure, labels, layout, typed
+from tensorboard_plugin_tapescope import figures, look, metadata
+from tensorboard_plugin_tapescope.look import PALETTE, Figure, labels, layout, typed
 from tensorboard_plugin_tapescope.metadata import Column
 
 SHARE = Column("share", "share of the tensor's elements in the bin, which is half an octave wide", "", "fraction")
@@ -46,12 +46,12 @@ def distribution(
         "meta": {"rows": axis.centres.tolist(), "value": "z"},
         "zmin": 0,
         "zmax": high or 1.0,
-        "colorscale": "Viridis" if dark else figures.reversed_viridis(),
-        "colorbar": figures.colour_bar("share of elements", dark, tickformat=".2~p"),
+        "colorscale": "Viridis" if dark else look.reversed_viridis(),
+        "colorbar": look.colour_bar("share of elements", dark, tickformat=".2~p"),
         "hovertemplate": "about <b>%{customdata:.3~g}</b><br>step %{x}<br>"
-        f"<b>%{{z:.1%}}</b><br><br>{figures.wrapped(SHARE.definition)}<extra></extra>",
+        f"<b>%{{z:.1%}}</b><br><br>{look.wrapped(SHARE.definition)}<extra></extra>",
     }
-    yaxis = {"title": figures.shown(quantity), **axis.fields, "zeroline": False, "showgrid": False}
+    yaxis = {"title": look.shown(quantity), **axis.fields, "zeroline": False, "showgrid": False}
     xaxis = {"title": "step", "showgrid": False, "zeroline": False}
     return {"data": [trace], "layout": layout(dark, height=300, xaxis=xaxis, yaxis=yaxis)}
 
@@ -72,13 +72,13 @@ def overlay(
             "customdata": typed(axis.centres),
             "line": {"color": colours[i % len(colours)], "width": 1.8, "shape": "hvh"},
             "fill": "tozeroy",
-            "fillcolor": figures.faint(colours[i % len(colours)]),
+            "fillcolor": look.faint(colours[i % len(colours)]),
             "hovertemplate": f"<b>{label}</b><br>about %{{customdata:.3~g}}<br><b>%{{y:.1%}}</b> of the elements"
             "<extra></extra>",
         }
         for i, label in enumerate(labels(names))
     ]
-    xaxis = {"title": figures.shown(quantity), **axis.fields, "zeroline": False}
+    xaxis = {"title": look.shown(quantity), **axis.fields, "zeroline": False}
     yaxis = {"title": "share of elements", "tickformat": ".0%", "rangemode": "tozero"}
     return {"data": traces, "layout": layout(dark, height=300, xaxis=xaxis, yaxis=yaxis, showlegend=True)}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorboard_plugin_tapescope.figures import Figure
+from tensorboard_plugin_tapescope.look import Figure
 
 EVERY_STEP = 1 << 40
 """As `most`: leaves no step out."""

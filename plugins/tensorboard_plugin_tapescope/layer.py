@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tensorboard_plugin_tapescope import details, distributions, figures, tables
+from tensorboard_plugin_tapescope import details, distributions, figures, look, tables
 from tensorboard_plugin_tapescope.query import Panel, Query, Refused, quoted
 from tensorboard_plugin_tapescope.records import Snapshot
 from tensorboard_plugin_tapescope.tables import COLUMNS
@@ -38,7 +38,7 @@ def layer(snapshot: Snapshot, query: Query) -> list[Panel]:
 
 
 def _variables(snapshot: Snapshot, query: Query, own: list[int], column: str) -> Panel:
-    title = figures.title(COLUMNS[column]).capitalize()
+    title = look.title(COLUMNS[column]).capitalize()
     if not own:
         return Panel(column, title, empty="This layer has no recorded variable of its own.")
     names = snapshot.runs[query.runs[0]].tags["variables"].family.names
@@ -80,7 +80,7 @@ def _shares(snapshot: Snapshot, query: Query, index: int) -> Panel:
     curves = {column: curve for column, curve in curves.items() if np.isfinite(curve).any()}
     if table is None or not curves:
         return Panel("shares", title, empty="No share of zeros, saturated or dead units was recorded for this layer.")
-    names = [figures.title(COLUMNS[column]) for column in curves]
+    names = [look.title(COLUMNS[column]) for column in curves]
     values = np.stack(list(curves.values()), axis=1)
     figure = figures.series(table.steps, names, values, details.UNIT_SHARE, query.dark, 2 * query.most)
     meant = "; ".join(f"{name}: {COLUMNS[column].definition}" for name, column in zip(names, curves, strict=True))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from werkzeug import datastructures
 
-from tensorboard_plugin_tapescope import figures, tables
+from tensorboard_plugin_tapescope import figures, look, tables
 from tensorboard_plugin_tapescope.records import Snapshot
 
 MOST_RUNS = 64
@@ -27,7 +27,7 @@ class Panel(NamedTuple):
 
     key: str
     title: str
-    figure: figures.Figure | None = None
+    figure: look.Figure | None = None
     note: str = ""
     empty: str = ""
     rows: Sequence[str] = ()

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tensorboard_plugin_tapescope import details, figures, metadata, tables
+from tensorboard_plugin_tapescope import details, figures, look, metadata, tables
 from tensorboard_plugin_tapescope.query import Panel, Query, Refused, quoted
 from tensorboard_plugin_tapescope.records import Snapshot
 from tensorboard_plugin_tapescope.tables import COLUMNS, Table
@@ -68,7 +68,7 @@ def flow(snapshot: Snapshot, query: Query) -> list[Panel]:
     """Layers x steps of one column."""
     run, name = query.runs[0], query.column or "gradient_norm"
     column, found = COLUMNS[name], grid(snapshot, run, name)
-    heading = figures.title(column).capitalize()
+    heading = look.title(column).capitalize()
     if found is None or not np.isfinite(found.values).any():
         return [Panel("flow", heading, empty=absent(name, found and found.table), wide=True)]
     order = tables.worst_first(name, found.values) if query.order == "worst" else np.arange(len(found.names))
@@ -91,7 +91,7 @@ def thinned(steps: np.ndarray, query: Query, column: str) -> str:
 
 def absent(column: str, table: Table | None) -> str:
     """Why there is no figure of a column: its table has none, or holds no finite value of it."""
-    words = figures.title(COLUMNS[column])
+    words = look.title(COLUMNS[column])
     if table is not None and not len(table.values):
         return f"The records of {table.family.tag} do not have the shape that they declare, so none could be read."
     if table is not None:

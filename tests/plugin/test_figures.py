@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from tensorboard_plugin_tapescope import details, distributions, export, figures, metadata, tables
+from tensorboard_plugin_tapescope import details, distributions, export, figures, look, metadata, tables
 from tensorboard_plugin_tapescope.metadata import COLUMNS, Family
 from tensorboard_plugin_tapescope.tables import Table
 
@@ -32,8 +32,8 @@ def test_typed_arrays_come_back_as_they_were():
         np.array([np.nan, -np.inf]),
         np.zeros((0, 4)),
     ):
-        np.testing.assert_array_equal(export.array(figures.typed(array)), array)
-    assert figures.typed(np.arange(3))["dtype"] == "f8"  # browsers have no 64-bit integers that Plotly takes
+        np.testing.assert_array_equal(export.array(look.typed(array)), array)
+    assert look.typed(np.arange(3))["dtype"] == "f8"  # browsers have no 64-bit integers that Plotly takes
 
 
 def test_a_heatmap_clips_zero_to_the_lowest_colour_and_leaves_out_what_is_absent():
@@ -63,7 +63,7 @@ def test_thinning_keeps_the_last_of_each_bucket_and_the_largest_count():
 
 def test_labels_are_escaped_short_and_different():
     names = ["<b>x</b>", "a\nb", "", "block/" * 20 + "one", "block/" * 20 + "one"]
-    made = figures.labels(names)
+    made = look.labels(names)
     assert made[:3] == ["&lt;b&gt;x&lt;/b&gt;", "a b", "(no name)"]
     assert len(set(made)) == 5
     assert all(len(label) < 60 for label in made)
