@@ -31,9 +31,11 @@ from tapescope.monitor import Monitor
 from tapescope.probe import Probe
 from tapescope.reading import Reading
 from tapescope.recorder import Recorder
+from tapescope.restart import Resume
 from tapescope.runs import Run, runs
 from tapescope.schedule import Schedule, budget, every, never
 
 __version__ = "0.1.0"
 
-__all__ = ["Monitor", "Probe", "Reading", "Recorder", "Run", "Schedule", "budget", "every", "never", "runs", "tap"]
+__all__ = ["Monitor", "Probe", "Reading", "Recorder", "Resume", "Run", "Schedule"]
+__all__ += ["budget", "every", "never", "runs", "tap"]

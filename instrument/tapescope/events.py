@@ -29,6 +29,7 @@ def _builtin(plugin: str, data_class: int) -> summary_pb2.SummaryMetadata:
     )
 
 
+_START = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
 _SCALARS = _builtin("scalars", summary_pb2.DATA_CLASS_SCALAR)
 _HISTOGRAMS = _builtin("histograms", summary_pb2.DATA_CLASS_TENSOR)
 
@@ -101,6 +102,10 @@ class EventFile:
         """Appends a graph for TensorBoard's Graphs tab."""
         graph_def = graph.as_graph_def(add_shapes=True)
         self._write(event_pb2.Event(wall_time=time.time(), graph_def=graph_def.SerializeToString()))
+
+    def add_start(self, step: int) -> None:
+        """Says that a program begins at `step`: a reader that already has later ones drops them."""
+        self._write(event_pb2.Event(step=step, wall_time=time.time(), session_log=_START))
 
     def flush(self) -> None:
         self._writer.flush()

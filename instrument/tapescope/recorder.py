@@ -21,10 +21,11 @@ import tensorflow as tf
 from absl import logging
 from tensorboard.util import tensor_util
 
-from tapescope import events, finding, history, records, rules
+from tapescope import events, finding, history, records, restart, rules
 from tapescope.probe import Probe
 from tapescope.reading import Reading
 from tapescope.records import Step
+from tapescope.restart import Resume
 from tapescope.schedule import Schedule
 from tapescope.units import Ledger
 from tensorboard_plugin_tapescope import metadata
@@ -44,6 +45,7 @@ class Recorder:
       probe: whose readings these are.
       when: the schedule that decides; where given, each record says what measuring cost.
       about: what the run is, for its status: anything that JSON can hold.
+      resume: where a run goes on that was recorded here before. The records of that step and later ones are removed.
 
     Raises OSError, at once, where the directory cannot be written.
     """
@@ -54,6 +56,7 @@ class Recorder:
         probe: Probe,
         when: Schedule | None = None,
         about: Mapping[str, Any] | None = None,
+        resume: Resume | None = None,
     ):
         self.logdir = os.fspath(logdir)
         self.lost = 0
@@ -64,13 +67,19 @@ class Recorder:
         self._probe = probe
         self._when = when
         self._about = dict(about or {}, started=time.time(), tensorflow=tf.__version__, keras=keras.__version__)
-        self._file = events.EventFile(self.logdir)
+        self._resume = resume or Resume(0, {})
         self._ledger: Ledger | None = None
         self._watch: rules.Watch | None = None
+        if resume:
+            restart.cut(self.logdir, resume.step)
+            self._watch = restart.watch(self.logdir)
+            self.findings = self._watch.findings if self._watch else ()
+        self._file = events.EventFile(self.logdir)
         self._families: dict[str, Family] = {}
-        self._last_step = 0
+        self._last_step = max(0, self._resume.step - 1)
         self._queue: queue.Queue[Any] = queue.Queue(QUEUED_RECORDS)
         self._closed = False
+        self._file.add_start(self._resume.step)
         self._file.add(0, [self._status("training", "")])
         self._file.flush()
         self._thread = threading.Thread(target=self._run, name="tapescope-recorder", daemon=True)
@@ -118,6 +127,22 @@ class Recorder:
     def graph(self, graph: tf.Graph) -> None:
         """Records a graph for TensorBoard's Graphs tab, such as `step.get_concrete_function(...).graph`."""
         self._put(lambda: self._file.add_graph(graph))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Waits until all that was handed over is on disk; then what a later Recorder needs to go on: see `Resume`."""
+        state: dict[str, np.ndarray] = {}
+        done = threading.Event()
+
+        def job() -> None:
+            try:
+                state.update(self._ledger.state() if self._ledger else self._resume.state)
+                self._file.flush()
+            finally:
+                done.set()
+
+        self._queue.put(job)
+        done.wait()
+        return state
 
     def close(self, reason: str = "completed") -> None:
         """Writes what is queued and that the run has ended, and why; returns when it is on disk. Idempotent."""
@@ -190,6 +215,8 @@ class Recorder:
         if read is not None and names is not None:
             if self._ledger is None:
                 self._ledger = Ledger(names.units, self._probe.window_examples)
+                if self._resume.state:
+                    self._ledger.restore(self._resume.state)
                 self._say_what_is_thinned(len(names.layers))
             read = records.on_host(read)
             step = step._replace(loss=numbers.get("loss", math.nan))
@@ -212,12 +239,13 @@ class Recorder:
         return columns
 
     def _judge(self, record: history.Record) -> None:
+        first = self._watch is None
         if self._watch is None:
             of = self._families.get
             variables, layers = (of(metadata.tag(f), Family(f)) for f in ("variables", "layers"))
             self._watch = rules.Watch(history.subject(variables.names, layers.names, layers.details))
         new = self._watch.add(record)
-        if not new:
+        if not new and not first:  # the first time an empty list says that the rules are at work
             return
         self.findings = self._watch.findings
         texts = [finding.to_json(f) for f in self.findings]

@@ -8,7 +8,7 @@ many. Plain NumPy on the host: the model gets no state, and replicas were summed
 Dormant units: Sokar et al., "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", 2023, with tau = 0.025.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +53,22 @@ class Ledger:
         self.verdict = self._close()
         self._start()
         return True
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The window that is open and the last verdict, for `restore`."""
+        state = {"rows": self._rows, "elements": self._elements, "examples": np.array(self._examples)}
+        if self.verdict:
+            verdict = {"examples": self.verdict.examples, "state": self.verdict.state, **self.verdict.counts}
+            state |= {f"verdict_{name}": np.array(value) for name, value in verdict.items()}
+        return {name: array.copy() for name, array in state.items()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Goes on where the Ledger stood whose `state` this is; it must be of the same units."""
+        self._rows, self._elements = state["rows"].copy(), state["elements"].copy()
+        self._examples = int(state["examples"])
+        verdict = {name[8:]: value for name, value in state.items() if name.startswith("verdict_")}
+        if verdict:
+            self.verdict = Verdict(int(verdict.pop("examples")), verdict.pop("state"), verdict)
 
     def _start(self) -> None:
         self._rows = np.zeros([len(stats.UNIT_ROWS), len(self._layer)])

@@ -130,18 +130,20 @@ def _download(name: str) -> dict[str, np.ndarray]:
     return {"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test}
 
 
-def batches(data: Data, batch_size: int, seed: int) -> tf.data.Dataset:
+def batches(data: Data, batch_size: int, seed: int, skip: int = 0) -> tf.data.Dataset:
     """Endless training batches `(float32 [batch_size, pixels], one-hot float32 [batch_size, classes])`.
 
     Every epoch is a new order, the same for the same seed. Only whole batches, so that shapes are static (XLA, and
-    equal shares for the replicas): an epoch's last `N % batch_size` examples, other ones each time, are left out.
+    equal shares for the replicas): an epoch's last `N % batch_size` examples, other ones each time, are left out. The
+    first `skip` batches are left out too: where a training goes on.
     """
     count = len(data.x_train)
     if batch_size > count:
         raise ValueError(f"--batch_size={batch_size} is more than the {count} training examples: lower it")
     order = tf.data.Dataset.range(count).shuffle(count, seed=seed, reshuffle_each_iteration=True)
-    order = order.batch(batch_size, drop_remainder=True)
-    return _examples(order, data.x_train, data.y_train, data).repeat().prefetch(2)
+    # Skipped before the examples are gathered: 100,000 batches of 64 take 3 seconds on one core.
+    order = order.batch(batch_size, drop_remainder=True).repeat().skip(skip)
+    return _examples(order, data.x_train, data.y_train, data).prefetch(2)
 
 
 def validation(data: Data, batch_size: int) -> tf.data.Dataset:

@@ -56,11 +56,15 @@ class Options(NamedTuple):
     serve: bool
     port: int
     progress: bool
+    checkpoint_every: int | None
+    """None: never."""
+    resume: str
 
 
 def hparams(options: Options) -> dict[str, bool | int | float | str]:
     """The options that can change a result, for TensorBoard's HParams tab; absent ones are left out."""
     silent = {"logdir", "data_dir", "validate_every", "histograms", "layers", "serve", "port", "progress"}
+    silent |= {"checkpoint_every", "resume"}
     fields = {name: value for name, value in options._asdict().items() if name not in silent}
     fields["measure_every"] = options.measure_every or "never"
     return {name: value for name, value in fields.items() if value is not None}
@@ -139,6 +143,7 @@ def _define(parser: flags.ArgumentParser, name: str, default: Any, text: str) ->
     flags.DEFINE(parser, name, default, text, FLAGS, flags.ArgumentSerializer())
 
 
+RESUME = ("auto", "never", "must")
 FLAGS = flags.FlagValues()
 """Our own and not absl's global one, all of which TensorBoard takes over where it runs in the same process."""
 _count = _Number(int, 1, 10**9)
@@ -170,6 +175,13 @@ flags.DEFINE_bool("histograms", True, "record histograms of gradients and activa
 flags.DEFINE_bool("serve", False, "start TensorBoard beside the training and print its address", FLAGS)
 _define(_Number(int, 0, 65535), "port", 0, "port of --serve; 0: any free one")
 flags.DEFINE_bool("progress", True, "report on stderr: a bar in a terminal, else a line now and then", FLAGS)
+_define(_Number(int, 1, 10**9, never=True), "checkpoint_every", None, "steps between checkpoints; default: none")
+_define(
+    _Choice(RESUME),
+    *("resume", "auto"),
+    "auto goes on from the last checkpoint where there is one; never starts over and removes what --logdir has of "
+    "an earlier run; must goes on or ends",
+)
 
 
 def parse(argv: list[str]) -> Options:

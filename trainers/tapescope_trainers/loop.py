@@ -33,12 +33,20 @@ def train(
     validate_every: int,
     progress: Progress,
     signals: list[str],
+    start: int = 0,
+    metrics: dict[str, float] | None = None,
+    save: Callable[[int, dict[str, float]], None] | None = None,
+    save_every: int | None = None,
 ) -> Result:
-    """Runs `steps` steps, or fewer where a name appears in `signals`; it is looked at between steps."""
-    metrics: dict[str, float] = {}
-    done = 0
+    """Trains up to step `steps`, or less far where a name appears in `signals`; it is looked at between steps.
+
+    Where it goes on after `start` steps, `batches` begin there and `metrics` are the last validation's. `save` is
+    given the steps done and the metrics every `save_every` steps and at the end.
+    """
+    metrics = dict(metrics or {})
+    done = saved = start
     for x, y in batches:
-        if signals or done == steps:
+        if signals or done >= steps:
             break
         outcome = step(x, y, when(done))
         if outcome.reading is not None:
@@ -51,6 +59,12 @@ def train(
             when.pause()
             metrics = validate()
             recorder.scalars(done - 1, metrics)
+        if save and save_every and done % save_every == 0:
+            when.pause()
+            save(done, metrics)
+            saved = done
+    if save and saved < done:
+        save(done, metrics)
     progress.close()
     return Result(done, metrics, signals[0] if signals else None)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import absl.flags
 from absl import app
 
-from tapescope_trainers import flags, serve, signals
+from tapescope_trainers import flags, resume, serve, signals
 from tapescope_trainers.flags import Options
 
 CODE_BAD_INPUT = 2
@@ -24,6 +24,7 @@ HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script. Exits: 0 also after Ctrl-C, 130 after a second, 2 with one line on stderr for bad input."""
     logging.getLogger("tensorflow").setLevel(logging.WARNING)  # it tells of every collective that it makes
+    logging.getLogger("absl").addFilter(lambda record: record.filename != "functional_saver.py")  # of every save
     try:
         app.run(run, argv=list(argv) if argv is not None else None, flags_parser=_parse)
     except KeyboardInterrupt:
@@ -54,6 +55,12 @@ class Parts(NamedTuple):
     when: Any
     recorder: Any
     steps: int
+    start: int
+    """Steps that were done before."""
+    metrics: dict[str, float]
+    """The last validation's, of the run that goes on."""
+    save: Any
+    """What the loop is given to save with; None without checkpoints."""
 
 
 def run(options: Options) -> None:
@@ -65,7 +72,7 @@ def run(options: Options) -> None:
             if options.serve:
                 address = stack.enter_context(serve.tensorboard(options.logdir, options.port))
                 print(f"TensorBoard: {address}", file=sys.stderr, flush=True)
-            parts = prepare(options)
+            parts = prepare(options, go_on=resume.check(options))
         except (ValueError, OSError) as error:
             _refuse(error)
         result = train(options, parts, names)
@@ -76,18 +83,23 @@ def run(options: Options) -> None:
             serve.stay(address, names)
 
 
-def prepare(options: Options) -> Parts:
-    """Builds everything, in the order in which errors are cheapest. Raises ValueError and OSError on bad input."""
+def prepare(options: Options, go_on: bool = False) -> Parts:
+    """Builds everything, in the order in which errors are cheapest. Raises ValueError and OSError on bad input.
+
+    `go_on`: with the run that is in --logdir.
+    """
     import keras  # TensorFlow takes seconds to import: not for --help or a misspelt flag
 
     import tapescope
-    from tapescope_trainers import data, models, strategy
+    from tapescope_trainers import checkpoints, data, models, strategy
 
     distribution = strategy.make(options.strategy, options.devices)
-    strategy.check_batch(options.batch_size, distribution.num_replicas_in_sync)
+    replicas = distribution.num_replicas_in_sync
+    strategy.check_batch(options.batch_size, replicas)
+    if go_on:
+        resume.check_replicas(options, replicas)
     keras.utils.set_random_seed(options.seed)
     examples = data.load(options.data, options.data_dir, options.seed)
-    batches = data.batches(examples, options.batch_size, options.seed)
     with distribution.scope():
         model = models.build(
             options.preset,
@@ -106,9 +118,27 @@ def prepare(options: Options) -> Parts:
     )
     when = tapescope.every(options.measure_every) if options.measure_every else tapescope.never()
     steps = options.steps or options.epochs * (len(examples.x_train) // options.batch_size)
-    about = {"program": "tapescope-train", "steps": steps, "replicas": distribution.num_replicas_in_sync}
-    recorder = tapescope.Recorder(options.logdir, probe, when, about=about | flags.hparams(options))
-    return Parts(distribution, examples, batches, model, optimizer, probe, when, recorder, steps)
+    saved = checkpoints.Checkpoints(resume.folder(options.logdir), model, optimizer)
+    start, metrics, state = 0, {}, {}
+    if go_on:
+        start, arrays = saved.restore()
+        metrics, state = checkpoints.parts(arrays)
+    elif options.checkpoint_every:
+        # Before there is any record: where there are records, there is a checkpoint.
+        resume.begin(options, replicas)
+        saved.save(0, {})
+    batches = data.batches(examples, options.batch_size, options.seed, skip=start)
+    about = {"program": "tapescope-train", "steps": steps, "replicas": replicas} | flags.hparams(options)
+    going_on = tapescope.Resume(start, state) if go_on else None
+    recorder = tapescope.Recorder(options.logdir, probe, when, about, going_on)
+
+    def save(done: int, metrics: dict[str, float]) -> None:
+        saved.save(done, checkpoints.position(metrics, recorder.state()))
+
+    saving = save if options.checkpoint_every else None
+    return Parts(
+        *(distribution, examples, batches, model, optimizer, probe, when, recorder, steps, start, metrics, saving)
+    )
 
 
 def train(options: Options, parts: Parts, names: list[str]):
@@ -129,8 +159,9 @@ def train(options: Options, parts: Parts, names: list[str]):
     held = parts.strategy.experimental_distribute_dataset(data.validation(parts.data, options.batch_size))
     batches = parts.strategy.experimental_distribute_dataset(parts.batches)
     with parts.recorder as recorder:
-        recorder.hparams(flags.hparams(options))
-        recorder.graph(one_step.get_concrete_function(*next(iter(batches)), False).graph)
+        if not parts.start:
+            recorder.hparams(flags.hparams(options))
+            recorder.graph(one_step.get_concrete_function(*next(iter(batches)), False).graph)
         result = loop.train(
             one_step,
             batches,
@@ -142,6 +173,10 @@ def train(options: Options, parts: Parts, names: list[str]):
             validate_every=options.validate_every or len(parts.data.x_train) // options.batch_size,
             progress=Progress(parts.steps, options.batch_size, enabled=options.progress),
             signals=names,
+            start=parts.start,
+            metrics=parts.metrics,
+            save=parts.save,
+            save_every=options.checkpoint_every,
         )
         recorder.close(reason=f"ended by {result.interrupted}" if result.interrupted else "all steps done")
     return result
