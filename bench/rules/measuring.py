@@ -1,0 +1,80 @@
+"""One set-up, trained, with what tapescope and the other tools say of it."""
+
+import logging
+import os
+import sys
+from typing import NamedTuple
+
+from bench.rules import setups, tools, training
+
+from tapescope import history, rules
+
+
+class Found(NamedTuple):
+    """A finding of a rule, or an alarm of a tool."""
+
+    rule: str
+    """Of a tool, its kind of alarm."""
+    layer: str | None
+    reported: int
+    """The step of the record at which it was reported."""
+    severity: str
+
+
+class Result(NamedTuple):
+    """What one set-up gave."""
+
+    name: str
+    family: str
+    seed: int
+    held_out: bool
+    rule: str | None
+    layers: tuple[str, ...]
+    also: tuple[str, ...]
+    begins: int
+    replicas: int
+    found: list[Found]
+    tools: dict[tuple[str, int], list[Found]]
+    """By tool and patience."""
+    fall: float
+    live_agrees: bool
+    seconds: float
+
+
+def measure(index: int) -> Result:
+    """Trains the set-up of that number, and asks everyone."""
+    from bench.rules import training
+
+    logging.disable(logging.WARNING)
+    setup = setups.all_setups()[index]
+    trial = training.train(setup)
+    watch = rules.Watch(history.subject(trial.run.variables, trial.run.layers, trial.run.details))
+    found = [
+        Found(f.rule, f.layer, record.step, f.severity)
+        for record in rules.records(trial.run)
+        for f in watch.add(record)
+    ]
+    others = {
+        (name, patience): [Found(a.kind, a.layer, -1, "warning") for a in tools.alarms(trial, tool, patience)]
+        for name, tool in tools.TOOLS.items()
+        for patience in (1, 5)
+    }
+    fields = (
+        setup.name,
+        setup.family,
+        setup.seed,
+        setup.held_out,
+        setup.rule,
+        setup.layers,
+        setup.also,
+        setup.begins,
+        setup.replicas,
+    )
+    agrees = watch.findings == trial.live
+    return Result(*fields, found, others, trial.fall, agrees, trial.seconds)
+
+
+def start() -> None:
+    """Of a process that measures."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  TensorFlow's greetings
+    training.quiet_process()
