@@ -77,6 +77,7 @@ class Capture:
         return None
 
 
+@tf.autograph.experimental.do_not_convert
 def tap(name: str, tensor: tf.Tensor, activation: Any = None) -> tf.Tensor:
     """Marks any tensor as a layer's output; returns it unchanged. Costs nothing in a step that is not measured.
 

@@ -18,6 +18,9 @@ from tapescope.capture import Capture
 from tapescope.reading import Partial, Reading
 from tapescope.selection import Names, Selection
 
+_as_it_is = tf.autograph.experimental.do_not_convert
+"""AutoGraph would rewrite this whole library where it traces a step that calls it: seconds, for nothing."""
+
 
 class Probe:
     """Says what of a model is measured; makes the tapes that measure it.
@@ -53,6 +56,7 @@ class Probe:
         """Names of the L layers in forward order; empty until a measured step was traced."""
         return self.names.layers if self.names else ()
 
+    @_as_it_is
     def tape(self, measure: bool, persistent: bool = False, watch_accessed_variables: bool = True) -> "Tape":
         """A `tf.GradientTape` that also has `reading()`; where `measure` is False it is nothing more than a tape."""
         if not isinstance(measure, (bool, np.bool_)):
@@ -63,6 +67,7 @@ class Probe:
         kind = MeasuringTape if measure else Tape
         return kind(self, persistent, watch_accessed_variables)
 
+    @_as_it_is
     def reading(
         self,
         partial: Partial | None,
@@ -164,6 +169,7 @@ class MeasuringTape(Tape):
         """Whether a gradient of the model's variables was taken."""
         return bool(self._gradients)
 
+    @_as_it_is
     def __enter__(self) -> "MeasuringTape":
         if self._capture is not None:
             raise ValueError("this tape was used before: call `probe.tape(measure)` once for every step")
@@ -172,12 +178,14 @@ class MeasuringTape(Tape):
         self._capture.__enter__()
         return self
 
+    @_as_it_is
     def __exit__(self, typ: Any, value: Any, traceback: Any) -> None:
         if self._capture is not None:
             self._capture.__exit__()
         super().__exit__(typ, value, traceback)
         self.closed = True
 
+    @_as_it_is
     def gradient(
         self,
         target: Any,
@@ -213,6 +221,7 @@ class MeasuringTape(Tape):
             raise ValueError("`tape.reading()` was called before `tape.gradient()`: there is no gradient to read yet")
         return [self._gradients.get(id(v)) for v in self._probe._selection.variables()]
 
+    @_as_it_is
     def partial(self, loss_scale: Any = None) -> Partial:
         own = [_unscaled(g, loss_scale) for g in self._own()]
         assert self._capture is not None
@@ -220,6 +229,7 @@ class MeasuringTape(Tape):
         deltas = [tuple(_unscaled(d, loss_scale) for d in ds) for ds in self._deltas]
         return readings.measure(self._capture.calls, deltas, own, self._weights, self._probe.histograms)
 
+    @_as_it_is
     def reading(
         self,
         *,
