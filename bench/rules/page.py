@@ -147,8 +147,8 @@ INTRODUCTION = """# Calibration of the rules
 
 Remade by `python -m bench.rules`, which trains every set-up below ({minutes:.0f} minutes here) and writes this page.
 The set-ups are in `bench/rules/`. A faulty one has one fault, put there on purpose, so the rule and the layers that
-ought to be found are known; a healthy one is good practice. Thresholds were chosen on one part of them and are the same for
-all. The held-out part has other networks, data, optimizers and seeds.
+ought to be found are known; a healthy one is good practice. Thresholds were chosen on one part of them and are the
+same for all. The held-out part has other networks, data, optimizers and seeds.
 
 - **recall**: faulty set-ups of which anything was said (findings of severity warning or error).
 - **false alarms**: healthy set-ups of which anything was said.

@@ -274,15 +274,22 @@ class History:
         """How far the loss is above the very first one, as a share of it; inf where it is no number any more."""
         first = self.first.loss if self.first else math.nan
         late = float(self.usual(lambda v: v.loss))
-        if self.loss_is_lost or (math.isfinite(first) and not math.isfinite(self.now.loss)):
+        ill = self.now.number("first_nonfinite_forward", -1) >= 0
+        if self.loss_is_lost or (ill and math.isfinite(first) and not math.isfinite(self.now.loss)):
             return math.inf
         return (late - first) / abs(first) if first else math.nan
 
     @property
     def loss_is_lost(self) -> bool:
-        """Whether the loss is Inf, or was a number and is none now."""
-        lost = math.isnan(self.now.loss) and any(math.isfinite(v.loss) for v in self.window)
+        """Whether the loss is Inf, or is NaN where it always was a number. (NaN is also one that was not recorded.)"""
+        before = [math.isfinite(v.loss) for v in self.window][:-1]
+        lost = math.isnan(self.now.loss) and len(before) >= WINDOW // 2 and all(before)
         return lost or math.isinf(self.now.loss)
+
+
+def largest(values: np.ndarray) -> int:
+    """Index of the largest; NaN is none."""
+    return int(np.argmax(np.where(np.isnan(values), -np.inf, values)))
 
 
 def median(values: np.ndarray) -> np.ndarray:

@@ -70,6 +70,7 @@ class Recorder:
         self._resume = resume or Resume(0, {})
         self._ledger: Ledger | None = None
         self._watch: rules.Watch | None = None
+        self._judging = True
         if resume:
             restart.cut(self.logdir, resume.step)
             self._watch = restart.watch(self.logdir)
@@ -225,8 +226,12 @@ class Recorder:
         values += [events.scalar(tag, number) for tag, number in numbers.items()]
         columns = self._columns(values)
         self._file.add(step.number, values, wall_time)
-        if columns:
-            self._judge(history.Record(step.number, columns))
+        if columns and self._judging:
+            try:
+                self._judge(history.Record(step.number, columns))
+            except Exception:  # a finding less is no reason to lose records
+                self._judging = False
+                logging.exception("tapescope: a rule failed; %s gets no more findings", self.logdir)
 
     def _columns(self, values: list[events.Value]) -> dict[str, np.ndarray]:
         """What is on the wire, by column: the rules get the same numbers live as from a run that is read back."""
@@ -243,7 +248,8 @@ class Recorder:
         if self._watch is None:
             of = self._families.get
             variables, layers = (of(metadata.tag(f), Family(f)) for f in ("variables", "layers"))
-            self._watch = rules.Watch(history.subject(variables.names, layers.names, layers.details))
+            about = history.subject(variables.names, layers.names, layers.details)
+            self._watch = rules.continued(about, self.logdir, record.step)
         new = self._watch.add(record)
         if not new and not first:  # the first time an empty list says that the rules are at work
             return

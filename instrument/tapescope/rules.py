@@ -11,7 +11,7 @@ import numpy as np
 from tapescope import rules_flow, rules_layers, rules_training
 from tapescope.finding import SEVERITIES, Finding
 from tapescope.history import History, Record, Subject, subject
-from tapescope.runs import Run
+from tapescope.runs import Run, event_files
 from tensorboard_plugin_tapescope.metadata import Family
 
 Rule = Callable[[History], Iterator[Finding]]
@@ -46,8 +46,7 @@ class Watch:
     def add(self, record: Record) -> list[Finding]:
         """Takes the next record; returns what is new, or graver than before."""
         self._seen.add(record)
-        new = [finding for finding in self._found() if self._keep(finding)]
-        return new
+        return [finding for finding in self._found() if self._keep(finding)]
 
     def _found(self) -> Iterator[Finding]:
         yield from rules_flow.non_finite(self._seen)
@@ -81,6 +80,18 @@ def columns(family: Family, tensor: np.ndarray) -> dict[str, np.ndarray]:
     replicas = family.details.get("replicas")
     rows = tensor if replicas is None else tensor.reshape(-1, replicas, tensor.shape[-1])
     return dict(zip(family.columns, rows, strict=False))
+
+
+def continued(of: Subject, logdir: str, step: int) -> Watch:
+    """A Watch that has seen what a run, which goes on at `step`, recorded before in the same directory."""
+    watch = Watch(of)
+    if len(event_files(logdir)) > 1:  # the other one is being written
+        run = Run(logdir)
+        if subject(run.variables, run.layers, run.details).groups == of.groups:
+            for record in records(run):
+                if record.step < step:
+                    watch.add(record)
+    return watch
 
 
 def check(run: Run) -> tuple[Finding, ...]:

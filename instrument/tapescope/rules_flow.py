@@ -6,12 +6,12 @@ docs/calibration.md says how well they do.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from tapescope.finding import Finding
-from tapescope.history import History, View
+from tapescope.history import History, View, largest, median
 
 FAR = 2.0
 """Decades between the two ends of the network: where 1 % of the gradient arrives the first layers stand still while the
@@ -26,7 +26,7 @@ def non_finite(seen: History) -> Iterator[Finding]:
     views, names = list(seen.window), seen.of.groups
     ill = [v.number("first_nonfinite_forward", -1) >= 0 for v in views]
     worse = [v.number("first_nonfinite_backward", -1) >= 0 or _bad(v, seen).any() for v in views]
-    bad = [a or b or not math.isfinite(v.loss) for a, b, v in zip(ill, worse, views, strict=True)]
+    bad = [a or b or math.isinf(v.loss) for a, b, v in zip(ill, worse, views, strict=True)]
     if not (ill[-1] or worse[-1] or seen.loss_is_lost):
         return
     at = len(bad) - 1
@@ -78,7 +78,7 @@ def no_gradient(seen: History) -> Iterator[Finding]:
     gradient = seen.usual(lambda v: v.gradient)
     if not np.any(gradient > 0):  # of none of them: a loss of exactly 0, or the last layer is dead
         return
-    shut = bool(seen.of.path) and seen.usual(lambda v: np.nansum(losses(v, seen))) == -np.inf  # which `vanishing` says
+    shut = bool(seen.of.path) and _total(losses, seen) == -math.inf  # which `vanishing` says
     owners, variables = seen.of.owned
     absent = np.isnan(seen.usual(lambda v: v.column("gradient_norm", seen.of.variables)))
     for group, name in enumerate(seen.of.groups):
@@ -122,11 +122,17 @@ def _parts(view: View, seen: History, excuse: np.ufunc) -> np.ndarray:
     return np.where(np.isin(np.arange(len(parts)), path), parts, np.nan)
 
 
+def _total(parts: Callable[[View, History], np.ndarray], seen: History) -> float:
+    """Their sum over the path, usually."""
+    with np.errstate(invalid="ignore"):
+        return float(seen.usual(lambda v: np.nansum(parts(v, seen))))
+
+
 def vanishing(seen: History) -> Iterator[Finding]:
     """Less than 1 % of the gradient reaches the first layer; the layer that takes most of it is named."""
     if not seen.settled or not seen.of.path:
         return
-    total = float(seen.usual(lambda v: np.nansum(losses(v, seen))))
+    total = _total(losses, seen)
     if not total <= -FAR:
         return
     parts = seen.usual(lambda v: losses(v, seen))
@@ -137,7 +143,8 @@ def vanishing(seen: History) -> Iterator[Finding]:
     kind, share, pace = seen.of.activations[at], 10.0**total, seen.usual(lambda v: v.pace)
     silent = taken == -math.inf
     by_gate = silent or (gate <= weights and kind not in NEVER_SATURATED)
-    behind = not pace[first] > 0.01 * pace[last]
+    learns = next((pace[layer] for layer in reversed(seen.of.path) if pace[layer] >= 0), 0.0)
+    behind = not learns > 0.01 * float(median(pace))
     others = 0 if silent else int(np.sum(parts < 0.5 * taken)) - 1
     message = (
         f"the {'' if kind in ('linear', 'unknown') else kind + ' '}layer `{names[at]}` costs the gradient "
@@ -180,10 +187,11 @@ def exploding(seen: History) -> Iterator[Finding]:
     if not seen.settled:
         return
     names = seen.of.groups
-    total = float(seen.usual(lambda v: np.nansum(gains(v, seen)))) if seen.of.path else 0.0
+    total = _total(gains, seen) if seen.of.path else 0.0
     if total >= FAR:
         parts = seen.usual(lambda v: gains(v, seen))
-        at, first, last = int(np.nanargmax(parts)), seen.of.path[-1], seen.of.path[0]
+        at, first, last = largest(parts), seen.of.path[-1], seen.of.path[0]
+        total, most = min(total, 99.0), min(float(parts[at]), 99.0)
         yield Finding(
             "exploding",
             1,
@@ -191,15 +199,16 @@ def exploding(seen: History) -> Iterator[Finding]:
             names[at],
             seen.since(lambda v: np.nansum(gains(v, seen)) >= FAR),
             f"the gradient grows {10**total:,.0f} times on its way from `{names[last]}` to `{names[first]}`, most in "
-            f"`{names[at]}`, whose weights make it {10 ** parts[at]:.2g} times as long",
-            {"decades": total, "decades_here": float(parts[at])},
+            f"`{names[at]}`, whose weights make it {10**most:.2g} times as long",
+            {"decades": total, "decades_here": most},
             "Initialize these weights smaller, normalise what comes out, or clip the gradient.",
         )
     usual, early = float(seen.usual(lambda v: v.norm)), seen.early_norm
     rise = seen.rise
     if usual >= 10**FAR * early and rise >= 1:
-        growth = seen.usual(lambda v: v.gradient) / seen.first.gradient if seen.first else np.zeros(0)
-        name = names[int(np.nanargmax(growth))]
+        with np.errstate(all="ignore"):
+            growth = seen.usual(lambda v: v.gradient) / (seen.first or seen.now).gradient
+        name = names[largest(growth)]
         yield Finding(
             "exploding",
             1,
@@ -217,15 +226,10 @@ def gradient_spike(seen: History) -> Iterator[Finding]:
     if not seen.spikes:
         return
     first, times = seen.spikes[0], len(seen.spikes)
-    before = seen.usual(lambda v: v.gradient)
     with np.errstate(all="ignore"):
-        factors = first.gradient / before
-    name = (
-        seen.of.groups[int(np.nanargmax(np.where(np.isfinite(factors), factors, np.nan)))]
-        if np.any(np.isfinite(factors))
-        else None
-    )
-    factor = float(first.norm / seen.usual(lambda v: v.norm))
+        factors = first.gradient / seen.usual(lambda v: v.gradient)
+        factor = float(first.norm / seen.usual(lambda v: v.norm))
+    name = seen.of.groups[largest(factors)]
     yield Finding(
         "gradient_spike",
         1,

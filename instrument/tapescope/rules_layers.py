@@ -50,7 +50,7 @@ def poor_initialization(seen: History) -> Iterator[Finding]:
         elif (
             of.heads[layer]
             and not of.sinks[layer]
-            and not STD[0] <= std[layer] * 10.0 ** -read[layer] <= STD[1]
+            and not STD[0] <= std[layer] * 10.0 ** read[layer] <= STD[1]
             and np.isfinite(std[layer])
         ):
             large = std[layer] > 1
