@@ -161,7 +161,8 @@ def train(options: Options, parts: Parts, names: list[str]):
     with parts.recorder as recorder:
         if not parts.start:
             recorder.hparams(flags.hparams(options))
-            recorder.graph(one_step.get_concrete_function(*next(iter(batches)), False).graph)
+            # By its type: to take a batch would shuffle the others anew.
+            recorder.graph(one_step.get_concrete_function(*batches.element_spec, False).graph)
         result = loop.train(
             one_step,
             batches,
