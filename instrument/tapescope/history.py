@@ -20,6 +20,8 @@ WINDOW = 10
 """Records. A finding about what is usual takes at least half of them: batches differ, and one alone proves nothing."""
 LONG = 3 * WINDOW
 """Records after which a loss should have moved, and a small difference that stays is no chance."""
+STUCK = 0.1
+"""A loss of which less than this share is gone has not fallen."""
 
 SPIKE = 10.0
 """Times the largest norm before. Norms of batches lie within one decade of each other until the loss is near 0, and
@@ -112,8 +114,8 @@ class View(NamedTuple):
     """Share of its units that never fired, [L]."""
     norm: float
     """L2 of the whole gradient."""
-    clipped: float
-    """What the optimizer was given, over what there was."""
+    kept: float
+    """Length of the gradient that the optimizer was given, over that of what there was."""
 
     def column(self, name: str, size: int) -> np.ndarray:
         """A column of that size; NaN where the run does not have it."""
@@ -146,7 +148,9 @@ def view(of: Subject, record: Record, before: View | None) -> View:
         gate, gain, between = (
             np.array(columns.get(name, none), float) for name in ("flow_gate", "flow_weight", "flow_between")
         )
-        norm, given = (float(np.sqrt(np.nansum(np.square(g)))) for g in (gradient, applied))
+        norm = float(np.sqrt(np.nansum(np.square(gradient))))
+        known = np.where(np.isnan(applied), np.nan, gradient)
+        kept = np.sqrt(np.nansum(np.square(applied)) / np.nansum(np.square(known)))
         return View(
             step=record.step,
             columns=columns,
@@ -159,7 +163,7 @@ def view(of: Subject, record: Record, before: View | None) -> View:
             between=np.where(np.isnan(between), 0.0, between),
             dead=columns.get("units_dead", none) / of.units,
             norm=norm,
-            clipped=given / norm if norm > 0 else math.nan,
+            kept=float(kept),
         )
 
 

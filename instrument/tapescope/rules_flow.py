@@ -68,7 +68,7 @@ def non_finite(seen: History) -> Iterator[Finding]:
 
 
 def _bad(view: View, seen: History) -> np.ndarray:
-    return np.nan_to_num(view.column("gradient_nonfinite", seen.of.variables))
+    return np.nan_to_num(view.column("gradient_nonfinite", seen.of.variables), posinf=0, neginf=0)
 
 
 def no_gradient(seen: History) -> Iterator[Finding]:

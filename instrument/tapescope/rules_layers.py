@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tapescope.finding import Finding
-from tapescope.history import History
+from tapescope.history import LONG, STUCK, History
 from tapescope.rules_flow import NEVER_SATURATED, silencer
 
 GAIN = 1.0
@@ -20,8 +20,10 @@ SATURATED_ONE_SIDED = 0.9
 DYING = 0.25
 FIRM_EXAMPLES = 300
 """A unit that is silent on 300 examples fires on less than 1 % of all, with 95 % confidence (the rule of three)."""
-STD = (1e-2, 3e1)
-"""Of the first layer's outputs: standardized data, or pixels between 0 and 1, give 0.1 to 3."""
+SCALE = (-2.0, 1.5)
+"""Decades, of the standard deviation of the first layer's outputs: standardized data, or pixels between 0 and 1, give
+0.1 to 3.
+"""
 
 BOUNDED = {"sigmoid", "tanh", "softsign", "hard_sigmoid", "hard_tanh"}
 
@@ -32,10 +34,11 @@ def poor_initialization(seen: History) -> Iterator[Finding]:
     if first is None or seen.records > 1:
         return
     read = np.where(of.reader >= 0, first.between[of.reader], 0) if of.layers else np.zeros(0)
-    with np.errstate(invalid="ignore"):
-        # A skip connection around the layer makes up for weights near 0, and normalisation after it for any scale.
-        gain = first.gain + np.maximum(first.between, 0) + read
+    # A skip connection around the layer makes up for weights near 0, and normalisation after it for any scale.
+    gain = _excused(_excused(first.gain, np.maximum(first.between, 0)), read)
     std, saturated = first.layers("activation_std"), first.layers("saturated")
+    with np.errstate(all="ignore"):
+        scale = _excused(np.log10(std), read)
     for layer in range(of.layers):
         name, kind, large = of.groups[layer], of.activations[layer], False
         if gain[layer] >= GAIN or (gain[layer] <= -GAIN and not of.sinks[layer]):  # outputs may well start at 0
@@ -47,13 +50,8 @@ def poor_initialization(seen: History) -> Iterator[Finding]:
             large = True
             message = f"{saturated[layer]:.0%} of the outputs of `{name}` are saturated before the first update"
             evidence = {"saturated": float(saturated[layer])}
-        elif (
-            of.heads[layer]
-            and not of.sinks[layer]
-            and not STD[0] <= std[layer] * 10.0 ** read[layer] <= STD[1]
-            and np.isfinite(std[layer])
-        ):
-            large = std[layer] > 1
+        elif of.heads[layer] and not of.sinks[layer] and not SCALE[0] <= scale[layer] <= SCALE[1]:
+            large = scale[layer] > 0
             message = f"the outputs of `{name}`, which reads the data, have standard deviation {std[layer]:.2g}"
             evidence = {"activation_std": float(std[layer])}
         else:
@@ -69,6 +67,15 @@ def poor_initialization(seen: History) -> Iterator[Finding]:
             f"{'Scale the data to about 1' if of.heads[layer] else 'Normalise its input'}, or take "
             f"{'smaller' if large else 'larger'} first weights: He for ReLU and its kin, Glorot for tanh and sigmoid.",
         )
+
+
+def _excused(decades: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Moved towards 0 by what works against them, and not beyond; NaN is 0."""
+    with np.errstate(invalid="ignore"):
+        moved = np.where(
+            decades > 0, np.maximum(decades + np.minimum(by, 0), 0), np.minimum(decades + np.maximum(by, 0), 0)
+        )
+    return np.where(np.isnan(moved), 0.0, moved)
 
 
 def dead_units(seen: History) -> Iterator[Finding]:
@@ -111,8 +118,9 @@ def saturation(seen: History) -> Iterator[Finding]:
         last = seen.of.sinks[layer]
         if kind in NEVER_SATURATED or not share[layer] >= limit:
             continue
-        # Outputs saturate where training goes well. Not well: the gradient stops there and the loss has not fallen.
-        if last and not (share[layer] >= SATURATED_ONE_SIDED and gate[layer] <= -GAIN and seen.fall < 0.5):
+        # Outputs saturate where training goes well. Not well: the gradient stops there, and the loss does not fall.
+        stuck = seen.records >= LONG and seen.fall < STUCK
+        if last and not (stuck and gate[layer] <= -GAIN and share[layer] >= SATURATED_ONE_SIDED):
             continue
         name = seen.of.groups[layer]
         evidence = {"saturated": float(share[layer])}
@@ -126,7 +134,7 @@ def saturation(seen: History) -> Iterator[Finding]:
             seen.since(lambda v, i=layer, n=limit: v.layers("saturated")[i] >= n),
             f"{share[layer]:.0%} of the outputs of the {kind} layer `{name}` are saturated"
             + (f" and pass {10 ** gate[layer]:.2g} of the gradient" if math.isfinite(gate[layer]) else "")
-            + (", while the loss stays high" if last else ""),
+            + (", and the loss does not fall" if last else ""),
             evidence,
             "Take a loss that undoes the activation (cross-entropy from logits), or smaller weights there."
             if last

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tapescope.finding import Finding
-from tapescope.history import LONG, WINDOW, History, median
+from tapescope.history import LONG, STUCK, WINDOW, History, median
 
 FAST = 0.1
 """Of the weights' length, at every step: ten such steps may replace them. A hundredth of that is usual."""
@@ -15,8 +15,6 @@ APART = 10.0
 """A layer whose pace is this many times that of most others is a case of its own; else the learning rate is meant."""
 FROZEN = 1e-3
 """Of the pace of most other layers."""
-STUCK = 0.1
-"""A loss of which less than this share is gone has not fallen."""
 CLIPPED = 0.1
 """Of its length is left: then the clipping, and not the gradient, says how far a step goes."""
 APART_NORM, APART_NORM_LONG = np.log10(3), np.log10(1.5)
@@ -109,8 +107,8 @@ def always_clipped(seen: History) -> Iterator[Finding]:
     """The optimizer never gets the gradient that there is."""
     if seen.records < 2 * WINDOW:
         return
-    least = max(v.clipped for v in seen.window)
-    left = float(seen.usual(lambda v: v.clipped))
+    least = max(v.kept for v in seen.window)
+    left = float(seen.usual(lambda v: v.kept))
     if not least < 0.99:
         return
     yield Finding(
@@ -118,7 +116,7 @@ def always_clipped(seen: History) -> Iterator[Finding]:
         1,
         "warning" if left <= CLIPPED else "info",
         None,
-        seen.since(lambda v: v.clipped < 0.99),
+        seen.since(lambda v: v.kept < 0.99),
         f"the gradient is clipped at every step, and keeps {left:.2g} of its length",
         {"share_kept": left, "share_kept_at_most": least},
         "Raise the threshold to what the gradient's norm is usually, so that only outliers are clipped; or see where "
@@ -135,10 +133,13 @@ def replica_outlier(seen: History) -> Iterator[Finding]:
     usual = median(differences)
     one_sided = np.mean(np.sign(differences) == np.sign(usual), axis=0) >= ONE_SIDED
     limits = np.array([APART_NORM if len(differences) < LONG else APART_NORM_LONG, APART_COSINE])
-    excess = np.where(one_sided, np.nan_to_num(np.abs(usual)), 0) / limits[:, None]
+    excess = np.where(one_sided, np.nan_to_num(np.abs(usual), posinf=99), 0) / limits[:, None]
     if not excess.max() >= 1:
         return
-    which, at = np.unravel_index(np.argmax(excess + 1e-6 * (usual > 0)), excess.shape)
+    # Of two replicas each is the other's outlier: the longer one, unless the other has no gradient at all.
+    which, at = np.unravel_index(
+        np.argmax(excess + 1e-6 * np.where(np.isinf(usual), usual < 0, usual > 0)), excess.shape
+    )
     decades, cosine = usual[:, at]
     words = (
         f"goes another way than that of the others: its cosine to the mean differs by {cosine:+.2f}"
