@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
@@ -29,6 +29,7 @@ class Monitor(keras.callbacks.Callback):
     Args:
       logdir: the run's directory.
       when: which batches to measure, counted from the first of this `fit`; every tenth by default.
+      on_finding: "stop" ends the training once the rules find an error; "continue" only says it.
       layers, window_examples, histograms: as for `tapescope.Probe`.
 
     `loss` in the records is fit's own: the mean over the epoch so far.
@@ -39,11 +40,15 @@ class Monitor(keras.callbacks.Callback):
         logdir: str | os.PathLike[str],
         when: Schedule | None = None,
         *,
+        on_finding: Literal["continue", "stop"] = "continue",
         layers: str | None = None,
         window_examples: int = 1024,
         histograms: bool = True,
     ):
         super().__init__()
+        if on_finding not in ("continue", "stop"):
+            raise ValueError(f'`on_finding` ({on_finding!r}) must be "continue" or "stop"')
+        self._on_finding = on_finding
         self._logdir = logdir
         self._when = when or every(10)
         self._options = {"layers": layers, "window_examples": window_examples, "histograms": histograms}
@@ -82,6 +87,9 @@ class Monitor(keras.callbacks.Callback):
         if self._reading is not None and self.recorder is not None:
             self.recorder.write(self._step, self._reading, scalars=dict(logs or {}))
             self._reading = None
+            if self._on_finding == "stop" and any(f.severity == "error" for f in self.recorder.findings):
+                model: Any = self.model
+                model.stop_training = True
         self._step += 1
 
     def on_test_begin(self, logs: Any = None) -> None:

@@ -110,6 +110,25 @@ def test_beside_kerass_own_tensorboard_callback(tmp_path):
     assert tapescope.Run(tmp_path / "gradients").steps.tolist() == [0, 10, 20]
 
 
+def test_an_error_found_stops_the_training(tmp_path):
+    def make():
+        model = dense_chain([5, 2], ["relu", "sigmoid"], 6)
+        model.layers[1].kernel.assign(np.full([5, 2], np.nan))
+        return model
+
+    monitor = tapescope.Monitor(tmp_path, tapescope.every(1), on_finding="stop")
+    keras.utils.set_random_seed(1)
+    model = make()
+    model.compile("sgd", "mse", jit_compile=False)
+    model.fit(X, Y, batch_size=1, epochs=200, verbose=0, callbacks=[monitor])
+    run = tapescope.Run(tmp_path)
+    assert run.steps[-1] < 200 * 96 - 1
+    assert run.findings[0]["rule"] == "non_finite"
+    assert run.findings[0]["layer"] == "layer1"
+    with pytest.raises(ValueError, match='must be "continue" or "stop"'):
+        tapescope.Monitor(tmp_path, on_finding="halt")
+
+
 def test_a_train_step_without_a_tape_is_refused_in_words(tmp_path):
     class NoTape(Custom):
         def train_step(self, data):
