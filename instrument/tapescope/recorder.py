@@ -21,7 +21,7 @@ import tensorflow as tf
 from absl import logging
 from tensorboard.util import tensor_util
 
-from tapescope import events, finding, history, records, restart, rules
+from tapescope import events, finding, history, records, replicas, restart, rules
 from tapescope.probe import Probe
 from tapescope.reading import Reading
 from tapescope.records import Step
@@ -47,6 +47,9 @@ class Recorder:
       about: what the run is, for its status: anything that JSON can hold.
       resume: where a run goes on that was recorded here before. The records of that step and later ones are removed.
 
+    Where several workers train a model together, each may have a Recorder, made once the model is built: the chief's
+    alone writes. What it is given is of all replicas already.
+
     Raises OSError, at once, where the directory cannot be written.
     """
 
@@ -67,6 +70,9 @@ class Recorder:
         self._probe = probe
         self._when = when
         self._about = dict(about or {}, started=time.time(), tensorflow=tf.__version__, keras=keras.__version__)
+        self._closed, self._silent = False, not replicas.speaks_for_all(probe._selection.variables())
+        if self._silent:
+            return
         self._resume = resume or Resume(0, {})
         self._ledger: Ledger | None = None
         self._watch: rules.Watch | None = None
@@ -79,7 +85,6 @@ class Recorder:
         self._families: dict[str, Family] = {}
         self._last_step = max(0, self._resume.step - 1)
         self._queue: queue.Queue[Any] = queue.Queue(QUEUED_RECORDS)
-        self._closed = False
         self._file.add_start(self._resume.step)
         self._file.add(0, [self._status("training", "")])
         self._file.flush()
@@ -132,6 +137,8 @@ class Recorder:
     def state(self) -> dict[str, np.ndarray]:
         """Waits until all that was handed over is on disk; then what a later Recorder needs to go on: see `Resume`."""
         state: dict[str, np.ndarray] = {}
+        if self._silent:
+            return state
         done = threading.Event()
 
         def job() -> None:
@@ -147,7 +154,7 @@ class Recorder:
 
     def close(self, reason: str = "completed") -> None:
         """Writes what is queued and that the run has ended, and why; returns when it is on disk. Idempotent."""
-        if self._closed:
+        if self._closed or self._silent:
             return
         self._put(lambda: self._file.add(self._last_step, [self._status("ended", reason)]))
         self._closed = True
@@ -170,6 +177,8 @@ class Recorder:
     def _put(self, job: Any) -> None:
         if self._closed:
             raise ValueError(f"the recorder of {self.logdir} is closed; make a new one to go on")
+        if self._silent:
+            return
         try:
             self._queue.put_nowait(job)
         except queue.Full:

@@ -6,6 +6,7 @@ Histograms are summed in the same call, as two float32 halves of 12 and 19 bits,
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -18,6 +19,13 @@ def context() -> tuple[tf.distribute.ReplicaContext | None, int]:
     """The replica context that this code runs in, if any, and the number of replicas R."""
     here = tf.distribute.get_replica_context()
     return here, (here.num_replicas_in_sync if here is not None else 1)
+
+
+def speaks_for_all(variables: Sequence[Any]) -> bool:
+    """Whether this process is the one that writes: False on all workers but the chief, of those that share these."""
+    values = [getattr(v, "value", v) for v in variables]  # of a Keras variable
+    strategy = next((getattr(v, "distribute_strategy", None) for v in values), None)
+    return strategy is None or bool(strategy.extended.should_save_summary)
 
 
 def gather(here: tf.distribute.ReplicaContext, vector: tf.Tensor, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -10,8 +10,8 @@ _make = strategy.make
 
 @pytest.fixture(autouse=True)
 def _shared_strategies(monkeypatch):
-    def make(name: str, devices: str):
+    def make(name: str, devices: str, *more):
         shared = name == "mirrored" and devices in ("cpu:2", "cpu:4")
-        return mirrored(int(devices[4:])) if shared else _make(name, devices)
+        return mirrored(int(devices[4:])) if shared else _make(name, devices, *more)
 
     monkeypatch.setattr(strategy, "make", make)

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,27 +30,36 @@ class Arrays(tf.train.experimental.PythonState):
 
 
 class Checkpoints:
-    """Those of one run, in one directory: the last KEPT, each by the number of steps that were done."""
+    """Those of one run, in one directory: the last KEPT, each by the number of steps that were done.
 
-    def __init__(self, directory: str, model: keras.Model, optimizer: keras.optimizers.Optimizer):
+    Of several workers only the chief `writes`; the others read what it wrote, and save into a folder that is thrown
+    away, for TensorFlow wants all to take part.
+    """
+
+    def __init__(
+        self, directory: str, model: keras.Model, optimizer: keras.optimizers.Optimizer, *, writes: bool = True
+    ):
         weights = {id(v) for v in model.weights}
         # The states of seed generators, as Dropout has: tf.train.Checkpoint does not find these in a model.
         random = [v for v in model.variables if id(v) not in weights]
         self._host = Arrays()
         whole = tf.train.Checkpoint(model=model, optimizer=optimizer, random=random, host=self._host)
-        self._manager = tf.train.CheckpointManager(whole, directory, KEPT, step_counter=None)
+        self._directory, self._scratch = directory, None if writes else tempfile.TemporaryDirectory()
+        self._manager = tf.train.CheckpointManager(whole, self._scratch.name if self._scratch else directory, KEPT)
 
     def save(self, steps: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Saves the state after `steps` steps; `arrays` is what is no variable."""
         self._host.arrays = arrays
         self._manager.save(steps)
 
-    def restore(self) -> tuple[int, dict[str, np.ndarray]]:
-        """Goes back to the newest checkpoint that can be read; the steps done by then, and its arrays.
+    def restore(self, steps: int | None = None) -> tuple[int, dict[str, np.ndarray]]:
+        """Goes back to the checkpoint after `steps` steps, or the newest that can be read; that number, and its arrays.
 
         A damaged one is named in a warning. Raises ValueError where there is none left.
         """
-        for path in reversed(self._manager.checkpoints):
+        all_of_them = tf.train.get_checkpoint_state(self._directory)
+        paths = all_of_them.all_model_checkpoint_paths if all_of_them else []
+        for path in reversed([p for p in paths if steps is None or p.endswith(f"-{steps}")]):
             try:
                 self._manager.checkpoint.restore(path).assert_existing_objects_matched()
             except Exception as error:  # TensorFlow has an exception of another type for every way to be damaged
@@ -57,7 +67,10 @@ class Checkpoints:
                 logging.getLogger(__name__).warning("checkpoint %s is damaged and left out: %s", path, why)
             else:
                 return int(path.rpartition("-")[2]), dict(self._host.arrays)
-        raise ValueError(f"no checkpoint in {self._manager.directory} can be read: --resume=never starts the run over")
+        raise ValueError(
+            f"no checkpoint {'' if steps is None else f'of step {steps} '}in {self._directory} can be read: all "
+            f"workers must see one --logdir; --resume=never starts the run over"
+        )
 
 
 def position(metrics: Mapping[str, float], recorder: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -21,7 +21,9 @@ INITIALIZERS = (
     *("orthogonal", "random_normal", "random_uniform", "truncated_normal", "zeros", "ones"),
 )
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop")
-STRATEGIES = ("default", "one_device", "mirrored")
+STRATEGIES = ("default", "one_device", "mirrored", "multi_worker", "tpu")
+CLUSTERS = ("tf_config", "slurm", "kubernetes")
+COLLECTIVES = ("auto", "ring", "nccl")
 PRECISIONS = ("none", "float16", "bfloat16")
 
 
@@ -48,6 +50,9 @@ class Options(NamedTuple):
     initializer: str | None
     strategy: str
     devices: str
+    collective: str
+    cluster: str
+    workers: int | None
     measure_every: int | None
     """None: never."""
     window_examples: int
@@ -64,7 +69,7 @@ class Options(NamedTuple):
 def hparams(options: Options) -> dict[str, bool | int | float | str]:
     """The options that can change a result, for TensorBoard's HParams tab; absent ones are left out."""
     silent = {"logdir", "data_dir", "validate_every", "histograms", "layers", "serve", "port", "progress"}
-    silent |= {"checkpoint_every", "resume"}
+    silent |= {"checkpoint_every", "resume", "collective", "cluster", "workers"}
     fields = {name: value for name, value in options._asdict().items() if name not in silent}
     fields["measure_every"] = options.measure_every or "never"
     return {name: value for name, value in fields.items() if value is not None}
@@ -166,8 +171,11 @@ _define(_Choice(ACTIVATIONS), "activation", None, "of the hidden layers; default
 _define(_Number(int, 1, 1000), "depth", None, "hidden layers or blocks; default by preset")
 _define(_Number(int, 1, 65536), "width", None, "units, filters or features; default by preset")
 _define(_Choice(INITIALIZERS), "initializer", None, "of the kernels; default glorot_uniform")
-_define(_Choice(STRATEGIES), "strategy", "default", "tf.distribute strategy; mirrored has one replica a device")
+_define(_Choice(STRATEGIES), "strategy", "default", "mirrored: a replica a device; multi_worker: on several machines")
 _define(_Devices(), "devices", "all", "devices to use; cpu:4 makes four logical devices of one processor")
+_define(_Choice(COLLECTIVES), "collective", "auto", "how replicas sum: ring is for multi_worker, nccl for GPUs")
+_define(_Choice(CLUSTERS), "cluster", "tf_config", "where multi_worker finds out who the workers are")
+_define(_Number(int, 1, 10**4), "workers", None, "how many pods to wait for with --cluster=kubernetes")
 _define(_Number(int, 1, 10**9, never=True), "measure_every", 10, "steps from one measured step to the next")
 _define(_count, "window_examples", 1024, "examples over which a unit must be silent to count as dead")
 _define(_Pattern(), "layers", None, "measure only the layers whose name has a match; default: all")

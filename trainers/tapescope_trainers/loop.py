@@ -33,6 +33,7 @@ def train(
     validate_every: int,
     progress: Progress,
     signals: list[str],
+    ends: Callable[[int, bool], bool] | None = None,
     start: int = 0,
     metrics: dict[str, float] | None = None,
     save: Callable[[int, dict[str, float]], None] | None = None,
@@ -40,13 +41,15 @@ def train(
 ) -> Result:
     """Trains up to step `steps`, or less far where a name appears in `signals`; it is looked at between steps.
 
+    With several workers `ends` says whether one of them wishes to end: all end after the same step.
     Where it goes on after `start` steps, `batches` begin there and `metrics` are the last validation's. `save` is
     given the steps done and the metrics every `save_every` steps and at the end.
     """
     metrics = dict(metrics or {})
     done = saved = start
     for x, y in batches:
-        if signals or done >= steps:
+        wish = bool(signals)
+        if (ends(done, wish) if ends else wish) or done >= steps:
             break
         outcome = step(x, y, when(done))
         if outcome.reading is not None:
@@ -66,7 +69,8 @@ def train(
     if save and saved < done:
         save(done, metrics)
     progress.close()
-    return Result(done, metrics, signals[0] if signals else None)
+    interrupted = signals[0] if signals else "another worker" if done < steps else None
+    return Result(done, metrics, interrupted)
 
 
 def validation(evaluate: Callable[..., tf.Tensor], batches: Iterable) -> dict[str, float]:

@@ -7,22 +7,28 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import absl.flags
 from absl import app
 
-from tapescope_trainers import flags, resume, serve, signals
+from tapescope_trainers import cluster, flags, resume, serve, signals
 from tapescope_trainers.flags import Options
+from tapescope_trainers.link import Link, join
 
 CODE_BAD_INPUT = 2
+CODE_LOST = 3
 CODE_INTERRUPTED = 130
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The console script. Exits: 0 also after Ctrl-C, 130 after a second, 2 with one line on stderr for bad input."""
+    """The console script. Exits: 0 also after Ctrl-C, 130 after a second, 2 and one line on stderr for bad input.
+
+    3 where another worker is lost: all end with one line that says which, within seconds.
+    """
     logging.getLogger("tensorflow").setLevel(logging.WARNING)  # it tells of every collective that it makes
     logging.getLogger("absl").addFilter(lambda record: record.filename != "functional_saver.py")  # of every save
     try:
@@ -61,21 +67,37 @@ class Parts(NamedTuple):
     """The last validation's, of the run that goes on."""
     save: Any
     """What the loop is given to save with; None without checkpoints."""
+    link: Link | None
+    """To the other workers."""
 
 
 def run(options: Options) -> None:
     """Sets everything up, where bad input shows, and trains."""
     with contextlib.ExitStack() as stack:
         names = stack.enter_context(signals.caught())
-        address = None
+        address = link = None
         try:
-            if options.serve:
+            if options.strategy == "multi_worker":
+                link = join(cluster.find(options.cluster, options.workers), flags.hparams(options))
+            chief = link is None or link.cluster.chief
+            if options.serve and chief:
                 address = stack.enter_context(serve.tensorboard(options.logdir, options.port))
                 print(f"TensorBoard: {address}", file=sys.stderr, flush=True)
-            parts = prepare(options, go_on=resume.check(options))
+            parts = prepare(options, chief and resume.check(options), link)
         except (ValueError, OSError) as error:
+            if link:
+                link.end(str(error))
             _refuse(error)
-        result = train(options, parts, names)
+        try:
+            result = train(options, parts, names)
+        except Exception as error:
+            if link:
+                _lost(link, parts, error)
+            raise
+        if link:
+            link.end()
+        if not chief:
+            return
         ending = f"ended by {result.interrupted} after {result.steps} steps" if result.interrupted else "done"
         numbers = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items())
         print(f"{ending}{numbers}; the records are in {options.logdir}", file=sys.stderr, flush=True)
@@ -83,17 +105,20 @@ def run(options: Options) -> None:
             serve.stay(address, names)
 
 
-def prepare(options: Options, go_on: bool = False) -> Parts:
+def prepare(options: Options, go_on: bool = False, link: Link | None = None) -> Parts:
     """Builds everything, in the order in which errors are cheapest. Raises ValueError and OSError on bad input.
 
-    `go_on`: with the run that is in --logdir.
+    `go_on`: with the run that is in --logdir; with several workers the chief's word holds.
     """
     import keras  # TensorFlow takes seconds to import: not for --help or a misspelt flag
 
     import tapescope
     from tapescope_trainers import checkpoints, data, models, strategy
 
-    distribution = strategy.make(options.strategy, options.devices)
+    chief = link is None or link.cluster.chief
+    distribution = strategy.make(
+        *(options.strategy, options.devices, options.collective), link.cluster if link else None
+    )
     replicas = distribution.num_replicas_in_sync
     strategy.check_batch(options.batch_size, replicas)
     if go_on:
@@ -118,15 +143,18 @@ def prepare(options: Options, go_on: bool = False) -> Parts:
     )
     when = tapescope.every(options.measure_every) if options.measure_every else tapescope.never()
     steps = options.steps or options.epochs * (len(examples.x_train) // options.batch_size)
-    saved = checkpoints.Checkpoints(resume.folder(options.logdir), model, optimizer)
+    saved = checkpoints.Checkpoints(resume.folder(options.logdir), model, optimizer, writes=chief)
     start, metrics, state = 0, {}, {}
-    if go_on:
-        start, arrays = saved.restore()
+    wanted = None if link is None or chief else link.hear("resume")
+    if go_on or wanted is not None:
+        start, arrays = saved.restore(wanted)
         metrics, state = checkpoints.parts(arrays)
-    elif options.checkpoint_every:
+    elif options.checkpoint_every and chief:
         # Before there is any record: where there are records, there is a checkpoint.
         resume.begin(options, replicas)
         saved.save(0, {})
+    if link and chief:
+        link.tell(resume=start if go_on else None)
     batches = data.batches(examples, options.batch_size, options.seed, skip=start)
     about = {"program": "tapescope-train", "steps": steps, "replicas": replicas} | flags.hparams(options)
     going_on = tapescope.Resume(start, state) if go_on else None
@@ -137,13 +165,13 @@ def prepare(options: Options, go_on: bool = False) -> Parts:
 
     saving = save if options.checkpoint_every else None
     return Parts(
-        *(distribution, examples, batches, model, optimizer, probe, when, recorder, steps, start, metrics, saving)
+        *(distribution, examples, batches, model, optimizer, probe, when, recorder, steps, start, metrics, saving, link)
     )
 
 
 def train(options: Options, parts: Parts, names: list[str]):
     """Trains to the end, or to the next step once `names` has a signal; the loop's Result."""
-    from tapescope_trainers import data, loop, step
+    from tapescope_trainers import data, loop, step, strategy
     from tapescope_trainers.progress import Progress
 
     one_step = step.make(
@@ -158,6 +186,8 @@ def train(options: Options, parts: Parts, names: list[str]):
     evaluate = step.make_evaluation(parts.model, parts.strategy)
     held = parts.strategy.experimental_distribute_dataset(data.validation(parts.data, options.batch_size))
     batches = parts.strategy.experimental_distribute_dataset(parts.batches)
+    if parts.link:
+        parts.link.on_loss(lambda line: _end(line, parts))
     with parts.recorder as recorder:
         if not parts.start:
             recorder.hparams(flags.hparams(options))
@@ -172,8 +202,13 @@ def train(options: Options, parts: Parts, names: list[str]):
             batch_size=options.batch_size,
             when=parts.when,
             validate_every=options.validate_every or len(parts.data.x_train) // options.batch_size,
-            progress=Progress(parts.steps, options.batch_size, enabled=options.progress),
+            progress=Progress(
+                parts.steps,
+                options.batch_size,
+                enabled=options.progress and (parts.link is None or parts.link.cluster.chief),
+            ),
             signals=names,
+            ends=strategy.agreement(parts.strategy) if parts.link else None,
             start=parts.start,
             metrics=parts.metrics,
             save=parts.save,
@@ -196,6 +231,21 @@ def _optimizer(options: Options):
     optimizer = make(options.learning_rate)
     # Only float16 has so few exponent bits that gradients vanish in it.
     return keras.optimizers.LossScaleOptimizer(optimizer) if options.mixed_precision == "float16" else optimizer
+
+
+def _lost(link: Link, parts: Parts, error: Exception) -> NoReturn:
+    """Ends this worker where TensorFlow failed: most often because another is gone, which the link says at once."""
+    time.sleep(2)
+    line = " ".join(str(error).split())
+    link.end(f"{link.cluster.name(link.cluster.index)} failed: {line[:300]}")
+    _end(f"{type(error).__name__}: {line[:600]}", parts)
+
+
+def _end(line: str, parts: Parts) -> NoReturn:
+    """Ends the process from any thread; the main one may wait for ever inside a collective."""
+    parts.recorder.close(line)
+    print(f"tapescope-train: {line}; start all workers again to go on", file=sys.stderr, flush=True)
+    os._exit(CODE_LOST)
 
 
 def _refuse(error: Exception) -> NoReturn:
