@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tapescope
+from tapescope.finding import Finding
 from tapescope_trainers import loop, signals
 from tapescope_trainers.progress import Progress
 from tapescope_trainers.step import Outcome
@@ -21,6 +22,13 @@ class Notebook:
         self.readings: dict[int, float] = {}
         self.validations: dict[int, dict[str, float]] = {}
 
+    @property
+    def findings(self):
+        """As if the rules had found something at step 6."""
+        common = {"version": 1, "step": 6, "message": "", "evidence": {}, "advice": ""}
+        found = [("dead_units", "warning", "hidden"), ("non_finite", "error", "output")]
+        return [Finding(rule=r, severity=s, layer=n, **common) for r, s, n in found] if 6 in self.readings else []
+
     def write(self, step, reading, scalars, examples):
         assert reading == f"reading {step}"
         assert scalars["loss"] == step
@@ -30,7 +38,15 @@ class Notebook:
         self.validations[step] = scalars
 
 
-def run(steps: int, names: list[str], every: int = 3, validate_every: int = 4, at_step=lambda n: None, stream=None):
+def run(
+    steps: int,
+    names: list[str],
+    every: int = 3,
+    validate_every: int = 4,
+    at_step=lambda n: None,
+    stream=None,
+    **options,
+):
     """A loop whose step only counts."""
     notebook, counter = Notebook(), iter(range(10**6))
 
@@ -50,6 +66,7 @@ def run(steps: int, names: list[str], every: int = 3, validate_every: int = 4, a
         validate_every=validate_every,
         progress=Progress(steps, 8, stream or io.StringIO()),
         signals=names,
+        **options,
     )
     return result, notebook
 
@@ -59,6 +76,12 @@ def test_readings_and_validations_come_at_their_steps():
     assert notebook.readings == {0: 8, 3: 32, 6: 56, 9: 80}
     assert list(notebook.validations) == [3, 7, 9]
     assert result == loop.Result(10, {"validation/loss": 0.5}, None)
+
+
+@pytest.mark.parametrize(("stop", "steps", "why"), [(True, 7, "non_finite in output"), (False, 10, None)])
+def test_an_error_that_the_rules_find_ends_it_where_asked(stop, steps, why):
+    result, _ = run(10, [], stop_on_error=stop)
+    assert (result.steps, result.interrupted) == (steps, why)
 
 
 def test_a_signal_ends_it_before_the_next_step():

@@ -24,6 +24,7 @@ OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop")
 STRATEGIES = ("default", "one_device", "mirrored", "multi_worker", "tpu")
 CLUSTERS = ("tf_config", "slurm", "kubernetes")
 COLLECTIVES = ("auto", "ring", "nccl")
+ON_FINDING = ("continue", "stop")
 PRECISIONS = ("none", "float16", "bfloat16")
 
 
@@ -55,6 +56,8 @@ class Options(NamedTuple):
     workers: int | None
     measure_every: int | None
     """None: never."""
+    max_overhead_pct: float | None
+    on_finding: str
     window_examples: int
     layers: str | None
     histograms: bool
@@ -69,7 +72,7 @@ class Options(NamedTuple):
 def hparams(options: Options) -> dict[str, bool | int | float | str]:
     """The options that can change a result, for TensorBoard's HParams tab; absent ones are left out."""
     silent = {"logdir", "data_dir", "validate_every", "histograms", "layers", "serve", "port", "progress"}
-    silent |= {"checkpoint_every", "resume", "collective", "cluster", "workers"}
+    silent |= {"checkpoint_every", "resume", "collective", "cluster", "workers", "on_finding"}
     fields = {name: value for name, value in options._asdict().items() if name not in silent}
     fields["measure_every"] = options.measure_every or "never"
     return {name: value for name, value in fields.items() if value is not None}
@@ -177,6 +180,10 @@ _define(_Choice(COLLECTIVES), "collective", "auto", "how replicas sum: ring is f
 _define(_Choice(CLUSTERS), "cluster", "tf_config", "where multi_worker finds out who the workers are")
 _define(_Number(int, 1, 10**4), "workers", None, "how many pods to wait for with --cluster=kubernetes")
 _define(_Number(int, 1, 10**9, never=True), "measure_every", 10, "steps from one measured step to the next")
+_define(
+    _Number(float, 0.01, 100), "max_overhead_pct", None, "measure as often as this share of the time allows instead"
+)
+_define(_Choice(ON_FINDING), "on_finding", "continue", "stop: end once the rules find an error")
 _define(_count, "window_examples", 1024, "examples over which a unit must be silent to count as dead")
 _define(_Pattern(), "layers", None, "measure only the layers whose name has a match; default: all")
 flags.DEFINE_bool("histograms", True, "record histograms of gradients and activations as well", FLAGS)
@@ -209,6 +216,11 @@ def parse(argv: list[str]) -> Options:
                 f"--{name}={getattr(options, name)} does not apply to --preset={options.preset}, which is a given "
                 f"network: leave it out, or take --preset=mlp, cnn, resnet or transformer"
             )
+    if options.max_overhead_pct and options.strategy == "multi_worker":
+        raise ValueError(
+            f"--max_overhead_pct={options.max_overhead_pct:g} goes by each worker's own clock, and all must measure "
+            "the same steps: take --measure_every with --strategy=multi_worker"
+        )
     logdir = options.logdir or f"runs/{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     return options._replace(logdir=_writable(logdir))
 

@@ -33,6 +33,7 @@ def train(
     validate_every: int,
     progress: Progress,
     signals: list[str],
+    stop_on_error: bool = False,
     ends: Callable[[int, bool], bool] | None = None,
     start: int = 0,
     metrics: dict[str, float] | None = None,
@@ -41,9 +42,10 @@ def train(
 ) -> Result:
     """Trains up to step `steps`, or less far where a name appears in `signals`; it is looked at between steps.
 
-    With several workers `ends` says whether one of them wishes to end: all end after the same step.
-    Where it goes on after `start` steps, `batches` begin there and `metrics` are the last validation's. `save` is
-    given the steps done and the metrics every `save_every` steps and at the end.
+    With `stop_on_error` an error that the rules find puts its name there. With several workers `ends` says whether one
+    of them wishes to end: all end after the same step. Where it goes on after `start` steps, `batches` begin there and
+    `metrics` are the last validation's. `save` is given the steps done and the metrics every `save_every` steps and at
+    the end.
     """
     metrics = dict(metrics or {})
     done = saved = start
@@ -55,6 +57,8 @@ def train(
         if outcome.reading is not None:
             scalars = {"loss": outcome.loss, "accuracy": outcome.accuracy}
             recorder.write(done, outcome.reading, scalars=scalars, examples=(done + 1) * batch_size)
+            if stop_on_error:
+                signals += [f"{f.rule} in {f.layer or 'the loss'}" for f in recorder.findings if f.severity == "error"]
         done += 1
         if progress.due(done):
             progress.report(done, float(outcome.loss))

@@ -8,8 +8,9 @@ from typing import Any
 from tapescope_trainers.flags import Options
 
 FREE = {
-    *("logdir", "data_dir", "epochs", "steps", "validate_every", "measure_every", "serve", "port", "progress"),
-    *("checkpoint_every", "resume", "strategy", "devices", "cluster", "workers", "collective"),
+    *("logdir", "data_dir", "epochs", "steps", "validate_every", "measure_every", "max_overhead_pct", "on_finding"),
+    *("serve", "port", "progress", "checkpoint_every", "resume"),
+    *("strategy", "devices", "cluster", "workers", "collective"),
 }
 """Flags that may change where a run goes on; of the strategy only the number of replicas matters."""
 

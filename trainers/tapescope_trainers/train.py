@@ -141,7 +141,10 @@ def prepare(options: Options, go_on: bool = False, link: Link | None = None) -> 
     probe = tapescope.Probe(
         model, layers=options.layers, window_examples=options.window_examples, histograms=options.histograms
     )
-    when = tapescope.every(options.measure_every) if options.measure_every else tapescope.never()
+    if options.max_overhead_pct:
+        when = tapescope.budget(options.max_overhead_pct)
+    else:
+        when = tapescope.every(options.measure_every) if options.measure_every else tapescope.never()
     steps = options.steps or options.epochs * (len(examples.x_train) // options.batch_size)
     saved = checkpoints.Checkpoints(resume.folder(options.logdir), model, optimizer, writes=chief)
     start, metrics, state = 0, {}, {}
@@ -208,6 +211,7 @@ def train(options: Options, parts: Parts, names: list[str]):
                 enabled=options.progress and (parts.link is None or parts.link.cluster.chief),
             ),
             signals=names,
+            stop_on_error=options.on_finding == "stop",
             ends=strategy.agreement(parts.strategy) if parts.link else None,
             start=parts.start,
             metrics=parts.metrics,
