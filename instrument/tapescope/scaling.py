@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tapescope import noise
 from tapescope.runs import Run
 
 
@@ -23,11 +24,13 @@ class Speed(NamedTuple):
     step_ms: tuple[float, float, float]
     """5th, 50th and 95th percentile, between records, of the time of a step."""
     noise_scale: float
-    """Median over the records, examples; NaN with one replica."""
+    """Over all records, examples; NaN with one replica."""
+    noise_interval: tuple[float, float] = (math.nan, math.nan)
+    """Of 95 %."""
 
     @property
     def worth(self) -> str:
-        """What the noise scale says of a larger batch; see `tapescope.replicas.noise_scale`."""
+        """What the noise scale says of a larger batch; see `tapescope.noise`."""
         if not self.noise_scale > 0:
             return "not known: it takes two replicas to tell"
         if self.batch < self.noise_scale / 2:
@@ -45,7 +48,7 @@ def scaling(runs: Sequence[Run]) -> list[Speed]:
             raise ValueError(f"{run.logdir} has {len(run.steps)} record: it takes two to tell how long a step is")
         seconds, steps, examples = (np.diff(x) for x in (run.wall_times, run.steps, run["examples_seen"]))
         low, median, high = np.percentile(1000 * seconds / steps, [5, 50, 95]).tolist()
-        noise = run["noise_scale_total"] if "noise_scale_total" in run.columns else np.array([np.nan])
+        scale = noise.of_run(run)
         speeds.append(
             Speed(
                 run.logdir,
@@ -54,7 +57,8 @@ def scaling(runs: Sequence[Run]) -> list[Speed]:
                 float(examples.sum() / max(seconds.sum(), 1e-9)),
                 math.nan,
                 (low, median, high),
-                float(np.nanmedian(noise)) if np.isfinite(noise).any() else math.nan,
+                scale.scale,
+                (scale.low, scale.high),
             )
         )
     speeds.sort(key=lambda s: s.replicas)
