@@ -75,10 +75,18 @@ class Link:
             self.tell(**({"error": error} if error else {"bye": True}))
             for thread in self._threads if self.cluster.chief and not error else []:
                 thread.join(GOODBYE_S)
+            self._close()
+
+    def _close(self) -> None:
+        self._ended = True
+        for one in self._sockets.values():
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
 
     def _listen(self, index: int) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            for line in self._sockets[index].makefile("r", encoding="utf-8"):
+        with contextlib.suppress(OSError, ValueError), self._sockets[index].makefile("r", encoding="utf-8") as lines:
+            for line in lines:
                 message = json.loads(line)
                 if "bye" in message:
                     return
@@ -113,7 +121,11 @@ def join(cluster: Cluster, flags: Mapping[str, Any], patience_s: float = PATIENC
         link.tell(joined=True)
     else:
         # The chief's patience may have begun later, by as much as ours.
-        link.hear("joined", 2 * patience_s + 5)
+        try:
+            link.hear("joined", 2 * patience_s + 5)
+        except ValueError:
+            link._close()
+            raise
     return link
 
 
@@ -135,7 +147,9 @@ def _gather(cluster: Cluster, hello: dict, until: float, patience_s: float) -> d
                 _refuse(sockets, wrong)
             other.settimeout(5)
             said = _hello(other)
-            if said is not None:
+            if said is None:
+                other.close()
+            else:
                 _keep_alive(other)
                 sockets[int(said["index"])] = other
                 if wrong := _differs(cluster, hello, said):
@@ -178,7 +192,8 @@ def _differs(cluster: Cluster, mine: dict, other: dict) -> str | None:
 def _hello(other: socket.socket) -> dict[str, Any] | None:
     """What a worker says first; None from a stranger."""
     try:
-        said = json.loads(other.makefile("r", encoding="utf-8").readline())
+        with other.makefile("r", encoding="utf-8") as lines:
+            said = json.loads(lines.readline())
         return said if {"index", "addresses", "flags"} <= said.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
@@ -187,6 +202,7 @@ def _hello(other: socket.socket) -> dict[str, Any] | None:
 def _refuse(sockets: Mapping[int, socket.socket], line: str) -> NoReturn:
     for other in sockets.values():
         _send(other, {"error": line})
+        other.close()
     raise ValueError(line)
 
 
