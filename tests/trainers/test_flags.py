@@ -108,7 +108,7 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
 
 
 def test_a_second_interruption_ends_at_once_and_in_one_line(tmp_path, monkeypatch, capsys):
-    def prepare(options):
+    def prepare(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "prepare", prepare)

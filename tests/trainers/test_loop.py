@@ -38,15 +38,7 @@ class Notebook:
         self.validations[step] = scalars
 
 
-def run(
-    steps: int,
-    names: list[str],
-    every: int = 3,
-    validate_every: int = 4,
-    at_step=lambda n: None,
-    stream=None,
-    **options,
-):
+def run(steps: int, names: list[str], at_step=lambda n: None, stream=None, **options):
     """A loop whose step only counts."""
     notebook, counter = Notebook(), iter(range(10**6))
 
@@ -62,8 +54,8 @@ def run(
         notebook,
         steps=steps,
         batch_size=8,
-        when=tapescope.every(every),
-        validate_every=validate_every,
+        when=tapescope.every(options.pop("every", 3)),
+        validate_every=options.pop("validate_every", 4),
         progress=Progress(steps, 8, stream or io.StringIO()),
         signals=names,
         **options,
