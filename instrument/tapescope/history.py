@@ -58,6 +58,8 @@ class Subject(NamedTuple):
     """The layer that feeds each one, as the budget follows them; -1 where none does."""
     reader: np.ndarray
     """The last layer that reads each one, -1 where none does, [L]."""
+    usual_gain: np.ndarray
+    """Decades by which Glorot's initialization changes a gradient's length on its way back through the weights, [L]."""
 
     @property
     def layers(self) -> int:
@@ -78,18 +80,25 @@ def subject(variables: Sequence[str], layers: Sequence[str], details: Mapping[st
     reader = np.full(len(layers), -1)
     for layer, of_layer in enumerate(sources):
         reader[list(of_layer)] = layer
+    units = np.asarray(details.get("units", [0] * len(layers)), float)
     return Subject(
         groups=(*layers, *(variables[v] for v in orphans)),
         owned=(np.array([g for g, _ in pairs], int), np.array([v for _, v in pairs], int)),
         variables=len(variables),
         activations=tuple(details.get("activations", ["unknown"] * len(layers))),
-        units=np.asarray(details.get("units", [0] * len(layers)), float),
+        units=units,
         path=tuple(path),
         sinks=reader < 0,
         heads=np.asarray(follow, int) < 0,
         follow=tuple(follow),
         reader=reader,
+        usual_gain=np.array([_glorot(units[f], units[n]) if f >= 0 else 0 for n, f in enumerate(follow)]),
     )
+
+
+def _glorot(inputs: float, outputs: float) -> float:
+    """The square of the gain is the number of inputs times the variance of a weight, 2 / (inputs + outputs)."""
+    return 0.5 * math.log10(2 * inputs / (inputs + outputs)) if inputs > 0 else 0.0
 
 
 class View(NamedTuple):
@@ -206,6 +215,9 @@ class History:
         self.fastest = np.full(len(of.groups), -np.inf)
         """The largest pace so far, [G]; -inf where none is known."""
         self.fastest_step = np.zeros(len(of.groups), int)
+        self.way = np.zeros(len(of.groups))
+        """How far the weights have gone, in their own lengths, [G]: the sum of their paces over all steps."""
+        self.losses: deque[float] = deque(maxlen=2 * WINDOW)
         self.highest = 0.0
         """The largest norm of the whole gradient so far, spikes left out."""
         self.spikes: list[View] = []
@@ -228,6 +240,8 @@ class History:
         faster = now.pace > self.fastest
         self.fastest = np.where(faster, now.pace, self.fastest)
         self.fastest_step = np.where(faster, now.step, self.fastest_step)
+        self.way += np.nan_to_num(now.pace, posinf=0) * (now.step - before.step if before else 1)
+        self.losses.append(now.loss)
         if self.records <= WINDOW:
             self.early_losses.append(now.loss)
             self.early_norms.append(now.norm)
@@ -272,6 +286,15 @@ class History:
         """The share of the first losses that is gone: 0.9 where the loss fell to a tenth. NaN where none is known."""
         late, early = float(self.usual(lambda v: v.loss)), float(median(np.array(self.early_losses)))
         return (early - late) / abs(early) if early else math.nan
+
+    @property
+    def recent_fall(self) -> float:
+        """The share of the first losses that went between the last window and the one before it; NaN without these."""
+        if len(self.losses) < 2 * WINDOW:
+            return math.nan
+        before, late = (float(median(np.array(part))) for part in np.split(np.array(self.losses), 2))
+        early = float(median(np.array(self.early_losses)))
+        return (before - late) / abs(early) if early else math.nan
 
     @property
     def rise(self) -> float:

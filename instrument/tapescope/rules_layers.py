@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from tapescope.finding import Finding
-from tapescope.history import LONG, STUCK, History
-from tapescope.rules_flow import NEVER_SATURATED, silencer
+from tapescope.history import LONG, STUCK, History, largest
+from tapescope.rules_flow import FAR, NEVER_SATURATED, silencer
 
 GAIN = 1.0
 """Decades in one layer's weights. Glorot, He, LeCun and orthogonal initialization, and Keras' own uniform and normal
@@ -17,6 +17,7 @@ SATURATED = 0.5
 """Half of a layer: from there on more of it is idle than works."""
 SATURATED_ONE_SIDED = 0.9
 """ELU, softplus, GELU and the like are at rest on half of their inputs by design."""
+DEAD_OUTPUTS = 0.1
 DYING = 0.25
 FIRM_EXAMPLES = 300
 """A unit that is silent on 300 examples fires on less than 1 % of all, with 95 % confidence (the rule of three)."""
@@ -36,12 +37,22 @@ def poor_initialization(seen: History) -> Iterator[Finding]:
     read = np.where(of.reader >= 0, first.between[of.reader], 0) if of.layers else np.zeros(0)
     # A skip connection around the layer makes up for weights near 0, and normalisation after it for any scale.
     gain = _excused(_excused(first.gain, np.maximum(first.between, 0)), read)
+    gain = _excused(gain, -of.usual_gain)  # layers that widen or narrow much change it by design
     std, saturated = first.layers("activation_std"), first.layers("saturated")
     with np.errstate(all="ignore"):
         scale = _excused(np.log10(std), read)
+    together = float(np.sum(gain[list(of.path[:-1])])) if np.isfinite(gain).all() else 0.0
+    worst = largest(np.abs(gain)) if abs(together) >= FAR and np.all(np.abs(gain) < GAIN) else -1
     for layer in range(of.layers):
         name, kind, large = of.groups[layer], of.activations[layer], False
-        if gain[layer] >= GAIN or (gain[layer] <= -GAIN and not of.sinks[layer]):  # outputs may well start at 0
+        if layer == worst:
+            large = together > 0
+            message = (
+                f"the first weights of {len(of.path) - 1} layers together make the gradient that passes them "
+                f"{10**together:.2g} times as long, those of `{name}` most"
+            )
+            evidence = {"decades_weights": together, "decades_here": float(gain[layer])}
+        elif gain[layer] >= GAIN or (gain[layer] <= -GAIN and not of.sinks[layer]):  # outputs may well start at 0
             large = gain[layer] > 0
             times = f"{10 ** gain[layer]:.2g} times as long" if np.isfinite(gain[layer]) else "0"
             message = f"the first weights of `{name}` make the gradient that passes them {times}"
@@ -87,12 +98,12 @@ def dead_units(seen: History) -> Iterator[Finding]:
     for layer in range(seen.of.layers):
         name, count = seen.of.groups[layer], share[layer] * seen.of.units[layer]
         last = bool(seen.of.sinks[layer])
-        # An output that is never anything but 0 is a class never predicted, a value never given: one is too many.
-        enough = count >= 1 if last else share[layer] >= DEAD
+        # An output that is never anything but 0 is a class never predicted, or a value never given.
+        enough = share[layer] >= (DEAD_OUTPUTS if last else DEAD)
         rising = share[layer] - before[layer] >= DYING
         if not (enough or rising) or silencer(layer, seen) != layer:
             continue
-        since = seen.since(lambda v, i=layer, n=share[layer] if last else DEAD: v.dead[i] >= n)
+        since = seen.since(lambda v, i=layer, n=DEAD_OUTPUTS if last else DEAD: v.dead[i] >= n)
         kept = f"{count:.0f} of the {seen.of.units[layer]:.0f} units of `{name}`"
         yield Finding(
             "dead_units" if enough else "dying_units",

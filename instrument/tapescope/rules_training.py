@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tapescope.finding import Finding
-from tapescope.history import LONG, STUCK, WINDOW, History, median
+from tapescope.history import LONG, STUCK, WINDOW, History, largest, median
 
 FAST = 0.1
 """Of the weights' length, at every step: ten such steps may replace them. A hundredth of that is usual."""
@@ -15,6 +15,10 @@ APART = 10.0
 """A layer whose pace is this many times that of most others is a case of its own; else the learning rate is meant."""
 FROZEN = 1e-3
 """Of the pace of most other layers."""
+PATIENCE, FAR_ENOUGH, STILL = 5 * WINDOW, 0.3, 0.01
+"""Losses may stand still at first. After so many records, in which the weights went so far (in their own lengths), and
+where less than this share went in the last window, one that has not fallen is not going to.
+"""
 CLIPPED = 0.1
 """Of its length is left: then the clipping, and not the gradient, says how far a step goes."""
 APART_NORM, APART_NORM_LONG = np.log10(3), np.log10(1.5)
@@ -38,27 +42,29 @@ def _where(values: np.ndarray, seen: History, way: float) -> tuple[int, str | No
 
 
 def update_too_large(seen: History) -> Iterator[Finding]:
-    """Steps as long as the weights: at once where the loss shows it, else where they go on."""
-    pace = seen.usual(lambda v: v.pace)
+    """Steps as long as the weights: where they go on, or at once where the weights were not small to begin with."""
+    pace, fastest = _of_layers(seen.usual(lambda v: v.pace), seen), _of_layers(seen.fastest, seen)
     steady = seen.records >= WINDOW and np.any(pace >= FAST)
-    # Weights that start near 0 are replaced by their first steps, and nothing is wrong; so ask the loss.
+    # Weights that start near 0 are replaced by their first steps, and nothing is wrong: so their size is looked at, or
+    # the loss.
     harmful = seen.rise >= 9 or (seen.settled and not seen.fall >= STUCK and not seen.rise < 0)
-    leap = seen.records > 1 and harmful and np.any(seen.fastest >= 1)
-    if not steady and not leap:
+    leaps = fastest >= np.where(harmful and seen.records > 1, 1, np.where(_full_size(seen), 1, np.inf))
+    if not steady and not np.any(leaps):
         return
-    values = pace if steady else seen.fastest
-    at, name = _where(np.minimum(values, 1), seen, 1)  # what was replaced was replaced, were it a million times
-    at = int(np.nanargmax(values)) if name is None else at
+    values = pace if steady else np.where(leaps, fastest, np.nan)
+    at = largest(values)
+    _, name = _where(np.minimum(np.where(np.isnan(values), fastest, values), 1), seen, 1)  # replaced is replaced
+    name = seen.of.groups[at] if name else None
     what = f"`{name}`" if name else f"all layers, most of all of `{seen.of.groups[at]}`,"
     message = (
         f"a step changes the weights of {what} by {values[at]:.2g} of their length"
         if steady
-        else f"one step changed the weights of {what} by {values[at]:.2g} of their length, and the loss did not fall"
-    )
+        else f"one step changed the weights of {what} by {values[at]:.2g} of their length"
+    ) + (", and the loss did not fall" if harmful else "")
     yield Finding(
         "update_too_large",
         1,
-        "error" if leap else "warning",
+        "error" if harmful else "warning",
         name,
         seen.since(lambda v: v.pace[at] >= FAST) if steady else int(seen.fastest_step[at]),
         message,
@@ -67,13 +73,27 @@ def update_too_large(seen: History) -> Iterator[Finding]:
     )
 
 
+def _of_layers(values: np.ndarray, seen: History) -> np.ndarray:
+    """Those of the layers, where there are any: embeddings, scales and shifts have a pace of their own. Else NaN."""
+    layers = np.arange(len(values)) < seen.of.layers
+    return np.where(layers | (seen.of.layers == 0), np.where(np.isinf(values), np.nan, values), np.nan)
+
+
+def _full_size(seen: History) -> np.ndarray:
+    """Whether a group's first weights were of a usual length, [G]: Glorot's is above the root of the smaller side."""
+    length = np.full(len(seen.of.groups), np.inf)
+    length[: seen.of.layers] = 0.3 * np.sqrt(seen.of.units)
+    return (seen.first or seen.now).weight >= length
+
+
 def update_too_small(seen: History) -> Iterator[Finding]:
     """Weights that have hardly moved from the start on: all of them and the loss has not either, or one layer's."""
     if seen.records < 2 * WINDOW or seen.first is None:
         return
-    fastest, pace = np.where(np.isinf(seen.fastest), np.nan, seen.fastest), seen.usual(lambda v: v.pace)
+    fastest, pace = _of_layers(seen.fastest, seen), seen.usual(lambda v: v.pace)
+    older, newer = map(median, np.split(np.stack([v.pace for v in seen.window]), 2))
     with np.errstate(invalid="ignore"):
-        rising = pace > 3 * seen.first.pace  # as while a learning rate is warmed up
+        rising = (pace > 3 * seen.first.pace) & (newer > 1.1 * older)  # as while a learning rate is warmed up
     gradient = seen.usual(lambda v: v.gradient)
     slow = np.where((gradient > 0) & ~rising, fastest, np.nan)
     if np.all(np.isnan(slow)):
@@ -83,8 +103,8 @@ def update_too_small(seen: History) -> Iterator[Finding]:
     if name and slow[at] <= min(FROZEN * usual, SLOW / 10):
         message = f"the weights of `{name}` never change by more than {slow[at]:.2g} of their length in a step, "
         message += f"those of other layers by {usual:.2g}"
-    elif np.nanmax(fastest) <= SLOW and seen.fall < STUCK:
-        at, name = int(np.nanargmax(fastest)), None
+    elif np.nanmax(fastest) <= SLOW and not rising.any() and seen.fall < STUCK:
+        at, name = largest(fastest), None
         message = f"no layer's weights ever changed by more than {fastest[at]:.2g} of their length in a step, "
         message += f"and the loss fell by {seen.fall:.1%} only"
     else:
@@ -160,7 +180,8 @@ def replica_outlier(seen: History) -> Iterator[Finding]:
 
 def loss_not_falling(seen: History) -> Iterator[Finding]:
     """The gradient arrives everywhere and the weights move, for nothing. Only where no other rule says why."""
-    if seen.records < LONG or not seen.fall < STUCK or not np.nanmax(seen.fastest, initial=-np.inf) > SLOW:
+    way = float(median(_of_layers(seen.way, seen)))
+    if seen.records < PATIENCE or not (seen.fall < STUCK and seen.recent_fall < STILL and way >= FAR_ENOUGH):
         return
     yield Finding(
         "loss_not_falling",
@@ -169,7 +190,7 @@ def loss_not_falling(seen: History) -> Iterator[Finding]:
         None,
         seen.now.step,
         f"the loss has changed by {-seen.fall:+.1%} since the first records, though every layer learns",
-        {"fall": seen.fall, "records": float(seen.records)},
+        {"fall": seen.fall, "recent_fall": seen.recent_fall, "way": way, "records": float(seen.records)},
         "Look at what no gradient shows: are the labels those of these examples, is the loss the right one, is the "
         "learning rate so high that it only wanders?",
     )

@@ -138,7 +138,7 @@ def test_a_softmax_that_is_sure_and_a_loss_near_0_are_no_vanishing():
 
 
 def test_exploding_over_depth_and_over_time():
-    steep = both(put("flow_weight", slice(1, 4), 0.9))
+    steep = put("flow_weight", slice(1, 4), 0.9, since=1)
     assert one(found(20, steep), "exploding").layer in LAYERS[1:]
     assert found(20, both(steep, put("flow_between", slice(1, 4), -0.9))) == []  # normalised
 
@@ -227,7 +227,7 @@ def test_dead_units():
     assert one(found(20, put("units_dead", 0, 9.0, since=8), severity="info"), "dying_units").severity == "info"
     # Below a minimum of evidence there is no verdict.
     assert found(20, both(put("units_dead", 0, 20.0), put("window_examples", None, 100))) == []
-    # An output that never fires is a class that is never predicted.
+    # An output that never fires is a class that is never predicted: one of five is too many.
     assert one(found(20, put("units_dead", 3, 1.0)), "dead_units").layer == "output"
 
 
@@ -264,6 +264,13 @@ def test_poor_initialization_by_weights():
     assert found(30, put("flow_weight", 2, 1.3, since=1)) == []  # learned, not initial
 
 
+def test_poor_initialization_over_the_depth():
+    f = one(found(1, put("flow_weight", slice(1, 4), -0.8)), "poor_initialization")
+    assert (f.layer, f.evidence["decades_weights"]) == ("hidden_2", pytest.approx(-2.4))
+    wide = SUBJECT._replace(usual_gain=np.array([0, -0.8, -0.8, -0.8]))
+    assert found(1, put("flow_weight", slice(1, 4), -0.8), wide) == []
+
+
 def test_poor_initialization_by_the_data():
     assert one(found(1, put("activation_std", 0, 150.0)), "poor_initialization").layer == "hidden_1"
     assert one(found(1, put("activation_std", 0, 1e-3)), "poor_initialization").layer == "hidden_1"
@@ -291,8 +298,11 @@ def test_update_too_large():
         if t == 0:
             leap(t, columns)
 
-    assert found(20, once) == []
-    assert found(20, both(once, put("loss", None, 30, since=1)))[0].rule == "update_too_large"
+    small = put("weight_norm", slice(0, 8, 2), 0.1)
+    assert one(found(20, once), "update_too_large").severity == "warning"
+    assert found(20, both(once, small)) == []
+    f = one(found(20, both(once, small, put("loss", None, 30, since=1))), "update_too_large")
+    assert (f.layer, f.severity) == ("hidden_3", "error")
 
 
 def test_growth_between_records_counts_as_pace():
@@ -356,10 +366,11 @@ def test_replica_outlier():
 
 
 def test_loss_not_falling_only_where_nothing_else_says_why():
-    flat = put("loss", None, 2.3)
-    assert one(found(40, flat), "loss_not_falling").layer is None
-    assert found(25, flat) == []
-    ill = found(40, both(flat, put("flow_gate", 1, -2.5)))
+    flat = both(put("loss", None, 2.3), put("update_ratio", slice(0, 8, 2), 2e-3))
+    assert one(found(60, flat), "loss_not_falling").layer is None
+    assert found(40, flat) == []  # it may stand still at first
+    assert found(60, both(flat, put("update_ratio", slice(0, 8, 2), 5e-4))) == []  # the weights have not gone far
+    ill = found(60, both(flat, put("flow_gate", 1, -2.5)))
     assert [f.rule for f in ill] == ["vanishing"]
 
 
