@@ -21,7 +21,7 @@ import tensorflow as tf
 from absl import logging
 from tensorboard.util import tensor_util
 
-from tapescope import events, finding, history, records, replicas, restart, rules
+from tapescope import events, faults, finding, history, records, replicas, restart, rules
 from tapescope.probe import Probe
 from tapescope.reading import Reading
 from tapescope.records import Step
@@ -228,6 +228,8 @@ class Recorder:
                 if self._resume.state:
                     self._ledger.restore(self._resume.state)
                 self._say_what_is_thinned(len(names.layers))
+                if read.replicas is not None:
+                    self._say_what_is_wrong()
             read = records.on_host(read)
             step = step._replace(loss=numbers.get("loss", math.nan))
             values += records.families(step, read, names, self._ledger, self._probe.skipped)
@@ -268,6 +270,11 @@ class Recorder:
         for found in new:
             if found.severity != "info":
                 logging.warning("tapescope: %s. %s", found.message, found.advice)
+
+    def _say_what_is_wrong(self) -> None:
+        for model in self._probe._selection.models:
+            for line in faults.of_model(model):
+                logging.warning("tapescope: with several replicas %s", line)
 
     def _say_what_is_thinned(self, layers: int) -> None:
         shown = len(records.thinned(layers))

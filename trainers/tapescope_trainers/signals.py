@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def caught() -> Iterator[list[str]]:
+def caught(into: list[str] | None = None) -> Iterator[list[str]]:
     """Collects SIGINT and SIGTERM as names in a list, for the program to end when it can; a second ends it at once."""
-    names: list[str] = []
+    names: list[str] = [] if into is None else into
 
     def catch(number: int, frame: object) -> None:
         if names:

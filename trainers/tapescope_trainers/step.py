@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from tapescope import Probe
+from tapescope_trainers import replicated
 
 
 class Outcome(NamedTuple):
@@ -34,7 +35,11 @@ def make(
     clip_norm: float | None = None,
     jit_compile: bool = False,
 ) -> Callable[..., Outcome]:
-    """`step(x, y, measure)`; `measure` is a Python bool. The optimizer must be built."""
+    """`step(x, y, measure)`; `measure` is a Python bool. The optimizer must be built.
+
+    Raises ValueError where model or optimizer ask for what several replicas would do otherwise than one device.
+    """
+    replicated.prepare(model, optimizer, strategy.num_replicas_in_sync)
     variables = model.trainable_variables
 
     def forward_backward(x, y, scale, measure):

@@ -88,6 +88,7 @@ def run(options: Options) -> None:
             if link:
                 link.end(str(error))
             _refuse(error)
+        stack.enter_context(signals.caught(names))  # again: TensorFlow's servers take SIGTERM for themselves
         try:
             result = train(options, parts, names)
         except Exception as error:
