@@ -84,7 +84,7 @@ def agreement(logdir, expected):
     norm = np.linalg.norm
     return {
         "readings": max(apart(found[column], one[column]) for column in COLUMNS),
-        "weights": max(norm(a[n] - b[n]) / max(norm(b[n]), 1e-12) for n in weights),
+        "weights": float(max(norm(a[n] - b[n]) / max(norm(b[n]), 1e-12) for n in weights)),
     }
 
 
