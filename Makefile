@@ -15,7 +15,7 @@ help:
 	@echo 'make test         run the tests (PYTEST_ARGS="-n 2")'
 	@echo 'make check        run the linters: ruff, pyright'
 	@echo 'make format       let ruff format the code'
-	@echo 'make screenshots  draw docs/screenshots from the runs of make demo'
+	@echo 'make screenshots  draw docs/screenshots from the runs of make demo and one of four replicas'
 	@echo 'make clean        delete the environment, the runs and all that was built'
 
 demo: $(VENV)/.demo
@@ -38,6 +38,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 screenshots: $(VENV)/.dev
+	test -d runs/demo/four_replicas || $(BIN)/python -m tapescope_trainers.train --logdir=runs/demo/four_replicas \
+		--preset=mlp --strategy=mirrored --devices=cpu:4 --steps=600 --measure_every=5
 	$(BIN)/python scripts/screenshots.py runs/demo docs/screenshots
 
 clean:
