@@ -39,8 +39,8 @@ TIMES = {"step_ms", "measure_ms"}
 def start(logdir, arguments, tf_config=None):
     command = [sys.executable, "-m", "tapescope_trainers.train", f"--logdir={logdir}", *arguments]
     environment = os.environ | ({"TF_CONFIG": tf_config} if tf_config else {})
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, env=environment, **quiet)
+    with open(f"{logdir}.log", "w") as log:
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
 
 
 def train(logdir, way, arguments):
@@ -128,8 +128,9 @@ def killed(count, seed, folder):
             time.sleep(0.01)
         time.sleep(choice.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
-        if process.wait() != -signal.SIGKILL:
-            raise SystemExit("the run was over before it was killed often enough")
+        if code := process.wait() + signal.SIGKILL:
+            with open(f"{cut}.log") as log:
+                raise SystemExit(f"exit code {code - signal.SIGKILL} before it was killed {count} times: {log.read()}")
         moments.append(newest(cut))
     train(cut, "one device", arguments)
     found, expected = variables(cut), variables(whole)

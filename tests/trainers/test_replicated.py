@@ -123,3 +123,34 @@ def test_a_users_own_loop_is_told():
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(clipnorm=1.0))
     assert [line.split()[0] for line in faults.of_optimizer(optimizer)] == ["clipnorm=1.0", "LossScaleOptimizer"]
     assert list(faults.of_optimizer(keras.optimizers.Adam())) == []
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+def test_a_step_sums_the_gradients_once_and_a_measured_one_has_one_small_collective_more(clip_norm, monkeypatch):
+    """Each call of all_reduce is one batched collective, traced once a replica."""
+    sizes: list[int] = []
+    true = tf.distribute.ReplicaContext.all_reduce
+
+    def all_reduce(self, op, value, options=None):
+        sizes.append(sum(int(np.prod(t.shape)) for t in tf.nest.flatten(value)))
+        return true(self, op, value, options)
+
+    monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", all_reduce)
+    strategy = mirrored(2)
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(400, "tanh"), keras.layers.Dense(3, "softmax")])
+        optimizer = keras.optimizers.Adam()
+        optimizer.build(model.trainable_variables)
+    probe = tapescope.Probe(model, histograms=False)
+    one_step = step.make(model, optimizer, probe, strategy, batch_size=64, clip_norm=clip_norm)
+    whole = tf.data.Dataset.from_tensor_slices((X, Y)).batch(64, drop_remainder=True)
+    spec = strategy.experimental_distribute_dataset(whole).element_spec
+    found = {}
+    for measure in (False, True):
+        sizes.clear()
+        one_step.get_concrete_function(*spec, measure)
+        found[measure] = sorted(sizes, reverse=True)
+    assert found[False] == [model.count_params()] * 2
+    gradients = [size for size in found[True] if size == model.count_params()]
+    assert gradients == found[False]
+    assert len(found[True]) == 4

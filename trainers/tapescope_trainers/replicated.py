@@ -20,6 +20,18 @@ def prepare(model: keras.Model, optimizer: keras.optimizers.Optimizer, replicas:
         raise ValueError(f"with {replicas} replicas {'; '.join(wrong)}")
 
 
+def sums_once(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Keeps `apply` from summing over the replicas what is summed already; False where this Keras has no such step.
+
+    Keras does not tell the sum that it makes, and has no switch for it. The alternative is to sum twice in a step that
+    measures or clips.
+    """
+    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
+        return False
+    optimizer._all_reduce_sum_gradients = list
+    return True
+
+
 def _own(generator: keras.random.SeedGenerator) -> None:
     """Adds the replica's number to the seeds that it gives: the state is mirrored, and the same on all."""
     draw = generator.next

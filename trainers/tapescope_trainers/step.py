@@ -41,6 +41,8 @@ def make(
     """
     replicated.prepare(model, optimizer, strategy.num_replicas_in_sync)
     variables = model.trainable_variables
+    dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    once = strategy.num_replicas_in_sync > 1 and not dynamic and replicated.sums_once(optimizer)
 
     def forward_backward(x, y, scale, measure):
         with probe.tape(measure) as tape:
@@ -54,15 +56,19 @@ def make(
         forward_backward = tf.function(forward_backward, jit_compile=True)
 
     def in_replica(x, y, measure):
-        dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         # Read here: `apply` may change it, and this step's gradients were made with the present one.
         scale = tf.identity(optimizer.dynamic_scale.value) if dynamic else None
         loss, accuracy, gradients, partial = forward_backward(x, y, scale, measure)
-        given, aggregated, applied = gradients, None, None
+        given: Any = gradients
+        aggregated: Any = None
+        applied: Any = None
+        if once or clip_norm or dynamic:
+            aggregated = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
+            given = aggregated if once else gradients
         if clip_norm or dynamic:
-            factor, aggregated = _shrinking(gradients, clip_norm or float("inf"), scale)
-            given = [g * factor for g in gradients]
-            applied = [g * factor for g in aggregated]
+            factor = _shrinking(aggregated, clip_norm or float("inf"), scale)
+            given = [g * factor for g in given]
+            applied = given if once else [g * factor for g in aggregated]
         optimizer.apply(given, variables)
         reading = probe.reading(partial, gradients, aggregated=aggregated, applied=applied, loss_scale=scale)
         return Outcome(loss, accuracy, reading)
@@ -111,17 +117,14 @@ def right(y: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(tf.argmax(y, -1) == tf.argmax(probabilities, -1), tf.float32))
 
 
-def _shrinking(
-    gradients: Sequence[tf.Tensor], clip_norm: float, scale: tf.Tensor | None
-) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
-    """The factor that brings the norm of the global batch's gradient down to `clip_norm`, and that gradient.
+def _shrinking(total: Sequence[tf.Tensor], clip_norm: float, scale: tf.Tensor | None) -> tf.Tensor:
+    """The factor that brings the norm of the global batch's gradient `total` down to `clip_norm`.
 
     Keras clips, and looks for overflow, before its optimizer sums over the replicas: it clips each replica by its own
     norm, and applies NaN where only another replica overflowed. To multiply each replica's gradients by one common
     factor clips their sum; where the sum is not finite the factor is NaN, so that all replicas skip the step alike.
     """
-    total = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
     norm = tf.linalg.global_norm(total)
     if scale is not None:
         norm /= scale
-    return tf.where(tf.math.is_finite(norm), tf.minimum(1.0, clip_norm / norm), float("nan")), total
+    return tf.where(tf.math.is_finite(norm), tf.minimum(1.0, clip_norm / norm), float("nan"))
