@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from bench.rules import setups, tools, training
 
-from tapescope import history, rules
+from tapescope import rules, view
 
 
 class Found(NamedTuple):
@@ -28,11 +28,11 @@ class Result(NamedTuple):
     family: str
     seed: int
     held_out: bool
+    replicas: int
     rule: str | None
     layers: tuple[str, ...]
     also: tuple[str, ...]
     begins: int
-    replicas: int
     found: list[Found]
     tools: dict[tuple[str, int], list[Found]]
     """By tool and patience."""
@@ -43,12 +43,10 @@ class Result(NamedTuple):
 
 def measure(index: int) -> Result:
     """Trains the set-up of that number, and asks everyone."""
-    from bench.rules import training
-
     logging.disable(logging.WARNING)
     setup = setups.all_setups()[index]
     trial = training.train(setup)
-    watch = rules.Watch(history.subject(trial.run.variables, trial.run.layers, trial.run.details))
+    watch = rules.Watch(view.subject(trial.run.variables, trial.run.layers, trial.run.details))
     found = [
         Found(f.rule, f.layer, record.step, f.severity)
         for record in rules.records(trial.run)
@@ -59,19 +57,13 @@ def measure(index: int) -> Result:
         for name, tool in tools.TOOLS.items()
         for patience in (1, 5)
     }
-    fields = (
-        setup.name,
-        setup.family,
-        setup.seed,
-        setup.held_out,
-        setup.rule,
-        setup.layers,
-        setup.also,
-        setup.begins,
-        setup.replicas,
-    )
+    fault = setup.fault
     agrees = watch.findings == trial.live
-    return Result(*fields, found, others, trial.fall, agrees, trial.seconds)
+    return Result(
+        *(setup.name, setup.family, setup.seed, setup.held_out, setup.replicas),
+        *(fault.rule, fault.layers, fault.also, fault.begins),
+        *(found, others, trial.fall, agrees, trial.seconds),
+    )
 
 
 def start() -> None:

@@ -119,8 +119,8 @@ def listing(results: Sequence[Result]) -> str:
     for r in results:
         said = ", ".join(f"{f.rule}{f' {f.layer}' if f.layer else ''}@{f.reported}" for f in raised(r.found)) or "-"
         where = f" in {r.layers[0]}" + (f"..{r.layers[-1]}" if len(r.layers) > 1 else "") if r.layers else ""
-        rows.append((r.name, r.seed, f"{r.rule}{where}" if r.rule else "nothing", said, percent(r.fall)))
-    return table(("set-up", "seed", "put there", "found (rule, layer@step)", "loss gone"), rows)
+        rows.append((r.family, r.name, r.seed, f"{r.rule}{where}" if r.rule else "nothing", said, percent(r.fall)))
+    return table(("family", "set-up", "seed", "put there", "found (rule, layer@step)", "loss gone"), rows)
 
 
 def page(results: Sequence[Result], minutes: float) -> str:

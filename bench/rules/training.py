@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from bench.rules.parts import Data, Hook
+from bench.rules.data import Data
+from bench.rules.setups import Setup
 
 import tapescope
 from tapescope import records
@@ -18,37 +19,6 @@ from tapescope import records
 STEPS = 240
 BATCH = 64
 REPLICAS = 4
-
-
-class Setup(NamedTuple):
-    """A training, and what is wrong with it. Everything that is put there is named here."""
-
-    name: str
-    family: str
-    network: Callable[[Data], keras.Model]
-    data: Callable[[int], Data]
-    optimizer: Callable[[], keras.optimizers.Optimizer]
-    rule: str | None = None
-    """What is to be found; None: nothing."""
-    layers: tuple[str, ...] = ()
-    """Where: any of these is right. Empty where the fault is in no layer."""
-    also: tuple[str, ...] = ()
-    """What follows from the fault, and may be found as well."""
-    fault: Callable[[keras.Model], None] | None = None
-    hook: Hook | None = None
-    clip: float | None = None
-    """Global norm."""
-    rates: dict[str, float] = {}
-    """Factors of single layers' learning rates."""
-    odd_replica: Callable[[Any, Any], tuple[Any, Any]] | None = None
-    """What the last of four replicas does to its share of the batch."""
-    replicas: int = 1
-    begins: int = 0
-    """The step at which the fault is put there."""
-    every: int = 4
-    """Every how many steps is measured."""
-    seed: int = 0
-    held_out: bool = False
 
 
 class Trial(NamedTuple):
@@ -88,8 +58,8 @@ def train(setup: Setup) -> Trial:
     with strategy.scope():
         model, optimizer = setup.network(data), setup.optimizer()
         optimizer.build(model.trainable_variables)
-    if setup.fault:
-        setup.fault(model)
+    if setup.fault.start:
+        setup.fault.start(model)
     probe = tapescope.Probe(model, window_examples=512, histograms=False)
     step = _step(setup, model, optimizer, probe, _loss(data))
     run_step = step if setup.replicas == 1 else _replicated(step, strategy, setup)
@@ -100,9 +70,9 @@ def train(setup: Setup) -> Trial:
         for n in range(STEPS):
             chosen = rng.integers(0, len(data.x), BATCH)
             batch = data.x[chosen], data.y[chosen]
-            if setup.hook:
-                batch = setup.hook(n, model, batch, rng)
-            loss, reading, more = run_step(*batch, n % setup.every == 0)
+            if setup.fault.hook:
+                batch = setup.fault.hook(n, model, batch, rng)
+            loss, reading, more = run_step(*batch, n % setup.fault.every == 0)
             losses.append(float(loss))
             if reading is not None:
                 recorder.write(n, reading, {"loss": losses[-1]})
@@ -115,7 +85,9 @@ def train(setup: Setup) -> Trial:
 
 
 def _step(setup: Setup, model, optimizer, probe: tapescope.Probe, loss_of) -> Callable[..., Any]:
-    slowed = [(v, factor) for name, factor in setup.rates.items() for v in model.get_layer(name).trainable_variables]
+    slowed = [
+        (v, factor) for name, factor in setup.fault.rates.items() for v in model.get_layer(name).trainable_variables
+    ]
 
     @tf.function(reduce_retracing=True)
     def step(x, y, measure):
@@ -124,9 +96,9 @@ def _step(setup: Setup, model, optimizer, probe: tapescope.Probe, loss_of) -> Ca
         gradients = tape.gradient(loss, model.trainable_variables)
         given = [(g, v) for g, v in zip(gradients, model.trainable_variables, strict=True) if g is not None]
         clipped = None
-        if setup.clip is not None:
+        if setup.fault.clip is not None:
             norm = tf.linalg.global_norm([g for g, _ in given])
-            factor = setup.clip / tf.maximum(norm, setup.clip)
+            factor = setup.fault.clip / tf.maximum(norm, setup.fault.clip)
             given = [(g * factor, v) for g, v in given]
             clipped = [None if g is None else g * factor for g in gradients]
         before = [tf.identity(v) for v, _ in slowed]
@@ -147,8 +119,8 @@ def _replicated(step: Callable[..., Any], strategy, setup: Setup) -> Callable[..
 
     def split(x, y, measure):
         shares = list(zip(np.split(x, setup.replicas), np.split(y, setup.replicas), strict=True))
-        if setup.odd_replica:
-            shares[-1] = setup.odd_replica(*shares[-1])
+        if setup.fault.odd_replica:
+            shares[-1] = setup.fault.odd_replica(*shares[-1])
         parts = [
             strategy.experimental_distribute_values_from_function(
                 lambda c, i=i: tf.constant(shares[c.replica_id_in_sync_group][i])

@@ -21,7 +21,7 @@ import tensorflow as tf
 from absl import logging
 from tensorboard.util import tensor_util
 
-from tapescope import events, faults, finding, history, records, replicas, restart, rules
+from tapescope import events, faults, finding, records, replicas, restart, rules, view
 from tapescope.probe import Probe
 from tapescope.reading import Reading
 from tapescope.records import Step
@@ -239,7 +239,7 @@ class Recorder:
         self._file.add(step.number, values, wall_time)
         if columns and self._judging:
             try:
-                self._judge(history.Record(step.number, columns))
+                self._judge(view.Record(step.number, columns))
             except Exception:  # a finding less is no reason to lose records
                 self._judging = False
                 logging.exception("tapescope: a rule failed; %s gets no more findings", self.logdir)
@@ -254,13 +254,12 @@ class Recorder:
                 columns.update(rules.columns(self._families[value.tag], tensor_util.make_ndarray(value.tensor)))
         return columns
 
-    def _judge(self, record: history.Record) -> None:
+    def _judge(self, record: view.Record) -> None:
         first = self._watch is None
         if self._watch is None:
             of = self._families.get
             variables, layers = (of(metadata.tag(f), Family(f)) for f in ("variables", "layers"))
-            about = history.subject(variables.names, layers.names, layers.details)
-            self._watch = rules.continued(about, self.logdir, record.step)
+            self._watch = rules.Watch(view.subject(variables.names, layers.names, layers.details))
         new = self._watch.add(record)
         if not new and not first:  # the first time an empty list says that the rules are at work
             return

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.compat.proto import event_pb2
 
-from tapescope import history, rules
+from tapescope import rules
 from tapescope.runs import Run, event_files
 from tensorboard_plugin_tapescope import metadata
 
@@ -65,7 +65,4 @@ def watch(directory: str | os.PathLike[str]) -> rules.Watch | None:
         return None
     if "gradient_norm" not in run.columns:
         return None
-    watch = rules.Watch(history.subject(run.variables, run.layers, run.details))
-    for record in rules.records(run):
-        watch.add(record)
-    return watch
+    return rules.replayed(run)

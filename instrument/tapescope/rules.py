@@ -10,8 +10,9 @@ import numpy as np
 
 from tapescope import rules_flow, rules_layers, rules_training
 from tapescope.finding import SEVERITIES, Finding
-from tapescope.history import History, Record, Subject, subject
-from tapescope.runs import Run, event_files
+from tapescope.history import History
+from tapescope.runs import Run
+from tapescope.view import Record, Subject, subject
 from tensorboard_plugin_tapescope.metadata import Family
 
 Rule = Callable[[History], Iterator[Finding]]
@@ -82,24 +83,17 @@ def columns(family: Family, tensor: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(family.columns, rows, strict=False))
 
 
-def continued(of: Subject, logdir: str, step: int) -> Watch:
-    """A Watch that has seen what a run, which goes on at `step`, recorded before in the same directory."""
-    watch = Watch(of)
-    if len(event_files(logdir)) > 1:  # the other one is being written
-        run = Run(logdir)
-        if subject(run.variables, run.layers, run.details).groups == of.groups:
-            for record in records(run):
-                if record.step < step:
-                    watch.add(record)
+def replayed(run: Run) -> Watch:
+    """A Watch that has seen all records of a run that was read back."""
+    watch = Watch(subject(run.variables, run.layers, run.details))
+    for record in records(run):
+        watch.add(record)
     return watch
 
 
 def check(run: Run) -> tuple[Finding, ...]:
     """What the rules find in a run that was read back."""
-    watch = Watch(subject(run.variables, run.layers, run.details))
-    for record in records(run):
-        watch.add(record)
-    return watch.findings
+    return replayed(run).findings
 
 
 def records(run: Run) -> Iterator[Record]:

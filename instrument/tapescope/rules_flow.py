@@ -6,12 +6,13 @@ docs/calibration.md says how well they do.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from tapescope.finding import Finding
-from tapescope.history import History, View, largest, median
+from tapescope.history import History
+from tapescope.view import View, largest, median
 
 FAR = 2.0
 """Decades between the two ends of the network: where 1 % of the gradient arrives the first layers stand still while the
@@ -78,7 +79,7 @@ def no_gradient(seen: History) -> Iterator[Finding]:
     gradient = seen.usual(lambda v: v.gradient)
     if not np.any(gradient > 0):  # of none of them: a loss of exactly 0, or the last layer is dead
         return
-    shut = bool(seen.of.path) and _total(losses, seen) == -math.inf  # which `vanishing` says
+    shut = bool(seen.of.path) and seen.usual(lambda v: v.lost) == -math.inf  # which `vanishing` says
     owners, variables = seen.of.owned
     absent = np.isnan(seen.usual(lambda v: v.column("gradient_norm", seen.of.variables)))
     for group, name in enumerate(seen.of.groups):
@@ -102,40 +103,14 @@ def no_gradient(seen: History) -> Iterator[Finding]:
         )
 
 
-def losses(view: View, seen: History) -> np.ndarray:
-    """Decades that each layer on the path takes, [L]. What lies between two may make up for it, not add to it."""
-    return _parts(view, seen, np.maximum)
-
-
-def gains(view: View, seen: History) -> np.ndarray:
-    """Decades that each layer on the path adds, [L]. What lies between, as normalisation, may take away, not add."""
-    return _parts(view, seen, np.minimum)
-
-
-def _parts(view: View, seen: History, excuse: np.ufunc) -> np.ndarray:
-    path = list(seen.of.path)
-    known = ~np.isnan(view.layers("flow_weight"))
-    with np.errstate(invalid="ignore"):
-        weights = view.gain + np.where(known, excuse(view.between, 0), view.between)
-        weights[path[-1:]] = 0  # what the first layer's weights do to its input's gradient is nobody's loss
-        parts = np.nan_to_num(weights + view.gate, nan=0, posinf=np.inf, neginf=-np.inf)
-    return np.where(np.isin(np.arange(len(parts)), path), parts, np.nan)
-
-
-def _total(parts: Callable[[View, History], np.ndarray], seen: History) -> float:
-    """Their sum over the path, usually."""
-    with np.errstate(invalid="ignore"):
-        return float(seen.usual(lambda v: np.nansum(parts(v, seen))))
-
-
 def vanishing(seen: History) -> Iterator[Finding]:
     """Less than 1 % of the gradient reaches the first layer; the layer that takes most of it is named."""
     if not seen.settled or not seen.of.path:
         return
-    total = _total(losses, seen)
+    total = float(seen.usual(lambda v: v.lost))
     if not total <= -FAR:
         return
-    parts = seen.usual(lambda v: losses(v, seen))
+    parts = seen.usual(lambda v: v.losses)
     names, first, last = seen.of.groups, seen.of.path[-1], seen.of.path[0]
     taken = float(np.nanmin(parts))
     at = silencer(int(np.nanargmin(parts)), seen)
@@ -159,7 +134,7 @@ def vanishing(seen: History) -> Iterator[Finding]:
         1,
         "error" if behind else "warning",
         names[at],
-        seen.since(lambda v: np.nansum(losses(v, seen)) <= -FAR),
+        seen.since(lambda v: v.lost <= -FAR),
         message,
         {
             "share_arriving": share,
@@ -187,9 +162,9 @@ def exploding(seen: History) -> Iterator[Finding]:
     if not seen.settled:
         return
     names = seen.of.groups
-    total = _total(gains, seen) if seen.of.path else 0.0
+    total = float(seen.usual(lambda v: v.gained)) if seen.of.path else 0.0
     if total >= FAR:
-        parts = seen.usual(lambda v: gains(v, seen))
+        parts = seen.usual(lambda v: v.gains)
         at, first, last = largest(parts), seen.of.path[-1], seen.of.path[0]
         total, most = min(total, 99.0), min(float(parts[at]), 99.0)
         yield Finding(
@@ -197,7 +172,7 @@ def exploding(seen: History) -> Iterator[Finding]:
             1,
             "warning",
             names[at],
-            seen.since(lambda v: np.nansum(gains(v, seen)) >= FAR),
+            seen.since(lambda v: v.gained >= FAR),
             f"the gradient grows {10**total:,.0f} times on its way from `{names[last]}` to `{names[first]}`, most in "
             f"`{names[at]}`, whose weights make it {10**most:.2g} times as long",
             {"decades": total, "decades_here": most},

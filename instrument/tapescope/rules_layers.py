@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from tapescope.finding import Finding
-from tapescope.history import LONG, STUCK, History, largest
+from tapescope.history import LONG, STUCK, History
 from tapescope.rules_flow import FAR, NEVER_SATURATED, silencer
+from tapescope.view import largest
 
 GAIN = 1.0
 """Decades in one layer's weights. Glorot, He, LeCun and orthogonal initialization, and Keras' own uniform and normal

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from tapescope.finding import Finding
-from tapescope.history import LONG, STUCK, WINDOW, History, largest, median
+from tapescope.history import LONG, STUCK, WINDOW, History
+from tapescope.view import largest, median
 
 FAST = 0.1
 """Of the weights' length, at every step: ten such steps may replace them. A hundredth of that is usual."""

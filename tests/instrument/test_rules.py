@@ -8,13 +8,14 @@ import pytest
 import tensorflow as tf
 
 import tapescope
-from tapescope import finding, history, rules
-from tapescope.history import Record
+from tapescope import finding, history, rules, view
+from tapescope.restart import Resume
+from tapescope.view import Record
 from tensorboard_plugin_tapescope import metadata
 
 LAYERS = ("hidden_1", "hidden_2", "hidden_3", "output")
 VARIABLES = tuple(f"{layer}/{kind}" for layer in LAYERS for kind in ("kernel", "bias"))
-SUBJECT = history.subject(
+SUBJECT = view.subject(
     VARIABLES,
     LAYERS,
     {
@@ -388,14 +389,14 @@ def test_extremes_raise_no_warning():
                     found(12, put(column, index, value))
             if not np.ndim(healthy(0)[column]):
                 found(12, put(column, None, value))
-    watch = rules.Watch(history.subject(["w"], [], {}))
+    watch = rules.Watch(view.subject(["w"], [], {}))
     for t in range(40):
         watch.add(Record(t, {"gradient_norm": np.ones(1), "weight_norm": np.ones(1), "update_ratio": np.full(1, 1e-3)}))
     assert watch.findings == ()
 
 
 def test_variables_without_a_layer_are_named_themselves():
-    watch = rules.Watch(history.subject(["w", "v"], [], {}))
+    watch = rules.Watch(view.subject(["w", "v"], [], {}))
     for t in range(12):
         columns = {"gradient_norm": np.array([1, NAN]), "gradient_nonfinite": np.array([0, NAN])}
         watch.add(Record(t, columns))
@@ -403,13 +404,13 @@ def test_variables_without_a_layer_are_named_themselves():
 
 
 def test_runs_without_sources_are_chains():
-    of = history.subject(["k", "l"], ["a", "b"], {"variables": [[0], [1]]})
+    of = view.subject(["k", "l"], ["a", "b"], {"variables": [[0], [1]]})
     assert (of.path, of.follow, of.sinks.tolist(), of.heads.tolist()) == ((1, 0), (-1, 0), [False, True], [True, False])
 
 
 def test_a_branch_is_not_on_the_path_of_the_budget():
     of = SUBJECT._replace()
-    of = history.subject(VARIABLES, LAYERS, {"variables": [[0, 1]], "sources": [[], [0], [0], [1, 2]]})
+    of = view.subject(VARIABLES, LAYERS, {"variables": [[0, 1]], "sources": [[], [0], [0], [1, 2]]})
     assert of.path == (3, 2, 0)
     assert of.groups == (*LAYERS, *VARIABLES[2:])
 
@@ -423,7 +424,7 @@ def test_memory_does_not_grow():
     assert max(len(seen.early_losses), len(seen.early_norms), len(seen.replicas)) <= history.LONG
 
 
-def train(logdir, start=0, steps=60):
+def train(logdir, start=0, steps=60, **options):
     """A sigmoid network that vanishes; the recorder that saw it."""
     keras.utils.set_random_seed(1)
     hidden = [keras.layers.Dense(12, "sigmoid", name=f"hidden_{n}") for n in range(1, 6)]
@@ -442,7 +443,7 @@ def train(logdir, start=0, steps=60):
         return loss, tape.reading()
 
     rng = np.random.default_rng(0)
-    with tapescope.Recorder(logdir, probe) as recorder:
+    with tapescope.Recorder(logdir, probe, **options) as recorder:
         for n in range(start, start + steps):
             x, y = rng.normal(size=[40, 6]).astype(np.float32), rng.integers(0, 3, 40)
             loss, reading = step(x, y, n % 2 == 0)
@@ -457,8 +458,8 @@ def test_what_is_found_live_is_found_in_the_file(tmp_path):
     assert "vanishing" in {f.rule for f in recorder.findings}
     assert rules.check(run) == recorder.findings
     assert tuple(finding.from_json(f) for f in run.findings) == recorder.findings
-    # A run that goes on knows what it saw before, and says it again in its own file.
-    recorder = train(tmp_path, start=60, steps=20)
+    # A run that goes on knows what it saw before.
+    recorder = train(tmp_path, start=60, steps=20, resume=Resume(60, {}))
     assert rules.check(tapescope.Run(tmp_path)) == recorder.findings
     assert tuple(finding.from_json(f) for f in tapescope.Run(tmp_path).findings) == recorder.findings
 
