@@ -16,7 +16,7 @@ APART = 10.0
 """A layer whose pace is this many times that of most others is a case of its own; else the learning rate is meant."""
 FROZEN = 1e-3
 """Of the pace of most other layers."""
-PATIENCE, FAR_ENOUGH, STILL = 5 * WINDOW, 0.3, 0.01
+PATIENCE, FAR_ENOUGH, STILL = 5 * WINDOW, 0.1, 0.01
 """Losses may stand still at first. After so many records, in which the weights went so far (in their own lengths), and
 where less than this share went in the last window, one that has not fallen is not going to.
 """
