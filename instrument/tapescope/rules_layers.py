@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tapescope.finding import Finding
-from tapescope.history import LONG, STUCK, History
+from tapescope.history import LONG, STUCK, WINDOW, History
 from tapescope.rules_flow import FAR, NEVER_SATURATED, silencer
 from tapescope.view import largest
 
@@ -33,7 +33,7 @@ BOUNDED = {"sigmoid", "tanh", "softsign", "hard_sigmoid", "hard_tanh"}
 def poor_initialization(seen: History) -> Iterator[Finding]:
     """What the first record says of the weights, before they learned anything."""
     first, of = seen.first, seen.of
-    if first is None or seen.records > 1:
+    if first is None or seen.records > 1 or first.step > WINDOW:
         return
     read = np.where(of.reader >= 0, first.between[of.reader], 0) if of.layers else np.zeros(0)
     # A skip connection around the layer makes up for weights near 0, and normalisation after it for any scale.

@@ -38,7 +38,8 @@ class Subject(NamedTuple):
     sinks: np.ndarray
     """Whether no measured layer reads it: an output, bool [L]."""
     heads: np.ndarray
-    """Whether no measured layer feeds it: it reads the data, bool [L]."""
+    """Whether it reads the data, bool [L]: no measured layer feeds it, and no other that is trained, as an embedding is,
+    comes before it."""
     follow: tuple[int, ...]
     """The layer that feeds each one, as the budget follows them; -1 where none does."""
     reader: np.ndarray
@@ -59,6 +60,7 @@ def subject(variables: Sequence[str], layers: Sequence[str], details: Mapping[st
     """From what a Run says of itself. Where a run does not say what feeds a layer, it is the one before."""
     own = details.get("variables", [()] * len(layers))
     orphans = [v for v in range(len(variables)) if not any(v in o for o in own)]
+    other = min(orphans, default=len(variables) + 1)
     pairs = [(g, v) for g, o in enumerate([*own, *([v] for v in orphans)]) for v in o]
     chain = [(i - 1,) if i else () for i in range(len(layers))]
     sources = details.get("sources") or chain
@@ -78,7 +80,7 @@ def subject(variables: Sequence[str], layers: Sequence[str], details: Mapping[st
         units=units,
         path=tuple(path),
         sinks=reader < 0,
-        heads=np.asarray(follow, int) < 0,
+        heads=np.array([f < 0 and min(o, default=0) < other for f, o in zip(follow, own, strict=True)], bool),
         follow=tuple(follow),
         reader=reader,
         usual_gain=np.array([_glorot(units[f], units[n]) if f >= 0 else 0 for n, f in enumerate(follow)]),

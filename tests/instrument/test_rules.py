@@ -409,10 +409,16 @@ def test_runs_without_sources_are_chains():
 
 
 def test_a_branch_is_not_on_the_path_of_the_budget():
-    of = SUBJECT._replace()
-    of = view.subject(VARIABLES, LAYERS, {"variables": [[0, 1]], "sources": [[], [0], [0], [1, 2]]})
+    of = view.subject(VARIABLES, LAYERS, {"variables": [[0, 1], [], [], []], "sources": [[], [0], [0], [1, 2]]})
     assert of.path == (3, 2, 0)
     assert of.groups == (*LAYERS, *VARIABLES[2:])
+
+
+def test_what_reads_an_embedding_does_not_read_the_data():
+    details = {"variables": [[1, 2], [4]], "sources": [[], [0]]}
+    assert view.subject(["embedding", "k1", "b1", "gamma", "k2"], ["a", "b"], details).heads.tolist() == [False, False]
+    details = {"variables": [[0, 1], [3, 4]], "sources": [[], []]}
+    assert view.subject(["k1", "b1", "gamma", "k2", "b2"], ["a", "b"], details).heads.tolist() == [True, False]
 
 
 def test_memory_does_not_grow():
