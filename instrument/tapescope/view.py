@@ -38,7 +38,7 @@ class Subject(NamedTuple):
     sinks: np.ndarray
     """Whether no measured layer reads it: an output, bool [L]."""
     heads: np.ndarray
-    """Whether it reads the data, bool [L]: no measured layer feeds it, and no other that is trained, as an embedding is,
+    """Whether it reads the data, bool [L]: no measured layer feeds it, and no other trained one, as an embedding is,
     comes before it."""
     follow: tuple[int, ...]
     """The layer that feeds each one, as the budget follows them; -1 where none does."""
