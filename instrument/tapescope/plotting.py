@@ -1,6 +1,7 @@
 """A Run drawn: the figures of the Gradients tab, from the same functions, for `run.plot`, notebooks and the report."""
 
-from typing import TYPE_CHECKING, Any
+import html
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,11 @@ from tensorboard_plugin_tapescope.figures import Figure
 
 if TYPE_CHECKING:
     from tapescope.runs import Run
+
+_SEVERITY = {"error": "#d93025", "warning": "#b06000", "info": "#5f6368"}
+"""Colours that are read on a light page and on a dark one."""
+
+_FIRST_NONFINITE = metadata.Column("first_nonfinite", "index of the first layer with a NaN or Inf, or -1", "layer")
 
 
 def plot(run: "Run", column: str, row: str | None = None, dark: bool = False) -> Figure:
@@ -35,6 +41,8 @@ def plot(run: "Run", column: str, row: str | None = None, dark: bool = False) ->
     described = metadata.COLUMNS.get(column, metadata.Column(column, ""))
     if values.ndim == 1:
         return figures.series(run.steps, [column], values[:, None], described, dark)
+    if column == "first_nonfinite":
+        return figures.series(run.steps, ["forward", "backward"], values, _FIRST_NONFINITE, dark)
     names = run.rows(column)
     if values.ndim == 3:  # of the replicas
         index = _index(names, _required(row, column))
@@ -73,14 +81,26 @@ def _index(names: tuple[str, ...], row: str) -> int:
     return names.index(row)
 
 
-def summary_html(run: Any) -> str:
-    """A few lines of HTML about a run, for a notebook."""
-    import html
+def summary(run: "Run") -> str:
+    """How a run stands, what it holds and where its loss went, in one line."""
+    parts = [" ".join(filter(None, (run.status.get("state", "unknown"), run.status.get("reason"))))]
+    if "gradient_norm" not in run.columns:
+        return f"{parts[0]}, no record yet"
+    parts.append(f"{len(run.steps)} records up to step {run.steps[-1]}")
+    parts.append(f"{len(run.layers)} layers, {len(run.variables)} variables")
+    losses = run["loss"][np.isfinite(run["loss"])]
+    if losses.size:
+        parts.append(f"loss {losses[0]:.3g} to {losses[-1]:.3g}")
+    return ", ".join(parts)
 
-    status = run.status
-    findings = "".join(f"<li>{html.escape(f['message'])}</li>" for f in run.findings)
-    return (
-        f"<b>tapescope run</b> {html.escape(run.logdir)}: {html.escape(status.get('state', 'unknown'))}, "
-        f"{len(run.steps)} records up to step {run.steps[-1]}, {len(run.layers)} layers, "
-        f"{len(run.variables)} variables" + (f"<ul>{findings}</ul>" if findings else "")
-    )
+
+def summary_html(run: "Run") -> str:
+    """The same for a notebook, with what the rules found; all that is not ours is shown as text."""
+    lines = [f"<p><b>{html.escape(run.logdir)}</b>: {html.escape(summary(run))}</p>"]
+    for found in run.findings:
+        colour = _SEVERITY.get(found["severity"], _SEVERITY["info"])
+        lines.append(
+            f'<li><b style="color:{colour}">{html.escape(found["severity"])}</b> step {found["step"]}: '
+            f"{html.escape(found['message'])}. <i>{html.escape(found['advice'])}</i></li>"
+        )
+    return f"{lines[0]}<ul>{''.join(lines[1:])}</ul>" if lines[1:] else lines[0]

@@ -1,5 +1,6 @@
 """Run: a run read back from its event files, by the names that the wire has."""
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ from tensorboard.util import tensor_util
 from tapescope import plotting
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
+
+FIRST_NONFINITE = ("first_nonfinite_forward", "first_nonfinite_backward")
+FIRST_EVENTS = 20
+"""Of a file, in which to look for tapescope's records; it begins with the status, hyperparameters and maybe a graph."""
 
 
 class Series(NamedTuple):
@@ -37,7 +42,7 @@ class Run:
     """
 
     def __init__(self, logdir: str | os.PathLike[str]):
-        self.logdir = os.fspath(logdir)
+        self.logdir: str = os.fspath(logdir)
         files = event_files(self.logdir)
         if not files:
             raise FileNotFoundError(
@@ -93,7 +98,7 @@ class Run:
 
     def __getitem__(self, column: str) -> np.ndarray:
         if column == "first_nonfinite":
-            return np.stack([self["first_nonfinite_forward"], self["first_nonfinite_backward"]], axis=1)
+            return np.stack([self[name] for name in FIRST_NONFINITE], axis=1)
         if column in self._series and column.endswith("_histogram"):
             return np.stack(self._series[column].tensors)
         if column == "unit_state" and "units" in self._series:
@@ -101,7 +106,7 @@ class Run:
         for series in self._series.values():
             if column in series.family.columns:
                 return _column(series, column)
-        raise KeyError(f"no column {column!r} in {self.logdir}; it has: {', '.join(self.columns)}")
+        raise self._no(column)
 
     def units(self, layer: str) -> tuple[np.ndarray, np.ndarray]:
         """The steps [W] at which a window of examples closed, and each unit's state then, uint8 [W, U]."""
@@ -113,14 +118,30 @@ class Run:
         return series.steps, self["unit_state"][:, start : start + sizes[index]]
 
     def frame(self, column: str) -> Any:
-        """A pandas DataFrame: a row a step, a column a variable or layer. Needs pandas."""
-        import pandas
+        """A pandas DataFrame of one column: a row a step, a column a variable or layer. Needs pandas.
 
-        values = self[column]
-        if values.ndim > 2:
-            raise ValueError(f"`column` ({column!r}) has {values.ndim} axes; a DataFrame has two")
-        index = pandas.Index(self.steps, name="step")
-        return pandas.DataFrame(values, index=index, columns=[column] if values.ndim == 1 else list(self.rows(column)))
+        Two have two levels of columns: "unit_state" layer and unit (its rows are the steps at which a window closed),
+        the replicas' columns replica and variable.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("`Run.frame` needs pandas: pip install 'tapescope[frame]'") from None
+        values, series = self[column], self._holder(column)
+        if column.endswith("_histogram"):
+            raise ValueError(f"`column` ({column!r}) has 3 axes and a DataFrame 2: take run[{column!r}], an array")
+        names: Any = list(series.family.names)
+        if column == "first_nonfinite":
+            names = list(FIRST_NONFINITE)
+        elif column == "unit_state":
+            units = [(n, u) for n, size in zip(names, series.family.details["units"], strict=True) for u in range(size)]
+            names = pandas.MultiIndex.from_tuples(units, names=["layer", "unit"])
+        elif values.ndim == 3:
+            names = pandas.MultiIndex.from_product([range(values.shape[1]), names], names=["replica", "variable"])
+            values = values.reshape(len(values), -1)
+        elif values.ndim == 1:
+            names = [column]
+        return pandas.DataFrame(values, index=pandas.Index(series.steps, name="step"), columns=names)
 
     def plot(self, column: str, row: str | None = None, dark: bool = False) -> Any:
         """The tab's figure of a column as a `plotly.graph_objects.Figure`; see `tapescope.plotting.plot`."""
@@ -128,15 +149,26 @@ class Run:
 
         return graph_objects.Figure(plotting.plot(self, column, row, dark))
 
+    def __repr__(self) -> str:
+        return f"<tapescope.Run {self.logdir!r}: {plotting.summary(self)}>"
+
     def _repr_html_(self) -> str:
         return plotting.summary_html(self)
 
     def rows(self, column: str) -> tuple[str, ...]:
         """The names along the rows of a column: the layers or the variables; none for a column of the steps."""
+        return self._holder(column).family.names
+
+    def _holder(self, column: str) -> Series:
+        """The tensors that a column is part of."""
+        whole = {"unit_state": "units", "first_nonfinite": "step"}
         for series in self._series.values():
-            if column == series.family.family or column in series.family.columns:
-                return series.family.names
-        raise KeyError(f"no column {column!r} in {self.logdir}; it has: {', '.join(self.columns)}")
+            if series.family.family in (column, whole.get(column)) or column in series.family.columns:
+                return series
+        raise self._no(column)
+
+    def _no(self, column: str) -> KeyError:
+        return KeyError(f"no column {column!r} in {self.logdir}; it has: {', '.join(self.columns)}")
 
     def _family(self, name: str) -> Series:
         if name not in self._series:
@@ -145,8 +177,19 @@ class Run:
 
 
 def runs(logdir: str | os.PathLike[str]) -> list[str]:
-    """The directories at and below `logdir` that hold event files, sorted."""
-    return sorted(directory for directory, _, _ in os.walk(logdir) if event_files(directory))
+    """The directories at and below `logdir` that a Run can be made of, sorted; those of other programs are left out.
+
+    `[tapescope.Run(directory) for directory in tapescope.runs("runs")]` reads all of them. Raises FileNotFoundError
+    where `logdir` is no directory.
+    """
+    if not os.path.isdir(logdir):
+        raise FileNotFoundError(f"`logdir` ({os.fspath(logdir)}) is no directory")
+    return sorted(directory for directory, _, _ in os.walk(logdir) if any(map(_is_ours, event_files(directory))))
+
+
+def _is_ours(path: str) -> bool:
+    """Whether an event file has tapescope's records: its status is among the first events, or at least a record."""
+    return any(itertools.islice(_values([path], FIRST_EVENTS), 1))
 
 
 def event_files(directory: str | os.PathLike[str]) -> list[str]:
@@ -177,10 +220,11 @@ def _read(files: list[str]) -> dict[str, Series]:
     return series
 
 
-def _values(files: list[str]) -> Iterator[tuple[int, float, Any]]:
+def _values(files: list[str], most: int | None = None) -> Iterator[tuple[int, float, Any]]:
+    """Step, wall time and value of what is tapescope's in the files, in the first `most` events of each."""
     prefix = f"{metadata.PLUGIN_NAME}/"
     for path in files:
-        for event in event_file_loader.EventFileLoader(path).Load():
+        for event in itertools.islice(event_file_loader.EventFileLoader(path).Load(), most):
             for value in event.summary.value:
                 if value.tag.startswith(prefix):
                     yield event.step, event.wall_time, value
