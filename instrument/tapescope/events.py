@@ -4,20 +4,32 @@
 process tens of milliseconds of Python. Here a record is one protocol buffer and one write.
 """
 
+import functools
 import itertools
 import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
-from tensorboard.util import tensor_util
 
+from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 
-Value = summary_pb2.Summary.Value
+
+class Value(NamedTuple):
+    """One summary of a step."""
+
+    tag: str
+    tensor: tensor_pb2.TensorProto
+    about: Family | summary_pb2.SummaryMetadata
+    """What the first event of the tag says of it."""
+    array: np.ndarray | None = None
+    """What `tensor` holds, where it is numbers of one of tapescope's own families."""
+
 
 _numbers = itertools.count()
 _SCALAR_SHAPE = tensor_shape_pb2.TensorShapeProto()
@@ -32,26 +44,49 @@ def _builtin(plugin: str, data_class: int) -> summary_pb2.SummaryMetadata:
 _START = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
 _SCALARS = _builtin("scalars", summary_pb2.DATA_CLASS_SCALAR)
 _HISTOGRAMS = _builtin("histograms", summary_pb2.DATA_CLASS_TENSOR)
+_BARS = np.stack([metadata.bin_edges()[:-1], metadata.bin_edges()[1:], np.zeros(metadata.BINS)], axis=1)
+"""Left, right and count of each bin, [B, 3]."""
+_TYPES = {
+    np.dtype(np.float32): types_pb2.DT_FLOAT,
+    np.dtype(np.float64): types_pb2.DT_DOUBLE,
+    np.dtype(np.int32): types_pb2.DT_INT32,
+    np.dtype(np.uint8): types_pb2.DT_UINT8,
+}
 
 
 def scalar(tag: str, value: float) -> Value:
     """A point in TensorBoard's Scalars tab."""
     tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, tensor_shape=_SCALAR_SHAPE, float_val=[value])
-    return Value(tag=tag, tensor=tensor, metadata=_SCALARS)
+    return Value(tag, tensor, _SCALARS)
 
 
-def histogram(tag: str, edges: np.ndarray, counts: np.ndarray) -> Value:
-    """A slice in TensorBoard's Histograms tab: `[k, 3]` of left, right, count; empty outer bins are left out."""
+def histogram(tag: str, counts: np.ndarray) -> Value:
+    """A slice in TensorBoard's Histograms tab: `[k, 3]` of left, right, count; empty outer bins are left out.
+
+    `counts` [B] are over `metadata.bin_edges`.
+    """
     filled = np.flatnonzero(counts)
-    first, last = (filled[0], filled[-1] + 1) if filled.size else (0, 0)
-    inside = slice(first, last)
-    triples = np.stack([edges[:-1][inside], edges[1:][inside], counts[inside]], axis=1).astype(np.float64)
-    return Value(tag=tag, tensor=tensor_util.make_tensor_proto(triples), metadata=_HISTOGRAMS)
+    inside = slice(filled[0], filled[-1] + 1) if filled.size else slice(0, 0)
+    bars = _BARS[inside].copy()
+    bars[:, 2] = counts[inside]
+    return Value(tag, _proto(bars), _HISTOGRAMS)
 
 
 def tensor(family: Family, array: np.ndarray) -> Value:
     """The tensor of one of tapescope's own families."""
-    return Value(tag=family.tag, tensor=tensor_util.make_tensor_proto(array), metadata=family.metadata())
+    return Value(family.tag, _proto(array), family, array)
+
+
+def _proto(array: np.ndarray) -> tensor_pb2.TensorProto:
+    """As `tensor_util.make_tensor_proto`, which takes ten times as long."""
+    return tensor_pb2.TensorProto(
+        dtype=_TYPES[array.dtype], tensor_shape=_shape(array.shape), tensor_content=array.tobytes()
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _shape(sizes: tuple[int, ...]) -> tensor_shape_pb2.TensorShapeProto:
+    return tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=n) for n in sizes])
 
 
 def text(family: Family, texts: str | Sequence[str]) -> Value:
@@ -62,7 +97,7 @@ def text(family: Family, texts: str | Sequence[str]) -> Value:
     if several:
         shape.dim.add(size=len(strings))
     proto = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=strings)
-    return Value(tag=family.tag, tensor=proto, metadata=family.metadata())
+    return Value(family.tag, proto, family)
 
 
 class EventFile:
@@ -88,10 +123,11 @@ class EventFile:
         """Appends one event. Only the first value of a tag keeps its metadata: readers take it from there."""
         summary = summary_pb2.Summary()
         for value in values:
-            if value.tag in self._described:
-                value.ClearField("metadata")
-            self._described.add(value.tag)
-            summary.value.append(value)
+            written = summary.value.add(tag=value.tag, tensor=value.tensor)
+            if value.tag not in self._described:
+                about = value.about
+                written.metadata.CopyFrom(about.metadata() if isinstance(about, Family) else about)
+                self._described.add(value.tag)
         self._write(event_pb2.Event(step=step, wall_time=wall_time or time.time(), summary=summary))
 
     def add_summary(self, summary: summary_pb2.Summary) -> None:

@@ -19,7 +19,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from tensorboard.util import tensor_util
 
 from tapescope import events, faults, finding, records, replicas, restart, rules, view
 from tapescope.probe import Probe
@@ -248,10 +247,9 @@ class Recorder:
         """What is on the wire, by column: the rules get the same numbers live as from a run that is read back."""
         columns: dict[str, np.ndarray] = {}
         for value in values:
-            if value.tag in RULED:
-                if value.tag not in self._families:
-                    self._families[value.tag] = metadata.parse(value.metadata.plugin_data.content)
-                columns.update(rules.columns(self._families[value.tag], tensor_util.make_ndarray(value.tensor)))
+            if value.array is not None and isinstance(value.about, Family) and value.tag in RULED:
+                self._families.setdefault(value.tag, value.about)
+                columns.update(rules.columns(value.about, value.array))
         return columns
 
     def _judge(self, record: view.Record) -> None:

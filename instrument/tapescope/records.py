@@ -100,13 +100,12 @@ def for_builtin_tabs(read: Any, names: Names, verdict: units.Verdict | None) -> 
     if verdict:
         dead = verdict.counts["units_dead"]
         values += [events.scalar(f"units_dead/{names.layers[i]}", float(dead[i])) for i in layers]
-    edges = metadata.bin_edges()
     if read.gradient_histogram is not None:
         counts = read.gradient_histogram
-        values += [events.histogram(f"gradient/{names.variables[v]}", edges, counts[v]) for v in variables]
+        values += [events.histogram(f"gradient/{names.variables[v]}", counts[v]) for v in variables]
     if read.activation_histogram is not None:
         counts = read.activation_histogram
-        values += [events.histogram(f"activation/{names.layers[i]}", edges, counts[i]) for i in layers]
+        values += [events.histogram(f"activation/{names.layers[i]}", counts[i]) for i in layers]
     return values
 
 

@@ -227,4 +227,8 @@ def median(values: np.ndarray) -> np.ndarray:
     """Along axis 0, NaN left out; of two middle values the lower one, so that -inf and a number have a median."""
     count = (~np.isnan(values)).sum(0)
     middle = np.maximum(count - 1, 0) // 2
-    return np.take_along_axis(np.sort(values, 0), np.asarray(middle)[None], 0)[0]
+    in_order = np.sort(values, 0)
+    if in_order.ndim == 1:
+        return in_order[middle]
+    flat = in_order.reshape(len(in_order), -1)
+    return flat[middle.reshape(-1), np.arange(flat.shape[1])].reshape(in_order.shape[1:])
