@@ -2,13 +2,15 @@
 
 One hook on `keras.layers.Layer.__call__`, set once, passes every call through untouched unless this thread is inside a
 measuring tape; then the chosen layers' calls are noted: the input, the tensor z that goes into the activation, and
-the output a. Nothing is computed here and no layer is changed: while a layer runs, its `activation` attribute is
-stood in for by a `_Witness`, which is shared and counted because replica threads take turns inside one layer.
+the output a. Where tapes are nested or open side by side (as a GAN's two are), each notes the layers of its own probe.
+Nothing is computed here and no layer is changed: while a layer runs, its `activation` attribute is stood in for by a
+`_Witness`, which is shared and counted because replica threads take turns inside one layer.
 """
 
 import contextlib
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -22,6 +24,7 @@ class Call(NamedTuple):
     """One call of a layer, or one tapped tensor."""
 
     name: str
+    """The same for each call of a layer."""
     activation: Activation
     input: tf.Tensor | None
     z: tf.Tensor | None
@@ -29,40 +32,36 @@ class Call(NamedTuple):
     a: tf.Tensor
     """Out of the layer."""
     layer: Any
+    number: int
+    """In the order of calls; of one call the same on all tapes that see it."""
 
 
 class Capture:
-    """What one measured step has shown so far; a context manager that makes itself this thread's current one."""
+    """What one tape has seen so far; a context manager that is among this thread's open ones while it is entered."""
 
     def __init__(self, chosen: dict[int, tuple[str, Activation]]):
         self.chosen = chosen
         """By the layer's id: what to call it, and what its activation is."""
-        self._outer: Capture | None = None
         self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-        self._times: dict[str, int] = {}
-        self.open: list[list[tf.Tensor]] = []
-        """What went into the activation of each chosen layer that is running now, innermost last."""
         self.calls: list[Call] = []
         self.skipped: dict[str, str] = {}
 
     def __enter__(self) -> "Capture":
         _install()
-        self._outer, _thread.current = _thread.current, self
+        _thread.captures = [*_thread.captures, self]
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        _thread.current = self._outer
+        _thread.captures = [c for c in _thread.captures if c is not self]
 
     def note(self, call: Call) -> None:
-        """Keeps a call whose output can be measured; says why of the others. Later calls of a layer get `#2`, ..."""
+        """Keeps a call whose output can be measured; says why of the others."""
         why_not = self._why_not(call.a)
         if why_not:
             self.skipped[call.name] = why_not
             return
-        count = self._times[call.name] = self._times.get(call.name, 0) + 1
-        name = call.name if count == 1 else f"{call.name}#{count}"
         keep = [t if self._why_not(t) is None else None for t in (call.input, call.z)]
-        self.calls.append(call._replace(name=name, input=keep[0], z=keep[1]))
+        self.calls.append(call._replace(input=keep[0], z=keep[1]))
 
     def _why_not(self, tensor: Any) -> str | None:
         if not isinstance(tensor, tf.Tensor):
@@ -84,10 +83,22 @@ def tap(name: str, tensor: tf.Tensor, activation: Any = None) -> tf.Tensor:
     For `tf.Module`s, plain functions, and Keras operations that are no layers. `activation` (a function, the name of
     one of Keras', or None where not known) says when an element counts as saturated; None leaves `saturated` NaN.
     """
-    if _thread.current is not None:
+    if _thread.captures:
         described = activations.UNKNOWN if activation is None else activations.describe(activation)
-        _thread.current.note(Call(name, described, None, None, tensor, None))
+        call = Call(name, described, None, None, tensor, None, next(_numbers))
+        for capture in _thread.captures:
+            capture.note(call)
     return tensor
+
+
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+    """Notes nothing in this thread: a backward pass may run layers again, as that of `tf.recompute_grad` does."""
+    captures, _thread.captures = _thread.captures, []
+    try:
+        yield
+    finally:
+        _thread.captures = captures
 
 
 def named_layers(model: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
@@ -120,10 +131,16 @@ def has_activation(layer: keras.layers.Layer) -> bool:
 
 
 class _Thread(threading.local):
-    current: Capture | None = None
+    captures: Sequence[Capture] = ()
+    """Of the tapes that are open, the innermost last."""
+
+    def __init__(self) -> None:
+        self.running: list[list[tf.Tensor]] = []
+        """What went into the activation of each measured layer that is running now, innermost last."""
 
 
 _thread = _Thread()
+_numbers = itertools.count()
 _lock = threading.Lock()
 
 
@@ -135,9 +152,8 @@ class _Witness:
         self.users = 0
 
     def __call__(self, z: Any, *args: Any, **kwargs: Any) -> Any:
-        capture = _thread.current
-        if capture is not None and capture.open:
-            capture.open[-1].append(z)
+        if _thread.running:
+            _thread.running[-1].append(z)
         return self.real(z, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -173,18 +189,17 @@ def _install() -> None:
             return
 
         def __call__(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
-            capture = _thread.current
-            if capture is None or id(layer) not in capture.chosen:
+            captures = [c for c in _thread.captures if id(layer) in c.chosen]
+            if not captures:
                 return original(layer, *args, **kwargs)
-            return _measured_call(capture, original, layer, args, kwargs)
+            return _measured_call(captures, original, layer, args, kwargs)
 
         __call__.__wrapped__ = original  # type: ignore[attr-defined]
         __call__._tapescope = True  # type: ignore[attr-defined]
         keras.layers.Layer.__call__ = __call__
 
 
-def _measured_call(capture: Capture, original: Any, layer: Any, args: tuple, kwargs: dict) -> Any:
-    name, activation = capture.chosen[id(layer)]
+def _measured_call(captures: Sequence[Capture], original: Any, layer: Any, args: tuple, kwargs: dict) -> Any:
     # The gradient with respect to a layer's input must be the part that flows through this layer alone: so the layer
     # gets its own name for the tensor (no data moves). Keras keeps masks and logits as attributes of the tensor.
     mine = None
@@ -194,16 +209,19 @@ def _measured_call(capture: Capture, original: Any, layer: Any, args: tuple, kwa
             if hasattr(args[0], attribute):
                 setattr(mine, attribute, getattr(args[0], attribute))
         args = (mine, *args[1:])
-    capture.open.append([])
+    _thread.running.append([])
     try:
         with _witnessed(layer):
             output = original(layer, *args, **kwargs)
     finally:
-        into_activation = capture.open.pop()
+        into_activation = _thread.running.pop()
     if isinstance(layer, _LAYERS_THAT_ARE_ACTIVATIONS):
         z = mine
     else:
         z = into_activation[0] if len(into_activation) == 1 else None
     first = next((t for t in tf.nest.flatten(output) if t is not None), output)
-    capture.note(Call(name, activation, mine, z, first, layer))
+    number = next(_numbers)
+    for capture in captures:
+        name, activation = capture.chosen[id(layer)]
+        capture.note(Call(name, activation, mine, z, first, layer, number))
     return output

@@ -129,7 +129,7 @@ class Monitor(keras.callbacks.Callback):
                     f"the train_step of {type(model).__name__} took no gradient of its trainable variables from a "
                     "tf.GradientTape: Monitor cannot measure it; write the loop with tapescope.Probe instead"
                 )
-            reading = used[-1].reading(loss_scale=scale)
+            reading = used[-1].reading(*used[:-1], loss_scale=scale)
             parts = {} if reading is None else reading._asdict()
             return {**outputs, **{_PREFIX + k: v for k, v in parts.items() if v is not None}}
 

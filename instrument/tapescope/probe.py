@@ -5,6 +5,7 @@ measured program asks the same backward pass for a few gradients more (with resp
 pre-activation and input) and reduces all of it to a `Reading`: a few small tensors, whatever the size of the model.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +13,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tapescope import flow
+from tapescope import backward, capture, flow
 from tapescope import reading as readings
-from tapescope.capture import Capture
 from tapescope.reading import Partial, Reading
-from tapescope.selection import Names, Selection
+from tapescope.selection import Names, Selection, is_variable
 
 _as_it_is = tf.autograph.experimental.do_not_convert
 """AutoGraph would rewrite this whole library where it traces a step that calls it: seconds, for nothing."""
@@ -85,7 +85,8 @@ class Probe:
         Args:
           partial: from `tape.partial()`, of this step.
           gradients: what `tape.gradient` returned: under replicas, each one's own.
-          aggregated: their sum over the replicas, where the program has it.
+          aggregated: the gradient of the whole batch, where the program has it: summed over the replicas, or over the
+            small batches of an accumulated step. It is the one recorded.
           applied: what the optimizer was given, where it is not the same (clipped); summed over replicas if
             `aggregated` is.
           loss_scale: what the loss was multiplied with before `tape.gradient`; gradients are recorded without it.
@@ -107,18 +108,18 @@ class Probe:
         feeds = flow.latest(self.names.sources)
         return readings.complete(partial, own or [], total, given, weights, tf.constant(owners), feeds)
 
-    def _agree(self, capture: Capture) -> None:
+    def _agree(self, calls: list[capture.Call], seen: list[capture.Capture]) -> None:
         """Fixes the rows' names at the first trace; refuses a later one that has others."""
-        names = self._selection.names(capture.calls)
+        names = self._selection.names(calls)
         if self.names is None:
-            self.skipped = capture.skipped
+            self.skipped = {layer: why for one in seen for layer, why in one.skipped.items()}
             for layer, why in self.skipped.items():
                 logging.warning("tapescope does not measure layer %s: %s", layer, why)
-            called = {id(call.layer) for call in capture.calls}
-            for layer, (path, _) in capture.chosen.items():
+            called, chosen = {id(call.layer) for call in calls}, seen[0].chosen
+            for layer, (path, _) in chosen.items():
                 if layer not in called:
                     self.skipped.setdefault(path, "it was not called inside the tape, or in a graph traced before")
-            if capture.chosen and not capture.calls:
+            if chosen and not calls:
                 logging.warning("tapescope measures no layer: %s", "; ".join(map(": ".join, self.skipped.items())))
             self.names = names
         elif names._replace(sources=self.names.sources) != self.names:  # eager steps do not know their sources
@@ -131,6 +132,9 @@ class Probe:
             )
 
 
+_numbers = itertools.count()
+
+
 class Tape(tf.GradientTape):
     """The tape of the plain program; its readings are None."""
 
@@ -138,18 +142,22 @@ class Tape(tf.GradientTape):
         super().__init__(persistent, watch_accessed_variables)
         self._probe = probe
 
-    def partial(self, loss_scale: Any = None) -> Partial | None:
+    def partial(self, *others: "Tape", loss_scale: Any = None) -> Partial | None:
         """What this replica knows, for `Probe.reading`; for a step whose first part is compiled by XLA."""
         return None
 
     def reading(
         self,
-        *,
+        *others: "Tape",
         aggregated: Sequence[Any] | None = None,
         applied: Sequence[Any] | None = None,
         loss_scale: Any = None,
     ) -> Reading | None:
-        """What this step showed; call it after the optimizer's step. See `Probe.reading` for the arguments."""
+        """What this step showed; call it after the optimizer's step. See `Probe.reading` for the arguments.
+
+        `others` are further tapes of the same probe in this step, as where a generator and a discriminator have one
+        each: each layer is read from the one that trains it.
+        """
         return None
 
 
@@ -158,23 +166,21 @@ class MeasuringTape(Tape):
 
     def __init__(self, probe: Probe, persistent: bool, watch_accessed_variables: bool):
         super().__init__(probe, persistent, watch_accessed_variables)
-        self._capture: Capture | None = None
-        self._gradients: dict[int, Any] = {}
-        self._deltas: list[tuple[Any, Any, Any]] = []
-        self._weights: list[tf.Tensor] = []
+        self._capture: capture.Capture | None = None
+        self._passes: list[backward.Pass] = []
         self.closed = False
 
     @property
     def has_gradient(self) -> bool:
         """Whether a gradient of the model's variables was taken."""
-        return bool(self._gradients)
+        return any(one.gradients for one in self._passes)
 
     @_as_it_is
     def __enter__(self) -> "MeasuringTape":
         if self._capture is not None:
             raise ValueError("this tape was used before: call `probe.tape(measure)` once for every step")
         super().__enter__()
-        self._capture = Capture(self._probe._selection.layers())
+        self._capture = capture.Capture(self._probe._selection.layers())
         self._capture.__enter__()
         return self
 
@@ -199,46 +205,60 @@ class MeasuringTape(Tape):
         flat = tf.nest.flatten(sources)
         known = {id(v): v for v in self._probe._selection.variables()}
         for source in flat:
-            if id(source) not in known and isinstance(source, (tf.Variable, type(next(iter(known.values()))))):
+            if id(source) not in known and is_variable(source):
                 raise ValueError(
                     f"`sources` has a variable that the Probe does not know: {source.name}; "
                     "pass all models to Probe, as in Probe([generator, discriminator])"
                 )
-        tensors = [t for call in self._capture.calls for t in (call.a, call.z, call.input)]
-        present = [t for t in tensors if t is not None]
-        found = super().gradient(target, [*flat, *present], output_gradients)
+        calls = tuple(self._capture.calls)
+        tensors = [t for call in calls for t in (call.a, call.z, call.input)]
+        with capture.paused():
+            found = super().gradient(target, [*flat, *(t for t in tensors if t is not None)], output_gradients)
         own, more = found[: len(flat)], iter(found[len(flat) :])
-        self._gradients.update({id(s): g for s, g in zip(flat, own, strict=True) if id(s) in known})
         deltas = [None if t is None else next(more) for t in tensors]
-        self._deltas = list(zip(*[iter(deltas)] * 3, strict=True))
-        self._weights = [tf.identity(v) for v in known.values()]
+        self._passes.append(
+            backward.Pass(
+                number=next(_numbers),
+                calls=calls,
+                deltas=list(zip(*[iter(deltas)] * 3, strict=True)),
+                gradients={id(s): g for s, g in zip(flat, own, strict=True) if id(s) in known},
+                weights={v: tf.identity(variable) for v, variable in known.items()},
+            )
+        )
         if unconnected_gradients == tf.UnconnectedGradients.ZERO:
             own = [tf.zeros_like(s) if g is None else g for s, g in zip(flat, own, strict=True)]
         return tf.nest.pack_sequence_as(sources, own)
 
-    def _own(self) -> list[Any]:
-        if self._capture is None or not self._weights:
-            raise ValueError("`tape.reading()` was called before `tape.gradient()`: there is no gradient to read yet")
-        return [self._gradients.get(id(v)) for v in self._probe._selection.variables()]
+    def _together(self, others: Sequence[Tape]) -> backward.Together:
+        tapes = [self, *others]
+        for tape in tapes:
+            if not isinstance(tape, MeasuringTape) or tape._probe is not self._probe:
+                raise ValueError("`others` must be measuring tapes of the same Probe and the same step")
+            if not tape._passes:
+                raise ValueError(
+                    "`tape.reading()` was called before `tape.gradient()`: there is no gradient to read yet"
+                )
+        return backward.together([one for tape in tapes for one in tape._passes], self._probe._selection)
 
     @_as_it_is
-    def partial(self, loss_scale: Any = None) -> Partial:
-        own = [_unscaled(g, loss_scale) for g in self._own()]
-        assert self._capture is not None
-        self._probe._agree(self._capture)
-        deltas = [tuple(_unscaled(d, loss_scale) for d in ds) for ds in self._deltas]
-        return readings.measure(self._capture.calls, deltas, own, self._weights, self._probe.histograms)
+    def partial(self, *others: Tape, loss_scale: Any = None) -> Partial:
+        all_ = self._together(others)
+        captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape)]
+        self._probe._agree(all_.calls, [c for c in captures if c is not None])
+        own = [_unscaled(g, loss_scale) for g in all_.gradients]
+        deltas = [tuple(_unscaled(d, loss_scale) for d in ds) for ds in all_.deltas]
+        return readings.measure(all_.calls, deltas, own, all_.weights, self._probe.histograms)
 
     @_as_it_is
     def reading(
         self,
-        *,
+        *others: Tape,
         aggregated: Sequence[Any] | None = None,
         applied: Sequence[Any] | None = None,
         loss_scale: Any = None,
     ) -> Reading | None:
-        own = self._own()
-        partial = self.partial(loss_scale)
+        partial = self.partial(*others, loss_scale=loss_scale)
+        own = self._together(others).gradients
         return self._probe.reading(partial, own, aggregated=aggregated, applied=applied, loss_scale=loss_scale)
 
 

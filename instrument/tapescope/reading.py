@@ -138,7 +138,7 @@ def complete(
     Args:
       partial: of this replica.
       own: this replica's gradients, V of them.
-      aggregated: their sum over replicas, where it is known.
+      aggregated: their sum over replicas and accumulated batches, where it is known.
       applied: what the optimizer was given, where it is not the same.
       weights: the variables after the update.
       layer_variables: which variables are a layer's own, bool [L, V].
@@ -146,7 +146,7 @@ def complete(
     """
     here, count = replicas.context()
     if here is None or count == 1:
-        merged = _alone(partial, own, applied)
+        merged = _alone(partial, own, aggregated, applied)
     else:
         merged = _together(here, partial, own, aggregated, applied)
 
@@ -190,8 +190,15 @@ def complete(
     )
 
 
-def _alone(partial: Partial, own: Sequence[tf.Tensor | None], applied: Sequence[tf.Tensor | None] | None) -> _Merged:
-    gradients = partial.gradients or gradient_stats(own, partial.activation_histogram is not None)
+def _alone(
+    partial: Partial,
+    own: Sequence[tf.Tensor | None],
+    aggregated: Sequence[tf.Tensor | None] | None,
+    applied: Sequence[tf.Tensor | None] | None,
+) -> _Merged:
+    gradients = partial.gradients
+    if aggregated is not None or gradients is None:
+        gradients = gradient_stats(aggregated or own, partial.activation_histogram is not None)
     return _Merged(
         partial.rows[None], partial.units, partial.activation_histogram, gradients, _norms(applied), lens=None
     )

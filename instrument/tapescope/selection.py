@@ -1,6 +1,8 @@
 """Which variables and layers of a model are measured, and what their rows are called."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -36,7 +38,7 @@ class Selection:
     def __init__(self, model: Any, pattern: str | None):
         self.models = list(model) if isinstance(model, (list, tuple)) else [model]
         for m in self.models:
-            if not (hasattr(m, "trainable_variables") or _is_variable(m)):
+            if not (hasattr(m, "trainable_variables") or is_variable(m)):
                 raise ValueError(
                     f"`model` ({type(m).__name__}) must be a Keras model, a tf.Module, a variable, or a list of these"
                 )
@@ -57,19 +59,13 @@ class Selection:
         """The V trainable variables, each once, in the models' order."""
         found: dict[int, Any] = {}
         for m in self.models:
-            for variable in [m] if _is_variable(m) else m.trainable_variables:
+            for variable in [m] if is_variable(m) else m.trainable_variables:
                 found.setdefault(id(variable), variable)
         return list(found.values())
 
     def variable_names(self) -> tuple[str, ...]:
         """Their paths; equal ones are told apart by `#2`, `#3`, ..."""
-        seen: dict[str, int] = {}
-        names = []
-        for variable in self.variables():
-            name = getattr(variable, "path", None) or variable.name.removesuffix(":0")
-            seen[name] = seen.get(name, 0) + 1
-            names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-        return tuple(names)
+        return numbered(getattr(v, "path", None) or v.name.removesuffix(":0") for v in self.variables())
 
     def layers(self) -> dict[int, tuple[str, Activation]]:
         """By the layer's id: its path and activation. Without a pattern, every layer that has an activation."""
@@ -82,13 +78,21 @@ class Selection:
                 chosen[id(layer)] = path, activations.describe_layer(layer)
         return chosen
 
+    def scopes(self) -> dict[int, list[frozenset[int]]]:
+        """By the layer's id: the ids of its own trainable variables, then of those of each layer and model around."""
+        models = self._keras_models()
+        inside = dict(models) if len(models) > 1 else {}
+        inside.update(self._all_layers())
+        of = {path: frozenset(map(id, layer.trainable_variables)) for path, layer in inside.items()}
+        return {id(layer): [of[p] for p in _outwards(path) if p in of] for path, layer in inside.items()}
+
     def names(self, calls: list[Call]) -> Names:
         """What the rows will be called, after these calls."""
         index = {id(v): i for i, v in enumerate(self.variables())}
         own = [getattr(c.layer, "trainable_variables", ()) for c in calls]
         return Names(
             variables=self.variable_names(),
-            layers=tuple(c.name for c in calls),
+            layers=numbered(c.name for c in calls),
             activations=tuple(c.activation.name for c in calls),
             units=tuple(stats.by_unit(c.a).shape[-1] for c in calls),
             layer_variables=tuple(tuple(index[id(v)] for v in vs if id(v) in index) for vs in own),
@@ -96,13 +100,34 @@ class Selection:
         )
 
     def _all_layers(self) -> list[tuple[str, keras.layers.Layer]]:
-        several = sum(isinstance(m, keras.layers.Layer) for m in self.models) > 1
+        models = self._keras_models()
         found = []
-        for m in self.models:
-            if isinstance(m, keras.layers.Layer):
-                found.extend(capture.named_layers(m, f"{m.name}/" if several else ""))
+        for name, m in models.items():
+            found.extend(capture.named_layers(m, f"{name}/" if len(models) > 1 else ""))
         return found
 
+    def _keras_models(self) -> dict[str, keras.layers.Layer]:
+        found = [m for m in self.models if isinstance(m, keras.layers.Layer)]
+        return dict(zip(numbered(m.name for m in found), found, strict=True))
 
-def _is_variable(model: Any) -> bool:
+
+def _outwards(path: str) -> Iterator[str]:
+    """`"a/b/c"`, `"a/b"`, `"a"`."""
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
+
+
+def numbered(names: Iterable[str]) -> tuple[str, ...]:
+    """Equal names are told apart by `#2`, `#3`, ...: the calls of a shared layer, say."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return tuple(found)
+
+
+def is_variable(model: Any) -> bool:
+    """Whether it is a variable, of TensorFlow or Keras."""
     return isinstance(model, (tf.Variable, keras.Variable))

@@ -116,11 +116,10 @@ def test_first_nonfinite_layer_forward(where):
     model.layers[where].bias.assign([np.nan] + [0.0] * (model.layers[where].bias.shape[0] - 1))
     read, *_ = measured_step("function", lambda: model, X, Y)
     assert read.column("first_nonfinite_forward") == where
-    if where:  # the loss is NaN, so the last layer is met first on the way back
-        assert read.column("activation_nonfinite")[where] == len(X)
-        assert read.column("first_nonfinite_backward") == 2
-    else:  # ReLU makes a 0 of NaN, and hides it from all that follows
-        assert read.column("first_nonfinite_backward") == -1
+    assert where == 0 or read.column("activation_nonfinite")[where] == len(X)
+    # A NaN in the loss is met by the last layer first on the way back. On some processors ReLU makes a 0 of it.
+    hidden = where == 0 and np.all(np.isfinite(read.column("activation_max")))
+    assert read.column("first_nonfinite_backward") == (-1 if hidden else 2)
 
 
 def test_a_nonfinite_input_names_the_first_layer():
