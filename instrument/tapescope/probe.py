@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tapescope import backward, capture, flow
+from tapescope import backward, capture, faults, flow, handed, replicas
 from tapescope import reading as readings
 from tapescope.reading import Partial, Reading
 from tapescope.selection import Names, Selection, is_variable
@@ -44,6 +44,8 @@ class Probe:
         """What the rows of a reading are; None until a measured step was traced."""
         self.skipped: dict[str, str] = {}
         """Layers that could not be measured, and why."""
+        self.faults: tuple[faults.Fault, ...] | None = None
+        """What Keras does otherwise in this step with several replicas; None until one was measured."""
         self._selection = Selection(model, layers)
 
     @property
@@ -93,6 +95,10 @@ class Probe:
         """
         if partial is None or self.names is None:
             return None
+        if replicas.context()[1] > 1:
+            given_to = handed.optimizers(gradients)
+            if self.faults is None:  # else another replica's thread was here
+                self.faults = faults.of_step(self._selection.models, given_to)
         lists = [gradients, aggregated, applied]
         for name, given in zip(("gradients", "aggregated", "applied"), lists, strict=True):
             if given is not None and len(given) != len(self.names.variables):
@@ -225,6 +231,8 @@ class MeasuringTape(Tape):
                 weights={v: tf.identity(variable) for v, variable in known.items()},
             )
         )
+        if replicas.context()[1] > 1:
+            handed.note()
         if unconnected_gradients == tf.UnconnectedGradients.ZERO:
             own = [tf.zeros_like(s) if g is None else g for s, g in zip(flat, own, strict=True)]
         return tf.nest.pack_sequence_as(sources, own)

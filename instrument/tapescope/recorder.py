@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tapescope import events, faults, finding, records, replicas, restart, rules, view
+from tapescope import events, finding, records, replicas, restart, rules, view
 from tapescope.probe import Probe
 from tapescope.reading import Reading
 from tapescope.records import Step
@@ -227,11 +227,9 @@ class Recorder:
                 if self._resume.state:
                     self._ledger.restore(self._resume.state)
                 self._say_what_is_thinned(len(names.layers))
-                if read.replicas is not None:
-                    self._say_what_is_wrong()
             read = records.on_host(read)
             step = step._replace(loss=numbers.get("loss", math.nan))
-            values += records.families(step, read, names, self._ledger, self._probe.skipped)
+            values += records.families(step, read, names, self._ledger, self._probe.skipped, self._probe.faults)
             values += records.for_builtin_tabs(read, names, self._ledger.verdict)
         values += [events.scalar(tag, number) for tag, number in numbers.items()]
         columns = self._columns(values)
@@ -256,8 +254,8 @@ class Recorder:
         first = self._watch is None
         if self._watch is None:
             of = self._families.get
-            variables, layers = (of(metadata.tag(f), Family(f)) for f in ("variables", "layers"))
-            self._watch = rules.Watch(view.subject(variables.names, layers.names, layers.details))
+            variables, layers, each = (of(metadata.tag(f), Family(f)) for f in ("variables", "layers", "replicas"))
+            self._watch = rules.Watch(view.subject(variables.names, layers.names, layers.details | each.details))
         new = self._watch.add(record)
         if not new and not first:  # the first time an empty list says that the rules are at work
             return
@@ -267,11 +265,6 @@ class Recorder:
         for found in new:
             if found.severity != "info":
                 logging.warning("tapescope: %s. %s", found.message, found.advice)
-
-    def _say_what_is_wrong(self) -> None:
-        for model in self._probe._selection.models:
-            for line in faults.of_model(model):
-                logging.warning("tapescope: with several replicas %s", line)
 
     def _say_what_is_thinned(self, layers: int) -> None:
         shown = len(records.thinned(layers))

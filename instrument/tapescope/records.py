@@ -39,7 +39,14 @@ def first_replica(value: Any) -> Any:
     return value.values[0] if isinstance(value, tf.distribute.DistributedValues) else value
 
 
-def families(step: Step, read: Any, names: Names, ledger: units.Ledger, skipped: Mapping[str, str]) -> list[Value]:
+def families(
+    step: Step,
+    read: Any,
+    names: Names,
+    ledger: units.Ledger,
+    skipped: Mapping[str, str],
+    faults: Sequence[Sequence[Any]] | None = None,
+) -> list[Value]:
     """The step's tensors under tapescope's own tags. `read` is `on_host`; the ledger takes in its units."""
     examples = read.column("examples")
     closes = bool(names.layers) and ledger.add(read.units, read.elements, int(examples))
@@ -69,7 +76,8 @@ def families(step: Step, read: Any, names: Names, ledger: units.Ledger, skipped:
     if read.replicas is not None:
         columns = tuple(c.name for c in metadata.REPLICA_COLUMNS)
         rows = read.replicas.reshape(-1, len(names.variables))
-        values.append(_family("replicas", columns, names.variables, rows, {"replicas": read.replicas.shape[1]}))
+        about = {"replicas": read.replicas.shape[1], "faults": faults or ()}
+        values.append(_family("replicas", columns, names.variables, rows, about))
     return values
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tapescope import rules_flow, rules_layers, rules_training
+from tapescope import rules_flow, rules_layers, rules_replicas, rules_training
 from tapescope.finding import SEVERITIES, Finding
 from tapescope.history import History
 from tapescope.runs import Run
@@ -50,13 +50,14 @@ class Watch:
         return [finding for finding in self._found() if self._keep(finding)]
 
     def _found(self) -> Iterator[Finding]:
+        yield from rules_replicas.otherwise(self._seen)
         yield from rules_flow.non_finite(self._seen)
         if any(f.rule == "non_finite" and f.severity == "error" for f in self.findings):
             yield from rules_training.update_too_large(self._seen)  # what led to it; nothing else has a meaning now
             return
         for rule in CAUSES:
             yield from rule(self._seen)
-        ill = [f for f in self.findings if f.severity != "info"]
+        ill = [f for f in self.findings if f.severity != "info" and f.rule not in rules_replicas.NAMES]
         yield from (rules_training.falls_regardless if ill else rules_training.loss_not_falling)(self._seen)
 
     def _keep(self, finding: Finding) -> bool:

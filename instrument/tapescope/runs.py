@@ -74,8 +74,11 @@ class Run:
 
     @property
     def details(self) -> dict[str, Any]:
-        """What is known of the layers: "units", "activations", "variables" (indices of each one's own), "skipped"."""
-        return self._family("layers").family.details if "layers" in self._series else {}
+        """What is known of the layers: "units", "activations", "variables" (indices of each one's own), "skipped"; and
+        of several replicas: "replicas", their number, and "faults", what Keras does otherwise with them.
+        """
+        known = [self._series[f].family.details for f in ("layers", "replicas") if f in self._series]
+        return {name: detail for details in known for name, detail in details.items()}
 
     @property
     def status(self) -> dict[str, Any]:

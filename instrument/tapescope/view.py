@@ -46,6 +46,8 @@ class Subject(NamedTuple):
     """The last layer that reads each one, -1 where none does, [L]."""
     usual_gain: np.ndarray
     """Decades by which Glorot's initialization changes a gradient's length on its way back through the weights, [L]."""
+    faults: tuple[Sequence[Any], ...] = ()
+    """What Keras does otherwise with several replicas: kind, layer and setting, as `faults.Fault`."""
 
     @property
     def layers(self) -> int:
@@ -84,6 +86,7 @@ def subject(variables: Sequence[str], layers: Sequence[str], details: Mapping[st
         follow=tuple(follow),
         reader=reader,
         usual_gain=np.array([_glorot(units[f], units[n]) if f >= 0 else 0 for n, f in enumerate(follow)]),
+        faults=tuple(tuple(fault) for fault in details.get("faults", ())),
     )
 
 

@@ -138,7 +138,8 @@ class Family(NamedTuple):
     details: dict[str, Any] = {}
     """`layers`: "units" (U of each layer), "activations", "variables" (indices of each layer's own),
     "sources" (indices of the layers that feed each one), "skipped";
-    `units`: "units"; `replicas`: "replicas"."""
+    `units`: "units"; `replicas`: "replicas" (how many) and "faults" (what Keras does otherwise with several: lists of
+    kind, layer or null, setting or null)."""
     schema: int = SCHEMA
 
     @property
