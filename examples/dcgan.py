@@ -1,0 +1,94 @@
+"""DCGAN: a generator and a discriminator of convolutions, with an optimizer and a tape each, on handwritten digits.
+
+After TensorFlow's tutorial "Deep Convolutional Generative Adversarial Network"
+(tensorflow.org/tutorials/generative/dcgan). One probe holds both networks; each layer is read from the tape that trains
+it. What tapescope changes is marked with <--. Run it: python examples/dcgan.py [--plain]
+"""
+
+import sys
+
+import keras
+import tensorflow as tf
+from keras import layers
+from sklearn.datasets import load_digits
+
+import tapescope
+
+BATCH, NOISE = 64, 32
+
+
+def make_generator():
+    return keras.Sequential(
+        [
+            keras.Input((NOISE,)),
+            layers.Dense(2 * 2 * 32, use_bias=False),
+            layers.BatchNormalization(),
+            layers.LeakyReLU(),
+            layers.Reshape((2, 2, 32)),
+            layers.Conv2DTranspose(16, 3, strides=2, padding="same", use_bias=False),
+            layers.BatchNormalization(),
+            layers.LeakyReLU(),
+            layers.Conv2DTranspose(1, 3, strides=2, padding="same", use_bias=False, activation="tanh"),
+        ],
+        name="generator",
+    )
+
+
+def make_discriminator():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(16, 3, strides=2, padding="same"),
+            layers.LeakyReLU(),
+            layers.Dropout(0.3),
+            layers.Conv2D(32, 3, strides=2, padding="same"),
+            layers.LeakyReLU(),
+            layers.Dropout(0.3),
+            layers.Flatten(),
+            layers.Dense(1),
+        ],
+        name="discriminator",
+    )
+
+
+def train(measure=True, epochs=12, logdir="runs/dcgan"):
+    """Returns the two networks, both losses of each step, and how often the discriminator sees through a fake."""
+    keras.utils.set_random_seed(1)
+    images = (load_digits().images[..., None] / 8 - 1).astype("float32")
+    batches = tf.data.Dataset.from_tensor_slices(images).shuffle(2000, seed=1).batch(BATCH, drop_remainder=True)
+    generator, discriminator = make_generator(), make_discriminator()
+    generator_optimizer, discriminator_optimizer = keras.optimizers.Adam(1e-3), keras.optimizers.Adam(1e-3)
+    cross_entropy = keras.losses.BinaryCrossentropy(from_logits=True)
+
+    probe = tapescope.Probe([generator, discriminator])  # <--
+    when = tapescope.every(20) if measure else tapescope.never()  # <--
+
+    @tf.function
+    def train_step(images, measure):
+        noise = tf.random.normal([BATCH, NOISE])
+        # was: with tf.GradientTape() as gen_tape, tf.GradientTape() as disc_tape:
+        with probe.tape(measure) as gen_tape, probe.tape(measure) as disc_tape:  # <--
+            generated = generator(noise, training=True)
+            real, fake = discriminator(images, training=True), discriminator(generated, training=True)
+            gen_loss = cross_entropy(tf.ones_like(fake), fake)
+            disc_loss = cross_entropy(tf.ones_like(real), real) + cross_entropy(tf.zeros_like(fake), fake)
+        gen_gradients = gen_tape.gradient(gen_loss, generator.trainable_variables)
+        disc_gradients = disc_tape.gradient(disc_loss, discriminator.trainable_variables)
+        generator_optimizer.apply(gen_gradients, generator.trainable_variables)
+        discriminator_optimizer.apply(disc_gradients, discriminator.trainable_variables)
+        seen_through = tf.reduce_mean(tf.cast(fake < 0, tf.float32))
+        return gen_loss, disc_loss, seen_through, gen_tape.reading(disc_tape)  # <-- the last is new
+
+    losses = []
+    with tapescope.Recorder(logdir, probe, when) as recorder:  # <--
+        for _ in range(epochs):
+            for batch in batches:
+                step = len(losses)
+                gen_loss, disc_loss, seen_through, reading = train_step(batch, when(step))
+                losses.append((float(gen_loss), float(disc_loss)))
+                recorder.write(step, reading, scalars={"loss": gen_loss, "loss_discriminator": disc_loss})  # <--
+    return (generator, discriminator), losses, float(seen_through)
+
+
+if __name__ == "__main__":
+    print("fakes that the discriminator sees through:", train(measure="--plain" not in sys.argv)[-1])
