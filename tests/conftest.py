@@ -16,4 +16,4 @@ tf.config.set_logical_device_configuration(
 @pytest.fixture(autouse=True)
 def _fresh_names():
     """Keras numbers layer names per process; every test starts again at `dense`."""
-    tf.keras.backend.clear_session()
+    tf.keras.backend.clear_session(free_memory=False)  # collecting garbage would take longer than most tests

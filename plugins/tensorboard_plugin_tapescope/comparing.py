@@ -8,9 +8,9 @@ from tensorboard_plugin_tapescope import details, distributions, figures, look, 
 from tensorboard_plugin_tapescope.query import Panel, Query, Refused, quoted
 from tensorboard_plugin_tapescope.records import Snapshot
 from tensorboard_plugin_tapescope.tables import COLUMNS, Table
-from tensorboard_plugin_tapescope.views import Grid, absent, grid, matched_by, owners, thinned
+from tensorboard_plugin_tapescope.views import Grid, absent, drawn, grid, matched_by, owners
 
-SIDE_BY_SIDE = 4
+SIDE_BY_SIDE = 8
 """Most runs that Compare draws; the rest are named."""
 
 
@@ -25,27 +25,27 @@ def compare(snapshot: Snapshot, query: Query) -> list[Panel]:
     name = query.column or "gradient_norm"
     if len(query.runs) < 2:
         return [Panel("compare", "Compare", empty="Tick two or more runs in the list of runs.", wide=True)]
-    drawn, left = query.runs[:SIDE_BY_SIDE], query.runs[SIDE_BY_SIDE:]
-    grids = {run: grid(snapshot, run, name) for run in drawn}
+    shown, left = query.runs[:SIDE_BY_SIDE], query.runs[SIDE_BY_SIDE:]
+    grids = {run: grid(snapshot, run, name) for run in shown}
     good = {run: g for run, g in grids.items() if g is not None and np.isfinite(g.values).any()}
     column = COLUMNS[name]
     span = figures.span(column, *(g.values for g in good.values()))
     panels = []
-    for run in drawn:
+    for run in shown:
         if run not in good:
             missing = grids[run]
             panels.append(Panel(f"run {run}", run, empty=absent(name, missing and missing.table)))
             continue
         g = good[run]
         figure = figures.heatmap(g.table.steps, g.names, g.values, column, query.dark, query.most, span)
-        note = thinned(g.table.steps, query, name)
+        note = drawn(g, query, name)
         panels.append(Panel(f"run {run}", run, figure, note, rows=g.owners))
     first = next(iter(good), None)
     for run in list(good)[1:]:
         panels.append(_ratio(first or "", run, good[first or ""], good[run], query))
-    panels += _overlays(snapshot, query, drawn)
+    panels += _overlays(snapshot, query, shown)
     if left:
-        words = f"{len(drawn)} runs are drawn; not shown: {', '.join(left)}."
+        words = f"{len(shown)} runs are drawn; not shown: {', '.join(left)}."
         panels.append(Panel("left", "More runs were ticked", empty=words, wide=True))
     return panels
 

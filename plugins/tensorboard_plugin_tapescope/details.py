@@ -80,7 +80,8 @@ def bands(
 
 def unit_map(steps: np.ndarray, codes: np.ndarray, dark: bool = False, most: int = figures.BUCKETS) -> Figure:
     """`codes` [T, U] into `metadata.UNIT_STATES` as a map of units x steps, a colour a state."""
-    steps, codes = figures.thin(steps, codes, Column("state", ""), most)
+    when = figures.hovered(steps, most)
+    steps, codes = figures.thin(steps, codes, Column("state", ""), most, even=True)
     states = metadata.UNIT_STATES
     count = len(states)
     scale = [[(i + side) / count, STATE_COLOURS[state][dark]] for i, state in enumerate(states) for side in (0, 1)]
@@ -97,7 +98,7 @@ def unit_map(steps: np.ndarray, codes: np.ndarray, dark: bool = False, most: int
         "colorscale": scale,
         "colorbar": bar,
         "ygap": 1 if codes.shape[1] <= 64 else 0,
-        "hovertemplate": "unit <b>%{y}</b><br>step %{x}<br><b>%{text}</b><extra></extra>",
+        "hovertemplate": f"unit <b>%{{y}}</b><br>{when}<br><b>%{{text}}</b><extra></extra>",
     }
     yaxis = {"title": "unit", "autorange": "reversed", "showgrid": False, "zeroline": False}
     return {

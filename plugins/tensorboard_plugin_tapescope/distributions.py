@@ -32,7 +32,8 @@ def distribution(
     steps: np.ndarray, counts: np.ndarray, quantity: str, dark: bool = False, most: int = figures.BUCKETS
 ) -> Figure:
     """`counts` [T, BINS] as a heatmap of steps x value."""
-    steps, counts = figures.thin(steps, counts, SHARE, most)
+    when = figures.hovered(steps, most)
+    steps, counts = figures.thin(steps, counts, SHARE, most, even=True)
     axis = _axis(counts)
     share = _share(counts)[:, axis.bins]
     away = share[:, axis.bins != metadata.SIDE_BINS]  # exact zeros would drown the rest
@@ -46,9 +47,9 @@ def distribution(
         "meta": {"rows": axis.centres.tolist(), "value": "z"},
         "zmin": 0,
         "zmax": high or 1.0,
-        "colorscale": "Viridis" if dark else look.reversed_viridis(),
+        "colorscale": look.evenly(look.VIRIDIS) if dark else look.evenly(look.VIRIDIS[::-1]),
         "colorbar": look.colour_bar("share of elements", dark, tickformat=".2~p"),
-        "hovertemplate": "about <b>%{customdata:.3~g}</b><br>step %{x}<br>"
+        "hovertemplate": f"about <b>%{{customdata:.3~g}}</b><br>{when}<br>"
         f"<b>%{{z:.1%}}</b><br><br>{look.wrapped(SHARE.definition)}<extra></extra>",
     }
     yaxis = {"title": look.shown(quantity), **axis.fields, "zeroline": False, "showgrid": False}

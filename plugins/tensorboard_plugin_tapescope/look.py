@@ -2,6 +2,7 @@
 
 import base64
 import html
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,8 +37,9 @@ def shown(name: str, most: int = 34) -> str:
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """A different label for each name, whatever `shown` left out of them."""
-    texts = [shown(name) for name in names]
+    """A different label for each name: without the scope that all are in, and whatever `shown` left out of them."""
+    scope = os.path.commonprefix(list(names)).rpartition("/")[0] if len(names) > 1 else ""
+    texts = [shown(name[len(scope) + 1 :] if scope else name) for name in names]
     seen: dict[str, int] = {}
     for i, text in enumerate(texts):
         seen[text] = seen.get(text, 0) + 1
@@ -112,7 +114,11 @@ def colour_bar(words: str, dark: bool, **fields: Any) -> dict[str, Any]:
     return {"thickness": 10, "outlinewidth": 0, "tickfont": ticks, "title": head, **fields}
 
 
-def reversed_viridis() -> list[list[Any]]:
-    """Viridis from light to dark, for few on a white page."""
-    stops = ("#fde725", "#7ad151", "#22a884", "#2a788e", "#414487", "#440154")
+VIRIDIS = ("#440154", "#48186a", "#424086", "#33638d", "#26828e", "#1fa088", "#3fbc73", "#84d44b", "#d8e219", "#fde725")
+CIVIDIS = ("#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")
+"""Colour scales that the colour-blind can read, dark to light: of matplotlib, in ten stops."""
+
+
+def evenly(stops: Sequence[str]) -> list[list[Any]]:
+    """Plotly's colour scale with the stops at equal distances."""
     return [[i / (len(stops) - 1), colour] for i, colour in enumerate(stops)]

@@ -7,6 +7,7 @@ import importlib.resources
 import json
 import mimetypes
 import pkgutil
+import threading
 from collections.abc import Callable
 
 import plotly  # noqa: F401  (where it is missing, there is no tab)
@@ -15,7 +16,18 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from tensorboard_plugin_tapescope import comparing, export, figures, layer, metadata, query, summary, tables, views
+from tensorboard_plugin_tapescope import (
+    comparing,
+    export,
+    figures,
+    layer,
+    metadata,
+    newer,
+    query,
+    summary,
+    tables,
+    views,
+)
 from tensorboard_plugin_tapescope.query import Panel, Query, Refused
 from tensorboard_plugin_tapescope.records import Records, Snapshot
 
@@ -40,6 +52,7 @@ class GradientsPlugin(base_plugin.TBPlugin):
     def __init__(self, context: base_plugin.TBContext):
         self._records = Records(context.data_provider)
         self._pages = pages()
+        threading.Thread(target=library, name="tapescope library", daemon=True).start()  # before a page waits for it
 
     def is_active(self) -> bool:
         """False: TensorBoard shows the tab by itself as soon as there is data of the plugin's name."""
@@ -113,16 +126,19 @@ def view(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     """The panels of a view."""
     draw = VIEWS[query.choice(request.args, "view", VIEWS, "flow", 404)]
     asked = query.parse(request.args, snapshot)
-    panels = draw(snapshot, asked)
+    panels = draw(query.within(snapshot, asked), asked)
     if (step := asked.step) is not None:
         panels = [p._replace(figure=p.figure and figures.marked(p.figure, step, asked.dark)) for p in panels]
+    if (step := asked.since) is not None:
+        panels = [p._replace(figure=p.figure and newer.since(p.figure, step)) for p in panels]
     return _json({"panels": [panel._asdict() for panel in panels]}), FIGURE
 
 
 def csv(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     """The numbers behind one panel, all recorded steps."""
     draw = VIEWS[query.choice(request.args, "view", VIEWS, "flow", 404)]
-    panels = {p.key: p for p in draw(snapshot, query.parse(request.args, snapshot)._replace(most=export.EVERY_STEP))}
+    asked = query.parse(request.args, snapshot)._replace(most=export.EVERY_STEP)
+    panels = {p.key: p for p in draw(query.within(snapshot, asked), asked)}
     panel = panels[query.choice(request.args, "panel", panels, next(iter(panels)), 404)]
     if panel.figure is None:
         raise Refused(404, f"{panel.title} has no numbers: {panel.empty}")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from werkzeug import datastructures
 
 from tensorboard_plugin_tapescope import figures, look, tables
-from tensorboard_plugin_tapescope.records import Snapshot
+from tensorboard_plugin_tapescope.records import LATEST, Snapshot
 
 MOST_RUNS = 64
 
@@ -47,9 +47,29 @@ class Query(NamedTuple):
     last: int | None = None
     step: int | None = None
     """Marked with a line."""
+    since: int | None = None
+    """Only what is new is sent: from this step on."""
     dark: bool = False
     most: int = figures.BUCKETS
     """Most steps that a heatmap draws."""
+
+    @property
+    def ranged(self) -> bool:
+        """Whether only some steps are asked for."""
+        return self.first is not None or self.last is not None
+
+
+def within(snapshot: Snapshot, query: Query) -> Snapshot:
+    """The snapshot of the steps asked for. Refused where the first run has recorded none of them."""
+    if not query.ranged:
+        return snapshot
+    first, last = query.first or 0, LATEST - 1 if query.last is None else query.last
+    inside = snapshot.within(first, last)
+    held = [inside.table(query.runs[0], family) for family in ("variables", "layers", "step")]
+    if not any(table is not None and len(table.steps) for table in held):
+        upto = "on" if query.last is None else f"to {last:,}"
+        raise Refused(404, f"No step from {first:,} {upto} was recorded in {quoted(query.runs[0])}.")
+    return inside
 
 
 def quoted(text: str, most: int = 80) -> str:
@@ -88,6 +108,7 @@ def parse(args: Arguments, snapshot: Snapshot) -> Query:
         first,
         last,
         _step(args, "step"),
+        _step(args, "since"),
         choice(args, "dark", ("0", "1"), "0") == "1",
     )
 

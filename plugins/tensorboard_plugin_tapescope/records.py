@@ -1,6 +1,8 @@
 """What TensorBoard has loaded of each run: a listing, and the tables behind it, read once and kept for a while."""
 
 import collections
+import contextlib
+import ctypes
 import functools
 import math
 import threading
@@ -26,6 +28,8 @@ FRESH = 256
 SAME_SECONDS = 0.2
 """For so long a listing serves the requests that follow on one another; the data server takes 40 ms to answer."""
 LAST = "last"
+LATEST = 1 << 62
+"""A step that no run reaches."""
 
 parse = functools.lru_cache(maxsize=1024)(metadata.parse)
 
@@ -100,17 +104,23 @@ class Records:
 class Snapshot:
     """The runs at one moment, and their tables: one request's view of the data."""
 
-    def __init__(self, records: Records, ctx: Any, experiment: str, runs: dict[str, Run]):
+    def __init__(
+        self, records: Records, ctx: Any, experiment: str, runs: dict[str, Run], steps: tuple[int, int] = (0, LATEST)
+    ):
         self.runs = runs
-        self._records, self._ctx, self._experiment = records, ctx, experiment
+        self._records, self._ctx, self._experiment, self._steps = records, ctx, experiment, steps
+
+    def within(self, first: int, last: int) -> "Snapshot":
+        """The same moment, its tables of these steps alone."""
+        return Snapshot(self._records, self._ctx, self._experiment, self.runs, (first, last))
 
     def table(self, run: str, family: str) -> Table | None:
-        """All records of a run's family; None where it has none. What has not changed is not read again."""
+        """All records of a run's family within the steps; None where it has none. The unchanged is not read again."""
         tag = self.runs[run].tags.get(family)
         if tag is None:
             return None
         with self._records.reading:
-            return self._table(run, family, tag)
+            return tables.between(self._table(run, family, tag), *self._steps)
 
     def _table(self, run: str, family: str, tag: Tag) -> Table:
         key = (self._experiment, run, family)
@@ -176,7 +186,16 @@ class Snapshot:
             )
             return {key: tables.table(f, data.get(key[0], {}).get(f.tag, ())) for key, f in found.items()}
 
-        return self._records.reader.submit(read).result()
+        try:
+            return self._records.reader.submit(read).result()
+        finally:
+            self._records.reader.submit(give_back)
+
+
+def give_back() -> None:
+    """Memory of a read goes back to the system; glibc would keep it, up to three times what was read."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _run(listing: Any) -> Run:

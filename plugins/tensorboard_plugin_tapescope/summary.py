@@ -41,7 +41,8 @@ def row(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
         "steps": steps if isinstance(steps, int) and steps > 0 else None,
         "replicas": said.get("replicas") if isinstance(said.get("replicas"), int) else None,
         "loss": _last(step, "loss"),
-        "losses": _spark(step),
+        "losses": _spark(_values(step, "loss")),
+        "profile": profile(snapshot, name),
         "overhead": overhead(step),
         "measure_ms": _median(step, "measure_ms"),
         "looked": raw is not None,
@@ -134,8 +135,16 @@ def _median(step: Table | None, name: str) -> float | None:
     return float(np.median(values)) if len(values) else None
 
 
-def _spark(step: Table | None, points: int = 60) -> list[float]:
-    """About 60 values of the loss for a line the size of a word; those not finite left out."""
-    values = _values(step, "loss")
+def profile(snapshot: Snapshot, name: str) -> list[float]:
+    """log10 of the last gradient norms in forward order, those that are 0 or absent left out: how it flows."""
+    last = snapshot.last(name, "variables")
+    if last is None or not len(last.values) or "gradient_norm" not in last.family.columns:
+        return []
+    norms = tables.column(last, "gradient_norm")[-1].astype(np.float64)
+    return _spark(np.log10(norms[norms > 0]))
+
+
+def _spark(values: np.ndarray, points: int = 60) -> list[float]:
+    """About 60 of the values for a line the size of a word; those not finite left out."""
     values = values[np.isfinite(values)]
     return values[np.linspace(0, len(values) - 1, min(points, len(values))).astype(int)].tolist() if len(values) else []

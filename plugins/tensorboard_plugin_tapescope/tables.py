@@ -84,12 +84,27 @@ def joined(first: Table, more: Table) -> Table:
     return Table(first.family, *(np.concatenate([getattr(first, f), getattr(more, f)]) for f in Table._fields[1:]))
 
 
+def between(data: Table, first: int, last: int) -> Table:
+    """The records of the steps from first to last, both included; nothing is copied."""
+    inside = slice(*np.searchsorted(data.steps, [first, last + 1]))
+    return Table(data.family, data.steps[inside], data.seconds[inside], data.values[inside])
+
+
 def units(family: Family) -> list[int]:
     """Units of each layer; zeros where the family doesn't say."""
     counts = family.details.get("units")
     if not isinstance(counts, list) or len(counts) != len(family.names):
         return [0] * len(family.names)
     return [n if isinstance(n, int) and 0 <= n < 2**31 else 0 for n in counts]
+
+
+def activations(family: Family) -> list[str]:
+    """What stands before "layer" in a sentence: `"sigmoid "` for a layer whose activation has a name, else nothing."""
+    kinds = family.details.get("activations")
+    if not isinstance(kinds, list) or len(kinds) != len(family.names):
+        return [""] * len(family.names)
+    named = [isinstance(kind, str) and kind.isidentifier() and kind not in ("linear", "unknown") for kind in kinds]
+    return [f"{kind} " if has else "" for kind, has in zip(kinds, named, strict=True)]
 
 
 def replicas(family: Family) -> int:

@@ -75,25 +75,25 @@ def flow(snapshot: Snapshot, query: Query) -> list[Panel]:
     values = found.values[:, order]
     figure = figures.heatmap(found.table.steps, [found.names[i] for i in order], values, column, query.dark, query.most)
     sides = "the layer that is worst at the last step" if query.order == "worst" else "the input side"
-    note = (
-        f"{sentence(column.definition)} {sides.capitalize()} is at the top. {thinned(found.table.steps, query, name)}"
-    )
+    note = f"{sentence(column.definition)} {sides.capitalize()} is at the top. {drawn(found, query, name)}"
     return [Panel("flow", heading, figure, note, rows=[found.owners[i] for i in order], wide=True)]
 
 
-def thinned(steps: np.ndarray, query: Query, column: str) -> str:
-    """Says how steps were left out, where they were."""
-    if len(steps) <= query.most:
-        return f"{len(steps):,} recorded steps."
-    kept = "the largest" if COLUMNS[column].scale == "count" else "the last value"
-    return f"{len(steps):,} recorded steps, drawn in buckets: {kept} of each. The CSV has all."
+def drawn(grid: Grid, query: Query, column: str) -> str:
+    """Says how many steps a heatmap shows, how some were left out, and what grey is, where there is any."""
+    steps = grid.table.steps
+    words = f"{len(steps):,} recorded step{'s' if len(steps) > 1 else ''}"
+    if (width := figures.bucket_steps(steps, query.most)) > 1:
+        kept = "the largest" if COLUMNS[column].scale == "count" else "the last"
+        words += f", drawn in buckets of {width:,} steps, {kept} value of each: drag over a range to see it in full"
+    return f"{words}.{'' if np.isfinite(grid.values).all() else ' Grey: absent, or not a number.'}"
 
 
 def absent(column: str, table: Table | None) -> str:
     """Why there is no figure of a column: its table has none, or holds no finite value of it."""
     words = look.title(COLUMNS[column])
     if table is not None and not len(table.values):
-        return f"The records of {table.family.tag} do not have the shape that they declare, so none could be read."
+        return f"This run has no record of {table.family.tag} here, or none of the shape that it declares."
     if table is not None:
         return f"Every recorded value of {words} is absent in this run. It is the {COLUMNS[column].definition}."
     return f"This run has no {words}: what wrote it did not measure that. It is the {COLUMNS[column].definition}."
@@ -113,10 +113,7 @@ def budget(snapshot: Snapshot, query: Query) -> list[Panel]:
     if table is None or not any(np.isfinite(g).any() for g in gains.values()):
         words = "This run has no flow budget: what wrote it did not measure the gains of gates and weights."
         return [Panel("budget", title, empty=words, wide=True)]
-    first, last = _range(table.steps, query)
-    inside = (table.steps >= first) & (table.steps <= last)
-    if not inside.any():
-        raise Refused(404, f"No step from {first} to {last} was recorded.")
+    inside = slice(None) if query.ranged else slice(-1, None)  # the steps asked for, or the last that was recorded
     path = tables.backward_path(table.family)
     if not path:
         words = "No recorded layer feeds the last one, so there is no way on which the gradient could be lost."
@@ -124,17 +121,11 @@ def budget(snapshot: Snapshot, query: Query) -> list[Panel]:
     means = {part: np.nan_to_num(_mean(gain[inside])[path]) for part, gain in gains.items()}
     names = [table.family.names[i] for i in path]
     figure = details.budget(names, means, query.dark)
-    words = _budget_words(names, means, table.steps[inside])
+    kinds = tables.activations(table.family)
+    words = _budget_words(names, [kinds[i] for i in path], means, table.steps[inside])
     beside = len(table.family.names) - len(path) - 1
     words += f" {beside} layers lie beside this path, or before its end." if beside > 0 else ""
     return [Panel("budget", title, figure, words, rows=names, wide=True)]
-
-
-def _range(steps: np.ndarray, query: Query) -> tuple[int, int]:
-    """The steps asked for; where none is, the last that was recorded."""
-    if query.first is None and query.last is None:
-        return int(steps[-1]), int(steps[-1])
-    return query.first or 0, 2**62 if query.last is None else query.last
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -144,16 +135,21 @@ def _mean(values: np.ndarray) -> np.ndarray:
         return np.where(finite, values, 0).sum(axis=0) / np.where(finite.any(axis=0), finite.sum(axis=0), np.nan)
 
 
-def _budget_words(names: list[str], means: dict[str, np.ndarray], steps: np.ndarray) -> str:
+def _budget_words(names: list[str], kinds: list[str], means: dict[str, np.ndarray], steps: np.ndarray) -> str:
     """The total in words, and the layer and part that cost most."""
     at = f"step {steps[-1]:,}"
     if len(steps) > 1:
         at = f"the mean of {len(steps):,} steps from {steps[0]:,} to {steps[-1]:,}"
     total = np.sum(list(means.values()), axis=0)
     change = "gains" if total.sum() > 0 else "loses"
-    words = f"At {at} the gradient {change} {abs(total.sum()):.2f} decades on its way from the loss to the first layer"
+    words = f"At {at} the gradient {change} {decades(total.sum())} on its way from the loss to the first layer"
     least = int(np.argmin(total))
     if total[least] >= 0:
         return f"{words}; no layer takes any away."
     part = details.BUDGET[min(means, key=lambda part: means[part][least])][0]
-    return f"{words}; {names[least]} costs most, {-total[least]:.2f} decades, mainly by {part}."
+    return f"{words}. The {kinds[least]}layer {names[least]} costs it most, {decades(total[least])}, mainly by {part}."
+
+
+def decades(gain: float) -> str:
+    """`2.10 decades (a factor of 126)` for a gain, whatever its sign."""
+    return f"{abs(gain):.2f} decades (a factor of {10 ** min(abs(gain), 300):.3g})"

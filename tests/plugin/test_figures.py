@@ -36,13 +36,15 @@ def test_typed_arrays_come_back_as_they_were():
     assert look.typed(np.arange(3))["dtype"] == "f8"  # browsers have no 64-bit integers that Plotly takes
 
 
-def test_a_heatmap_clips_zero_to_the_lowest_colour_and_leaves_out_what_is_absent():
+def test_a_heatmap_gives_zero_a_colour_of_its_own_and_leaves_out_what_is_absent():
     values = np.array([[1e-4, 0.0, np.nan], [1e-1, 1e-2, np.inf]], np.float32)
     (trace,) = figures.heatmap(np.array([0, 5]), ["a", "b", "c"], values, COLUMNS["gradient_norm"])["data"]
     z = export.array(trace["z"])
-    assert (trace["zmin"], trace["zmax"]) == (-4, -1)
+    assert (trace["zmin"], trace["zmax"]) == (-5, -1)
+    assert trace["colorscale"][:2] == [[0, figures.ZERO], [0.25, figures.ZERO]]
+    assert dict(zip(trace["colorbar"]["tickvals"], trace["colorbar"]["ticktext"], strict=True))[-4.5] == "0"
     np.testing.assert_allclose(z[0], [-4, -1], atol=1e-6)
-    assert z[1, 0] == -4
+    assert z[1, 0] == -4.5
     assert np.isnan(z[2, 0])
     np.testing.assert_array_equal(export.array(trace["customdata"]), values.T)
 
@@ -61,10 +63,23 @@ def test_thinning_keeps_the_last_of_each_bucket_and_the_largest_count():
     np.testing.assert_array_equal(longer[: len(kept_steps)], kept_steps)  # what was drawn stays where it is
 
 
+def test_columns_are_evenly_spaced_whatever_steps_were_kept():
+    steps = np.sort(np.random.default_rng(0).choice(np.arange(0, 8000, 4), 1000, replace=False))
+    even, kept = figures.thin(steps, steps[:, None], COLUMNS["gradient_norm"], 300, even=True)
+    assert set(np.diff(even)) == {figures.bucket_steps(steps, 300)} == {32}
+    assert even[0] - 31 == steps[0]
+    last = steps[np.searchsorted(steps, even, side="right") - 1]
+    np.testing.assert_array_equal(kept[:, 0], last)  # the last record up to that step
+    assert figures.bucket_steps(steps, 1000) == 1
+    assert figures.bucket_steps(np.zeros(9, np.int64), 3) == 1
+
+
 def test_labels_are_escaped_short_and_different():
     names = ["<b>x</b>", "a\nb", "", "block/" * 20 + "one", "block/" * 20 + "one"]
     made = look.labels(names)
     assert made[:3] == ["&lt;b&gt;x&lt;/b&gt;", "a b", "(no name)"]
+    assert look.labels(["net/a/kernel", "net/a/bias", "net/ab"]) == ["a/kernel", "a/bias", "ab"]
+    assert look.labels(["net/a/kernel"]) == ["net/a/kernel"]
     assert len(set(made)) == 5
     assert all(len(label) < 60 for label in made)
 
@@ -75,6 +90,12 @@ def test_worst_first_knows_which_side_is_bad():
     assert tables.worst_first("saturated", values).tolist() == [3, 0, 1, 2]
     assert tables.worst_first("activation_mean", np.array([[0.1, -9.0, 1.0]])).tolist() == [1, 2, 0]
     assert tables.worst_first("gradient_norm", np.array([[1e-9, np.inf]])).tolist() == [1, 0]
+
+
+def test_a_range_of_steps_holds_both_its_ends():
+    table = layers(np.arange(8.0)[:, None])
+    assert tables.between(table, 2, 5).steps.tolist() == [2, 3, 4, 5]
+    assert len(tables.between(table, 9, 12).values) == 0
 
 
 def test_records_of_another_shape_are_left_out():

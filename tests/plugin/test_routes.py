@@ -78,6 +78,7 @@ def test_layer_budget_compare_and_replicas_have_their_figures(tensorboard):
     assert "loses" in budget["note"]
     several = panels(tensorboard.get("view", view="budget", run="vanishing", first=100, last=200))["budget"]
     assert "the mean of 11 steps from 100 to 200" in several["note"]
+    assert "The relu layer hidden_" in several["note"]
     compare = panels(tensorboard.get("view", view="compare", run=["healthy", "vanishing"]))
     assert set(compare) == {"run healthy", "run vanishing", "ratio vanishing", "gradient", "activation"}
     first, second = (compare[f"run {run}"]["figure"]["data"][0] for run in ("healthy", "vanishing"))
@@ -96,6 +97,16 @@ def test_what_a_run_lacks_is_said_in_words(tensorboard):
     assert "absent" in noise["empty"]
     single = panels(tensorboard.get("view", view="compare", run="healthy"))["compare"]
     assert "Tick two" in single["empty"]
+
+
+def test_a_range_of_steps_is_drawn_alone_and_its_numbers_too(tensorboard):
+    for view, key in (("flow", "flow"), ("layer", "gradient_norm"), ("compare", "run vanishing")):
+        asked = {"view": view, "run": ["vanishing", "healthy"], "first": 95, "last": 200}
+        x = export.array(panels(tensorboard.get("view", **asked))[key]["figure"]["data"][0]["x"])
+        assert (x[0], x[-1], len(x)) == (100, 200, 11)
+        lines = tensorboard.get("csv", panel=key, **asked).get_data(as_text=True).splitlines()[1:]
+        assert lines[0].split(",")[-3 if view != "layer" else 1] == "100"
+        assert len(lines) % 11 == 0
 
 
 def test_a_step_is_marked_with_a_line(tensorboard):

@@ -7,8 +7,8 @@ const words = (name) => name.replaceAll("_", " ");
 
 /** Controls of the view; `about` is what the open run offers, `columns` what each column means. */
 export function controls(root, state, about, columns) {
-  const make = { flow, layer, budget, compare, replicas }[state.view];
-  fill(root, make ? make(state, about, columns) : []);
+  const make = { flow, layer, budget: () => [], compare, replicas }[state.view];
+  fill(root, make ? [...make(state, about, columns), ...range(state)] : []);
 }
 
 function columnOf(state, about, columns) {
@@ -36,16 +36,18 @@ function layer(state, about) {
   return [select("Layer", chosen, groups, (name) => go({ layer: name })), move(at - 1, "‹ towards the input", "before"), move(at + 1, "towards the loss ›", "after")];
 }
 
-function budget(state) {
+/** The steps that are shown; dragging over a figure sets them too. The budget is of the last one where none are set. */
+function range(state) {
   const input = (name, label, hint) =>
     h(
       "label",
       { class: "control" },
       h("span", {}, label),
-      h("input", { type: "number", min: 0, step: 1, value: state[name], placeholder: hint, "data-key": name, onchange: (e) => go({ [name]: e.target.value.replace(/\D/g, "") }, false) }),
+      h("input", { type: "number", min: 0, step: 1, value: state[name], placeholder: hint, "data-key": name, onchange: (e) => go({ [name]: e.target.value.replace(/\D/g, "") }) }),
     );
-  const latest = h("button", { type: "button", "data-key": "latest", onclick: () => go({ first: "", last: "" }, false) }, "Last step");
-  return [input("first", "From step", "last"), input("last", "to step", "last"), latest];
+  const whole = state.view === "budget" ? "Last step" : "All steps";
+  const reset = h("button", { type: "button", "data-key": "whole", disabled: !state.first && !state.last, onclick: () => go({ first: "", last: "" }) }, whole);
+  return [input("first", "Steps from", state.view === "budget" ? "last" : "first"), input("last", "to", "last"), reset];
 }
 
 function compare(state, about, columns) {

@@ -6,8 +6,9 @@ import { address, go } from "./state.js";
 const WORDS = { error: ["error", "errors"], warning: ["warning", "warnings"], info: ["note", "notes"] };
 const SIGNS = { error: "✕", warning: "!", info: "i" };
 
-/** A link within the tab: an address that can be copied, followed without a reload. */
-function link(changes, text, title = null) {
+/** A link within the tab, of all steps: an address that can be copied, followed without a reload. */
+function link(target, text, title = null) {
+  const changes = { first: "", last: "", ...target };
   const follow = (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
     event.preventDefault();
@@ -77,6 +78,11 @@ function card(run) {
       { class: "facts" },
       fact("Step", [number(run.step, 9), run.steps ? h("small", {}, ` of ${number(run.steps, 9)}`) : null, share === null ? null : progress], "The last step that was recorded"),
       fact("Loss", [number(run.loss), sparkline(run.losses, run.colour)], "The loss, as the program gave it to the recorder"),
+      fact(
+        "Gradient from input to loss",
+        run.profile.length > 1 ? [sparkline(run.profile, run.colour), h("small", {}, decades(run.profile))] : "–",
+        "Gradient norm of each variable at the last step on a logarithmic scale, the input side to the left; a steady rise is a gradient that vanishes on its way back",
+      ),
       fact("Worst layer", worst(run), "The layer of the most severe finding; without one, that of the smallest gradient norm at the last step"),
       fact(
         "Measuring costs",
@@ -98,6 +104,10 @@ const STATES = {
 
 function fact(name, value, title) {
   return h("div", { title }, h("dt", {}, name), h("dd", {}, value));
+}
+
+function decades(profile) {
+  return `${number(Math.max(...profile) - Math.min(...profile), 2)} decades`;
 }
 
 function worst(run) {
