@@ -9,11 +9,13 @@ Exits with 1 where a goal is missed.
 """
 
 import argparse
+import functools
 import pathlib
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -83,22 +85,23 @@ def switched(driver, changes: str, column: str) -> float:
     return driver.execute_async_script(script, changes, column)
 
 
-def live(driver, step: int) -> float:
-    """Milliseconds from the poll that tells of a step to the figure that shows it."""
+def live(driver, write: Callable[[], None]) -> tuple[float, int]:
+    """Milliseconds from the poll that tells of what `write` wrote to the figure that shows it, and its bytes."""
+    drawn = driver.execute_script("return performance.getEntriesByName('drawn').length")
+    write()
     script = """
-    const [step, done] = arguments;
+    const [drawn, done] = arguments;
     const look = () => {
-      const chart = document.querySelector('.chart');
-      if (chart._fullData[0].x.slice(-1)[0] !== step) return requestAnimationFrame(look);
+      if (performance.getEntriesByName('drawn').length === drawn) return requestAnimationFrame(look);
       const polls = performance.getEntriesByType('resource').filter((e) => e.name.includes('/runs?'));
       const views = performance.getEntriesByType('resource').filter((e) => e.name.includes('/view?'));
       const view = views[views.length - 1];
       const poll = polls.filter((p) => p.responseEnd <= view.startTime).pop();
-      return done(performance.now() - poll.responseEnd);
+      return done([performance.now() - poll.responseEnd, view.encodedBodySize]);
     };
     look();
     """
-    return driver.execute_async_script(script, step)
+    return tuple(driver.execute_async_script(script, drawn))
 
 
 def measure(logdir: pathlib.Path, runs: int, layers: int, steps: int) -> list[Goal]:
@@ -132,13 +135,18 @@ def measure(logdir: pathlib.Path, runs: int, layers: int, steps: int) -> list[Go
         goals.append(Goal("another run, never read before, slowest", max(times), 300, "ms"))
         writer = synthetic.Writer(logdir / f"run_{runs - 1}", spec, steps)
         writer.status(steps - 1, "training")
-        times = []
-        for step in range(steps, steps + 8):
+
+        def write(step: int) -> None:
             writer.write(step)
             writer.file.flush()
-            times.append(live(driver, step))
+
+        times, sent = [], 0
+        for step in range(steps, steps + 8):
+            took, sent = live(driver, functools.partial(write, step))
+            times.append(took)
             time.sleep(1.2)
         writer.file.close()
+        print(f"a live update sends {sent / 1024:.0f} KiB")
         goals.append(Goal("a live update, median", statistics.median(times), 200, "ms"))
         goals.append(Goal("a live update, slowest", max(times), 200, "ms"))
         for view in ("overview", "layer", "budget", "compare", "replicas"):

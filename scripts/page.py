@@ -127,7 +127,22 @@ def _source(driver: webdriver.Chrome, frame: object) -> str:
     )
 
 
+def show(driver: webdriver.Chrome, address: str, state: str) -> None:
+    """The tab at a state and ready; where it is open already, by a change of the address alone."""
+    script = """
+    const [address, state, done] = arguments;
+    if (!document.querySelector('.tabs button') || !parent.location.href.startsWith(`${address}#`)) return done(false);
+    if (parent.location.hash === state) return done(true);
+    parent.addEventListener('hashchange', () => done(true), { once: true });
+    parent.location.hash = state;
+    """
+    if not driver.execute_async_script(script, address, f"#tapescope&{state}"):
+        enter(driver, address, state)
+    ready(driver)
+
+
 READY = """
+if (document.querySelector('main')?.ariaBusy !== 'false') return false;
 const panels = [...document.querySelectorAll('.panel')];
 const words = document.querySelector('.words > *');
 const finished = (panel) => panel.classList.contains('blank') || panel.querySelector('.chart[aria-label]');

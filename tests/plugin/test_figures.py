@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from tensorboard_plugin_tapescope import details, distributions, export, figures, look, metadata, tables
+from tensorboard_plugin_tapescope import details, distributions, export, figures, look, metadata, newer, tables
 from tensorboard_plugin_tapescope.metadata import COLUMNS, Family
 from tensorboard_plugin_tapescope.tables import Table
 
@@ -167,6 +167,22 @@ def test_findings_that_are_none_are_counted_and_the_rest_is_sorted():
     data = [Datum(0, 0.0, np.array([*texts, "{", "[]", '{"rule": 1}', "[" * 99999, endless], object))]
     found, unread = tables.findings(tables.table(Family("findings"), data))
     assert ([f["severity"] for f in found], unread) == (["error", "info"], 5)
+
+
+def test_what_is_new_of_a_figure_is_the_rest_of_what_was_drawn():
+    values = np.random.default_rng(0).random((50, 3)).astype(np.float32)
+    whole = figures.heatmap(np.arange(50), list("abc"), values, COLUMNS["gradient_norm"], most=20)
+    new = newer.since(whole, 45)
+    (old,), (trace,) = whole["data"], new["data"]
+    assert (new["since"], new["begins"]) == (45, [3.0])
+    assert export.array(trace["x"]).tolist() == [47, 51]  # of buckets of four, the last is not yet full
+    for name in ("z", "customdata"):
+        np.testing.assert_array_equal(export.array(trace[name]), export.array(old[name])[:, -2:])
+    assert (trace["y"], trace["zmin"]) == (old["y"], old["zmin"])
+    line = figures.series(np.arange(50), ["a"], values[:, :1], COLUMNS["loss"])
+    np.testing.assert_array_equal(export.array(newer.since(line, 48)["data"][0]["y"]), values[48:, 0])
+    bars = details.budget(["out"], {"flow_gate": np.zeros(1)})
+    assert newer.since(bars, 48) is bars
 
 
 def test_csv_never_starts_a_cell_as_a_formula():

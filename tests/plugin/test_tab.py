@@ -50,19 +50,18 @@ def text(driver, selector: str) -> str:
     return driver.find_element(By.CSS_SELECTOR, selector).text
 
 
-@pytest.mark.parametrize("mode", ["light", "dark"])
 @pytest.mark.parametrize("view", VIEWS)
-def test_every_view_draws_without_a_complaint(chrome, address, view, mode):
+def test_every_view_draws_without_a_complaint(chrome, address, view):
     run = "two replicas" if view == "replicas" else "vanishing"
-    page.enter(chrome, address, f"view={view}&run={urllib.parse.quote(run)}&layer=hidden_2&with=vanishing&with=healthy")
-    page.dark(chrome, mode == "dark")
-    page.ready(chrome)
-    time.sleep(0.3)
-    page.save(chrome, ARTIFACTS / f"{view}_{mode}.png")
-    assert page.complaints(chrome) == []
-    assert text(chrome, ".message") == ""
-    background = chrome.execute_script("return getComputedStyle(document.body).backgroundColor")
-    assert background == ("rgb(31, 32, 35)" if mode == "dark" else "rgb(255, 255, 255)")
+    state = f"view={view}&run={urllib.parse.quote(run)}&layer=hidden_2&with=vanishing&with=healthy"
+    page.show(chrome, address, state)
+    for mode, background in (("dark", "rgb(31, 32, 35)"), ("light", "rgb(255, 255, 255)")):
+        page.dark(chrome, mode == "dark")
+        page.ready(chrome)
+        page.save(chrome, ARTIFACTS / f"{view}_{mode}.png")
+        assert page.complaints(chrome) == []
+        assert text(chrome, ".message") == ""
+        assert chrome.execute_script("return getComputedStyle(document.body).backgroundColor") == background
     if view == "overview":
         assert text(chrome, ".lead h2") == "1 of 4 runs has errors" or "runs have errors" in text(chrome, ".lead h2")
         assert len(chrome.find_elements(By.CSS_SELECTOR, ".card")) == 4
@@ -74,8 +73,7 @@ def test_every_view_draws_without_a_complaint(chrome, address, view, mode):
 
 
 def test_a_link_survives_a_reload_and_back_goes_back(chrome, address):
-    page.enter(chrome, address, "view=flow&run=vanishing&column=delta_norm&order=worst")
-    page.ready(chrome)
+    page.show(chrome, address, "view=flow&run=vanishing&column=delta_norm&order=worst")
     chrome.find_element(By.CSS_SELECTOR, "[data-key='tab layer']").click()
     page.waited(chrome, "return document.querySelector('.panel[data-panel=output] .main-svg')")
     chrome.switch_to.default_content()
@@ -89,8 +87,7 @@ def test_a_link_survives_a_reload_and_back_goes_back(chrome, address):
 
 
 def test_controls_change_the_figure(chrome, address):
-    page.enter(chrome, address, "view=flow&run=vanishing")
-    page.ready(chrome)
+    page.show(chrome, address, "view=flow&run=vanishing")
     options = chrome.find_elements(By.CSS_SELECTOR, "[data-key='select Column'] option")
     assert {o.get_attribute("value") for o in options} == GRID_COLUMNS
     next(o for o in options if o.get_attribute("value") == "dead_share").click()
@@ -106,8 +103,7 @@ def test_controls_change_the_figure(chrome, address):
 
 
 def test_a_figure_can_be_saved_and_so_can_its_numbers(chrome, address):
-    page.enter(chrome, address, "view=flow&run=vanishing")
-    page.ready(chrome)
+    page.show(chrome, address, "view=flow&run=vanishing")
     script = "const done = arguments[0]; Plotly.toImage(document.querySelector('.chart'), {format: 'png'}).then(done)"
     assert chrome.execute_async_script(script).startswith("data:image/png;base64,")
     chrome.find_element(By.CSS_SELECTOR, ".tools button").click()
@@ -117,15 +113,13 @@ def test_a_figure_can_be_saved_and_so_can_its_numbers(chrome, address):
 
 
 def test_a_click_on_a_row_opens_its_layer(chrome, address):
-    page.enter(chrome, address, "view=flow&run=vanishing&column=delta_norm")
-    page.ready(chrome)
+    page.show(chrome, address, "view=flow&run=vanishing&column=delta_norm")
     chrome.execute_script("document.querySelector('.chart').emit('plotly_click', {points: [{pointNumber: [2, 5]}]})")
     page.waited(chrome, "return document.querySelector('[data-key=\"select Layer\"]')?.value === 'hidden_3'")
 
 
 def test_the_tab_can_be_used_from_the_keyboard(chrome, address):
-    page.enter(chrome, address, "view=flow&run=vanishing")
-    page.ready(chrome)
+    page.show(chrome, address, "view=flow&run=vanishing")
     tab = chrome.find_element(By.CSS_SELECTOR, "[role=tab][aria-selected=true]")
     tab.send_keys(Keys.ARROW_RIGHT)
     page.waited(chrome, "return document.activeElement.textContent === 'Layer'")
@@ -138,8 +132,7 @@ def test_the_tab_can_be_used_from_the_keyboard(chrome, address):
 def test_hostile_names_are_shown_as_text(chrome, address):
     run = urllib.parse.quote("we <b>ird/'quoted\"")
     for state in ("view=overview", f"view=findings&run={run}", f"view=flow&run={run}&column=delta_norm"):
-        page.enter(chrome, address, state)
-        page.ready(chrome)
+        page.show(chrome, address, state)
         assert (
             chrome.execute_script("return document.querySelectorAll('script:not([src]):not([type]), img').length") == 0
         )
@@ -148,8 +141,7 @@ def test_hostile_names_are_shown_as_text(chrome, address):
     assert HOSTILE[0] in ticks
     assert "two lines and a tab" in ticks
     for name in HOSTILE[:-1]:
-        page.enter(chrome, address, f"view=layer&run={run}&layer={urllib.parse.quote(name)}")
-        page.ready(chrome)
+        page.show(chrome, address, f"view=layer&run={run}&layer={urllib.parse.quote(name)}")
         assert text(chrome, ".message") == ""
         selected = "return document.querySelector('[data-key=\"select Layer\"]').value"
         assert chrome.execute_script(selected) == name
@@ -173,7 +165,8 @@ def test_a_live_run_is_followed_without_losing_zoom_or_scroll(chrome, tmp_path):
         page.waited(chrome, "return document.querySelector('.chip.training')?.textContent.includes('step 39')")
         shown = "return document.querySelector('.chart')._fullData?.[0].x.slice(-1)[0] === arguments[0]"
         page.waited(chrome, shown, 39)
-        chrome.execute_script("Plotly.relayout(document.querySelector('.chart'), {'xaxis.range': [5, 20]})")
+        chrome.execute_script("Plotly.relayout(document.querySelector('.chart'), {'yaxis.range': [8.5, 2.5]})")
+        whole = sent(chrome)
         chrome.execute_script("document.querySelector('main').style.height = '200px'")
         chrome.execute_script("document.querySelector('main').scrollTop = 50")
         delays = []
@@ -184,11 +177,36 @@ def test_a_live_run_is_followed_without_losing_zoom_or_scroll(chrome, tmp_path):
             page.waited(chrome, shown, step, seconds=10)
             delays.append(time.monotonic() - written)
         assert max(delays) < FOLLOW_SECONDS, delays
-        assert chrome.execute_script("return document.querySelector('.chart').layout.xaxis.range") == [5, 20]
+        assert sent(chrome) < whole / 3  # only what is new
+        rows = chrome.execute_script("return [...document.querySelector('.chart')._fullData[0].z].map((r) => r.length)")
+        assert rows == [46] * 12
+        assert chrome.execute_script("return document.querySelector('.chart').layout.yaxis.range") == [8.5, 2.5]
         assert chrome.execute_script("return document.querySelector('main').scrollTop") == 50
         page.save(chrome, ARTIFACTS / "live.png")
         assert page.complaints(chrome) == []
     writer.file.close()
+
+
+def sent(driver) -> int:
+    """Bytes of the last answer that brought figures."""
+    entries = "performance.getEntriesByType('resource').filter((e) => e.name.includes('/view?'))"
+    return driver.execute_script(f"return {entries}.pop().encodedBodySize")
+
+
+def test_a_range_of_steps_is_zoomed_into_and_out_of(chrome, address):
+    page.show(chrome, address, "view=layer&run=vanishing&layer=hidden_2")
+    chrome.execute_script(
+        "Plotly.relayout(document.querySelector('.chart'), {'xaxis.range[0]': 95.5, 'xaxis.range[1]': 204.5})"
+    )
+    shown = "return [...document.querySelectorAll('.chart')].filter((c) => c.data).map((c) => c._fullData[0].x[0])"
+    page.waited(chrome, f"return (() => {{ {shown} }})().every((x) => x >= 96 && x <= 204)")
+    page.ready(chrome)
+    assert chrome.execute_script("return parent.location.hash").endswith("&first=96&last=204")
+    boxes = [chrome.find_element(By.CSS_SELECTOR, f"[data-key={key}]") for key in ("first", "last")]
+    assert [box.get_attribute("value") for box in boxes] == ["96", "204"]
+    chrome.execute_script("document.querySelector('.chart').emit('plotly_doubleclick')")
+    page.waited(chrome, f"return (() => {{ {shown} }})()[0] === 0")
+    assert "first" not in chrome.execute_script("return parent.location.hash")
 
 
 def test_a_directory_without_runs_says_what_to_type(chrome, tmp_path):

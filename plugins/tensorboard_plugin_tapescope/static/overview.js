@@ -25,13 +25,12 @@ export function overview(root, runs, names) {
   fill(root, h("div", { class: "overview" }, lead(shown), h("div", { class: "cards" }, cards)));
 }
 
-/** The one sentence that matters most. */
+/** How the runs stand, in one sentence; the cards below it begin with the worst. */
 function lead(runs) {
   const bad = runs.filter((run) => run.findings.error);
   const uneasy = runs.filter((run) => !run.findings.error && run.findings.warning);
   const live = runs.filter((run) => run.state === "training").length;
   const stalled = runs.filter((run) => run.state === "stalled").length;
-  const worst = bad[0] ?? uneasy[0];
   const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
   const looked = runs.filter((run) => run.looked && !run.problems.length).length;
   let headline = looked === runs.length ? `Nothing was found in ${count(looked, "run", "runs")}` : `Nothing was found in ${looked} of ${count(runs.length, "run", "runs")}`;
@@ -45,7 +44,6 @@ function lead(runs) {
     "header",
     { class: `lead ${bad.length ? "error" : uneasy.length || unread ? "warning" : looked ? "good" : "plain"}` },
     h("h2", {}, headline, h("small", {}, parts.filter(Boolean).join(", "))),
-    worst ? h("p", {}, h("b", {}, worst.name), " — ", sentence(worst.headline.message), " ", where(worst.name, worst.headline)) : null,
   );
 }
 
@@ -90,9 +88,16 @@ function card(run) {
         "Median milliseconds of measuring a step, over the milliseconds that training takes between two records",
       ),
     ),
-    run.headline ? h("p", { class: "headline" }, h("span", { class: `sign ${run.headline.severity}`, "aria-hidden": "true" }, SIGNS[run.headline.severity]), sentence(run.headline.message), " ", where(run.name, run.headline)) : null,
+    run.headline ? headline(run) : null,
     run.problems.map((problem) => h("p", { class: "problem" }, `Cannot be read: ${problem}`)),
   );
+}
+
+/** What was found, where, and what to do about it. */
+function headline({ name, headline: found }) {
+  const sign = h("span", { class: `sign ${found.severity}`, "aria-hidden": "true" }, SIGNS[found.severity]);
+  const advice = found.advice ? h("small", {}, sentence(found.advice)) : null;
+  return h("div", { class: "headline" }, sign, h("p", {}, sentence(found.message), " ", where(name, found)), advice);
 }
 
 const STATES = {

@@ -13,6 +13,7 @@ const page = {};
 const known = { version: "", runs: [], columns: {}, about: new Map() };
 const NOTHING = { asked: "", versions: "", step: 0 };
 let drawn = NOTHING; // what the figures on the page show: the parameters, and how far each run had come
+let turns = 0;
 let asking = new AbortController();
 
 /** Builds the page, and keeps it up to date from then on. */
@@ -84,7 +85,15 @@ function settled(state) {
   return { ...state, run, ticked };
 }
 
+/** Shows what the address says; the page is busy until the last such call is through. */
 async function refresh(raw) {
+  const turn = ++turns;
+  page.main.setAttribute("aria-busy", "true");
+  await show(raw);
+  if (turn === turns) page.main.setAttribute("aria-busy", "false");
+}
+
+async function show(raw) {
   if (!known.version) return;
   const state = settled(raw);
   fill(page.tabs, Object.entries(VIEWS).map(([view, name]) => tab(view, name, state)));
