@@ -19,7 +19,7 @@ QUIET_RECORDS = 10
 def runs(snapshot: Snapshot, now: float | None = None) -> list[dict[str, Any]]:
     """Every run's row of the overview."""
     snapshot.preload(("step",), last=False)
-    snapshot.preload(("status", "findings", "variables"), last=True)
+    snapshot.preload(("status", "findings", "variables", "layers"), last=True)
     return [row(snapshot, name, time.time() if now is None else now) for name in snapshot.runs]
 
 
@@ -136,11 +136,11 @@ def _median(step: Table | None, name: str) -> float | None:
 
 
 def profile(snapshot: Snapshot, name: str) -> list[float]:
-    """log10 of the last gradient norms in forward order, those that are 0 or absent left out: how it flows."""
-    last = snapshot.last(name, "variables")
-    if last is None or not len(last.values) or "gradient_norm" not in last.family.columns:
+    """log10 of the gradient's norm at each layer's output at the last step, in forward order; 0 and absent left out."""
+    last = snapshot.last(name, "layers")
+    if last is None or not len(last.values) or "delta_norm" not in last.family.columns:
         return []
-    norms = tables.column(last, "gradient_norm")[-1].astype(np.float64)
+    norms = tables.column(last, "delta_norm")[-1].astype(np.float64)
     return _spark(np.log10(norms[norms > 0]))
 
 

@@ -47,7 +47,7 @@ function range(state) {
     );
   const whole = state.view === "budget" ? "Last step" : "All steps";
   const reset = h("button", { type: "button", "data-key": "whole", disabled: !state.first && !state.last, onclick: () => go({ first: "", last: "" }) }, whole);
-  return [input("first", "Steps from", state.view === "budget" ? "last" : "first"), input("last", "to", "last"), reset];
+  return [h("span", { class: "range" }, input("first", "Steps from", state.view === "budget" ? "last" : "first"), input("last", "to", "last"), reset)];
 }
 
 function compare(state, about, columns) {

@@ -51,16 +51,17 @@ export function number(value, digits = 4) {
   return value.toLocaleString("en", { maximumSignificantDigits: digits });
 }
 
-/** A line the size of a word. */
-export function sparkline(values, colour) {
+/** A line the size of a word; its height is that of the values' range, and at least of `least`. */
+export function sparkline(values, colour, least = 0) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("class", "spark");
   svg.setAttribute("viewBox", "0 0 100 28");
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("aria-hidden", "true");
   if (values.length > 1) {
-    const low = Math.min(...values);
-    const range = Math.max(...values) - low || 1;
+    const [smallest, largest] = [Math.min(...values), Math.max(...values)];
+    const range = Math.max(largest - smallest, least) || 1;
+    const low = (smallest + largest - range) / 2;
     const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
     const points = values.map((v, i) => `${(100 * i) / (values.length - 1)},${2 + 24 * (1 - (v - low) / range)}`);
     line.setAttribute("points", points.join(" "));

@@ -78,8 +78,8 @@ function card(run) {
       fact("Loss", [number(run.loss), sparkline(run.losses, run.colour)], "The loss, as the program gave it to the recorder"),
       fact(
         "Gradient from input to loss",
-        run.profile.length > 1 ? [sparkline(run.profile, run.colour), h("small", {}, decades(run.profile))] : "–",
-        "Gradient norm of each variable at the last step on a logarithmic scale, the input side to the left; a steady rise is a gradient that vanishes on its way back",
+        run.profile.length > 1 ? [sparkline(run.profile, run.colour, FLAT_DECADES), h("small", {}, decades(run.profile))] : "–",
+        "Norm of the gradient at the output of each layer at the last step, on a logarithmic scale, the input side to the left: a steady rise is a gradient that vanishes on its way back",
       ),
       fact("Worst layer", worst(run), "The layer of the most severe finding; without one, that of the smallest gradient norm at the last step"),
       fact(
@@ -110,6 +110,8 @@ const STATES = {
 function fact(name, value, title) {
   return h("div", { title }, h("dt", {}, name), h("dd", {}, value));
 }
+
+const FLAT_DECADES = 4; // what fewer decades than these look like is a gentle slope
 
 function decades(profile) {
   return `${number(Math.max(...profile) - Math.min(...profile), 2)} decades`;
