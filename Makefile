@@ -7,13 +7,14 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3 p
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
 PYTEST_ARGS ?= -n 2
 
-.PHONY: help demo study test check format screenshots clean
+.PHONY: help demo study test check docs format screenshots clean
 
 help:
 	@echo 'make demo         train three networks on real digits and see them in TensorBoard'
 	@echo 'make study        test the claims of the text: train 275 networks, write docs/study.md (some minutes)'
 	@echo 'make test         run the tests (PYTEST_ARGS="-n 2")'
-	@echo 'make check        run the linters: ruff, pyright'
+	@echo 'make check        run the linters (ruff, pyright) and build the documentation'
+	@echo 'make docs         build the documentation into site/'
 	@echo 'make format       let ruff format the code'
 	@echo 'make screenshots  draw docs/screenshots from the runs of make demo and one of four replicas'
 	@echo 'make clean        delete the environment, the runs and all that was built'
@@ -28,10 +29,13 @@ study: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -43,7 +47,7 @@ screenshots: $(VENV)/.dev
 	$(BIN)/python scripts/screenshots.py runs/demo docs/screenshots
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache tests/artifacts
+	rm -rf $(VENV) runs site build dist *.egg-info .pytest_cache .ruff_cache tests/artifacts
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps say what is installed: only a change of what is needed installs again.
@@ -52,7 +56,7 @@ $(VENV)/.demo: setup.cfg pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: setup.cfg pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[trainers,test,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[trainers,test,docs,dev]'
 	@touch $@ $(VENV)/.demo
 
 $(BIN)/python:

@@ -30,7 +30,9 @@ class Monitor(keras.callbacks.Callback):
       logdir: the run's directory.
       when: which batches to measure, counted from the first of this `fit`; every tenth by default.
       on_finding: "stop" ends the training once the rules find an error; "continue" only says it.
-      layers, window_examples, histograms: as for `tapescope.Probe`.
+      layers: as for `tapescope.Probe`.
+      window_examples: as for `tapescope.Probe`.
+      histograms: as for `tapescope.Probe`.
 
     `loss` in the records is fit's own: the mean over the epoch so far.
     """

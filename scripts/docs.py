@@ -1,0 +1,64 @@
+"""What mkdocs.yml needs beside mkdocs: pages from files elsewhere, formulas as MathML, nothing from the network."""
+
+import html
+import json
+import pathlib
+import re
+from typing import Any
+
+import latex2mathml.converter
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+ROOT = pathlib.Path(__file__).parents[1]
+ELSEWHERE = {
+    "CHANGELOG.md": "CHANGELOG.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md",
+    "BUILD_NOTES.md": "BUILD_NOTES.md",
+    "http_api.md": "plugins/tensorboard_plugin_tapescope/http_api.md",
+}
+"""Pages that are kept where those look for them who change what they tell of."""
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the pages from elsewhere, and one for each example."""
+    pages = {uri: (ROOT / path).read_text() for uri, path in ELSEWHERE.items()}
+    made = [example(path) for path in sorted((ROOT / "examples").glob("[!_]*")) if path.suffix in (".py", ".ipynb")]
+    listed = "\n".join(f"- [{title}]({name}.md)" for name, title, _ in made)
+    pages["examples/index.md"] = f"# Examples\n\nPrograms in `examples/`, whole and runnable.\n\n{listed}\n"
+    pages |= {f"examples/{name}.md": text for name, _, text in made}
+    for uri, text in pages.items():
+        files.append(File.generated(config, uri, content=text))
+    return files
+
+
+def example(path: pathlib.Path) -> tuple[str, str, str]:
+    """Name, title and page of a program or a notebook; the title is its first line."""
+    if path.suffix == ".ipynb":
+        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text())["cells"]]
+        text = "\n\n".join(f"```python\n{source}\n```" if kind == "code" else source for kind, source in cells)
+        title, _, rest = text.removeprefix("# ").partition("\n")
+    else:
+        text = path.read_text()
+        title = text.removeprefix('"""').partition("\n")[0].rstrip('."')
+        rest = f"```python\n{text}\n```"
+    return path.stem, title, f"# {title}\n\n`examples/{path.name}`\n\n{rest}\n"
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """LaTeX to MathML, which browsers draw by themselves."""
+    formula = r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
+    return re.sub(formula, _mathml, content, flags=re.DOTALL)
+
+
+def _mathml(found: re.Match[str]) -> str:
+    kind = "inline" if found[1] == "span" else "block"
+    return latex2mathml.converter.convert(html.unescape(found[2]), display=kind)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Raises PluginError for a page that would load something from another machine."""
+    loaded = re.search(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^\"'> ]+", output)
+    if loaded:
+        raise PluginError(f"{page.file.src_uri} loads from elsewhere: {loaded[0]}")
+    return output
