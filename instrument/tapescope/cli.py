@@ -13,8 +13,8 @@ from typing import Any
 NONE, FOUND, BAD_INPUT = 0, 1, 2
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Of the whole command line."""
     parser = argparse.ArgumentParser("tapescope", description="Reads back what a run recorded.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     checking = commands.add_parser(
@@ -50,7 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reporting.add_argument("runs", metavar="RUN", nargs="+")
     reporting.add_argument("--output", metavar="FILE", default="report.html", help="(default: %(default)s)")
     reporting.set_defaults(command=_report)
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    given = parser().parse_args(arguments)
     try:
         return given.command(given)
     except (OSError, ValueError, KeyError) as error:
