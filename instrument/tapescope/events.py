@@ -110,7 +110,7 @@ class EventFile:
         os.makedirs(logdir, exist_ok=True)
         # Readers take a directory's files in the order of their names, so the time comes first, to the microsecond.
         name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}.v2"
-        self.path = os.path.join(logdir, name)
+        self.path: str = os.path.join(logdir, name)
         try:
             self._writer = tf.io.TFRecordWriter(self.path)
             self._described: set[str] = set()

@@ -33,19 +33,19 @@ class History:
         self.of = of
         self.window: deque[View] = deque(maxlen=WINDOW)
         self.first: View | None = None
-        self.records = 0
+        self.records: int = 0
         self.early_losses: list[float] = []
         """Of the first WINDOW records."""
         self.early_norms: list[float] = []
-        self.first_dead = np.full(of.layers, np.nan)
+        self.first_dead: np.ndarray = np.full(of.layers, np.nan)
         """The share of dead units in the first window of examples, [L]."""
-        self.fastest = np.full(len(of.groups), -np.inf)
+        self.fastest: np.ndarray = np.full(len(of.groups), -np.inf)
         """The largest pace so far, [G]; -inf where none is known."""
-        self.fastest_step = np.zeros(len(of.groups), int)
-        self.way = np.zeros(len(of.groups))
+        self.fastest_step: np.ndarray = np.zeros(len(of.groups), int)
+        self.way: np.ndarray = np.zeros(len(of.groups))
         """How far the weights have gone, in their own lengths, [G]: the sum of their paces over all steps."""
         self.losses: deque[float] = deque(maxlen=2 * WINDOW)
-        self.highest = 0.0
+        self.highest: float = 0.0
         """The largest norm of the whole gradient so far, spikes left out."""
         self.spikes: list[View] = []
         """The first few records at which the gradient rose far above `highest`, and came back."""

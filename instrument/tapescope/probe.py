@@ -174,7 +174,7 @@ class MeasuringTape(Tape):
         super().__init__(probe, persistent, watch_accessed_variables)
         self._capture: capture.Capture | None = None
         self._passes: list[backward.Pass] = []
-        self.closed = False
+        self.closed: bool = False
 
     @property
     def has_gradient(self) -> bool:

@@ -60,8 +60,8 @@ class Recorder:
         about: Mapping[str, Any] | None = None,
         resume: Resume | None = None,
     ):
-        self.logdir = os.fspath(logdir)
-        self.lost = 0
+        self.logdir: str = os.fspath(logdir)
+        self.lost: int = 0
         """Records that could not be written."""
         self.findings: tuple[finding.Finding, ...] = ()
         """What the rules have found so far. Replaced, never changed, by the background thread: safe to read at any

@@ -36,7 +36,7 @@ class Selection:
     """
 
     def __init__(self, model: Any, pattern: str | None):
-        self.models = list(model) if isinstance(model, (list, tuple)) else [model]
+        self.models: list[Any] = list(model) if isinstance(model, (list, tuple)) else [model]
         for m in self.models:
             if not (hasattr(m, "trainable_variables") or is_variable(m)):
                 raise ValueError(

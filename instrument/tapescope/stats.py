@@ -9,6 +9,7 @@ Letters: B bins, K statistics, L layers, N elements, R replicas, U units, V vari
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -47,7 +48,7 @@ _TINY = 1e-30
 Numbers = list[tf.Tensor]
 
 
-def chunked(items: Sequence, compute: Callable[[Sequence, bool], tuple[Numbers, Numbers]]) -> list[Numbers]:
+def chunked(items: Sequence[Any], compute: Callable[[Sequence[Any], bool], tuple[Numbers, Numbers]]) -> list[Numbers]:
     """`compute(chunk, safe)` for all items, in chunks; for each chunk its numbers.
 
     `compute` returns its numbers and its suspects: values that lie between 1e-30 and infinity where the quick way was
