@@ -23,17 +23,16 @@ ELSEWHERE = {
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages from elsewhere, and one for each example."""
     pages = {uri: (ROOT / path).read_text() for uri, path in ELSEWHERE.items()}
-    made = [example(path) for path in sorted((ROOT / "examples").glob("[!_]*")) if path.suffix in (".py", ".ipynb")]
-    listed = "\n".join(f"- [{title}]({name}.md)" for name, title, _ in made)
-    pages["examples/index.md"] = f"# Examples\n\nPrograms in `examples/`, whole and runnable.\n\n{listed}\n"
-    pages |= {f"examples/{name}.md": text for name, _, text in made}
+    programs = [path for path in sorted((ROOT / "examples").iterdir()) if path.suffix in (".py", ".ipynb")]
+    pages |= {f"examples/{path.stem}.md": example(path) for path in programs}
+    pages["examples/index.md"] = re.sub(r"\((\w+)\.(py|ipynb)\)", r"(\1.md)", (ROOT / "examples/README.md").read_text())
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
     return files
 
 
-def example(path: pathlib.Path) -> tuple[str, str, str]:
-    """Name, title and page of a program or a notebook; the title is its first line."""
+def example(path: pathlib.Path) -> str:
+    """The page of a program or a notebook; its first line is the title."""
     if path.suffix == ".ipynb":
         cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text())["cells"]]
         text = "\n\n".join(f"```python\n{source}\n```" if kind == "code" else source for kind, source in cells)
@@ -42,7 +41,7 @@ def example(path: pathlib.Path) -> tuple[str, str, str]:
         text = path.read_text()
         title = text.removeprefix('"""').partition("\n")[0].rstrip('."')
         rest = f"```python\n{text}\n```"
-    return path.stem, title, f"# {title}\n\n`examples/{path.name}`\n\n{rest}\n"
+    return f"# {title}\n\n`examples/{path.name}`\n\n{rest}\n"
 
 
 def on_page_content(content: str, **_: Any) -> str:
