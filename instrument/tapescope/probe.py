@@ -72,7 +72,7 @@ class Probe:
     @_as_it_is
     def reading(
         self,
-        partial: Partial | None,
+        partial: Partial | Sequence[Partial | None] | None,
         gradients: Sequence[Any],
         *,
         aggregated: Sequence[Any] | None = None,
@@ -85,14 +85,17 @@ class Probe:
         one small one for everything else. All lists are in the order of the model's trainable variables.
 
         Args:
-          partial: from `tape.partial()`, of this step.
-          gradients: what `tape.gradient` returned: under replicas, each one's own.
+          partial: from `tape.partial()`, of this step; of one that accumulates, of each of its tapes in a list.
+          gradients: what `tape.gradient` returned, or its sum: under replicas, each one's own.
           aggregated: the gradient of the whole batch, where the program has it: summed over the replicas, or over the
             small batches of an accumulated step. It is the one recorded.
           applied: what the optimizer was given, where it is not the same (clipped); summed over replicas if
             `aggregated` is.
           loss_scale: what the loss was multiplied with before `tape.gradient`; gradients are recorded without it.
         """
+        if not isinstance(partial, Partial):
+            parts = [one for one in partial or () if one is not None]
+            partial = readings.accumulated(parts) if parts else None
         if partial is None or self.names is None:
             return None
         if replicas.context()[1] > 1:

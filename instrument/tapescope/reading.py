@@ -68,7 +68,7 @@ class Partial(NamedTuple):
     """What one replica knows before it has heard of the others."""
 
     rows: tf.Tensor
-    """`stats.LAYER_ROWS`, float32 [K, L]."""
+    """`stats.LAYER_ROWS`, float32 [K, L]; of an accumulated step [M, K, L]."""
     units: tf.Tensor
     """`stats.UNIT_ROWS`, float32 [K, sum U]."""
     activation_histogram: tf.Tensor | None
@@ -77,6 +77,17 @@ class Partial(NamedTuple):
     """The variables before the update."""
     gradients: GradientStats | None
     """None with several replicas: their sum is not known yet."""
+
+
+def accumulated(partials: Sequence[Partial]) -> Partial:
+    """Of a step that goes through its batch in M parts, what all of them showed; but for the gradient, their sum."""
+    counts = [p.activation_histogram for p in partials if p.activation_histogram is not None]
+    return partials[0]._replace(
+        rows=tf.stack([p.rows for p in partials]),
+        units=tf.add_n([p.units for p in partials]),
+        activation_histogram=tf.add_n(counts) if counts else None,
+        gradients=None,
+    )
 
 
 def dense(gradient: Any) -> tf.Tensor | None:
@@ -114,7 +125,7 @@ class _Merged(NamedTuple):
     """The same as a Partial, over all R replicas."""
 
     rows: tf.Tensor
-    """[R, K, L]."""
+    """[R, K, L], or [R, M, K, L]."""
     units: tf.Tensor
     activation_histogram: tf.Tensor | None
     gradients: GradientStats
@@ -150,9 +161,9 @@ def complete(
     else:
         merged = _together(here, partial, own, aggregated, applied)
 
-    layers = stats.merge_layers(merged.rows, sources)
+    layers = stats.merge_layers(tf.reshape(merged.rows, [-1, *partial.rows.shape[-2:]]), sources)
     gradient = dict(zip(stats.GRADIENT_ROWS, tf.unstack(merged.gradients.rows), strict=True))
-    examples = layers["examples"][0] if partial.rows.shape[1] else tf.constant(NAN)
+    examples = layers["examples"][0] if partial.rows.shape[-1] else tf.constant(NAN)
     if merged.lens is None:
         noise, noise_total = tf.fill([len(own)], NAN), tf.constant(NAN)
     else:

@@ -9,8 +9,10 @@ from tapescope_trainers import step, train
 from tapescope_trainers.flags import Options
 
 
-def after(steps: int, options: Options, measure: Callable[[int], bool] = lambda n: False) -> list[np.ndarray]:
-    """The trainable variables after `steps` steps."""
+def after(
+    steps: int, options: Options, measure: Callable[[int], bool] = lambda n: False, readings: list | None = None
+) -> list[np.ndarray]:
+    """The trainable variables after `steps` steps; the readings are put into a list that is given."""
     parts = train.prepare(options)
     parts.recorder.close()
     one_step = step.make(
@@ -20,9 +22,12 @@ def after(steps: int, options: Options, measure: Callable[[int], bool] = lambda 
         parts.strategy,
         batch_size=options.batch_size,
         clip_norm=options.clip_norm,
+        accumulate_steps=options.accumulate_steps,
         jit_compile=options.jit_compile,
     )
     batches = parts.strategy.experimental_distribute_dataset(parts.batches)
     for n, (x, y) in enumerate(itertools.islice(batches, steps)):
-        one_step(x, y, measure(n))
+        reading = one_step(x, y, measure(n)).reading
+        if readings is not None and reading is not None:
+            readings.append(reading)
     return [v.numpy() for v in parts.model.trainable_variables]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tapescope import reading, records
 from tapescope_trainers import data, flags, step, train
 from tests.trainers.steps import after
 
@@ -68,6 +69,35 @@ def test_a_step_is_what_a_plain_loop_does(tmp_path):
             loss = -tf.reduce_mean(tf.reduce_sum(y * tf.math.log(p), -1))
         optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
     assert_same(after(STEPS, options), [v.numpy() for v in model.trainable_variables], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "more"),
+    [
+        ((), CLIPPED),
+        (("--strategy=mirrored", "--devices=cpu:4"), PLAIN),
+        (("--strategy=mirrored", "--devices=cpu:2", "--jit_compile"), CLIPPED),
+    ],
+)
+def test_a_batch_in_parts_makes_the_same_step_and_the_same_reading(tmp_path, how, more):
+    """Weights after ten steps and all readings against the whole batch at once, on one device."""
+
+    def run(*arguments: str) -> tuple[list[np.ndarray], list]:
+        options = flags.parse(["x", f"--logdir={tmp_path}", "--batch_size=64", "--seed=1", *NETWORK[:3], *arguments])
+        readings: list = []
+        return after(STEPS, options, lambda n: n in (0, STEPS - 1), readings), readings
+
+    (weights, found), (expected_weights, expected) = run("--accumulate_steps=4", *how, *more), run(*more)
+    assert_same(weights, expected_weights)
+    for a, b in zip(map(records.on_host, found), map(records.on_host, expected), strict=True):
+        for name in reading.VARIABLE_COLUMNS + reading.LAYER_COLUMNS + reading.STEP_COLUMNS:
+            if "noise" not in name:
+                np.testing.assert_allclose(a.column(name), b.column(name), rtol=1e-3, atol=1e-5, err_msg=name)
+        np.testing.assert_array_equal(a.elements, b.elements)
+        np.testing.assert_allclose(a.units, b.units, rtol=1e-4, atol=1e-3)
+        np.testing.assert_array_equal(a.activation_histogram.sum(1), b.activation_histogram.sum(1))
+        np.testing.assert_array_equal(a.gradient_histogram.sum(1), b.gradient_histogram.sum(1))
+        assert (a.replicas is None) == (how == ())
 
 
 def test_a_replica_that_overflows_makes_all_skip_the_step(tmp_path):

@@ -47,6 +47,11 @@ def test_devices_that_do_not_serve(name, devices, message):
 
 def test_a_batch_is_shared_out_evenly():
     strategy.check_batch(8, 4)
+    strategy.check_batch(16, 4, 2)
+    with pytest.raises(
+        ValueError, match="20 cannot be divided among 4 replicas in --accumulate_steps=2 parts each: take 16"
+    ):
+        strategy.check_batch(20, 4, 2)
     with pytest.raises(ValueError, match="--batch_size=10 cannot be divided among 4 replicas: take 8"):
         strategy.check_batch(10, 4)
     with pytest.raises(ValueError, match="take 4"):

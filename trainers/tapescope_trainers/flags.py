@@ -42,6 +42,7 @@ class Options(NamedTuple):
     optimizer: str
     learning_rate: float
     clip_norm: float | None
+    accumulate_steps: int
     mixed_precision: str
     jit_compile: bool
     seed: int
@@ -167,6 +168,9 @@ _define(_count, "validate_every", None, "steps between validations; default: one
 _define(_Choice(OPTIMIZERS), "optimizer", "adam", "the optimizer")
 _define(_Number(float, 1e-12, 1e6), "learning_rate", 1e-3, "step size")
 _define(_Number(float, 1e-12, 1e12), "clip_norm", None, "largest global gradient norm; default: no clipping")
+_define(
+    _Number(int, 1, 10**4), "accumulate_steps", 1, "parts of a batch, one after another: less memory, the same step"
+)
 _define(_Choice(PRECISIONS), "mixed_precision", "none", "compute type; variables and the output stay float32")
 flags.DEFINE_bool("jit_compile", False, "compile forward, backward and measuring with XLA", FLAGS)
 _define(_Number(int, 0, 2**31 - 1), "seed", 0, "fixes the initial weights, the split and the order of examples")

@@ -33,11 +33,14 @@ def make(
     *,
     batch_size: int,
     clip_norm: float | None = None,
+    accumulate_steps: int = 1,
     jit_compile: bool = False,
 ) -> Callable[..., Outcome]:
     """`step(x, y, measure)`; `measure` is a Python bool. The optimizer must be built.
 
-    Raises ValueError where model or optimizer ask for what several replicas would do otherwise than one device.
+    With `accumulate_steps` M each replica goes through its share of the batch in M parts, one after another, and sums
+    their gradients: the step is the same, and needs the memory of one part. Raises ValueError where model or optimizer
+    ask for what several replicas would do otherwise than one device.
     """
     replicated.prepare(model, optimizer, strategy.num_replicas_in_sync)
     variables = model.trainable_variables
@@ -55,10 +58,24 @@ def make(
     if jit_compile:
         forward_backward = tf.function(forward_backward, jit_compile=True)
 
+    def in_parts(x, y, scale, measure):
+        """The sums over the parts of a batch, and what each of them showed."""
+        total: Any = None
+        partials = []
+        for part in zip(tf.split(x, accumulate_steps), tf.split(y, accumulate_steps), strict=True):
+            # One after another, or all of them are in memory together.
+            with tf.control_dependencies(total[2] if total else []):
+                *found, partial = forward_backward(*part, scale, measure)
+                total = tf.nest.map_structure(tf.add, total, found) if total else found
+            partials.append(partial)
+        return *total, partials
+
     def in_replica(x, y, measure):
         # Read here: `apply` may change it, and this step's gradients were made with the present one.
         scale = tf.identity(optimizer.dynamic_scale.value) if dynamic else None
-        loss, accuracy, gradients, partial = forward_backward(x, y, scale, measure)
+        loss, accuracy, gradients, partial = (in_parts if accumulate_steps > 1 else forward_backward)(
+            x, y, scale, measure
+        )
         given: Any = gradients
         aggregated: Any = None
         applied: Any = None

@@ -38,13 +38,15 @@ def make(
     return tf.distribute.OneDeviceStrategy(names[0]) if strategy == "one_device" else tf.distribute.get_strategy()
 
 
-def check_batch(batch_size: int, replicas: int) -> None:
-    """Every replica gets the same share of a batch."""
-    if batch_size % replicas:
-        near = max(replicas, batch_size - batch_size % replicas)
-        raise ValueError(
-            f"--batch_size={batch_size} cannot be divided among {replicas} replicas: take {near}, for example"
-        )
+def check_batch(batch_size: int, replicas: int, accumulate_steps: int = 1) -> None:
+    """Every replica gets the same share of a batch, in equal parts."""
+    parts = replicas * accumulate_steps
+    if batch_size % parts:
+        near = max(parts, batch_size - batch_size % parts)
+        among = f"among {replicas} replicas"
+        if accumulate_steps > 1:
+            among += f" in --accumulate_steps={accumulate_steps} parts each"
+        raise ValueError(f"--batch_size={batch_size} cannot be divided {among}: take {near}, for example")
 
 
 def agreement(strategy: tf.distribute.Strategy) -> Callable[[int, bool], bool]:

@@ -121,7 +121,7 @@ def prepare(options: Options, go_on: bool = False, link: Link | None = None) -> 
         *(options.strategy, options.devices, options.collective), link.cluster if link else None
     )
     replicas = distribution.num_replicas_in_sync
-    strategy.check_batch(options.batch_size, replicas)
+    strategy.check_batch(options.batch_size, replicas, options.accumulate_steps)
     if go_on:
         resume.check_replicas(options, replicas)
     keras.utils.set_random_seed(options.seed)
@@ -185,6 +185,7 @@ def train(options: Options, parts: Parts, names: list[str]):
         parts.strategy,
         batch_size=options.batch_size,
         clip_norm=options.clip_norm,
+        accumulate_steps=options.accumulate_steps,
         jit_compile=options.jit_compile,
     )
     evaluate = step.make_evaluation(parts.model, parts.strategy)
