@@ -92,12 +92,14 @@ def compare(first: Run, second: Run, tolerance: float = 1e-3, by: str = "step") 
         with np.errstate(all="ignore"):
             quotient = np.where(a == b, 1.0, b / a)
         ratios[column] = {n: _median(quotient[:, i]) for i, n in enumerate(names)}
-        found += [
-            Deviation(
-                column, names[i], int(first.steps[mine[t]]), float(a[t, i]), float(b[t, i]), float(relative[t, i])
-            )
-            for t, i in zip(*np.nonzero(relative > tolerance), strict=True)
-        ]
+        apart = relative > tolerance
+        if column in FORWARD + BACKWARD and apart.any():
+            t = int(np.argmax(apart.any(axis=1)))  # of later records none can be the first
+            step = int(first.steps[mine[t]])
+            found += [
+                Deviation(column, names[i], step, float(a[t, i]), float(b[t, i]), float(relative[t, i]))
+                for i in np.flatnonzero(apart[t])
+            ]
     if not ratios:
         raise ValueError(f"{first.logdir} and {second.logdir} have no layer or variable of the same name")
     order = {name: i for i, name in enumerate((*first.layers, *first.variables))}

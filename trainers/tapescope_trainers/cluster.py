@@ -5,7 +5,7 @@ import os
 import re
 import socket
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
@@ -85,6 +85,22 @@ def _slurm() -> Cluster:
         raise ValueError(f"--cluster=slurm: {error}: start it inside a job, with srun") from None
 
 
+class _Pods:
+    """The API's client as TensorFlow's resolver asks it: that takes the node's address, but it is the pods that listen.
+
+    Only with hostNetwork they are the same.
+    """
+
+    def __init__(self, api: Any):
+        self._api = api
+
+    def list_pod_for_all_namespaces(self, label_selector: str) -> Any:
+        pods = self._api.list_pod_for_all_namespaces(label_selector=label_selector)
+        for pod in pods.items:
+            pod.status.host_ip = pod.status.pod_ip
+        return pods
+
+
 def _kubernetes(workers: int | None, patience_s: float) -> Cluster:
     if not workers:
         raise ValueError("--cluster=kubernetes needs --workers=N, the number of pods to wait for")
@@ -100,7 +116,7 @@ def _kubernetes(workers: int | None, patience_s: float) -> Cluster:
         try:
             config.load_incluster_config()
             resolver = tf.distribute.cluster_resolver.KubernetesClusterResolver(
-                {"worker": [label]}, int(port), override_client=client.CoreV1Api()
+                {"worker": [label]}, int(port), override_client=_Pods(client.CoreV1Api())
             )
             # Sorted, for each worker asks for itself, and all must number them alike.
             addresses = tuple(sorted(resolver.cluster_spec().job_tasks("worker")))
