@@ -15,7 +15,6 @@ from scripts import page
 
 VIEWS = ("overview", "flow", "layer", "budget", "compare", "replicas", "findings")
 DARK = ("overview", "flow")
-SETTLE_SECONDS = 1.0
 LOAD_SECONDS = 60
 
 
@@ -56,11 +55,10 @@ def main() -> int:
     out = pathlib.Path(sys.argv[2])
     with page.tensorboard(sys.argv[1]) as (url, _), page.browser(1280, 860) as driver:
         for view, state in states(url, rows(url)).items():
-            for dark in (False, True) if view in DARK else (False,):
-                page.enter(driver, url, state)
+            page.show(driver, url, state)
+            for dark in (True, False) if view in DARK else (False,):
                 page.dark(driver, dark)
                 page.ready(driver)
-                time.sleep(SETTLE_SECONDS)
                 path = out / f"{view}{'_dark' if dark else ''}.png"
                 page.save(driver, path)
                 print(path)
