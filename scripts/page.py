@@ -151,7 +151,7 @@ return Boolean(document.styleSheets.length && (words || drawn) && document.query
 """
 
 
-def ready(driver: webdriver.Chrome, seconds: float = 30) -> None:
+def ready(driver: webdriver.Chrome, seconds: float = 60) -> None:
     """Waits until the view shows something."""
     waited(driver, READY, seconds=seconds)
 
