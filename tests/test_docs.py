@@ -78,7 +78,9 @@ def test_the_python_runs_from_the_wheel(wheel, tmp_path):
     assert len(tapescope.runs(tmp_path / "runs" / "recipes")) == 4
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "docs" / "distributed.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [*PAGES, *(ROOT / "docs" / f"{name}.md" for name in ("distributed", "trainer"))], ids=lambda p: p.stem
+)
 def test_its_flags_exist(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("my.npz").touch()

@@ -129,7 +129,7 @@ class Run:
         try:
             import pandas
         except ImportError:
-            raise ImportError("`Run.frame` needs pandas: pip install 'tapescope[frame]'") from None
+            raise ImportError("`Run.frame` needs pandas: pip install pandas") from None
         values, series = self[column], self._holder(column)
         if column.endswith("_histogram"):
             raise ValueError(f"`column` ({column!r}) has 3 axes and a DataFrame 2: take run[{column!r}], an array")

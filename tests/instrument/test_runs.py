@@ -83,7 +83,7 @@ def test_what_has_no_frame_says_so(run, monkeypatch):
     with pytest.raises(KeyError, match=r"no column 'x' in .*; it has: gradient_norm"):
         run.frame("x")
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"needs pandas: pip install 'tapescope\[frame\]'"):
+    with pytest.raises(ImportError, match=r"needs pandas: pip install pandas"):
         run.frame("loss")
 
 
