@@ -16,6 +16,7 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "BUILD_NOTES.md": "BUILD_NOTES.md",
     "http_api.md": "plugins/tensorboard_plugin_tapescope/http_api.md",
+    "examples/index.md": "examples/README.md",
 }
 """Pages that are kept where those look for them who change what they tell of."""
 
@@ -25,10 +26,18 @@ def on_files(files: Files, config: Any) -> Files:
     pages = {uri: (ROOT / path).read_text() for uri, path in ELSEWHERE.items()}
     programs = [path for path in sorted((ROOT / "examples").iterdir()) if path.suffix in (".py", ".ipynb")]
     pages |= {f"examples/{path.stem}.md": example(path) for path in programs}
-    pages["examples/index.md"] = re.sub(r"\((\w+)\.(py|ipynb)\)", r"(\1.md)", (ROOT / "examples/README.md").read_text())
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Has links to what lies elsewhere, which are right in the repository, lead to the pages made of it."""
+    if page.file.src_uri.startswith("examples/"):
+        return re.sub(r"\]\((\w+)\.(?:py|ipynb)\)", r"](\1.md)", markdown)
+    for uri, path in ELSEWHERE.items():
+        markdown = markdown.replace(f"](../{path}", f"]({uri}")
+    return re.sub(r"\]\(\.\./(examples/\w+)\.(?:py|ipynb)\)", r"](\1.md)", markdown)
 
 
 def example(path: pathlib.Path) -> str:
