@@ -7,11 +7,12 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3 p
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
 PYTEST_ARGS ?= -n 2
 
-.PHONY: help demo study test check docs format screenshots clean
+.PHONY: help demo study bench test check docs format screenshots clean
 
 help:
 	@echo 'make demo         train three networks on real digits and see them in TensorBoard'
 	@echo 'make study        test the claims of the text: train 275 networks, write docs/study.md (some minutes)'
+	@echo 'make bench        measure what measuring costs, write docs/overhead.md (a quarter of an hour; BENCH_ARGS=--quick)'
 	@echo 'make test         run the tests (PYTEST_ARGS="-n 2")'
 	@echo 'make check        run the linters (ruff, pyright) and build the documentation'
 	@echo 'make docs         build the documentation into site/'
@@ -25,6 +26,9 @@ demo: $(VENV)/.demo
 
 study: $(VENV)/.demo
 	$(BIN)/python -m tapescope_trainers.study --logdir=runs/study --table=docs/study.md
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench.cost $(BENCH_ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

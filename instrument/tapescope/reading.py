@@ -97,7 +97,7 @@ def dense(gradient: Any) -> tf.Tensor | None:
 
 def gradient_stats(gradients: Sequence[tf.Tensor | None], histograms: bool) -> GradientStats:
     """Statistics of a list of V dense gradients."""
-    return GradientStats(stats.gradient_rows(gradients), stats.histograms(gradients) if histograms else None)
+    return GradientStats(*stats.gradient_rows(gradients, histograms))
 
 
 def measure(
@@ -109,13 +109,12 @@ def measure(
 ) -> Partial:
     """What one replica can say. `deltas` are the gradients with respect to a, z and input of each call, unscaled."""
     # The first call's input is the data; those of the others are outputs, seen before.
-    rows, units = stats.layer_rows([(c, d, i == 0) for i, (c, d) in enumerate(zip(calls, deltas, strict=True))])
-    outputs = [tf.cast(c.a, tf.float32) for c in calls]
+    rows, units, bins = stats.layer_rows(list(zip(calls, deltas, strict=True)), histograms, check_input=True)
     _, count = replicas.context()
     return Partial(
         rows=rows,
         units=units,
-        activation_histogram=stats.histograms(outputs) if calls and histograms else None,
+        activation_histogram=bins if calls else None,
         weights=tuple(weights),
         gradients=gradient_stats(gradients, histograms) if count == 1 else None,
     )
@@ -243,6 +242,4 @@ def _together(
 
 
 def _norms(gradients: Sequence[tf.Tensor | None] | None) -> tf.Tensor | None:
-    if gradients is None:
-        return None
-    return stats.gradient_rows(gradients)[0]
+    return None if gradients is None else stats.norms(gradients)

@@ -1,21 +1,36 @@
 """Pure functions from tensors to numbers: no Keras, no state. Run in eager, `tf.function`, XLA and replicas alike.
 
 All arithmetic is float32 or better whatever the tensor's dtype. A NaN or Inf element is counted and then left out, so
-that one of them does not hide the rest; norms keep their digits from 1e-33 to 1e38. Both cost several passes over the
+that one of them does not hide the rest; norms keep their digits from 1e-38 to 1e38. Both cost several passes over the
 data, so everything is first computed the quick way, which reads each tensor a few times and writes little. If a sum
-comes out that the quick way could have got wrong, the chunk of tensors it belongs to is done again the `safe` way.
+comes out that the quick way could have got wrong, the tensors it belongs to are done again the safe way: masked, and
+summed in float64. See `tapescope.groups` for how many tensors are reduced by few nodes. XLA fuses the passes, so there
+the safe way is the only one.
 
-Letters: B bins, K statistics, L layers, N elements, R replicas, U units, V variables.
+Letters: B bins, K statistics, L layers, M elements of a unit, N elements, R replicas, U units, V variables.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tapescope import activations
 from tapescope.capture import Call
+from tapescope.groups import (
+    Group,
+    R,
+    again,
+    axes,
+    chunks,
+    compiled,
+    concat,
+    elements,
+    grouped,
+    in_order,
+    joined,
+    safely,
+)
 from tensorboard_plugin_tapescope.metadata import BINS, BINS_PER_OCTAVE, LOW_EXPONENT, SIDE_BINS
 
 GRADIENT_ROWS = ("norm", "max", "zero", "nonfinite")
@@ -38,68 +53,34 @@ LAYER_ROWS = (
 )
 UNIT_ROWS = ("absolute_sum", "zero", "flat", "low", "high")
 
-
-CHUNK = 16
-"""Tensors that are done again together; what the quick way needs must stay in memory until then."""
-
-_TINY = 1e-30
-"""A sum of squares below this has lost digits, or is 0 though no element is."""
-
-Numbers = list[tf.Tensor]
-
-
-def chunked(items: Sequence[Any], compute: Callable[[Sequence[Any], bool], tuple[Numbers, Numbers]]) -> list[Numbers]:
-    """`compute(chunk, safe)` for all items, in chunks; for each chunk its numbers.
-
-    `compute` returns its numbers and its suspects: values that lie between 1e-30 and infinity where the quick way was
-    good enough. Where one does not, the chunk is computed again with `safe`.
-    """
-    results = []
-    for start in range(0, len(items), CHUNK):
-        chunk = items[start : start + CHUNK]
-        quick, suspects = compute(chunk, False)
-        suspect = tf.stack(suspects)
-        good = tf.reduce_all(tf.math.is_finite(suspect) & (suspect > _TINY))
-        results.append(tf.cond(good, lambda q=quick: q, lambda c=chunk: compute(c, True)[0]))
-    return results
-
-
-def count(mask: tf.Tensor, axis: Sequence[int] | None = None) -> tf.Tensor:
-    """Number of true elements over `axis` (all axes), float32; summed in int32, so exact while float32 can hold it."""
-    return tf.cast(tf.reduce_sum(tf.cast(mask, tf.int32), axis), tf.float32)
+_DECADES = 30
+"""A sum of squares outside of 1e-30 to 1e30 may have lost digits, or be 0 though no element is."""
+_CANCELLED = 1 / 256
+"""A variance below this part of the mean square has lost too many digits as a difference of the two."""
 
 
 def norm(x: tf.Tensor) -> tf.Tensor:
-    """L2 norm, float32 [], of finite values. Scaled by the largest magnitude, so that neither 1e-30 nor 1e30 is lost
-    when it is squared (the scheme of BLAS' nrm2).
-    """
-    largest = tf.reduce_max(tf.abs(x))
-    return largest * tf.sqrt(tf.reduce_sum(tf.square(tf.math.divide_no_nan(x, largest))))
+    """L2 norm, float32 [], of finite values; neither 1e-30 nor 1e30 is lost when it is squared."""
+    return tf.cast(tf.sqrt(tf.reduce_sum(tf.square(tf.cast(x, tf.float64)))), tf.float32)
 
 
 def hypot(parts: tf.Tensor) -> tf.Tensor:
     """L2 norm over axis 0 of norms, `[R, ...]` to `[...]`, without overflow. NaN where a part is NaN."""
-    largest = tf.reduce_max(parts, 0)
-    return largest * tf.sqrt(tf.reduce_sum(tf.square(tf.math.divide_no_nan(parts, largest)), 0))
+    if parts.shape[0] == 1:
+        return parts[0]
+    return tf.cast(tf.sqrt(tf.reduce_sum(tf.square(tf.cast(parts, tf.float64)), 0)), tf.float32)
 
 
 def finite(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """`x` with 0 in place of its NaN and Inf elements, and how many there were, float32 []."""
     mask = tf.math.is_finite(x)
-    return tf.where(mask, x, 0.0), count(~mask)
-
-
-def _norm(x: tf.Tensor, safe: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """L2 norm of the finite elements, number of the others, and the sum of squares as a suspect."""
-    if safe:
-        values, nonfinite = finite(x)
-        return norm(values), nonfinite, tf.constant(1.0)
-    square = 2 * tf.nn.l2_loss(x)
-    return tf.sqrt(square), tf.constant(0.0), square
+    return tf.where(mask, x, 0.0), tf.cast(tf.reduce_sum(tf.cast(~mask, tf.int32)), tf.float32)
 
 
 _CODES = 1024
 """Values of a float32's sign, exponent and first mantissa bit: its half octave, found without a logarithm."""
+_ZERO_CODES = (0, 1, 512, 513)
+"""0, and what is too small for a normal float32: TensorFlow computes with it as 0."""
 
 
 def _bin_of_code() -> np.ndarray:
@@ -111,54 +92,133 @@ def _bin_of_code() -> np.ndarray:
     return np.concatenate(sides).astype(np.int32)
 
 
-def codes(x: tf.Tensor) -> tf.Tensor:
-    """How many elements have each code, int32 [_CODES]: one pass, and one that counts. Exact."""
-    bits = tf.bitcast(tf.reshape(x, [-1]), tf.uint32)
-    code = tf.bitcast(tf.bitwise.right_shift(bits, tf.constant(22, tf.uint32)), tf.int32)
-    return tf.raw_ops.DenseBincount(input=code, size=_CODES, weights=tf.zeros([0], tf.int32), binary_output=False)
+def codes(groups: Sequence[Group]) -> tf.Tensor:
+    """How many elements of each tensor have each code, int32 [n, _CODES]: one pass, and one that counts. Exact."""
+    shift, weights, parts = tf.constant(22, tf.uint32), tf.zeros([0], tf.int32), []
+    size, flat = tf.constant(_CODES), tf.constant([-1])
+    for group in groups:
+        bits = R.Bitcast(input=group.x, type=tf.uint32)
+        code = R.Bitcast(input=R.RightShift(x=bits, y=shift), type=tf.int32)
+        if code.shape.rank != 1 + group.many:
+            code = R.Reshape(tensor=code, shape=[len(group.indices), -1] if group.many else flat)
+        parts.append(R.DenseBincount(input=code, size=size, weights=weights, binary_output=False))
+    return joined(parts, groups)
 
 
-def histograms(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
-    """Counts of the finite elements over the wire's signed logarithmic bins, int32 [len(tensors), B]; 0 for None."""
-    counts = tf.stack([tf.zeros([_CODES], tf.int32) if x is None else codes(x) for x in tensors], axis=1)
-    return tf.transpose(tf.math.unsorted_segment_sum(counts, _bin_of_code(), BINS + 1)[:BINS])
+def _folded(counts: tf.Tensor) -> tf.Tensor:
+    """Counts over the wire's bins, int32 [n, B], from those by code."""
+    by_bin = tf.math.unsorted_segment_sum(tf.transpose(counts), _bin_of_code(), BINS + 1)
+    return tf.transpose(by_bin[:BINS])
 
 
-def gradient_rows(gradients: Sequence[tf.Tensor | None]) -> tf.Tensor:
-    """GRADIENT_ROWS of each variable's gradient, float32 [K, V]; NaN where there is none."""
+def histograms(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Counts of the finite elements over the wire's signed logarithmic bins, int32 [n, B]."""
+    groups = grouped(tensors)
+    return tf.transpose(in_order(tf.transpose(_folded(codes(groups))), groups))
+
+
+def _squares(groups: Sequence[Group]) -> tf.Tensor:
+    """Sum of squares of each tensor, float32 [n], in one pass where it lies alone."""
+    pairs = zip(groups, axes(groups), strict=True)
+    parts = [R.Sum(input=R.Square(x=g.x), axis=axis) if g.many else R.L2Loss(t=g.x) for g, axis in pairs]
+    return joined(parts, groups) * np.concatenate([[1.0 + (not g.many)] * len(g.indices) for g in groups])
+
+
+def _safe_rows(x: tf.Tensor) -> Sequence[tf.Tensor]:
+    """L2 norm and largest magnitude of the finite elements, and the number of the others: `[n, N]` to `[3, n]`."""
+    last, mask = tf.constant([1]), R.IsFinite(x=x)
+    values = R.SelectV2(condition=mask, t=x, e=0.0)
+    square = R.Sum(input=R.Square(x=R.Cast(x=values, DstT=tf.float64)), axis=last)
+    nonfinite = R.Sum(input=R.Cast(x=R.LogicalNot(x=mask), DstT=tf.int32), axis=last)
+    largest = R.Max(input=R.Abs(x=values), axis=last)
+    length = R.Cast(x=R.Sqrt(x=square), DstT=tf.float32)
+    return (R.Pack(values=[length, largest, R.Cast(x=nonfinite, DstT=tf.float32)]),)
+
+
+def _in_range(square: tf.Tensor) -> tf.Tensor:
+    """Whether a sum of squares lies where float32 keeps its digits, bool [n]; False for NaN."""
+    return R.Less(x=R.Abs(x=R.Log(x=square)), y=_DECADES * np.log(10))
+
+
+def _norms(groups: Sequence[Group], good: Callable[[tf.Tensor], tf.Tensor] = _in_range) -> tf.Tensor:
+    """L2 norm (twice) and number of non-finite elements of each tensor, `[3, n]` in the order of `groups`."""
+    if compiled():
+        return safely(groups, _safe_rows)[0]
+    rows = []
+    for chunk in chunks(groups):
+        square = _squares(chunk)
+        length = R.Sqrt(x=square)
+        quick = R.Pack(values=[length, length, R.ZerosLike(x=length)])
+        rows += again(good(square), [quick], chunk, _safe_rows)
+    return concat(rows, 1)
+
+
+def norms(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
+    """L2 norm of the finite elements of each, float32 [n]; NaN for None."""
+    there = [t for t in tensors if t is not None]
+    groups = grouped(there)
+    return _with_absent(in_order(_norms(groups), groups)[:1], tensors)[0]
+
+
+def _with_absent(rows: tf.Tensor, tensors: Sequence[tf.Tensor | None], absent: float = np.nan) -> tf.Tensor:
+    """A column for every tensor, `[K, n]`, from those of the tensors that are there."""
+    if all(t is not None for t in tensors):
+        return rows
+    place = np.cumsum([t is not None for t in tensors]) - 1
+    last = rows.shape[1]
+    columns = np.array([last if t is None else p for t, p in zip(tensors, place, strict=True)], np.int32)
+    return R.GatherV2(
+        params=R.PadV2(input=rows, paddings=[[0, 0], [0, 1]], constant_values=absent), indices=columns, axis=1
+    )
+
+
+def gradient_rows(gradients: Sequence[tf.Tensor | None], histogram: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """GRADIENT_ROWS of each variable's gradient, float32 [K, V], NaN where there is none; counts over bins if asked,
+    int32 [V, B], 0 where there is none.
+    """
     there = [g for g in gradients if g is not None]
-    numbers = iter([row for chunk in chunked(there, _gradient_chunk) for row in chunk])
-    absent = tf.fill([len(GRADIENT_ROWS)], float("nan"))
-    return tf.stack([absent if g is None else next(numbers) for g in gradients], axis=1)
+    if not there:
+        nothing = tf.zeros([len(gradients), BINS], tf.int32) if histogram else None
+        return tf.fill([len(GRADIENT_ROWS), len(gradients)], np.nan), nothing
+    groups = grouped(there)
+    rows = safely(groups, _safe_rows)[0] if compiled() else concat([_gradients(c) for c in chunks(groups)], 1)
+    length, largest, nonfinite = tf.unstack(rows)
+    counts = codes(groups) if histogram else None
+    if counts is None:
+        zeros = _zeros(groups)
+    else:
+        zeros = R.Cast(x=tf.reduce_sum(tf.gather(counts, _ZERO_CODES, axis=1), 1), DstT=tf.float32)
+    rows = R.Pack(values=[length, largest, zeros / elements(groups), nonfinite])
+    if counts is not None:
+        counts = tf.transpose(_with_absent(in_order(tf.transpose(_folded(counts)), groups), gradients, 0))
+    return _with_absent(in_order(rows, groups), gradients), counts
 
 
-def _gradient_chunk(gradients: Sequence[tf.Tensor], safe: bool) -> tuple[Numbers, Numbers]:
-    rows, suspects = [], []
-    for g in gradients:
-        length, nonfinite, square = _norm(g, safe)
-        x = finite(g)[0] if safe else g
-        largest = tf.maximum(tf.reduce_max(x), -tf.reduce_min(x))
-        zero = count(g == 0) / tf.cast(tf.size(g), tf.float32)
-        rows.append(tf.stack([length, largest, zero, nonfinite]))
-        suspects.append(tf.where(largest == 0, 1.0, square))
-    return rows, suspects
+def _gradients(groups: Sequence[Group]) -> tf.Tensor:
+    inner = axes(groups)
+    square = _squares(groups)
+    highest = joined([R.Max(input=g.x, axis=axis) for g, axis in zip(groups, inner, strict=True)], groups)
+    lowest = joined([R.Min(input=g.x, axis=axis) for g, axis in zip(groups, inner, strict=True)], groups)
+    largest = R.Maximum(x=highest, y=R.Neg(x=lowest))
+    length = R.Sqrt(x=square)
+    quick = R.Pack(values=[length, largest, R.ZerosLike(x=length)])
+    nothing = R.Cast(x=R.Equal(x=largest, y=0.0), DstT=tf.float32)
+    return again(_in_range(square + nothing), [quick], groups, _safe_rows)[0]
+
+
+def _zeros(groups: Sequence[Group]) -> tf.Tensor:
+    """Elements that are 0 of each tensor, float32 [n]."""
+    inner, zero = axes(groups), tf.constant(0.0)
+    hits = [R.Cast(x=R.Equal(x=g.x, y=zero), DstT=tf.int32) for g in groups]
+    return R.Cast(x=joined([R.Sum(input=h, axis=i) for h, i in zip(hits, inner, strict=True)], groups), DstT=tf.float32)
 
 
 def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> tf.Tensor:
-    """WEIGHT_ROWS of each variable, float32 [K, V]."""
-    pairs = list(zip(before, after, strict=True))
-    return tf.stack([row for chunk in chunked(pairs, _weight_chunk) for row in chunk], axis=1)
-
-
-def _weight_chunk(pairs: Sequence[tuple[tf.Tensor, tf.Tensor]], safe: bool) -> tuple[Numbers, Numbers]:
-    rows, suspects = [], []
-    for old, new in pairs:
-        old, new = tf.cast(old, tf.float32), tf.cast(new, tf.float32)
-        length, nonfinite, square = _norm(old, safe)
-        change, _, square_of_change = _norm(new - old, safe)
-        rows.append(tf.stack([length, change, nonfinite]))
-        suspects.append(1 + 0 * (square + square_of_change))  # a weight of 1e-16 is as good as 0
-    return rows, suspects
+    """WEIGHT_ROWS of each variable, float32 [K, V]. A weight of 1e-16 is as good as 0."""
+    old, new = (grouped([tf.cast(v, tf.float32) for v in values]) for values in (before, after))
+    change = [g._replace(x=R.Sub(x=m.x, y=g.x)) for g, m in zip(old, new, strict=True)]
+    (length, _, nonfinite), (moved, _, _) = (tf.unstack(_norms(groups, tf.math.is_finite)) for groups in (old, change))
+    return in_order(R.Pack(values=[length, moved, nonfinite]), old)
 
 
 def by_unit(output: tf.Tensor) -> tf.Tensor:
@@ -166,78 +226,131 @@ def by_unit(output: tf.Tensor) -> tf.Tensor:
     return output if output.shape.rank is not None and output.shape.rank > 1 else tf.reshape(output, [-1, 1])
 
 
-Measured = tuple[Call, Sequence[tf.Tensor | None], bool]
-"""A call, the gradients of the loss with respect to its a, z and input, and whether its input is to be checked."""
+Measured = tuple[Call, Sequence[tf.Tensor | None]]
+"""A call, and the gradients of the loss with respect to its a, z and input."""
 
 
-def layer_rows(measured: Sequence[Measured]) -> tuple[tf.Tensor, tf.Tensor]:
-    """LAYER_ROWS of each call, float32 [K, L], and UNIT_ROWS of all their units, float32 [K, sum U].
+def layer_rows(
+    measured: Sequence[Measured], histogram: bool = False, check_input: bool = False
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """LAYER_ROWS of each call, float32 [K, L]; UNIT_ROWS of all their units, float32 [K, sum U]; counts over bins if
+    asked, int32 [L, B]. `check_input` says whether the first call's input is looked at: those of the others were
+    outputs, and seen before.
 
     The pre-activation z is not read where the output tells as much: a second reader would keep TensorFlow from fusing
     the activation into the matrix product, whose rounding differs, and a measured step must train to the same bits.
     """
     if not measured:
-        return tf.zeros([len(LAYER_ROWS), 0]), tf.zeros([len(UNIT_ROWS), 0])
-    numbers = [t for chunk in chunked(measured, _layer_chunk) for t in chunk]
-    return tf.stack(numbers[::2], axis=1), tf.concat(numbers[1::2], axis=1)
+        return tf.zeros([len(LAYER_ROWS), 0]), tf.zeros([len(UNIT_ROWS), 0]), tf.zeros([0, BINS], tf.int32)
+    calls = [call for call, _ in measured]
+    outputs = [tf.cast(by_unit(call.a), tf.float32) for call in calls]
+    kinds = [id(call) if call.activation.function else call.activation for call in calls]
+    groups = grouped(outputs, True, kinds)
+    if compiled():
+        rows, sums = safely(groups, _safe_output)
+    else:
+        parts = [_outputs(chunk, calls) for chunk in chunks(groups)]
+        rows, sums = (concat(part, 1) for part in zip(*parts, strict=True))
+    flags = _flags(groups, calls)
+    units = [int(a.shape[-1] or 0) for a in outputs]
+    of_layer = np.repeat(np.arange(len(calls)), [units[i] for group in groups for i in group.indices])
+    counts = R.Pack(values=[flags[0], flags[2] + flags[3]], axis=1)
+    zero, saturated = tf.unstack(tf.math.unsorted_segment_sum(counts, of_layer, len(calls)), axis=1)
+    defined = [0.0 if calls[i].activation.defined else np.nan for group in groups for i in group.indices]
+    sizes = elements(groups)
+    rows = in_order(concat([sizes[None], rows, R.Pack(values=[zero, saturated + defined])], 0), groups)
+    by_unit_ = in_order(concat([sums, R.Pack(values=flags)], 0), groups, units)
+    bins = None
+    if histogram:
+        bins = tf.transpose(in_order(tf.transpose(_folded(codes(groups))), groups))
+
+    lengths, bad = _deltas(measured)
+    given = tf.constant(0.0)
+    if check_input and calls[0].input is not None:
+        given = finite(tf.cast(calls[0].input, tf.float32))[1]
+    examples = tf.cast(tf.shape(calls[0].a)[0], tf.float32) if calls[0].a.shape.rank else tf.constant(1.0)
+    inputs = tf.pad(tf.stack([[given], [examples]]), [[0, 0], [0, len(calls) - 1]])
+    return tf.concat([rows, lengths, bad[None], inputs], 0), by_unit_, bins
 
 
-def _layer_chunk(measured: Sequence[Measured], safe: bool) -> tuple[Numbers, Numbers]:
-    numbers, suspects = [], []
-    for call, deltas, check_input in measured:
-        row, of_units, suspect = _layer(call, safe)
-        norms, bad = [], tf.constant(0.0)
-        for delta in deltas:
-            if delta is None:
-                norms.append(tf.constant(float("nan")))
-            else:
-                length, nonfinite, square = _norm(delta, safe)
-                norms.append(length)
-                bad += nonfinite
-                suspect.append(square)
-        given = count(~tf.math.is_finite(call.input)) if check_input and call.input is not None else tf.constant(0.0)
-        examples = tf.cast(tf.shape(call.a)[0], tf.float32) if call.a.shape.rank else tf.constant(1.0)
-        numbers += [tf.stack([*row, *norms, bad, given, examples]), of_units]
-        suspects += suspect
-    return numbers, suspects
+def _outputs(groups: Sequence[Group], calls: Sequence[Call]) -> Sequence[tf.Tensor]:
+    """Non-finite elements, mean, m2, smallest and largest of each output, `[5, n]`; absolute sums `[1, sum U]`."""
+    inner, first, second, end = axes(groups), tf.constant([0]), tf.constant([1]), tf.constant([-1])
+    across = [second if group.many else first for group in groups]
+    sums = [R.Sum(input=g.x, axis=axis) for g, axis in zip(groups, across, strict=True)]
+    total = joined([R.Sum(input=s, axis=end) for s in sums], groups)
+    highest = joined([R.Max(input=g.x, axis=axis) for g, axis in zip(groups, inner, strict=True)], groups)
+    lowest = joined([R.Min(input=g.x, axis=axis) for g, axis in zip(groups, inner, strict=True)], groups)
+    square = _squares(groups)
+    mean = total / elements(groups)
+    m2 = square - total * mean
+    same = R.Equal(x=highest, y=lowest)
+    good = same | (m2 > _CANCELLED * square) & _in_range(square)
+    quick = R.Pack(values=[0 * square, mean, R.SelectV2(condition=same, t=0 * square, e=m2), lowest, highest])
+    for i, (group, axis) in enumerate(zip(groups, across, strict=True)):
+        if not calls[group.indices[0]].activation.nonnegative:
+            sums[i] = R.Sum(input=R.Abs(x=group.x), axis=axis)
+    return again(good, [quick, _by_unit(sums)[None]], groups, _safe_output)
 
 
-def _layer(call: Call, safe: bool) -> tuple[Numbers, tf.Tensor, Numbers]:
-    """The LAYER_ROWS that are of the output, the units' rows, and the suspects."""
-    a, z = tf.cast(by_unit(call.a), tf.float32), None if call.z is None else by_unit(call.z)
-    over = list(range(len(a.shape) - 1))
-    elements, nonfinite, mask, x = tf.cast(tf.size(a), tf.float32), tf.constant(0.0), None, a
-    if safe:
-        mask = tf.math.is_finite(a)
-        x, nonfinite = finite(a)
+def _by_unit(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    """`[sum U]` from `[U]` or `[n, U]` of each group."""
+    flat = tf.constant([-1])
+    return concat([p if p.shape.rank == 1 else R.Reshape(tensor=p, shape=flat) for p in parts], 0)
 
-    def counted(where: tf.Tensor | None) -> tf.Tensor:
-        if where is None:
-            return tf.zeros([a.shape[-1]])
-        return count(where if mask is None else where & mask, over)
 
-    sums = tf.reduce_sum(x, over)
-    total, sane = tf.reduce_sum(sums), elements - nonfinite
-    mean = tf.math.divide_no_nan(total, sane)
-    squares = tf.math.squared_difference(x, mean)
-    m2 = tf.reduce_sum(squares if mask is None else tf.where(mask, squares, 0.0))
-    zero = counted(a == 0)
-    low, high = activations.saturation(call.activation, z, a)
-    relu = call.activation.nonnegative and call.activation.saturated[0] == 0  # its saturated low are its zeros
-    low, high = zero if relu else counted(low), counted(high)
-    flat = counted(activations.flat(call.activation, a))
-    row = [
-        elements,
-        nonfinite,
-        mean,
-        m2,
-        tf.reduce_min(x if mask is None else tf.where(mask, x, np.inf)),
-        tf.reduce_max(x if mask is None else tf.where(mask, x, -np.inf)),
-        tf.reduce_sum(zero),
-        tf.reduce_sum(low + high) if call.activation.defined else tf.constant(np.nan),
+def _safe_output(x: tf.Tensor) -> Sequence[tf.Tensor]:
+    """As `_outputs`, of one group, `[n, M, U]`: of the finite elements, in float64."""
+    inner, mask = tf.constant([1, 2]), R.IsFinite(x=x)
+    nonfinite = R.Sum(input=R.Cast(x=R.LogicalNot(x=mask), DstT=tf.int32), axis=inner, keep_dims=True)
+    wide = R.Cast(x=R.SelectV2(condition=mask, t=x, e=0.0), DstT=tf.float64)
+    sane = R.Cast(x=R.Cast(x=mask, DstT=tf.int32), DstT=tf.float64)
+    mean = R.DivNoNan(x=R.Sum(input=wide, axis=inner, keep_dims=True), y=R.Sum(input=sane, axis=inner, keep_dims=True))
+    m2 = R.Sum(input=R.Square(x=(wide - mean) * sane), axis=inner)
+    absolute = R.Cast(x=R.Sum(input=R.Abs(x=wide), axis=[1]), DstT=tf.float32)
+    numbers = [
+        R.Cast(x=nonfinite, DstT=tf.float32)[:, 0, 0],
+        R.Cast(x=mean, DstT=tf.float32)[:, 0, 0],
+        R.Cast(x=m2, DstT=tf.float32),
+        R.Min(input=R.SelectV2(condition=mask, t=x, e=np.inf), axis=inner),
+        R.Max(input=R.SelectV2(condition=mask, t=x, e=-np.inf), axis=inner),
     ]
-    absolute = sums if call.activation.nonnegative else tf.reduce_sum(tf.abs(x), over)
-    return row, tf.stack([absolute, zero, flat, low, high]), [1 + 0 * (total + m2)]
+    return R.Pack(values=numbers), R.Reshape(tensor=absolute, shape=[1, -1])
+
+
+def _flags(groups: Sequence[Group], calls: Sequence[Call]) -> list[tf.Tensor]:
+    """The UNIT_ROWS but the first: how many elements of each unit are 0, flat, saturated low and high, `[sum U]`."""
+    first, second, zero, found = tf.constant([0]), tf.constant([1]), tf.constant(0.0), []
+    for group in groups:
+        call, x = calls[group.indices[0]], group.x
+        nothing = tf.zeros([*[len(group.indices)] * group.many, x.shape[-1]])
+
+        def counted(where: tf.Tensor | None, many: bool = group.many, none: tf.Tensor = nothing) -> tf.Tensor:
+            if where is None:
+                return none
+            return R.Sum(input=R.Cast(x=where, DstT=tf.float32), axis=second if many else first)
+
+        zeros = counted(R.Equal(x=x, y=zero))
+        z = call.z if call.z is None or call.activation.function is None else tf.reshape(call.z, [-1, x.shape[-1]])
+        low, high = activations.saturation(call.activation, z, x)
+        relu = call.activation.nonnegative and call.activation.saturated[0] == 0  # its saturated low are its zeros
+        flat = activations.flat(call.activation, x)
+        found.append((zeros, counted(flat), zeros if relu else counted(low), counted(high)))
+    return [_by_unit(row) for row in zip(*found, strict=True)]
+
+
+def _deltas(measured: Sequence[Measured]) -> tuple[tf.Tensor, tf.Tensor]:
+    """L2 norms of the gradients with respect to a, z and input, [3, L], NaN where there is none; and the number of
+    their non-finite elements, [L].
+    """
+    deltas = [delta for _, of_call in measured for delta in of_call]
+    there = [delta for delta in deltas if delta is not None]
+    if not there:
+        return tf.fill([3, len(measured)], np.nan), tf.zeros([len(measured)])
+    groups = grouped(there)
+    rows = in_order(_norms(groups), groups)
+    lengths, bad = (_with_absent(rows[i : i + 1], deltas, absent) for i, absent in ((0, np.nan), (2, 0.0)))
+    return tf.transpose(tf.reshape(lengths, [-1, 3])), tf.reduce_sum(tf.reshape(bad, [-1, 3]), 1)
 
 
 def merge_layers(rows: tf.Tensor, sources: Sequence[int]) -> dict[str, tf.Tensor]:

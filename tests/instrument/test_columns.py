@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tapescope import activations, stats
+from tapescope import activations, groups, stats
 from tapescope.capture import Call
 from tapescope.reading import LAYER_COLUMNS, VARIABLE_COLUMNS
 from tensorboard_plugin_tapescope import metadata
@@ -79,15 +79,15 @@ def test_unit_rows(mode, batch):
 @pytest.mark.parametrize("scale", [0.0, 1e-33, 1e-30, 1e-12, 1.0, 1e12, 1e25])
 def test_norms_hold_over_the_range_of_float32(scale):
     x = np.random.default_rng(0).normal(size=[50, 40]).astype(np.float32) * np.float32(scale)
-    length = stats.gradient_rows([tf.constant(x)])[0, 0]
+    length = stats.gradient_rows([tf.constant(x)])[0][0, 0]
     np.testing.assert_allclose(length, np.linalg.norm(x.astype(np.float64)), rtol=1e-5)
 
 
 def test_standard_deviation_far_from_zero():
     """A sum of squares would lose all digits here."""
     x = (1000 + 1e-2 * np.random.default_rng(0).normal(size=[64, 32])).astype(np.float32)
-    calls = [Call("x", activations.LINEAR, None, None, tf.constant(part), None) for part in np.split(x, 4)]
-    rows, _ = stats.layer_rows([(call, (None,) * 3, False) for call in calls])
+    calls = [Call("x", activations.LINEAR, None, None, tf.constant(part), None, 0) for part in np.split(x, 4)]
+    rows, *_ = stats.layer_rows([(call, (None,) * 3) for call in calls])
     merged = stats.merge_layers(tf.transpose(rows)[:, :, None], [-1])
     np.testing.assert_allclose(merged["activation_std"][0], x.astype(np.float64).std(), rtol=1e-3)
 
@@ -104,7 +104,7 @@ def test_histogram_bins_hold_what_their_edges_say():
 @pytest.mark.parametrize("compiled", [False, True])
 def test_nonfinite_elements_are_counted_and_left_out(compiled):
     x = tf.constant([1.0, np.nan, 2.0, np.inf, -np.inf, 3.0, 0.0])
-    rows = tf.function(stats.gradient_rows, jit_compile=compiled)([x, None, 2 * tf.ones([4])]).numpy()
+    rows = tf.function(stats.gradient_rows, jit_compile=compiled)([x, None, 2 * tf.ones([4])])[0].numpy()
     row = dict(zip(stats.GRADIENT_ROWS, rows[:, 0], strict=True))
     assert (row["nonfinite"], row["max"]) == (3, 3)
     np.testing.assert_allclose([row["norm"], row["zero"]], [np.sqrt(14), 1 / 7], rtol=1e-6)
@@ -117,9 +117,8 @@ def test_a_nonfinite_output_leaves_the_statistics_of_the_rest():
     a = np.random.default_rng(0).normal(size=[20, 3]).astype(np.float32)
     bad = a.copy()
     bad[4, 1], bad[5, 2] = np.nan, np.inf
-    rows, units = stats.layer_rows(
-        [(Call("x", activations.LINEAR, None, None, tf.constant(bad), None), (None,) * 3, False)]
-    )
+    call = Call("x", activations.LINEAR, None, None, tf.constant(bad), None, 0)
+    rows, units, _ = stats.layer_rows([(call, (None,) * 3)])
     merged = stats.merge_layers(rows[None], [-1])
     rest = a[np.isfinite(bad)].astype(np.float64)
     np.testing.assert_allclose(merged["activation_mean"], [rest.mean()], rtol=1e-4)
@@ -127,3 +126,65 @@ def test_a_nonfinite_output_leaves_the_statistics_of_the_rest():
     np.testing.assert_allclose(merged["activation_max"], [rest.max()])
     assert merged["activation_nonfinite"] == 2
     np.testing.assert_allclose(units[0], np.where(np.isfinite(bad), np.abs(bad), 0).sum(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_tensors_reduced_together_keep_their_order_and_their_numbers(compiled):
+    """Shapes that come again and again, one that is too large to be stacked, one that has no gradient; and in between
+    elements that the quick way cannot take.
+    """
+    rng = np.random.default_rng(5)
+    shapes = [(6, 5), (7,), (6, 5), (2, 3, 4), (7,), (groups.STACKED + 1,), (6, 5), (7,), (2, 3, 4)]
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    arrays[2] *= np.float32(1e-30)
+    arrays[4][:] = 0
+    arrays[6][1, 1], arrays[6][2, 3] = np.nan, -np.inf
+    arrays[7] *= np.float32(1e25)
+    given = [tf.constant(a) for a in arrays]
+    given.insert(3, None)
+    rows, bins = tf.function(lambda: stats.gradient_rows(given, True), jit_compile=compiled)()
+    assert np.all(np.isnan(rows[:, 3]))
+    assert not np.any(bins[3])
+    for i, array in zip((0, 1, 2, 4, 5, 6, 7, 8, 9), arrays, strict=True):
+        finite = array[np.isfinite(array)].astype(np.float64)
+        expected = np.linalg.norm(finite), np.abs(finite).max(), np.mean(array == 0), array.size - finite.size
+        np.testing.assert_allclose(rows[:, i], expected, rtol=1e-5, err_msg=str(i))
+        np.testing.assert_array_equal(bins[i], oracle.histogram(finite, metadata.bin_edges()))
+    moved = [a + rng.normal(size=a.shape).astype(np.float32) for a in arrays]
+    found = stats.weight_rows(given[:3] + given[4:], [tf.constant(m) for m in moved]).numpy()
+    for i, (old, new) in enumerate(zip(arrays, moved, strict=True)):
+        change = new[np.isfinite(old)].astype(np.float64) - old[np.isfinite(old)]
+        expected = np.linalg.norm(old[np.isfinite(old)].astype(np.float64)), np.linalg.norm(change)
+        np.testing.assert_allclose(found[:2, i], expected, rtol=1e-5, atol=1e-15)
+        assert found[2, i] == np.sum(~np.isfinite(old))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_outputs_reduced_together(compiled):
+    """Equal layers are stacked; one is far from 0, one constant, one has a NaN, one another activation and width."""
+    rng = np.random.default_rng(6)
+    arrays = [rng.normal(size=[20, 3]).astype(np.float32) for _ in range(5)]
+    arrays[1] = (arrays[1] * 1e-3 + 50).astype(np.float32)
+    arrays[2][:] = 0.7
+    arrays[3][4, 1] = np.nan
+    arrays.append(np.maximum(rng.normal(size=[20, 4]), 0).astype(np.float32))
+    kinds = ["linear", "linear", "linear", "linear", "tanh", "relu"]
+    calls = [
+        Call(str(i), activations.describe(kind), None, None, tf.constant(a), None, i)
+        for i, (a, kind) in enumerate(zip(arrays, kinds, strict=True))
+    ]
+    measure = tf.function(lambda: stats.layer_rows([(c, (None, c.a, None)) for c in calls], True), jit_compile=compiled)
+    rows, units, bins = (t.numpy() for t in measure())
+    of = dict(zip(stats.LAYER_ROWS, rows, strict=True))
+    for i, array in enumerate(arrays):
+        sane = array[np.isfinite(array)].astype(np.float64)
+        expected = {"elements": array.size, "nonfinite": array.size - sane.size, "mean": sane.mean()}
+        expected |= {"min": sane.min(), "max": sane.max(), "zero": np.sum(array == 0), "z_norm": np.linalg.norm(sane)}
+        for name, value in expected.items():
+            np.testing.assert_allclose(of[name][i], value, rtol=1e-5, atol=1e-6, err_msg=f"{name} {i}")
+        np.testing.assert_allclose(np.sqrt(of["m2"][i] / sane.size), sane.std(), rtol=1e-4, atol=1e-7)
+        absolute = units[0][3 * i : 3 * i + array.shape[1]]
+        np.testing.assert_allclose(absolute, np.nansum(np.abs(array.astype(np.float64)), 0), rtol=1e-5)
+        assert bins[i].sum() == sane.size
+    assert of["saturated"][5] == np.sum(arrays[5] == 0)
+    np.testing.assert_array_equal(of["delta_nonfinite"], [0, 0, 0, 1, 0, 0])

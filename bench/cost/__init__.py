@@ -1,0 +1,1 @@
+"""What measuring costs. See `__main__.py`."""

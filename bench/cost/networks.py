@@ -1,0 +1,126 @@
+"""The networks whose training is timed, and the programs that train them."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tapescope
+
+layers = keras.layers
+
+
+def mlp():
+    hidden = [layers.Dense(512, "relu") for _ in range(4)]
+    return keras.Sequential([keras.Input((784,)), *hidden, _output()]), (128, 784)
+
+
+def cnn():
+    blocks = []
+    for i, width in enumerate((32, 32, 64, 64, 128, 128)):
+        blocks.append(layers.Conv2D(width, 3, padding="same", activation="relu"))
+        blocks += [layers.MaxPooling2D()] * (i % 2)
+    return keras.Sequential([keras.Input((32, 32, 3)), *blocks, layers.Flatten(), _output()]), (64, 32, 32, 3)
+
+
+def resnet():
+    from tapescope_trainers import models
+
+    return models.build("resnet", (16, 16), 10, width=32), (64, 256)
+
+
+def transformer():
+    from tapescope_trainers import models
+
+    return models.build("transformer", (32, 32), 10, width=128), (64, 1024)
+
+
+def chain(depth):
+    hidden = [layers.Dense(64, "relu") for _ in range(depth)]
+    return keras.Sequential([keras.Input((64,)), *hidden, _output()]), (64, 64)
+
+
+def _output():
+    return layers.Dense(10, "softmax", dtype="float32")
+
+
+NETWORKS = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "transformer": transformer}
+ABOUT = {
+    "mlp": "MLP 784-512x4-10, batch 128",
+    "cnn": "CNN 32x32, six layers, batch 64",
+    "resnet": "residual network, 16x16, batch 64",
+    "transformer": "transformer, 32 rows, width 128, batch 64",
+}
+
+
+class Trained:
+    """A model with its optimizer and one batch."""
+
+    def __init__(self, name: str, dtype: str = "float32"):
+        keras.utils.set_random_seed(0)
+        keras.mixed_precision.set_dtype_policy("float32" if dtype == "float32" else f"mixed_{dtype}")
+        self.model, shape = chain(int(name[5:])) if name.startswith("chain") else NETWORKS[name]()
+        self.optimizer: Any = keras.optimizers.Adam(1e-4)
+        self.optimizer.build(self.model.trainable_variables)
+        rng = np.random.default_rng(0)
+        self.x = tf.constant(rng.random(shape), tf.float32)
+        self.labels = rng.integers(0, 10, shape[0])
+        self.y = tf.constant(np.eye(10)[self.labels], tf.float32)
+
+    def loss(self, output) -> Any:
+        each: Any = keras.losses.categorical_crossentropy(self.y, tf.cast(output, tf.float32))
+        return tf.reduce_mean(each)
+
+    def apply(self, tape, loss) -> Any:
+        gradients = tape.gradient(loss, self.model.trainable_variables)
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        return gradients
+
+    def plain(self, jit=False):
+        """`step()`: as a user has it."""
+
+        @tf.function(jit_compile=jit)
+        def step():
+            with tf.GradientTape() as tape:
+                loss = self.loss(self.model(self.x, training=True))
+            self.apply(tape, loss)
+            return loss
+
+        return step
+
+    def probed(self, jit=False, **options):
+        """`step(measure)`, which returns loss and reading; and its Probe."""
+        probe = tapescope.Probe(self.model, **options)
+
+        @tf.function(jit_compile=jit)
+        def step(measure):
+            with probe.tape(measure) as tape:
+                loss = self.loss(self.model(self.x, training=True))
+            self.apply(tape, loss)
+            return loss, tape.reading()
+
+        return step, probe
+
+    def summaries(self, logdir):
+        """`step()`: the same quantities through `tf.summary`, a tag each."""
+        writer = tf.summary.create_file_writer(logdir)
+        chosen = [layer for layer in self.model.layers if tapescope.capture.has_activation(layer)]
+        outputs = keras.Model(self.model.inputs, [*(layer.output for layer in chosen), *self.model.outputs])
+
+        @tf.function
+        def step():
+            with tf.GradientTape() as tape:
+                *seen, output = outputs(self.x, training=True)
+                loss = self.loss(output)
+            gradients = self.apply(tape, loss)
+            with writer.as_default(step=tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int64)):
+                for i, tensor in enumerate([*gradients, *seen]):
+                    tensor = tf.cast(tensor, tf.float32)
+                    tf.summary.histogram(f"histogram/{i}", tensor)
+                    for name, value in (("norm", tf.norm(tensor)), ("mean", tf.reduce_mean(tensor))):
+                        tf.summary.scalar(f"{name}/{i}", value)
+                    tf.summary.scalar(f"zero/{i}", tf.math.zero_fraction(tensor))
+            return loss
+
+        return step

@@ -1,0 +1,172 @@
+"""Many tensors, few graph nodes: small ones of equal shape are stacked and reduced together, and what the quick way
+could have got wrong is done again, in a branch that costs next to nothing where it is not taken.
+
+Tracing and TensorFlow's own rewriting take about a millisecond a node, so a model of 500 layers must not get dozens
+for each. A tensor too large to be copied is reduced where it lies. The second way is traced once and called, and the
+branch around it is not inlined (`tf.cond` would be): it is not even made ready before it is needed.
+
+Letters: M elements of a unit, N elements of a tensor, n tensors, U units.
+"""
+
+import functools
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
+R = tf.raw_ops
+"""Without the conversions and the dispatch of the public wrappers: a third of the time to make a node."""
+
+STACKED = 1 << 15
+"""Elements of a tensor above which copying it costs more than reductions of its own."""
+TOGETHER = 1 << 18
+"""Elements of all tensors in one group: 1 MiB."""
+CHUNK = 16
+"""Groups that are done again together; what the quick way needs must stay in memory until then."""
+
+
+class Group(NamedTuple):
+    """One tensor, or several of the same shape as one."""
+
+    indices: tuple[int, ...]
+    """Which of the tensors."""
+    x: tf.Tensor
+    """[N] or [M, U] of one; [n, N] or [n, M, U] of several."""
+    many: bool
+
+
+def grouped(tensors: Sequence[tf.Tensor], units: bool = False, keys: Sequence[Hashable] | None = None) -> list[Group]:
+    """The groups of some tensors, single ones first; a tensor becomes `[N]`, or `[M, U]` if its `units` are to stay.
+
+    Only tensors with the same key and the same, completely known, shape are stacked.
+    """
+    kinds: dict[Hashable, list[list[int]]] = {}
+    for i, x in enumerate(tensors):
+        size = x.shape.num_elements()
+        small = size is not None and 0 < size <= STACKED
+        batches = kinds.setdefault((tuple(x.shape), keys[i] if keys else None) if small else i, [[]])
+        if size is not None and (len(batches[-1]) + 1) * size > TOGETHER:
+            batches.append([])
+        batches[-1].append(i)
+    found, shapes = [], {}
+    for batch in (batch for batches in kinds.values() for batch in batches if batch):
+        many = len(batch) > 1
+        x = R.Pack(values=[tensors[i] for i in batch]) if many else tensors[batch[0]]
+        shape = (*[len(batch)] * many, -1, *[x.shape[-1]] * units)
+        if len(shape) != x.shape.rank:
+            if shape not in shapes:
+                shapes[shape] = tf.constant(list[Any](shape))
+            x = R.Reshape(tensor=x, shape=shapes[shape])
+        found.append(Group(tuple(batch), x, many))
+    return sorted(found, key=lambda group: group.many)
+
+
+def axes(groups: Sequence[Group]) -> list[tf.Tensor]:
+    """Of each group the axes of a tensor, without that of the group; one node for each kind of them."""
+    alone, several = (tf.constant(list(range(many, many + _rank(groups)))) for many in (0, 1))
+    return [several if group.many else alone for group in groups]
+
+
+def _rank(groups: Sequence[Group]) -> int:
+    return len(groups[0].x.shape) - groups[0].many
+
+
+def joined(parts: Sequence[tf.Tensor], groups: Sequence[Group]) -> tf.Tensor:
+    """[n, ...] of all tensors in the groups' order, from one part of each group: [...] of one, [n, ...] of several."""
+    alone = [part for part, group in zip(parts, groups, strict=True) if not group.many]
+    several = [part for part, group in zip(parts, groups, strict=True) if group.many]
+    return concat(([R.Pack(values=alone)] if alone else []) + several, 0)
+
+
+def concat(parts: Sequence[tf.Tensor], axis: int) -> tf.Tensor:
+    return parts[0] if len(parts) == 1 else R.ConcatV2(values=list(parts), axis=axis)
+
+
+def in_order(rows: tf.Tensor, groups: Sequence[Group], sizes: Sequence[int] | None = None) -> tf.Tensor:
+    """`[K, n]` from the groups' order to the tensors' own; where `sizes` says so, each has several columns."""
+    order = [i for group in groups for i in group.indices]
+    if order == sorted(order):
+        return rows
+    owner = np.repeat(order, 1 if sizes is None else [sizes[i] for i in order])  # the tensor of each column
+    columns = np.argsort(owner, kind="stable").astype(np.int32)
+    return R.GatherV2(params=rows, indices=columns, axis=1)
+
+
+def chunks(groups: Sequence[Group]) -> Iterator[list[Group]]:
+    for start in range(0, len(groups), CHUNK):
+        yield list(groups[start : start + CHUNK])
+
+
+def compiled() -> bool:
+    """Whether what is traced here is compiled by XLA, which fuses: the safe way needs no more passes than the quick."""
+    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+Numbers = Sequence[tf.Tensor]
+"""Each `[K, m]`, its columns in the order of the groups."""
+Safe = Callable[[tf.Tensor], Numbers]
+"""From the tensors of a group, `[n, ...]`, to their numbers."""
+
+
+def again(good: tf.Tensor, quick: Numbers, groups: Sequence[Group], safe: Safe) -> Numbers:
+    """`quick`, or the same by `safe` from the groups' tensors unless all of `good` are true."""
+    fine = R.All(input=good, axis=[0])
+    redo = _redo(safe, tuple(group.many for group in groups), len(quick))
+    inputs = [*quick, *(group.x for group in groups)]
+    if tf.executing_eagerly():
+        return quick if fine else redo(*inputs)
+    return R.StatelessIf(
+        cond=fine,
+        input=inputs,
+        Tout=[t.dtype for t in quick],
+        then_branch=_keep(len(quick), len(groups)),
+        else_branch=redo,
+        output_shapes=[t.shape for t in quick],
+    )
+
+
+def safely(groups: Sequence[Group], safe: Safe) -> Numbers:
+    """The groups' numbers by `safe`."""
+    parts = [safe(group.x if group.many else R.ExpandDims(input=group.x, axis=0)) for group in groups]
+    return [concat(part, 1) for part in zip(*parts, strict=True)]
+
+
+_ANY: Any = tf.TensorSpec(None, tf.float32)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _once(safe: Safe) -> Any:
+    return tf.function(safe, input_signature=[_ANY], autograph=False)
+
+
+@functools.cache
+def _redo(safe: Safe, many: tuple[bool, ...], numbers: int) -> Any:
+    def redo(*inputs: tf.Tensor) -> Numbers:
+        return safely([Group((), x, m) for x, m in zip(inputs[numbers:], many, strict=True)], _once(safe))
+
+    return _made(redo, numbers + len(many))
+
+
+@functools.cache
+def _keep(numbers: int, groups: int) -> Any:
+    return _made(lambda *inputs: [tf.identity(t) for t in inputs[:numbers]], numbers + groups)
+
+
+def _made(function: Any, count: int) -> Any:
+    with tf.init_scope():
+        return tf.function(function, input_signature=[_ANY] * count, autograph=False).get_concrete_function()
+
+
+def elements(groups: Sequence[Group]) -> tf.Tensor:
+    """Elements of each tensor, float32 [n]."""
+    known = [group.x.shape.num_elements() for group in groups]
+    if all(size is not None for size in known):
+        counts = [[size // len(g.indices)] * len(g.indices) for size, g in zip(known, groups, strict=True)]
+        return tf.constant(np.concatenate(counts), tf.float32)
+    parts = []
+    for group in groups:
+        size, n = R.Size(input=group.x), len(group.indices)
+        parts.append(R.Fill(dims=[n], value=size // n) if group.many else size)
+    return tf.cast(joined(parts, groups), tf.float32)
