@@ -3,8 +3,6 @@
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,45 +16,16 @@ import tapescope
 from tapescope.units import Ledger
 from tapescope_trainers import checkpoints, data, flags, resume, train
 from tests.plugin.conftest import application
+from tests.trainers import processes
+from tests.trainers.processes import Trainer, newest, until, variables
 
-STEPS, EVERY = 900, 20
+STEPS, EVERY = 550, 20
 ARGUMENTS = (
     *("--preset=cnn", "--depth=2", "--width=8", f"--steps={STEPS}", "--measure_every=3", "--validate_every=70"),
-    *(f"--checkpoint_every={EVERY}", "--window_examples=512", "--seed=4"),
+    *(f"--checkpoint_every={EVERY}", "--window_examples=512", "--seed=4", "--noprogress"),
 )
 TIMES = {"step_ms", "measure_ms"}
-
-
-def start(logdir: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tapescope_trainers.train", f"--logdir={logdir}", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def newest(logdir: Path) -> int:
-    """Steps in the newest checkpoint; -1 without one."""
-    path = tf.train.latest_checkpoint(resume.folder(str(logdir)))
-    return int(path.rpartition("-")[2]) if path else -1
-
-
-def until(process: subprocess.Popen, logdir: Path, steps: int) -> None:
-    """Waits until the run has saved this many steps."""
-    end = time.monotonic() + 120
-    while newest(logdir) < steps and process.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def finish(process: subprocess.Popen) -> str:
-    error = process.communicate(timeout=120)[1]
-    assert process.returncode == 0, error
-    return error
-
-
-def variables(logdir: Path) -> dict[str, np.ndarray]:
-    """All in the newest checkpoint but the number of saves: weights, the optimizer's, states of random generators."""
-    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(resume.folder(str(logdir))))
-    names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
-    return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}
+LONG = pytest.mark.timeout(3 * processes.PATIENCE_S)
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
@@ -91,24 +60,32 @@ def points(logdir: Path, run: str, fast: bool) -> dict[str, list]:
 def whole(tmp_path_factory):
     """A run that nothing stopped."""
     logdir = tmp_path_factory.mktemp("runs") / "whole"
-    finish(start(logdir, *ARGUMENTS))
+    again(logdir)
     return logdir
 
 
+def again(logdir: Path) -> None:
+    """By the same command to the end."""
+    with Trainer(logdir, *ARGUMENTS) as trainer:
+        trainer.finish()
+
+
+@LONG
 @pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_weights_and_records(whole):
     logdir, seed = whole.parent / "killed", random.SystemRandom().randrange(10**6)
     choice = random.Random(seed)
     killed = []
-    for least in (0, 200, 500):
-        process = start(logdir, *ARGUMENTS)
-        until(process, logdir, least + choice.randrange(0, 100))
-        time.sleep(choice.uniform(0, 0.1))
-        process.kill()
-        process.communicate(timeout=60)
-        killed.append((process.returncode, newest(logdir)))
+    for least in (0, 100, 200):
+        with Trainer(logdir, *ARGUMENTS) as trainer:
+            aim = least + choice.randrange(0, 60)
+            until(trainer, lambda aim=aim: newest(logdir) >= aim)
+            time.sleep(choice.uniform(0, 0.1))
+            trainer.send(signal.SIGKILL)
+            trainer.wait()
+            killed.append((trainer.code, newest(logdir)))
     assert [code for code, _ in killed] == [-signal.SIGKILL] * 3, f"seed {seed}: {killed}"
-    finish(start(logdir, *ARGUMENTS))
+    again(logdir)
     assert_same_run(logdir, whole)
     for fast in (True, False):
         found, expected = points(whole.parent, "killed", fast), points(whole.parent, "whole", fast)
@@ -116,17 +93,18 @@ def test_killed_three_times_it_ends_with_the_same_weights_and_records(whole):
         assert [step for step, _ in found["validation/loss"]] == [*range(69, STEPS, 70), STEPS - 1]
 
 
+@LONG
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_asked_to_end_it_saves_and_goes_on_from_there(whole, tmp_path, number):
-    process = start(tmp_path, *ARGUMENTS)
-    until(process, tmp_path, 100)
-    process.send_signal(number)
-    done = re.search(rf"ended by {number.name} after (\d+) steps", finish(process))
+    with Trainer(tmp_path, *ARGUMENTS) as trainer:
+        until(trainer, lambda: newest(tmp_path) >= 100)
+        trainer.send(number)
+        done = re.search(rf"ended by {number.name} after (\d+) steps", trainer.finish()[-1])
     assert done
     assert newest(tmp_path) == int(done[1])
     assert tapescope.Run(tmp_path).status["reason"] == f"ended by {number.name}"
-    finish(start(tmp_path, *ARGUMENTS))
+    again(tmp_path)
     assert_same_run(tmp_path, whole)
 
 
@@ -141,7 +119,7 @@ def trained(logdir: Path, *more: str) -> train.Parts:
 @pytest.mark.parametrize(
     "more",
     [
-        ("--strategy=mirrored", "--devices=cpu:2", "--optimizer=adamw", "--depth=1", "--nohistograms"),
+        ("--strategy=mirrored", "--devices=cpu:2", "--optimizer=adamw", "--depth=1", "--accumulate_steps=2"),
         ("--mixed_precision=float16", "--optimizer=momentum"),
         ("--jit_compile", "--optimizer=rmsprop", "--measure_every=never"),
     ],
