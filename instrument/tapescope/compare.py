@@ -74,9 +74,12 @@ def compare(first: Run, second: Run, tolerance: float = 1e-3, by: str = "step") 
     found: list[Deviation] = []
     beyond, largest = 0, 0.0
     unmatched: dict[str, None] = {}
-    for column in (c for c in first.columns if c in second.columns):
+    replicas = [run["replica_norm"].shape[1] if "replica_norm" in run.columns else 1 for run in (first, second)]
+    # An estimate from how the batch is shared out: with another number of replicas it is another number.
+    own = {"unit_state"} | ({"noise_scale"} if replicas[0] != replicas[1] else set())
+    for column in (c for c in first.columns if c in second.columns and c not in own):
         values = [np.asarray(run[column], np.float64) for run in (first, second)]
-        if values[0].ndim != 2 or column == "unit_state":
+        if values[0].ndim != 2:
             continue
         names = [n for n in first.rows(column) if n in second.rows(column)]
         unmatched.update(dict.fromkeys(sorted(set(first.rows(column)) ^ set(second.rows(column)))))
