@@ -24,7 +24,7 @@ import tensorflow as tf
 from tapescope_trainers import resume
 from tapescope_trainers.cluster import Cluster
 
-PATIENCE_S = 400.0
+PATIENCE_S = 600.0
 TENSORFLOWS_OWN = re.compile(r"WARNING: All log|[IWE]\d{4} ")
 _PR_SET_PDEATHSIG = 1  # of Linux: which signal comes when the parent ends
 _forks = multiprocessing.get_context("forkserver")
