@@ -26,13 +26,14 @@ class WGAN(keras.Model):
         super().__init__()
         self.critic, self.generator = critic, generator
         self.critic_steps, self.penalty = critic_steps, penalty
+        self.seed = keras.random.SeedGenerator(1)  # a variable: tf.random's state is each compiled program's own
 
     def compile(self, critic_optimizer, generator_optimizer):
         super().compile()
         self.critic_optimizer, self.generator_optimizer = critic_optimizer, generator_optimizer
 
     def gradient_penalty(self, real, fake):
-        between = real + tf.random.uniform([tf.shape(real)[0], 1]) * (fake - real)
+        between = real + keras.random.uniform([tf.shape(real)[0], 1], seed=self.seed) * (fake - real)
         with tf.GradientTape() as tape:
             tape.watch(between)
             judged = self.critic(between, training=True)
@@ -43,13 +44,13 @@ class WGAN(keras.Model):
         noise_shape = [tf.shape(real)[0], NOISE]
         for _ in range(self.critic_steps):
             with tf.GradientTape() as tape:
-                fake = self.generator(tf.random.normal(noise_shape), training=True)
+                fake = self.generator(keras.random.normal(noise_shape, seed=self.seed), training=True)
                 difference = self.critic(fake, training=True) - self.critic(real, training=True)
                 critic_loss = tf.reduce_mean(difference) + self.penalty * self.gradient_penalty(real, fake)
             gradients = tape.gradient(critic_loss, self.critic.trainable_variables)
             self.critic_optimizer.apply(gradients, self.critic.trainable_variables)
         with tf.GradientTape() as tape:
-            fake = self.generator(tf.random.normal(noise_shape), training=True)
+            fake = self.generator(keras.random.normal(noise_shape, seed=self.seed), training=True)
             generator_loss = -tf.reduce_mean(self.critic(fake, training=True))
         gradients = tape.gradient(generator_loss, self.generator.trainable_variables)
         self.generator_optimizer.apply(gradients, self.generator.trainable_variables)

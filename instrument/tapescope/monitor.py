@@ -1,22 +1,21 @@
 """Monitor: the same records from `model.fit`, as a callback.
 
 A measured batch runs a second train function, made and compiled as fit makes its own, around the model's `train_step`;
-all other batches run fit's, untouched. The second one finds the tape by standing in for `tf.GradientTape` while
-`train_step` runs (or is traced), so a `train_step` of the user's own is measured as well.
+all other batches run fit's, untouched. What `train_step` uses while it runs (or is traced) is stood in for, so that one
+of the user's own is measured as well: see standins.py.
 """
 
-import contextlib
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import keras
-import tensorflow as tf
 
-from tapescope.probe import MeasuringTape, Probe
+from tapescope import accumulation, standins
+from tapescope.probe import Probe
 from tapescope.reading import Reading
 from tapescope.recorder import Recorder
+from tapescope.restart import Resume
 from tapescope.schedule import Schedule, every
 
 _PREFIX = "tapescope/"
@@ -28,13 +27,16 @@ class Monitor(keras.callbacks.Callback):
 
     Args:
       logdir: the run's directory.
-      when: which batches to measure, counted from the first of this `fit`; every tenth by default.
+      when: which batches to measure, counted from the first; every tenth by default. With `steps_per_execution` above 1
+        it is asked once for all batches of an execution, and counts executions; the last batch's is the record.
       on_finding: "stop" ends the training once the rules find an error; "continue" only says it.
       layers: as for `tapescope.Probe`.
       window_examples: as for `tapescope.Probe`.
       histograms: as for `tapescope.Probe`.
 
-    `loss` in the records is fit's own: the mean over the epoch so far.
+    A second `fit` of the same model goes on where the first one ended. `loss` in the records is fit's own: the mean
+    over the epoch so far. Where the optimizer accumulates gradients, the next batch that changes weights is measured,
+    and the gradient is the accumulated one; where it clips them, `applied_norm` is what is left.
     """
 
     def __init__(
@@ -54,7 +56,11 @@ class Monitor(keras.callbacks.Callback):
         self._logdir = logdir
         self._when = when or every(10)
         self._options = {"layers": layers, "window_examples": window_examples, "histograms": histograms}
-        self._step = 0
+        self._probe: Probe | None = None
+        self._measured_model: Any = None
+        self._executions = self._batches = self._epoch_began = 0
+        self._due = False
+        self._resume: Resume | None = None
         self._reading: Reading | None = None
         self.recorder: Recorder | None = None
         """Of the fit that runs, or ran last."""
@@ -62,37 +68,45 @@ class Monitor(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Makes the second train function."""
         model: Any = self.model
-        self._step, self._reading = 0, None
-        self._probe = Probe(model, **self._options)
-        self._plain, train_step = model.train_function, model.train_step
-        own = vars(model).get("train_step")
-        vars(model)["train_step"] = self._measured(train_step)
-        try:
+        if self._probe is None:
+            self._probe, self._measured_model = Probe(model, **self._options), model
+        elif model is not self._measured_model:
+            raise ValueError(
+                f"this Monitor has recorded another model in {self._logdir}: make a new one, with a `logdir` of its own"
+            )
+        self._end("interrupted")  # a fit before that raised
+        self._when.pause()
+        self._reading, self._due = None, False
+        self._plain = _fits_own(model.train_function)
+        with standins.attribute(model, "train_step", self._measured(model.train_step)):
             model.make_train_function(force=True)
-            self._measuring = model.train_function
-        finally:
-            vars(model).update({"train_step": own} if own else {})
-            if own is None:
-                del vars(model)["train_step"]
-            model.train_function = self._plain
+        self._measuring, model.train_function = model.train_function, self._plain
         about = {"program": "model.fit", "replicas": model.distribute_strategy.num_replicas_in_sync}
-        self.recorder = Recorder(self._logdir, self._probe, self._when, about)
+        self.recorder = Recorder(self._logdir, self._probe, self._when, about, self._resume)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Keras counts batches anew."""
+        self._epoch_began = self._batches
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Chooses the train function of this batch."""
-        if self._when(self._step):
-            model: Any = self.model
+        self._due |= self._when(self._executions)
+        self._executions += 1
+        model: Any = self.model
+        if self._due and accumulation.updates(model.optimizer, model.steps_per_execution):
+            self._due = False
             model.train_function = self._one_measured_call
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Hands the reading over."""
+        step = self._epoch_began + batch
+        self._batches = step + 1
         if self._reading is not None and self.recorder is not None:
-            self.recorder.write(self._step, self._reading, scalars=dict(logs or {}))
+            self.recorder.write(step, self._reading, scalars=dict(logs or {}))
             self._reading = None
             if self._on_finding == "stop" and any(f.severity == "error" for f in self.recorder.findings):
                 model: Any = self.model
                 model.stop_training = True
-        self._step += 1
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Validation is no step."""
@@ -102,28 +116,32 @@ class Monitor(keras.callbacks.Callback):
         """Records the validation's metrics."""
         found = {k.replace("val_", "validation/", 1): v for k, v in (logs or {}).items() if k.startswith("val_")}
         if found and self.recorder is not None:
-            self.recorder.scalars(max(0, self._step - 1), found)
+            self.recorder.scalars(max(0, self._batches - 1), found)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Ends the run; fit's own train function is back already."""
-        if self.recorder is not None:
-            self.recorder.close()
+        self._end("completed")
+
+    def _end(self, reason: str) -> None:
+        if self.recorder is not None and not self.recorder._closed:
+            self._resume = Resume(self._batches, self.recorder.state())
+            self.recorder.close(reason)
 
     def _one_measured_call(self, iterator: Any) -> Any:
         model: Any = self.model
         model.train_function = self._plain
         outputs = self._measuring(iterator)
-        parts: list[Any] = [outputs.pop(_PREFIX + field, None) for field in Reading._fields]
-        self._reading = Reading(*parts)
+        self._reading = Reading(*(outputs.pop(_PREFIX + field) for field in Reading._fields))
         return outputs
 
     def _measured(self, train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        assert self._probe is not None
+        probe = self._probe
+
         def measured_step(data: Any) -> Any:
             model: Any = self.model
-            optimizer = model.optimizer
-            dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-            scale = tf.identity(optimizer.dynamic_scale.value) if dynamic else None
-            with _tapes_of(self._probe) as tapes:
+            before = accumulation.state(model.optimizer)
+            with standins.scales(model.optimizer) as scales, standins.tapes(probe) as tapes:
                 outputs = train_step(data)
             used = [tape for tape in tapes if tape.has_gradient]
             if not used:
@@ -131,49 +149,19 @@ class Monitor(keras.callbacks.Callback):
                     f"the train_step of {type(model).__name__} took no gradient of its trainable variables from a "
                     "tf.GradientTape: Monitor cannot measure it; write the loop with tapescope.Probe instead"
                 )
-            reading = used[-1].reading(*used[:-1], loss_scale=scale)
+            last, *others = reversed(used)
+            scale = scales[-1] if scales else None
+            variables, own = probe._selection.variables(), last.own(*others)
+            aggregated, applied = accumulation.given(model.optimizer, before, variables, own, scale)
+            reading = last.reading(*others, aggregated=aggregated, applied=applied, loss_scale=scale)
             parts = {} if reading is None else reading._asdict()
-            return {**outputs, **{_PREFIX + k: v for k, v in parts.items() if v is not None}}
+            return {**outputs, **{_PREFIX + field: part for field, part in parts.items()}}
 
         return measured_step
 
 
-class _Here(threading.local):
-    """The tapes that this thread's `train_step` has made; None outside one."""
-
-    probe: Probe | None = None
-    tapes: list[MeasuringTape] | None = None
-
-
-_here = _Here()
-_lock = threading.Lock()
-_users = 0
-_real = tf.GradientTape
-
-
-def _tape(persistent: bool = False, watch_accessed_variables: bool = True) -> tf.GradientTape:
-    """Stands in for `tf.GradientTape`: a measuring tape for the outermost one of a measured `train_step`."""
-    open_already = _here.tapes and not _here.tapes[-1].closed
-    if _here.probe is None or _here.tapes is None or open_already:
-        return _real(persistent, watch_accessed_variables)
-    tape = MeasuringTape(_here.probe, persistent, watch_accessed_variables)
-    _here.tapes.append(tape)
-    return tape
-
-
-@contextlib.contextmanager
-def _tapes_of(probe: Probe) -> Iterator[list[MeasuringTape]]:
-    """Has `tf.GradientTape` make measuring tapes in this thread. Counted: replica threads take turns."""
-    global _users
-    with _lock:
-        _users += 1
-        tf.GradientTape = _tape
-    _here.probe, _here.tapes = probe, []
-    try:
-        yield _here.tapes
-    finally:
-        _here.probe = _here.tapes = None
-        with _lock:
-            _users -= 1
-            if not _users:
-                tf.GradientTape = _real
+def _fits_own(train_function: Any) -> Any:
+    """Also where a callback that raised has left a Monitor's in its place."""
+    while isinstance(getattr(train_function, "__self__", None), Monitor):
+        train_function = train_function.__self__._plain
+    return train_function

@@ -46,6 +46,8 @@ class Probe:
         """Layers that could not be measured, and why."""
         self.faults: tuple[faults.Fault, ...] | None = None
         """What Keras does otherwise in this step with several replicas; None until one was measured."""
+        self._used = False
+        """Whether a measuring tape was entered."""
         self._selection = Selection(model, layers)
 
     @property
@@ -132,13 +134,20 @@ class Probe:
                 logging.warning("tapescope measures no layer: %s", "; ".join(map(": ".join, self.skipped.items())))
             self.names = names
         elif names._replace(sources=self.names.sources) != self.names:  # eager steps do not know their sources
-            changed = sorted(set(names.layers) ^ set(self.names.layers)) or sorted(
-                set(names.variables) ^ set(self.names.variables)
-            )
             raise ValueError(
-                f"the step measures other rows than when it was first traced ({', '.join(changed) or 'their sizes'}): "
-                "the model was changed, or another program uses this Probe; make one Probe for each"
+                f"the step measures other rows than when it was first traced ({_difference(names, self.names)}): "
+                "the model was changed, or another program uses this Probe: make a new Probe, and a Recorder, for each"
             )
+
+
+def _difference(now: Names, before: Names) -> str:
+    for rows, others in ((now.layers, before.layers), (now.variables, before.variables)):
+        if set(rows) != set(others):
+            return ", ".join(sorted(set(rows) ^ set(others)))
+    for layer, units, others in zip(now.layers, now.units, before.units, strict=False):
+        if units != others:
+            return f"`{layer}` has {units} units and had {others}"
+    return "their order, activations or variables"
 
 
 _numbers = itertools.count()
@@ -189,6 +198,7 @@ class MeasuringTape(Tape):
         if self._capture is not None:
             raise ValueError("this tape was used before: call `probe.tape(measure)` once for every step")
         super().__enter__()
+        self._probe._used = True
         self._capture = capture.Capture(self._probe._selection.layers())
         self._capture.__enter__()
         return self
@@ -251,6 +261,10 @@ class MeasuringTape(Tape):
                 )
         return backward.together([one for tape in tapes for one in tape._passes], self._probe._selection)
 
+    def own(self, *others: Tape) -> list[Any]:
+        """The gradients that these tapes gave, of the V variables."""
+        return self._together(others).gradients
+
     @_as_it_is
     def partial(self, *others: Tape, loss_scale: Any = None) -> Partial:
         all_ = self._together(others)
@@ -269,7 +283,7 @@ class MeasuringTape(Tape):
         loss_scale: Any = None,
     ) -> Reading | None:
         partial = self.partial(*others, loss_scale=loss_scale)
-        own = self._together(others).gradients
+        own = self.own(*others)
         return self._probe.reading(partial, own, aggregated=aggregated, applied=applied, loss_scale=loss_scale)
 
 

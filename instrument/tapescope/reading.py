@@ -23,7 +23,9 @@ NAN = float("nan")
 
 
 class Reading(NamedTuple):
-    """What one step showed, over the global batch: the same on every replica."""
+    """What one step showed, over the global batch: the same on every replica. All are tensors, empty where there is
+    nothing to say, so that a reading may be the variable of a loop in a graph.
+    """
 
     variables: tf.Tensor
     """VARIABLE_COLUMNS by variable, float32 [C, V]."""
@@ -35,12 +37,12 @@ class Reading(NamedTuple):
     """Number of output elements, float32 [L]."""
     units: tf.Tensor
     """`stats.UNIT_ROWS` by unit, the layers' one after another, float32 [K, sum U]."""
-    gradient_histogram: tf.Tensor | None
-    """int32 [V, B]; None where the probe takes no histograms."""
-    activation_histogram: tf.Tensor | None
+    gradient_histogram: tf.Tensor
+    """int32 [V, B]; empty where the probe takes no histograms."""
+    activation_histogram: tf.Tensor
     """int32 [L, B]."""
-    replicas: tf.Tensor | None
-    """`metadata.REPLICA_COLUMNS` of each replica's own gradients, float32 [3, R, V]; None with one replica."""
+    replicas: tf.Tensor
+    """`metadata.REPLICA_COLUMNS` of each replica's own gradients, float32 [3, R, V]; empty with one replica."""
 
     def column(self, name: str) -> Any:
         """One column by its name on the wire, in the shape that its family has: [V], [L] or []."""
@@ -194,10 +196,14 @@ def complete(
         step=tf.stack([step[name] for name in STEP_COLUMNS]),
         elements=layers["elements"],
         units=merged.units,
-        gradient_histogram=merged.gradients.histogram,
-        activation_histogram=merged.activation_histogram,
-        replicas=merged.lens,
+        gradient_histogram=_or_empty(merged.gradients.histogram, tf.int32),
+        activation_histogram=_or_empty(merged.activation_histogram, tf.int32),
+        replicas=_or_empty(merged.lens, tf.float32),
     )
+
+
+def _or_empty(tensor: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
+    return tf.zeros([0], dtype) if tensor is None else tensor
 
 
 def _alone(

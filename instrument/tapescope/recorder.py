@@ -67,6 +67,7 @@ class Recorder:
         """What the rules have found so far. Replaced, never changed, by the background thread: safe to read at any
         time, and a record or two behind the training."""
         self._probe = probe
+        self._has_read = False
         self._when = when
         self._about = dict(about or {}, started=time.time(), tensorflow=tf.__version__, keras=keras.__version__)
         self._closed, self._silent = False, not replicas.speaks_for_all(probe._selection.variables())
@@ -105,6 +106,7 @@ class Recorder:
           scalars: by their tag, float or a tensor with one element; "loss" is also shown in the Gradients tab.
           examples: trained on so far. By default (step + 1) times the examples of this step.
         """
+        self._check(reading)
         numbers = dict(scalars or {})
         seen = math.nan if examples is None else float(examples)
         about = Step(int(step), examples_seen=seen)
@@ -116,6 +118,22 @@ class Recorder:
                 numbers["measure_overhead_error_pct"] = cost.overhead_error_pct
         wall_time = time.time()
         self._put(lambda: self._write(about, reading, numbers, wall_time))
+
+    def _check(self, reading: Any) -> None:
+        if reading is None:
+            return
+        if not isinstance(reading, Reading):
+            raise ValueError(
+                f"`reading` ({type(reading).__name__}) must be what `tape.reading()` returned, of a tape that "
+                "`probe.tape(measure)` made; a tf.GradientTape has none"
+            )
+        names, self._has_read = self._probe.names, True
+        variables, layers = (records.first_replica(part).shape[-1] for part in reading[:2])
+        if names is None or (variables, layers) != (len(names.variables), len(names.layers)):
+            raise ValueError(
+                f"`reading` ({variables} variables, {layers} layers) is not of the Probe that this Recorder was given: "
+                "give each Probe a Recorder of its own"
+            )
 
     def scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Records scalars of a step that is not measured, such as validation metrics."""
@@ -155,6 +173,12 @@ class Recorder:
         """Writes what is queued and that the run has ended, and why; returns when it is on disk. Idempotent."""
         if self._closed or self._silent:
             return
+        if self._probe._used and not self._has_read:
+            logging.warning(
+                "tapescope: steps were measured, and %s got no record: return `tape.reading()` from the step, and give "
+                "it to `recorder.write`",
+                self.logdir,
+            )
         self._put(lambda: self._file.add(self._last_step, [self._status("ended", reason)]))
         self._closed = True
         self._queue.put(None)

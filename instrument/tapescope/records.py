@@ -29,9 +29,13 @@ class Step(NamedTuple):
 
 
 def on_host(read: Reading) -> Any:
-    """The reading as NumPy arrays; of a replicated one the first replica's: they are all the same."""
-    parts: list[Any] = [None if part is None else first_replica(part).numpy() for part in read]
-    return Reading(*parts)
+    """The reading as NumPy arrays, with None for what is empty; of a replicated one the first replica's: they are all
+    the same.
+    """
+    parts: dict[str, Any] = {name: first_replica(part).numpy() for name, part in read._asdict().items()}
+    for name in ("gradient_histogram", "activation_histogram", "replicas"):
+        parts[name] = parts[name] if parts[name].size else None
+    return Reading(**parts)
 
 
 def first_replica(value: Any) -> Any:
@@ -87,6 +91,11 @@ def _family(
     return events.tensor(Family(name, tuple(columns), tuple(names), details or {}), array)
 
 
+def skipped(read: Any) -> bool:
+    """Whether the optimizer left all weights as they were because of a gradient that was not finite."""
+    return bool(read.column("gradient_nonfinite").any() and not np.any(read.column("update_ratio") > 0))
+
+
 def _step(step: Step, read: Any, examples: float, verdict: units.Verdict | None) -> Value:
     row = {
         "loss": step.loss,
@@ -94,6 +103,7 @@ def _step(step: Step, read: Any, examples: float, verdict: units.Verdict | None)
         "window_examples": verdict.examples if verdict else math.nan,
         "measure_ms": step.measure_ms,
         "step_ms": step.step_ms,
+        "skipped": float(skipped(read)),
         **{column: read.column(column) for column in reading.STEP_COLUMNS if column != "examples"},
     }
     return _family("step", tuple(row), (), np.array(list(row.values()), np.float64))

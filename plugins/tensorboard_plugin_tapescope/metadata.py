@@ -94,6 +94,7 @@ STEP_COLUMNS = (
     Column("step_ms", "how long a step takes that is not measured", "ms", "linear"),
     Column("first_nonfinite_forward", "index of the first layer in forward order with a NaN or Inf, or -1", "layer"),
     Column("first_nonfinite_backward", "index of the first layer in backward order with a NaN or Inf, or -1", "layer"),
+    Column("skipped", "1 where the gradient was not finite and no weight was changed, as by a loss scale; else 0"),
     Column("noise_scale_total", "gradient noise scale over all variables; needs two replicas", "examples", "log"),
 )
 
