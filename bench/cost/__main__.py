@@ -15,27 +15,26 @@ import time
 
 from bench.cost import page
 
-PARTS = ("steps", "loops", "fit", "memory", "depth", "record", "slow_disk", "growth", "floor")
-
 
 def jobs(quick):
     """(key of the result, function, arguments)."""
     nets = ("mlp",) if quick else ("mlp", "cnn", "resnet", "transformer")
-    repeats = 6 if quick else 40
+    repeats = 6 if quick else 30
     for name in nets:
         for dtype in ("float32", "bfloat16"):
             yield f"steps {name} {dtype}", "steps.steps", (name, dtype, False, repeats)
-            yield f"loops {name} {dtype}", "steps.loops", (name, dtype, 3 if quick else 12, 20 if quick else 50)
-        yield f"steps {name} float32 jit", "steps.steps", (name, "float32", True, repeats // 2)
+        yield f"loops {name} float32", "steps.loops", (name, "float32", 3 if quick else 10, 20 if quick else 30)
         yield f"memory {name} plain", "limits.memory", (name, False)
         yield f"memory {name} measured", "limits.memory", (name, True)
-        yield f"floor {name}", "limits.floor", (name,)
+    yield "loops mlp bfloat16", "steps.loops", ("mlp", "bfloat16", 3 if quick else 10, 20 if quick else 30)
+    for name in nets:
+        yield f"steps {name} float32 jit", "steps.steps", (name, "float32", True, repeats // 2)
     yield "steps mlp bfloat16 jit", "steps.steps", ("mlp", "bfloat16", True, repeats // 2)
     yield "fit mlp", "steps.fit", ("mlp", 3 if quick else 10)
     for layers in (10, 100) if quick else (10, 100, 500):
         yield f"depth {layers}", "limits.depth", (layers, repeats // 2)
     yield "record", "limits.record", ()
-    yield "slow_disk", "limits.slow_disk", (200 if quick else 2000,)
+    yield "slow_disk", "limits.slow_disk", (100 if quick else 200,)
     yield "growth", "limits.growth", (2000 if quick else 100_000,)
 
 

@@ -6,7 +6,6 @@ import resource
 import tempfile
 import threading
 import time
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +15,7 @@ from bench.cost.steps import first_call, interleaved
 import tapescope
 
 
-def memory(name, measured, steps=20):
+def memory(name, measured, steps=8):
     """The process' largest resident memory after some steps, MiB, and how much more than before the first."""
     trained = Trained(name)
     before = _peak_mib()
@@ -152,31 +151,3 @@ def growth(steps):
         "files": [int(marks[1][3]), int(marks[-1][3])],
         "step_ms": [float(step_ms[0]), float(step_ms[-1])],
     }
-
-
-def floor(name):
-    """Milliseconds that reading once all that is measured takes, over the memory bandwidth of this machine.
-
-    Read once: the gradients, the weights before and after, the outputs, and the gradients with respect to outputs,
-    pre-activations and inputs.
-    """
-    trained = Trained(name)
-    step, _ = trained.probed()
-    read: Any = step(True)[1]
-    outputs = float(tf.reduce_sum(read.elements))
-    weights = sum(int(np.prod(v.shape)) for v in trained.model.trainable_variables)
-    size = 4 * (3 * weights + 4 * outputs)
-    return {"bytes": size, "gib_a_second": _bandwidth() / 2**30, "ms": 1000 * size / _bandwidth()}
-
-
-def _bandwidth(mib=256, repeats=5):
-    """Bytes a second that a sum over a large tensor reads, on all cores, at its best."""
-    x = tf.random.uniform([mib * 2**18])
-    total = tf.function(lambda: tf.nn.l2_loss(x))
-    total().numpy()
-    best = np.inf
-    for _ in range(repeats):
-        start = time.perf_counter()
-        total().numpy()
-        best = min(best, time.perf_counter() - start)
-    return mib * 2**20 / best

@@ -37,7 +37,7 @@ def transformer():
 
 
 def chain(depth):
-    hidden = [layers.Dense(64, "relu") for _ in range(depth)]
+    hidden = [layers.Dense(64, "relu", kernel_initializer="he_normal") for _ in range(depth)]
     return keras.Sequential([keras.Input((64,)), *hidden, _output()]), (64, 64)
 
 

@@ -58,7 +58,7 @@ def page(table):
         f"| *aim* | | | {' | '.join(f'{AIMS[k]:.2f}' for k in ('unmeasured', 'lean', 'all', 'default'))} | | | |",
     ]
     for name in names:
-        floor = found.get(f"floor {name}", {}).get("ms", float("nan"))
+        floor = found[f"steps {name} float32"]["floor"]["ms"]
         for kind in ("float32", "bfloat16", "float32 jit", "bfloat16 jit"):
             row = found.get(f"steps {name} {kind}")
             if row is None:

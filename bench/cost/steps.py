@@ -62,6 +62,7 @@ def steps(name, dtype, jit, repeats):
         table["lean"] = lambda: lean(True)[0].numpy()
     first = {program: first_call(run) for program, run in table.items()}
     result = interleaved(table, repeats)
+    result["floor"] = floor(trained.model, full(True)[1])
     result["first call"] = {
         "plain_s": first["plain"],
         "both_s": first["unmeasured"] + first["all"],
@@ -134,3 +135,28 @@ def _epochs(model, data, callbacks, epochs):
     mark = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: marks.append(time.perf_counter()))
     model.fit(data, epochs=epochs + 1, verbose=0, callbacks=[*callbacks, mark])
     return np.diff(marks).tolist()
+
+
+def floor(model, read):
+    """Milliseconds that reading once all that is measured takes, over the memory bandwidth of this machine.
+
+    Read once: the gradients, the weights before and after, the outputs, and the gradients with respect to outputs,
+    pre-activations and inputs.
+    """
+    outputs = float(tf.reduce_sum(read.elements))
+    weights = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    size, bandwidth = 4 * (3 * weights + 4 * outputs), _bandwidth()
+    return {"bytes": size, "gib_a_second": bandwidth / 2**30, "ms": 1000 * size / bandwidth}
+
+
+def _bandwidth(mib=256, repeats=5):
+    """Bytes a second that a sum over a large tensor reads, on all cores, at its best."""
+    x = tf.random.uniform([mib * 2**18])
+    total = tf.function(lambda: tf.nn.l2_loss(x))
+    total().numpy()
+    best = np.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        total().numpy()
+        best = min(best, time.perf_counter() - start)
+    return mib * 2**20 / best
