@@ -29,7 +29,7 @@ class WGAN(keras.Model):
         self.seed = keras.random.SeedGenerator(1)  # a variable: tf.random's state is each compiled program's own
 
     def compile(self, critic_optimizer, generator_optimizer):
-        super().compile()
+        super().compile(jit_compile=False)  # XLA rounds each program its own way
         self.critic_optimizer, self.generator_optimizer = critic_optimizer, generator_optimizer
 
     def gradient_penalty(self, real, fake):
