@@ -8,9 +8,8 @@ import threading
 import time
 
 import numpy as np
-import tensorflow as tf
 from bench.cost.networks import Trained
-from bench.cost.steps import first_call, interleaved
+from bench.cost.steps import first_call, interleaved, warm_up
 
 import tapescope
 
@@ -36,7 +35,7 @@ def _peak_mib():
 
 def depth(layers, repeats):
     """Tracing and a measured step of a chain of so many layers."""
-    tf.function(lambda: tf.constant(1.0))().numpy()
+    warm_up()
     trained = Trained(f"chain{layers}")
     plain, (step, _) = trained.plain(), trained.probed()
     table = {

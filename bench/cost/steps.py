@@ -39,6 +39,11 @@ def interleaved(programs, repeats, plain="plain"):
     return result
 
 
+def warm_up(jit=False):
+    """What TensorFlow and Keras do once in a process, and is no step's own."""
+    Trained("chain1").plain(jit)()
+
+
 def first_call(run):
     """Seconds of processor time until the first result: tracing, rewriting, compiling, one step."""
     start = time.process_time()
@@ -48,7 +53,7 @@ def first_call(run):
 
 def steps(name, dtype, jit, repeats):
     """The plain step, the one of the probe where it does not measure, and those that do, every step."""
-    tf.function(lambda: tf.constant(1.0), jit_compile=jit)().numpy()  # what TensorFlow does once in a process
+    warm_up(jit)
     trained = Trained(name, dtype)
     plain = trained.plain(jit)
     full, _ = trained.probed(jit)
