@@ -12,6 +12,7 @@ from tensorboard.util import tensor_util
 
 from tapescope import plotting
 from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.lives import Lives, lives
 from tensorboard_plugin_tapescope.metadata import Family
 
 FIRST_NONFINITE = ("first_nonfinite_forward", "first_nonfinite_backward")
@@ -119,6 +120,10 @@ class Run:
         index, sizes = series.family.names.index(layer), series.family.details["units"]
         start = sum(sizes[:index])
         return series.steps, self["unit_state"][:, start : start + sizes[index]]
+
+    def lives(self, layer: str) -> Lives:
+        """How often each unit of a layer died and revived, and for how many windows it has been as it is now."""
+        return lives(self.units(layer)[1])
 
     def frame(self, column: str) -> Any:
         """A pandas DataFrame of one column: a row a step, a column a variable or layer. Needs pandas.

@@ -1,10 +1,11 @@
 """The view of one layer: its gradients and weights, its output, its units."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from tensorboard_plugin_tapescope import details, distributions, figures, look, tables
+from tensorboard_plugin_tapescope import details, distributions, figures, lives, look, tables
 from tensorboard_plugin_tapescope.query import Panel, Query, Refused, quoted
 from tensorboard_plugin_tapescope.records import Snapshot
 from tensorboard_plugin_tapescope.tables import COLUMNS
@@ -106,5 +107,14 @@ def _units(snapshot: Snapshot, query: Query, index: int) -> Panel:
         return Panel("units", title, empty="The units of this layer are not counted.", wide=True)
     codes = table.values[:, start : start + sizes[index]]
     figure = details.unit_map(table.steps, codes, query.dark, query.most)
-    note = "What each unit did in the last full window of examples, at each step where one closed."
+    note = "What each unit did in the last full window of examples, at each step where one closed. "
+    note += lives.in_words(codes, _window_examples(snapshot, query.runs[0]))
     return Panel("units", title, figure, note, wide=True)
+
+
+def _window_examples(snapshot: Snapshot, run: str) -> float:
+    """Examples in the last window that closed; NaN where the run does not say."""
+    step = snapshot.table(run, "step")
+    if step is None or not len(step.values) or "window_examples" not in step.family.columns:
+        return math.nan
+    return float(tables.column(step, "window_examples")[-1])
