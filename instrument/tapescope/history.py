@@ -18,7 +18,18 @@ WINDOW = 10
 LONG = 3 * WINDOW
 """Records after which a loss should have moved, and a small difference that stays is no chance."""
 STUCK = 0.1
-"""A loss of which less than this share is gone has not fallen."""
+"""A loss of which less than this share is gone has not fallen far."""
+LEARNED = 0.5
+"""Share of the loss. Where so much is gone the network learns, and what its gradients come to look like is a mark of
+what it learned: they get steep, or close to 0, where a few hard examples are all that is left."""
+FALLING = 1.0
+"""Normal deviates by which the newer of two halves of the losses lie lower: above it they may well be falling, slowly.
+Of a loss that does not fall it is so once in six times, so that this is soon known.
+"""
+TREND = 10 * WINDOW
+"""The last losses, in two halves of which a trend is looked for."""
+STEPS = 100
+"""Before so many steps nobody can say what a training will not do, however often it was measured."""
 
 SPIKE = 10.0
 """Times the largest norm before. Norms of batches lie within one decade of each other until the loss is near 0, and
@@ -44,7 +55,7 @@ class History:
         self.fastest_step: np.ndarray = np.zeros(len(of.groups), int)
         self.way: np.ndarray = np.zeros(len(of.groups))
         """How far the weights have gone, in their own lengths, [G]: the sum of their paces over all steps."""
-        self.losses: deque[float] = deque(maxlen=2 * WINDOW)
+        self.losses: deque[float] = deque(maxlen=TREND)
         self.highest: float = 0.0
         """The largest norm of the whole gradient so far, spikes left out."""
         self.spikes: list[View] = []
@@ -115,13 +126,32 @@ class History:
         return (early - late) / abs(early) if early else math.nan
 
     @property
-    def recent_fall(self) -> float:
-        """The share of the first losses that went between the last window and the one before it; NaN without these."""
-        if len(self.losses) < 2 * WINDOW:
+    def trend(self) -> float:
+        """How surely the losses are falling: the normal deviate of the rank-sum test (Mann and Whitney, 1947) of the
+        newer half of the last ones against the older half. NaN where there are too few.
+        """
+        known = np.array([loss for loss in self.losses if math.isfinite(loss)])
+        older, newer = np.split(known, [len(known) // 2])
+        if len(older) < WINDOW // 2:
             return math.nan
-        before, late = (float(median(np.array(part))) for part in np.split(np.array(self.losses), 2))
-        early = float(median(np.array(self.early_losses)))
-        return (before - late) / abs(early) if early else math.nan
+        lower = np.mean((older[:, None] > newer) + 0.5 * (older[:, None] == newer))
+        return float((lower - 0.5) * math.sqrt(12 * len(older) * len(newer) / (len(known) + 1)))
+
+    @property
+    def steps(self) -> int:
+        """Trained since the first record."""
+        return self.now.step - self.first.step if self.first else 0
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the loss had the time to fall, did not, and is not about to: slow is not stuck."""
+        patient = self.records >= LONG and self.steps >= STEPS
+        return patient and self.fall < STUCK and not self.trend > FALLING
+
+    @property
+    def learned(self) -> bool:
+        """Whether most of the loss is gone."""
+        return self.fall >= LEARNED
 
     @property
     def rise(self) -> float:

@@ -17,6 +17,10 @@ from tapescope.view import View, largest, median
 FAR = 2.0
 """Decades between the two ends of the network: where 1 % of the gradient arrives the first layers stand still while the
 last ones learn; where it grows a hundredfold they are thrown about."""
+TOO_FAR = 2.5
+"""Decades that are too many whatever the optimizer makes of them, as long as nothing was learned: what four or five
+sigmoid layers take. Ten ReLU layers as Keras initializes them take 1.5.
+"""
 NEVER_SATURATED = {"linear", "relu", "leaky_relu"}
 """What their activation takes is as it should be, unless it is everything. On the wire every zero of ReLU is saturated;
 what matters there is whether units are dead."""
@@ -104,7 +108,10 @@ def no_gradient(seen: History) -> Iterator[Finding]:
 
 
 def vanishing(seen: History) -> Iterator[Finding]:
-    """Less than 1 % of the gradient reaches the first layer; the layer that takes most of it is named."""
+    """Less than 1 % of the gradient reaches the first layer; the layer that takes most of it is named.
+
+    Noted only, where no harm is seen: the optimizer makes up for it, and the loss falls.
+    """
     if not seen.settled or not seen.of.path:
         return
     total = float(seen.usual(lambda v: v.lost))
@@ -120,6 +127,7 @@ def vanishing(seen: History) -> Iterator[Finding]:
     by_gate = silent or (gate <= weights and kind not in NEVER_SATURATED)
     learns = next((pace[layer] for layer in reversed(seen.of.path) if pace[layer] >= 0), 0.0)
     behind = not learns > 0.01 * float(median(pace))
+    harm = silent or seen.stuck or (not seen.learned and (behind or total <= -TOO_FAR))
     others = 0 if silent else int(np.sum(parts < 0.5 * taken)) - 1
     message = (
         f"the {'' if kind in ('linear', 'unknown') else kind + ' '}layer `{names[at]}` costs the gradient "
@@ -132,7 +140,7 @@ def vanishing(seen: History) -> Iterator[Finding]:
     yield Finding(
         "vanishing",
         1,
-        "error" if behind else "warning",
+        "info" if not harm else "error" if behind else "warning",
         names[at],
         seen.since(lambda v: v.lost <= -FAR),
         message,
@@ -170,7 +178,7 @@ def exploding(seen: History) -> Iterator[Finding]:
         yield Finding(
             "exploding",
             1,
-            "warning",
+            "info" if seen.learned else "warning",
             names[at],
             seen.since(lambda v: v.gained >= FAR),
             f"the gradient grows {10**total:,.0f} times on its way from `{names[last]}` to `{names[first]}`, most in "

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tapescope.finding import Finding
-from tapescope.history import LONG, STUCK, WINDOW, History
+from tapescope.history import WINDOW, History
 from tapescope.rules_flow import FAR, NEVER_SATURATED, silencer
 from tapescope.view import largest
 
@@ -15,7 +15,10 @@ GAIN = 1.0
 ones at common widths, keep the gradient's length within a factor of 10."""
 DEAD = 0.5
 SATURATED = 0.5
-"""Half of a layer: from there on more of it is idle than works."""
+"""Half of a layer: from there on more of it is idle than works. A warning where that harms, or came about by training;
+deep in a narrow ReLU network examples look alike, and near half of the units may be silent from the start for nothing.
+"""
+NEARLY_ALL = 0.9
 SATURATED_ONE_SIDED = 0.9
 """ELU, softplus, GELU and the like are at rest on half of their inputs by design."""
 DEAD_OUTPUTS = 0.1
@@ -104,12 +107,13 @@ def dead_units(seen: History) -> Iterator[Finding]:
         rising = share[layer] - before[layer] >= DYING
         if not (enough or rising) or silencer(layer, seen) != layer:
             continue
+        harm = last or rising or share[layer] >= NEARLY_ALL or seen.stuck
         since = seen.since(lambda v, i=layer, n=DEAD_OUTPUTS if last else DEAD: v.dead[i] >= n)
         kept = f"{count:.0f} of the {seen.of.units[layer]:.0f} units of `{name}`"
         yield Finding(
             "dead_units" if enough else "dying_units",
             1,
-            ("error" if share[layer] >= 1 else "warning") if enough else "info",
+            "error" if share[layer] >= 1 else "warning" if enough and harm else "info",
             name,
             since,
             f"{kept} gave nothing on any of {examples:.0f} examples"
@@ -125,15 +129,17 @@ def saturation(seen: History) -> Iterator[Finding]:
     if not seen.of.layers or not seen.settled:
         return
     share, gate = seen.usual(lambda v: v.layers("saturated")), seen.usual(lambda v: v.layers("flow_gate"))
+    first = (seen.first or seen.now).layers("saturated")
     for layer, kind in enumerate(seen.of.activations):
         limit = SATURATED if kind in BOUNDED else SATURATED_ONE_SIDED
         last = seen.of.sinks[layer]
         if kind in NEVER_SATURATED or not share[layer] >= limit:
             continue
         # Outputs saturate where training goes well. Not well: the gradient stops there, and the loss does not fall.
-        stuck = seen.records >= LONG and seen.fall < STUCK
-        if last and not (stuck and gate[layer] <= -GAIN and share[layer] >= SATURATED_ONE_SIDED):
+        if last and not (seen.stuck and gate[layer] <= -GAIN and share[layer] >= SATURATED_ONE_SIDED):
             continue
+        # Hidden ones do as well, as they learn; at the start, when nothing was learned, they should not.
+        harm = last or share[layer] >= NEARLY_ALL or seen.stuck or first[layer] >= limit
         name = seen.of.groups[layer]
         evidence = {"saturated": float(share[layer])}
         if math.isfinite(gate[layer]):
@@ -141,7 +147,7 @@ def saturation(seen: History) -> Iterator[Finding]:
         yield Finding(
             "saturation",
             1,
-            "warning",
+            "warning" if harm else "info",
             name,
             seen.since(lambda v, i=layer, n=limit: v.layers("saturated")[i] >= n),
             f"{share[layer]:.0%} of the outputs of the {kind} layer `{name}` are saturated"

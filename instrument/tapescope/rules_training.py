@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tapescope.finding import Finding
-from tapescope.history import LONG, STUCK, WINDOW, History
+from tapescope.history import FALLING, LONG, STEPS, STUCK, WINDOW, History
 from tapescope.view import largest, median
 
 FAST = 0.1
@@ -16,12 +16,11 @@ APART = 10.0
 """A layer whose pace is this many times that of most others is a case of its own; else the learning rate is meant."""
 FROZEN = 1e-3
 """Of the pace of most other layers."""
-PATIENCE, FAR_ENOUGH, STILL = 5 * WINDOW, 0.1, 0.01
-"""Losses may stand still at first. After so many records, in which the weights went so far (in their own lengths), and
-where less than this share went in the last window, one that has not fallen is not going to.
-"""
-CLIPPED = 0.1
-"""Of its length is left: then the clipping, and not the gradient, says how far a step goes."""
+FAR_ENOUGH = 0.3
+"""Of their own lengths: where the weights went so far and the loss did not move, it is not going to."""
+CLIPPED = 0.03
+"""Of its length is left: then the clipping, and not the gradient, says how far a step goes. Clipped at 1, a tenth is
+left of the early gradients of many a sound training."""
 APART_NORM, APART_NORM_LONG = np.log10(3), np.log10(1.5)
 """Decades; the smaller difference where it has stayed for LONG records."""
 APART_COSINE = 0.4
@@ -45,10 +44,11 @@ def _where(values: np.ndarray, seen: History, way: float) -> tuple[int, str | No
 def update_too_large(seen: History) -> Iterator[Finding]:
     """Steps as long as the weights: where they go on, or at once where the weights were not small to begin with."""
     pace, fastest = _of_layers(seen.usual(lambda v: v.pace), seen), _of_layers(seen.fastest, seen)
-    steady = seen.records >= WINDOW and np.any(pace >= FAST)
+    lasting = seen.steps >= STEPS // 2
+    steady = seen.records >= WINDOW and lasting and np.any(pace >= FAST)
     # Weights that start near 0 are replaced by their first steps, and nothing is wrong: so their size is looked at, or
     # the loss.
-    harmful = seen.rise >= 9 or (seen.settled and not seen.fall >= STUCK and not seen.rise < 0)
+    harmful = seen.rise >= 9 or (seen.settled and lasting and seen.fall < STUCK and not seen.trend > FALLING)
     leaps = fastest >= np.where(harmful and seen.records > 1, 1, np.where(_full_size(seen), 1, np.inf))
     if not steady and not np.any(leaps):
         return
@@ -89,7 +89,7 @@ def _full_size(seen: History) -> np.ndarray:
 
 def update_too_small(seen: History) -> Iterator[Finding]:
     """Weights that have hardly moved from the start on: all of them and the loss has not either, or one layer's."""
-    if seen.records < 2 * WINDOW or seen.first is None:
+    if seen.records < 2 * WINDOW or seen.steps < STEPS or seen.first is None:
         return
     fastest, pace = _of_layers(seen.fastest, seen), seen.usual(lambda v: v.pace)
     older, newer = map(median, np.split(np.stack([v.pace for v in seen.window]), 2))
@@ -104,10 +104,14 @@ def update_too_small(seen: History) -> Iterator[Finding]:
     if name and slow[at] <= min(FROZEN * usual, SLOW / 10):
         message = f"the weights of `{name}` never change by more than {slow[at]:.2g} of their length in a step, "
         message += f"those of other layers by {usual:.2g}"
-    elif np.nanmax(fastest) <= SLOW and not rising.any() and seen.fall < STUCK:
+    elif (
+        np.nanmax(fastest) <= SLOW
+        and not rising.any()
+        and (seen.fall < STUCK / 10 or (seen.fall < STUCK and not seen.trend > FALLING))
+    ):
         at, name = largest(fastest), None
         message = f"no layer's weights ever changed by more than {fastest[at]:.2g} of their length in a step, "
-        message += f"and the loss fell by {seen.fall:.1%} only"
+        message += f"and the loss changed by {-seen.fall:+.1%} only"
     else:
         return
     yield Finding(
@@ -126,7 +130,7 @@ def update_too_small(seen: History) -> Iterator[Finding]:
 
 def always_clipped(seen: History) -> Iterator[Finding]:
     """The optimizer never gets the gradient that there is."""
-    if seen.records < 2 * WINDOW:
+    if seen.records < 2 * WINDOW or seen.steps < STEPS // 2:
         return
     least = max(v.kept for v in seen.window)
     left = float(seen.usual(lambda v: v.kept))
@@ -182,7 +186,7 @@ def replica_outlier(seen: History) -> Iterator[Finding]:
 def loss_not_falling(seen: History) -> Iterator[Finding]:
     """The gradient arrives everywhere and the weights move, for nothing. Only where no other rule says why."""
     way = float(median(_of_layers(seen.way, seen)))
-    if seen.records < PATIENCE or not (seen.fall < STUCK and seen.recent_fall < STILL and way >= FAR_ENOUGH):
+    if not (seen.stuck and way >= FAR_ENOUGH):
         return
     yield Finding(
         "loss_not_falling",
@@ -191,7 +195,7 @@ def loss_not_falling(seen: History) -> Iterator[Finding]:
         None,
         seen.now.step,
         f"the loss has changed by {-seen.fall:+.1%} since the first records, though every layer learns",
-        {"fall": seen.fall, "recent_fall": seen.recent_fall, "way": way, "records": float(seen.records)},
+        {"fall": seen.fall, "trend": seen.trend, "way": way, "records": float(seen.records)},
         "Look at what no gradient shows: are the labels those of these examples, is the loss the right one, is the "
         "learning rate so high that it only wanders?",
     )
@@ -199,7 +203,7 @@ def loss_not_falling(seen: History) -> Iterator[Finding]:
 
 def falls_regardless(seen: History) -> Iterator[Finding]:
     """The loss falls although a rule found the gradient unwell: part of the network learns alone."""
-    if seen.records < LONG or not seen.fall >= 0.5:
+    if seen.records < LONG or not seen.learned:
         return
     yield Finding(
         "falls_regardless",

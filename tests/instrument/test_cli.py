@@ -53,15 +53,15 @@ def test_nothing_found(tmp_path, capsys):
 
 
 def test_findings_in_words_the_gravest_first(tmp_path, capsys):
-    write(tmp_path, both(put("flow_gate", 1, -2.5), put("first_nonfinite_forward", None, 2, since=19)))
+    write(tmp_path, both(put("flow_gate", 1, -3.5), put("first_nonfinite_forward", None, 2, since=19)))
     code, out, _ = check(capsys, tmp_path)
     assert code == cli.FOUND
     assert out.startswith("error: non_finite in hidden_3, step 76\n")
-    assert "\nwarning: vanishing in hidden_2, step 0\n  The tanh layer `hidden_2` costs the gradient 2." in out
+    assert "\nwarning: vanishing in hidden_2, step 0\n  The tanh layer `hidden_2` costs the gradient 3." in out
 
 
 def test_findings_as_json(tmp_path, capsys):
-    write(tmp_path, put("flow_gate", 1, -2.5))
+    write(tmp_path, put("flow_gate", 1, -3.5))
     code, out, _ = check(capsys, tmp_path, "--json")
     (found,) = map(json.loads, out.splitlines())
     assert code == cli.FOUND
@@ -69,7 +69,7 @@ def test_findings_as_json(tmp_path, capsys):
 
 
 def test_severity_is_the_mildest_that_counts(tmp_path, capsys):
-    write(tmp_path, put("flow_gate", 1, -2.5))
+    write(tmp_path, put("flow_gate", 1, -3.5))
     assert check(capsys, tmp_path, "--severity=error")[0] == cli.NONE
     assert check(capsys, tmp_path, "--severity=warning")[0] == cli.FOUND
     write(tmp_path / "noted", put("units_dead", 0, 9.0, since=8))

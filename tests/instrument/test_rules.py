@@ -108,21 +108,30 @@ def test_silence_where_all_is_well():
 
 
 def test_vanishing_names_the_layer_that_takes_it():
-    f = one(found(20, put("flow_gate", 1, -2.5, since=8)), "vanishing")
+    f = one(found(20, put("flow_gate", 1, -3.5, since=8)), "vanishing")
     assert (f.layer, f.step, f.severity) == ("hidden_2", 32, "warning")
-    assert "the tanh layer `hidden_2` costs the gradient 2.3 decades in its activation; `hidden_1` gets" in f.message
-    assert f.evidence["decades_gate"] == -2.5
+    assert "the tanh layer `hidden_2` costs the gradient 3.3 decades in its activation; `hidden_1` gets" in f.message
+    assert f.evidence["decades_gate"] == -3.5
     # Its weights do not move any more: nothing makes up for it.
     slow = both(put("flow_gate", 1, -2.5), put("update_ratio", slice(0, 2), 1e-6))
     assert found(8, slow)[0].severity == "error"
 
 
+def test_vanishing_is_only_noted_where_it_does_no_harm():
+    weak = put("flow_gate", 1, -2.5)
+    assert one(found(60, weak, severity="info")[:1], "vanishing").severity == "info"
+    assert one(found(60, both(weak, put("loss", None, 2.3))), "vanishing").severity == "warning"
+    # Once most of the loss is gone, hard examples are what is left of the gradient.
+    assert found(60, put("flow_gate", 1, -3.5, since=40)) == []
+    assert one(found(60, put("flow_gate", 1, -np.inf, since=40)), "vanishing").layer == "hidden_2"
+
+
 def test_vanishing_by_weights_and_what_makes_up_for_it():
-    weak = put("flow_weight", 2, -2.4, since=1)
+    weak = put("flow_weight", 2, -3.4, since=1)
     assert one(found(20, weak), "vanishing").layer == "hidden_3"
-    assert found(20, both(weak, put("flow_between", 2, 2.4))) == []  # a skip connection around it
+    assert found(20, both(weak, put("flow_between", 2, 3.4))) == []  # a skip connection around it
     # Pooling divides the gradient among positions, and takes nothing from the weights before it.
-    assert found(20, put("flow_between", 2, -3.0)) == []
+    assert found(20, put("flow_between", 2, -4.0)) == []
 
 
 def test_a_softmax_that_is_sure_and_a_loss_near_0_are_no_vanishing():
@@ -142,6 +151,7 @@ def test_exploding_over_depth_and_over_time():
     steep = put("flow_weight", slice(1, 4), 0.9, since=1)
     assert one(found(20, steep), "exploding").layer in LAYERS[1:]
     assert found(20, both(steep, put("flow_between", slice(1, 4), -0.9))) == []  # normalised
+    assert found(60, put("flow_weight", slice(1, 4), 0.9, since=40)) == []  # the loss has fallen
 
     def growing(t, columns):
         columns["gradient_norm"] *= 10.0 ** (t / 5)
@@ -226,6 +236,9 @@ def test_dead_units():
     assert f.evidence == {"dead": 12.0, "share": 0.6, "window_examples": 512.0}
     assert found(20, put("units_dead", 0, 9.0)) == []
     assert one(found(20, put("units_dead", 0, 9.0, since=8), severity="info"), "dying_units").severity == "info"
+    # Half of them from the start, where the loss falls: noted.
+    assert found(60, put("units_dead", 0, 12.0, since=4)) == []
+    assert one(found(60, both(put("units_dead", 0, 12.0), put("loss", None, 2.3))), "dead_units").severity == "warning"
     # Below a minimum of evidence there is no verdict.
     assert found(20, both(put("units_dead", 0, 20.0), put("window_examples", None, 100))) == []
     # An output that never fires is a class that is never predicted: one of five is too many.
@@ -242,6 +255,8 @@ def test_the_first_dead_layer_is_named_and_not_those_after_it():
 
 def test_saturation():
     assert one(found(20, put("saturated", 1, 0.7)), "saturation").layer == "hidden_2"
+    assert found(20, put("saturated", 1, 0.7, since=1)) == []  # not so at the start, and it does no harm
+    assert one(found(20, put("saturated", 1, 0.95, since=1)), "saturation").layer == "hidden_2"
     assert found(20, put("saturated", 2, 0.7)) == []  # ELU rests on half of its inputs by design
     assert one(found(20, put("saturated", 2, 0.95)), "saturation").layer == "hidden_3"
     assert found(20, put("saturated", 0, 1.0)) == []  # ReLU: every zero
@@ -366,17 +381,40 @@ def test_replica_outlier():
     assert (f.evidence["replica"], f.evidence["norm_ratio"]) == (1, 0)
 
 
+def noise(t):
+    """Of a loss; the trend of what does not fall."""
+    return 0.05 * np.random.default_rng(1000 + t).normal()
+
+
 def test_loss_not_falling_only_where_nothing_else_says_why():
-    flat = both(put("loss", None, 2.3), put("update_ratio", slice(0, 8, 2), 2e-3))
+    def flat(t, columns):
+        columns["loss"] = np.float64(2.3 + noise(t))
+        columns["update_ratio"][::2] = 5e-3
+
     assert one(found(60, flat), "loss_not_falling").layer is None
-    assert found(40, flat) == []  # it may stand still at first
-    assert found(60, both(flat, put("update_ratio", slice(0, 8, 2), 3e-4))) == []  # the weights have not gone far
+    assert found(20, flat) == []  # it may stand still at first
+    assert found(60, both(flat, put("update_ratio", slice(0, 8, 2), 1e-3))) == []  # the weights have not gone far
     ill = found(60, both(flat, put("flow_gate", 1, -2.5)))
     assert [f.rule for f in ill] == ["vanishing"]
 
 
+def test_slow_is_not_stuck():
+    def slow(t, columns):
+        columns["loss"] = np.float64(2.3 - 0.003 * t + noise(t))
+        columns["update_ratio"][::2] = 5e-3
+
+    assert found(60, slow) == []
+
+
+def test_the_trend_is_the_rank_sum_of_the_newer_half():
+    of = history.History(SUBJECT)
+    for t, loss in enumerate([5, 4, 6, 5, 4, 2, 3, 1, 3, 2.0]):
+        of.add(Record(t, {**healthy(t), "loss": np.float64(loss)}))
+    assert of.trend == pytest.approx(12.5 / np.sqrt(25 * 11 / 12))  # all 25 pairs; 12.5 of them by chance
+
+
 def test_falling_in_spite_of_a_finding_is_noted():
-    findings = found(60, put("flow_gate", 1, -2.5), severity="info")
+    findings = found(60, put("flow_gate", 1, -3.5), severity="info")
     assert [(f.rule, f.severity) for f in findings] == [("vanishing", "warning"), ("falls_regardless", "info")]
 
 
