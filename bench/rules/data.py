@@ -98,3 +98,18 @@ def itself(seed: int) -> Data:
     """The digits are to be given back as they are."""
     data = digits(seed)
     return Data(data.x, data.x, 0)
+
+
+def teacher(seed: int) -> Data:
+    """400 normal points in 16 dimensions, in the four classes of a random linear map."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=[400, 16])
+    return Data(x.astype(np.float32), (x @ rng.normal(size=[16, 4])).argmax(1).astype(np.int32), 4)
+
+
+def linear(seed: int) -> Data:
+    """Regression: a linear map of 512 normal points in 8 dimensions, nobody scaled it, with some noise."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=[512, 8])
+    y = x @ rng.normal(size=[8, 1]) + 0.1 * rng.normal(size=[512, 1])
+    return Data(x.astype(np.float32), y.astype(np.float32), 0)

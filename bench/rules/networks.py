@@ -11,6 +11,8 @@ import tensorflow as tf
 from bench.rules.data import Data
 from keras import layers
 
+from tapescope_trainers import models
+
 Activation = str | Callable[[Any], Any]
 
 
@@ -39,6 +41,7 @@ def mlp(
     norm: type | None = None,
     output: str | None = None,
     shut: int = 0,
+    dropout: float = 0.0,
 ) -> Callable[[Data], keras.Model]:
     """Dense layers, normalised where `norm` is given; `shut`: after that layer the gradient is stopped."""
 
@@ -51,6 +54,8 @@ def mlp(
             x = layers.Dense(width, None if norm else f, kernel_initializer=kernel, name=f"hidden_{n}")(x)
             if norm:
                 x = layers.Activation(f, name=f"act_{n}")(norm(name=f"norm_{n}")(x))
+            if dropout:
+                x = layers.Dropout(dropout, seed=n)(x)
             if n == shut:
                 x = Stop(name="stop")(x)
         return finish(data, inputs, x, output)
@@ -144,3 +149,8 @@ def recurrent(width: int = 32, kind: type = layers.LSTM):
         return finish(data, inputs, x)
 
     return build
+
+
+def preset(name: str, **options: Any) -> Callable[[Data], keras.Model]:
+    """A network of `tapescope-train` for digits, as it is there; see tapescope_trainers.models."""
+    return lambda data: models.build(name, (8, 8), data.classes, **options)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from bench.rules import tools
+from bench.rules import setups, tools
 from bench.rules.measuring import Found, Result
 
 
@@ -72,6 +72,16 @@ def percent(share: float) -> str:
     return "-" if not math.isfinite(share) else f"{share:.1%}" if 0 < share < 0.1 else f"{share:.0%}"
 
 
+def wilson(hits: float, of: int) -> str:
+    """The 95 % interval of a share (Wilson, 1927)."""
+    if not of:
+        return "-"
+    z, share = 1.96, hits / of
+    centre, spread = share + z * z / (2 * of), z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    low, high = ((centre + side * spread) / (1 + z * z / of) for side in (-1, 1))
+    return f"{percent(share)} ({max(low, 0):.0%} to {min(high, 1):.0%})"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
@@ -107,7 +117,12 @@ def summary(results: Sequence[Result]) -> str:
     entries = [("**Tapescope**", ours(results), "")]
     entries += [(name, *theirs(results, name)) for name in tools.TOOLS]
     rows = [
-        (name, percent(s.recall), percent(s.false_alarms), f"{s.f1:.3f}", percent(s.cause), percent(s.layer), patience)
+        (
+            name,
+            wilson(s.recall * s.faulty, s.faulty),
+            wilson(s.false_alarms * s.healthy, s.healthy),
+            *(f"{s.f1:.3f}", percent(s.cause), percent(s.layer), patience),
+        )
         for name, s, patience in entries
     ]
     head = ("", "recall", "false alarms", "F1", "cause right", "layer right", "records in a row")
@@ -123,8 +138,14 @@ def listing(results: Sequence[Result]) -> str:
     return table(("family", "set-up", "seed", "put there", "found (rule, layer@step)", "loss gone"), rows)
 
 
-def page(results: Sequence[Result], minutes: float) -> str:
-    held, chosen = [r for r in results if r.held_out], [r for r in results if not r.held_out]
+ROUNDS = """in the first, 49 faulty and 66 healthy set-ups were held out. Recall was 96 %, the cause right in 96 %, the
+layer in 97 %, and 17 % of the healthy ones got a warning. Those set-ups are among the ones chosen on since (`first` in
+`bench/rules/setups.py`); the rules were changed by what they taught, and by a part drawn by chance from what is usual
+(`drawn 1`). Only then were the set-ups held out now looked at, and no rule was changed after that."""
+
+
+def page(results: Sequence[Result], only: str) -> str:
+    held, chosen = ([r for r in results if (r.part in setups.HELD_OUT) == out] for out in (True, False))
     counts = [
         f"{sum(bool(r.rule) for r in part)} faulty, {sum(not r.rule for r in part)} healthy" for part in (held, chosen)
     ]
@@ -138,19 +159,31 @@ def page(results: Sequence[Result], minutes: float) -> str:
             ("Every held-out set-up", listing(held)),
             ("Every set-up that thresholds were chosen on", listing(chosen)),
         )
+        if chosen or "chosen on" not in title.lower()
     )
-    agree = sum(r.live_agrees for r in results)
-    return INTRODUCTION.format(minutes=minutes, agree=agree, count=len(results)) + sources
+    return (
+        INTRODUCTION.format(
+            command=f"python -m bench.rules{f' --only={chr(39)}{only}{chr(39)} --write' if only else ''}",
+            rounds=ROUNDS,
+            left=sum(s.part in setups.HELD_OUT for s in setups.all_setups()) - len(held),
+        )
+        + sources
+    )
 
 
 INTRODUCTION = """# Calibration of the rules
 
-Remade by `python -m bench.rules`, which trains every set-up below ({minutes:.0f} minutes here) and writes this page.
+Remade by `{command}`, which trains every set-up below and writes this page.
 The set-ups are in `bench/rules/`. A faulty one has one fault, put there on purpose, so the rule and the layers that
 ought to be found are known; a healthy one is good practice. Thresholds were chosen on one part of them and are the
 same for all. The held-out part has other networks, data, optimizers and seeds.
 
-- **recall**: faulty set-ups of which anything was said (findings of severity warning or error).
+Rounds: {rounds}
+
+Held out and not trained for this page: {left} set-ups.
+
+- **recall**: faulty set-ups of which anything was said (findings of severity warning or error), with the
+  95 % interval after Wilson.
 - **false alarms**: healthy set-ups of which anything was said.
 - **cause right**: faulty set-ups of which something true of the fault was said: the rule that was put there, or one
   that follows from it (`also` in the set-ups; a layer whose weights are too large saturates, say).
@@ -162,5 +195,4 @@ same for all. The held-out part has other networks, data, optimizers and seeds.
   Trainings with several replicas are left out for them: none of them looks at replicas.
 - For a single rule, precision leaves out set-ups where it only follows from what was put there.
 - "loss gone" is the share of the first five steps' loss that was gone in the last twenty.
-- The recorder found live what `tapescope check` found in the file in {agree} of {count} set-ups.
 """

@@ -1,11 +1,13 @@
-"""What one line of the lists of set-ups holds, and the optimizers in it."""
+"""A set-up; what one line of the written lists of them holds, and the optimizers in it."""
 
+import re
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import keras
 from bench.rules.data import Data
-from bench.rules.faults import Fault
+from bench.rules.faults import NONE, Fault
 
 Optimizer = Callable[[], keras.optimizers.Optimizer]
 
@@ -26,3 +28,26 @@ def optimizer(kind: str, **fixed) -> Callable[..., Optimizer]:
 
 adam, sgd, adamw, rmsprop = map(optimizer, ("Adam", "SGD", "AdamW", "RMSprop"))
 momentum = optimizer("SGD", momentum=0.9)
+
+
+class Setup(NamedTuple):
+    """A training, and what is wrong with it."""
+
+    name: str
+    family: str
+    network: Callable[[Data], keras.Model]
+    data: Callable[[int], Data]
+    optimizer: Optimizer
+    fault: Fault = NONE
+    replicas: int = 1
+    seed: int = 0
+    steps: int = 240
+    batch: int = 64
+    every: int = 0
+    """Every how many steps is measured; 0: as the fault has it."""
+    part: str = ""
+
+    @property
+    def key(self) -> str:
+        """A name of its own, fit for a directory."""
+        return re.sub(r"[^a-z0-9.-]+", "_", f"{self.part} {self.family} {self.name} {self.seed}".lower())

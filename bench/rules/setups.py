@@ -1,41 +1,36 @@
-"""All set-ups in their order: what is trained, and which fault was put where."""
+"""All set-ups in their order: what is trained, and which fault was put where.
 
-from collections.abc import Callable
-from typing import NamedTuple
+They come in parts, each written or drawn before the rules were seen on one of its set-ups. The last parts are held out;
+once rules were changed by what a part taught, it is one of those chosen on, and a new one is made.
+"""
 
-import keras
-from bench.rules import chosen, held_out
-from bench.rules.data import Data
-from bench.rules.faults import NONE, Fault
-from bench.rules.rows import Optimizer, Row
+from bench.rules import chosen, drawn, second
+from bench.rules.rows import Row, Setup
 
-
-class Setup(NamedTuple):
-    """A training, and what is wrong with it."""
-
-    name: str
-    family: str
-    network: Callable[[Data], keras.Model]
-    data: Callable[[int], Data]
-    optimizer: Optimizer
-    fault: Fault = NONE
-    replicas: int = 1
-    seed: int = 0
-    held_out: bool = False
+HELD_OUT = ("second", "drawn 2")
+"""Parts that no rule or threshold was chosen on."""
 
 
 def all_setups() -> list[Setup]:
-    """The healthy ones that are held out are trained with two seeds, and some of the others with one of their own."""
-    made = []
-    for of, seeds in ((chosen, (0,)), (held_out, (11, 12))):
-        later = of is held_out
-        made += [_setup(row, seed, later) for row in of.healthy() for seed in seeds]
-        made += [_setup(row, 300 * later + n, later) for n, row in enumerate(of.faulty())]
-    return made + [_setup(row, 21, True) for row in chosen.healthy()[::4]]
+    parts = {
+        "first": _part(chosen.healthy(), chosen.faulty(), 0, 0),
+        "second": _part(second.healthy(), second.faulty(), 11, 300),
+    }
+    for seed in DRAWN:
+        parts[f"drawn {seed}"] = [*drawn.healthy(seed), *drawn.faulty(seed)]
+    return [s._replace(part=part) for part, setups in parts.items() for s in setups]
 
 
-def _setup(row: Row, seed: int, held_out: bool) -> Setup:
+DRAWN = (1, 2)
+"""Seeds of the drawn parts."""
+
+
+def _part(healthy: list[Row], faulty: list[Row], seed: int, first: int) -> list[Setup]:
+    return [_setup(row, seed) for row in healthy] + [_setup(row, first + n) for n, row in enumerate(faulty)]
+
+
+def _setup(row: Row, seed: int) -> Setup:
     label, network, of, optimizer, fault = row
     family, _, name = label.partition(": ")
     replicas = {"two replicas": 2, "four replicas": 4, "replicas": 4}.get(family, 1)
-    return Setup(name or fault.name, family, network, of, optimizer, fault, replicas, seed, held_out)
+    return Setup(name or fault.name, family, network, of, optimizer, fault, replicas, seed)

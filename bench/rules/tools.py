@@ -6,7 +6,7 @@ the tensors that they name. Where one publishes no limit for a layer, half of it
 for NaN and Inf, which most have.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +41,7 @@ class Seen(NamedTuple):
     dormant: np.ndarray
 
 
-def records(trial: Trial) -> Iterator[tuple[int, Seen]]:
+def records(trial: Trial) -> Iterator[Seen]:
     """The records of a training, in order."""
     run = trial.run
     names, own = run.layers, run.details["variables"]
@@ -50,25 +50,22 @@ def records(trial: Trial) -> Iterator[tuple[int, Seen]]:
     names_of = [c for c in run.columns if c != "unit_state"]
     columns = {c: run[c] for c in names_of}
     silent: list[np.ndarray] = []
-    for t, step in enumerate(run.steps):
+    for t in range(len(run.steps)):
         extra = trial.extras[t]
         if not extra:
             return
         silent = [*silent, extra["quiet"]][-10:]
         every = np.all(silent, axis=0) if len(silent) == 10 else np.zeros(sizes.sum(), bool)
         quiet = np.array([part.mean() for part in np.split(every, np.cumsum(sizes)[:-1])])
-        yield (
-            int(step),
-            Seen(
-                kernels,
-                names,
-                run.details["activations"],
-                {c: v[t] for c, v in columns.items() if t < len(v)},
-                np.array([extra["mean_abs"][v] for _, v in kernels]),
-                extra,
-                quiet,
-                columns["units_dormant"][t] / sizes,
-            ),
+        yield Seen(
+            kernels,
+            names,
+            run.details["activations"],
+            {c: v[t] for c, v in columns.items() if t < len(v)},
+            np.array([extra["mean_abs"][v] for _, v in kernels]),
+            extra,
+            quiet,
+            columns["units_dormant"][t] / sizes,
         )
 
 
@@ -177,14 +174,14 @@ MEANT = {
 """Which of our rules each kind of alarm is as good as."""
 
 
-def alarms(trial: Trial, tool: Tool, patience: int) -> list[Alarm]:
+def alarms(trained: Sequence[Seen], tool: Tool, patience: int) -> list[Alarm]:
     """A tool's alarms, each kind and layer once, in the order of time and at one time the strongest first.
 
     Raised where the same holds at `patience` records in a row.
     """
     raised: dict[tuple[str, str | None], Alarm] = {}
     row: dict[tuple[str, str | None], int] = {}
-    for _, seen in records(trial):
+    for seen in trained:
         now = sorted(tool(seen), key=lambda a: -a.strength)
         row = {(a.kind, a.layer): row.get((a.kind, a.layer), 0) + 1 for a in now}
         for alarm in now:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -11,14 +12,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 from bench.rules.data import Data
-from bench.rules.setups import Setup
+from bench.rules.rows import Setup
 
 import tapescope
-from tapescope import records
+from tapescope import finding
 
-STEPS = 240
-BATCH = 64
 REPLICAS = 4
+EXTRAS = "extras.npz"
+"""Beside a run's event files: all losses, and what other tools look at."""
 
 
 class Trial(NamedTuple):
@@ -44,8 +45,31 @@ def _loss(data: Data) -> Callable[[Any, Any], Any]:
     )
 
 
-def train(setup: Setup) -> Trial:
-    """Trains it in a temporary directory."""
+def trial(setup: Setup, keep: str) -> Trial:
+    """What training it left; under `keep`, unless that is empty, it is looked for first and left for the next time."""
+    if not keep:
+        with tempfile.TemporaryDirectory() as logdir:
+            _train(setup, logdir)
+            return _trial(logdir)
+    logdir = os.path.join(keep, setup.key)
+    if not os.path.exists(os.path.join(logdir, EXTRAS)):
+        shutil.rmtree(logdir, ignore_errors=True)
+        _train(setup, logdir)
+    return _trial(logdir)
+
+
+def _trial(logdir: str) -> Trial:
+    run = tapescope.Run(logdir)
+    with np.load(os.path.join(logdir, EXTRAS)) as kept:
+        columns = {name: kept[name] for name in kept}
+    losses, seconds = columns.pop("losses"), float(columns.pop("seconds"))
+    extras = [{name: rows[t] for name, rows in columns.items()} for t in range(len(run.steps))]
+    early, late = (float(np.median(part)) for part in (losses[:5], losses[-20:]))
+    fall = (early - late) / abs(early) if math.isfinite(late) else -math.inf
+    return Trial(run, tuple(finding.from_json(f) for f in run.findings), extras if columns else [], fall, seconds)
+
+
+def _train(setup: Setup, logdir: str) -> None:
     began = time.perf_counter()
     keras.utils.set_random_seed(setup.seed)
     keras.backend.clear_session()
@@ -64,24 +88,21 @@ def train(setup: Setup) -> Trial:
     step = _step(setup, model, optimizer, probe, _loss(data))
     run_step = step if setup.replicas == 1 else _replicated(step, strategy, setup)
 
+    every = setup.every or setup.fault.every
     rng, losses, extras = np.random.default_rng(setup.seed), [], []
-    with tempfile.TemporaryDirectory() as logdir:
-        recorder = tapescope.Recorder(logdir, probe)
-        for n in range(STEPS):
-            chosen = rng.integers(0, len(data.x), BATCH)
+    with tapescope.Recorder(logdir, probe) as recorder:
+        for n in range(setup.steps):
+            chosen = rng.integers(0, len(data.x), setup.batch)
             batch = data.x[chosen], data.y[chosen]
             if setup.fault.hook:
                 batch = setup.fault.hook(n, model, batch, rng)
-            loss, reading, more = run_step(*batch, n % setup.fault.every == 0)
+            loss, reading, more = run_step(*batch, n % every == 0)
             losses.append(float(loss))
             if reading is not None:
                 recorder.write(n, reading, {"loss": losses[-1]})
-                extras.append({name: np.asarray(records.first_replica(t)) for name, t in more.items()})
-        recorder.close()
-        run = tapescope.Run(logdir)
-    early, late = (float(np.median(part)) for part in (losses[:5], losses[-20:]))
-    fall = (early - late) / abs(early) if math.isfinite(late) else -math.inf
-    return Trial(run, recorder.findings, extras, fall, time.perf_counter() - began)
+                extras.append({name: np.asarray(t) for name, t in more.items()})
+    columns = {name: np.stack([row[name] for row in extras]) for name in extras[0]}
+    np.savez(os.path.join(logdir, EXTRAS), losses=losses, seconds=time.perf_counter() - began, **columns)
 
 
 def _step(setup: Setup, model, optimizer, probe: tapescope.Probe, loss_of) -> Callable[..., Any]:
@@ -89,10 +110,10 @@ def _step(setup: Setup, model, optimizer, probe: tapescope.Probe, loss_of) -> Ca
         (v, factor) for name, factor in setup.fault.rates.items() for v in model.get_layer(name).trainable_variables
     ]
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def step(x, y, measure):
         with probe.tape(measure) as tape:
-            loss = tf.reduce_sum(loss_of(y, model(x, training=True))) / BATCH
+            loss = tf.reduce_sum(loss_of(y, model(x, training=True))) / setup.batch
         gradients = tape.gradient(loss, model.trainable_variables)
         given = [(g, v) for g, v in zip(gradients, model.trainable_variables, strict=True) if g is not None]
         clipped = None
@@ -105,7 +126,7 @@ def _step(setup: Setup, model, optimizer, probe: tapescope.Probe, loss_of) -> Ca
         optimizer.apply_gradients(given)
         for (v, factor), old in zip(slowed, before, strict=True):
             v.assign(old + factor * (v - old))
-        more = _extras(tape._capture.calls, gradients) if measure and setup.replicas == 1 else {}
+        more = _extras(tape._capture.calls, gradients, setup.batch) if measure and setup.replicas == 1 else {}
         return loss, tape.reading(applied=clipped), more
 
     return step
@@ -132,7 +153,7 @@ def _replicated(step: Callable[..., Any], strategy, setup: Setup) -> Callable[..
     return split
 
 
-def _extras(calls: Sequence[Any], gradients: Sequence[Any]) -> dict[str, Any]:
+def _extras(calls: Sequence[Any], gradients: Sequence[Any], batch: int) -> dict[str, Any]:
     """What other tools look at and no column holds.
 
     [V] `mean_abs`: mean absolute element of the gradient. [L] `inactive`: share of units with an output above 0 on less
@@ -151,7 +172,7 @@ def _extras(calls: Sequence[Any], gradients: Sequence[Any]) -> dict[str, Any]:
         kind = call.activation.name
         low, high = {"tanh": (-9.5, 9.5), "sigmoid": (-23.0, 17.0)}.get(kind, (-np.inf, np.inf))
         scaled = {"tanh": a, "sigmoid": 2 * a - 1}.get(kind, tf.zeros_like(a))
-        rank = int(0.95 * (BATCH - 1))
+        rank = int(0.95 * (batch - 1))
         quiet.append(tf.sort(tf.abs(a), axis=0)[tf.minimum(rank, tf.shape(a)[0] - 1)] < 1e-5)
         rows["inactive"].append(_share(tf.reduce_mean(tf.cast(a > 0, tf.float32), 0) < 0.01))
         rows["nonpositive"].append(_share(a <= 0))

@@ -1,4 +1,4 @@
-"""Networks of the held-out set-ups: of other kinds than those of networks.py. Made as they are."""
+"""Networks of other kinds than those of networks.py, for the second part. Made as they are."""
 
 from collections.abc import Callable
 from typing import Any

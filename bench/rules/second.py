@@ -1,14 +1,11 @@
-"""The held-out set-ups: no threshold was chosen on one of them.
-
-Their networks, data and optimizers are of other kinds than those of setups.py, and so are their seeds.
-"""
+"""Set-ups whose networks, data and optimizers are of other kinds than those of chosen.py. See setups.py."""
 
 import keras
 from bench.rules import faults
 from bench.rules.data import digits, images, itself, skewed, spirals, tokens, waves
 from bench.rules.faults import NONE, Poison
 from bench.rules.networks import mlp
-from bench.rules.networks_held_out import (
+from bench.rules.networks_second import (
     attention,
     autoencoder,
     bag_of_words,
