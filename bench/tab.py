@@ -138,7 +138,6 @@ def measure(logdir: pathlib.Path, runs: int, layers: int, steps: int) -> list[Go
 
         def write(step: int) -> None:
             writer.write(step)
-            writer.file.flush()
 
         times, sent = [], 0
         for step in range(steps, steps + 8):

@@ -9,13 +9,11 @@ import tensorflow as tf
 from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.compat.proto import event_pb2
 
-from tapescope import rules
+from tapescope import events, rules
 from tapescope.runs import Run, event_files
 from tensorboard_plugin_tapescope import metadata
 
 _STATUS = metadata.tag("status")
-_FRAMING_BYTES = 16
-"""Of each record in an event file: its length and two checksums."""
 
 
 class Resume(NamedTuple):
@@ -49,7 +47,7 @@ def cut(directory: str | os.PathLike[str], step: int) -> None:
             kept.append(record)
         if len(kept) <= 1:  # the version
             os.remove(path)
-        elif os.path.getsize(path) != sum(len(record) + _FRAMING_BYTES for record in kept):
+        elif os.path.getsize(path) != sum(len(record) + events.FRAMING_BYTES for record in kept):
             new = os.path.join(directory, ".cut")
             with tf.io.TFRecordWriter(new) as writer:
                 for record in kept:

@@ -158,7 +158,6 @@ def test_a_live_run_is_followed_without_losing_zoom_or_scroll(chrome, tmp_path):
     writer.status(0, "training")
     for step in range(40):
         writer.write(step)
-    writer.file.flush()
     with page.tensorboard(tmp_path) as (url, _):
         page.enter(chrome, url, "view=flow&run=live&column=delta_norm")
         page.ready(chrome)
@@ -172,7 +171,6 @@ def test_a_live_run_is_followed_without_losing_zoom_or_scroll(chrome, tmp_path):
         delays = []
         for step in range(40, 46):
             writer.write(step)
-            writer.file.flush()
             written = time.monotonic()
             page.waited(chrome, shown, step, seconds=10)
             delays.append(time.monotonic() - written)

@@ -68,12 +68,13 @@ class Options(NamedTuple):
     checkpoint_every: int | None
     """None: never."""
     resume: str
+    strict_io: bool
 
 
 def hparams(options: Options) -> dict[str, bool | int | float | str]:
     """The options that can change a result, for TensorBoard's HParams tab; absent ones are left out."""
     silent = {"logdir", "data_dir", "validate_every", "histograms", "layers", "serve", "port", "progress"}
-    silent |= {"checkpoint_every", "resume", "collective", "cluster", "workers", "on_finding"}
+    silent |= {"checkpoint_every", "resume", "collective", "cluster", "workers", "on_finding", "strict_io"}
     fields = {name: value for name, value in options._asdict().items() if name not in silent}
     fields["measure_every"] = options.measure_every or "never"
     return {name: value for name, value in fields.items() if value is not None}
@@ -201,6 +202,7 @@ _define(
     "auto goes on from the last checkpoint where there is one; never starts over and removes what --logdir has of "
     "an earlier run; must goes on or ends",
 )
+flags.DEFINE_bool("strict_io", False, "end where a record cannot be written; else that is counted", FLAGS)
 
 
 def parse(argv: list[str]) -> Options:

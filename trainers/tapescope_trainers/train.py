@@ -20,6 +20,7 @@ from tapescope_trainers.link import Link, join
 
 CODE_BAD_INPUT = 2
 CODE_LOST = 3
+CODE_NOT_WRITTEN = 4
 CODE_INTERRUPTED = 130
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 
@@ -27,7 +28,8 @@ HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script. Exits: 0 also after Ctrl-C, 130 after a second, 2 and one line on stderr for bad input.
 
-    3 where another worker is lost: all end with one line that says which, within seconds.
+    3 where another worker is lost: all end with one line that says which, within seconds. 4, with one line, where
+    --strict_io is given and a record cannot be written.
     """
     logging.getLogger("tensorflow").setLevel(logging.WARNING)  # it tells of every collective that it makes
     logging.getLogger("absl").addFilter(lambda record: record.filename != "functional_saver.py")  # of every save
@@ -94,6 +96,8 @@ def run(options: Options) -> None:
         except Exception as error:
             if link:
                 _lost(link, parts, error)
+            if options.strict_io and isinstance(error, OSError):
+                _refuse(error, CODE_NOT_WRITTEN)
             raise
         if link:
             link.end()
@@ -162,7 +166,7 @@ def prepare(options: Options, go_on: bool = False, link: Link | None = None) -> 
     batches = data.batches(examples, options.batch_size, options.seed, skip=start)
     about = {"program": "tapescope-train", "steps": steps, "replicas": replicas} | flags.hparams(options)
     going_on = tapescope.Resume(start, state) if go_on else None
-    recorder = tapescope.Recorder(options.logdir, probe, when, about, going_on)
+    recorder = tapescope.Recorder(options.logdir, probe, when, about, going_on, strict_io=options.strict_io)
 
     def save(done: int, metrics: dict[str, float]) -> None:
         saved.save(done, checkpoints.position(metrics, recorder.state()))
@@ -254,10 +258,10 @@ def _end(line: str, parts: Parts) -> NoReturn:
     os._exit(CODE_LOST)
 
 
-def _refuse(error: Exception) -> NoReturn:
-    """One line that names value and cure, and the exit code for bad input."""
+def _refuse(error: Exception, code: int = CODE_BAD_INPUT) -> NoReturn:
+    """One line that names value and cure, and the exit code."""
     print(f"tapescope-train: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(CODE_BAD_INPUT)
+    sys.exit(code)
 
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
