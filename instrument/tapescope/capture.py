@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tapescope import activations
 from tapescope.activations import Activation
+from tapescope.guard import Guard, blaming
 
 
 class Call(NamedTuple):
@@ -39,9 +40,10 @@ class Call(NamedTuple):
 class Capture:
     """What one tape has seen so far; a context manager that is among this thread's open ones while it is entered."""
 
-    def __init__(self, chosen: dict[int, tuple[str, Activation]]):
+    def __init__(self, chosen: dict[int, tuple[str, Activation]], guard: Guard):
         self.chosen = chosen
         """By the layer's id: what to call it, and what its activation is."""
+        self.guard = guard
         self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
         self.calls: list[Call] = []
         self.skipped: dict[str, str] = {}
@@ -86,8 +88,9 @@ def tap(name: str, tensor: tf.Tensor, activation: Any = None) -> tf.Tensor:
     if _thread.captures:
         described = activations.UNKNOWN if activation is None else activations.describe(activation)
         call = Call(name, described, None, None, tensor, None, next(_numbers))
-        for capture in _thread.captures:
-            capture.note(call)
+        with _thread.captures[0].guard(), blaming(name):
+            for capture in _thread.captures:
+                capture.note(call)
     return tensor
 
 
@@ -200,28 +203,39 @@ def _install() -> None:
 
 
 def _measured_call(captures: Sequence[Capture], original: Any, layer: Any, args: tuple, kwargs: dict) -> Any:
-    # The gradient with respect to a layer's input must be the part that flows through this layer alone: so the layer
-    # gets its own name for the tensor (no data moves). Keras keeps masks and logits as attributes of the tensor.
-    mine = None
-    if args and isinstance(args[0], tf.Tensor) and args[0].dtype.is_floating:
-        mine = tf.identity(args[0])
-        for attribute in ("_keras_mask", "_keras_logits"):
-            if hasattr(args[0], attribute):
-                setattr(mine, attribute, getattr(args[0], attribute))
-        args = (mine, *args[1:])
+    name, mine, given = captures[0].chosen[id(layer)][0], None, args
+    with captures[0].guard(), blaming(name):
+        mine = _own(args[0]) if args else None
+        given = args if mine is None else (mine, *args[1:])
     _thread.running.append([])
     try:
         with _witnessed(layer):
-            output = original(layer, *args, **kwargs)
+            output = original(layer, *given, **kwargs)
     finally:
         into_activation = _thread.running.pop()
-    if isinstance(layer, _LAYERS_THAT_ARE_ACTIVATIONS):
-        z = mine
-    else:
-        z = into_activation[0] if len(into_activation) == 1 else None
-    first = next((t for t in tf.nest.flatten(output) if t is not None), output)
-    number = next(_numbers)
-    for capture in captures:
-        name, activation = capture.chosen[id(layer)]
-        capture.note(Call(name, activation, mine, z, first, layer, number))
+    with captures[0].guard(), blaming(name):
+        if isinstance(layer, _LAYERS_THAT_ARE_ACTIVATIONS):
+            z = mine
+        else:
+            z = into_activation[0] if len(into_activation) == 1 else None
+        first = next((t for t in tf.nest.flatten(output) if t is not None), output)
+        number = next(_numbers)
+        for capture in captures:
+            name, activation = capture.chosen[id(layer)]
+            capture.note(Call(name, activation, mine, z, first, layer, number))
     return output
+
+
+def _own(given: Any) -> tf.Tensor | None:
+    """The layer's own name for what it is given (no data moves); None where that is no floating-point tensor.
+
+    The gradient with respect to a layer's input must be the part that flows through this layer alone. Keras keeps masks
+    and logits as attributes of the tensor.
+    """
+    if not (isinstance(given, tf.Tensor) and given.dtype.is_floating):
+        return None
+    mine = tf.identity(given)
+    for attribute in ("_keras_mask", "_keras_logits"):
+        if hasattr(given, attribute):
+            setattr(mine, attribute, getattr(given, attribute))
+    return mine

@@ -33,6 +33,7 @@ class Monitor(keras.callbacks.Callback):
       layers: as for `tapescope.Probe`.
       window_examples: as for `tapescope.Probe`.
       histograms: as for `tapescope.Probe`.
+      strict: as for `tapescope.Probe`.
 
     A second `fit` of the same model goes on where the first one ended. `loss` in the records is fit's own: the mean
     over the epoch so far. Where the optimizer accumulates gradients, the next batch that changes weights is measured,
@@ -48,6 +49,7 @@ class Monitor(keras.callbacks.Callback):
         layers: str | None = None,
         window_examples: int = 1024,
         histograms: bool = True,
+        strict: bool = False,
     ):
         super().__init__()
         if on_finding not in ("continue", "stop"):
@@ -55,7 +57,8 @@ class Monitor(keras.callbacks.Callback):
         self._on_finding = on_finding
         self._logdir = logdir
         self._when = when or every(10)
-        self._options = {"layers": layers, "window_examples": window_examples, "histograms": histograms}
+        self._options: dict[str, Any] = {"layers": layers, "window_examples": window_examples}
+        self._options |= {"histograms": histograms, "strict": strict}
         self._probe: Probe | None = None
         self._measured_model: Any = None
         self._executions = self._batches = self._epoch_began = 0
@@ -131,7 +134,8 @@ class Monitor(keras.callbacks.Callback):
         model: Any = self.model
         model.train_function = self._plain
         outputs = self._measuring(iterator)
-        self._reading = Reading(*(outputs.pop(_PREFIX + field) for field in Reading._fields))
+        parts: list[Any] = [outputs.pop(_PREFIX + field, None) for field in Reading._fields]
+        self._reading = None if self._probe is None or self._probe.failure else Reading(*parts)
         return outputs
 
     def _measured(self, train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -144,6 +148,8 @@ class Monitor(keras.callbacks.Callback):
             with standins.scales(model.optimizer) as scales, standins.tapes(probe) as tapes:
                 outputs = train_step(data)
             used = [tape for tape in tapes if tape.has_gradient]
+            if probe.failure:
+                return outputs
             if not used:
                 raise ValueError(
                     f"the train_step of {type(model).__name__} took no gradient of its trainable variables from a "

@@ -6,7 +6,7 @@ pre-activation and input) and reduces all of it to a `Reading`: a few small tens
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from absl import logging
 
 from tapescope import backward, capture, faults, flow, handed, replicas
 from tapescope import reading as readings
+from tapescope.guard import Guard, Misuse, blaming
 from tapescope.reading import Partial, Reading
 from tapescope.selection import Names, Selection, is_variable
 
@@ -31,11 +32,20 @@ class Probe:
         activation or not. None: every layer that has one. Tapped tensors are always measured.
       window_examples: the number of examples on which a unit must be silent to count as dead.
       histograms: whether the elements of gradients and activations are also counted into histograms.
+      strict: raise what fails inside measuring. By default the step is then the plain one, and a warning says why.
 
     Raises ValueError for a model without a trainable variable and for a pattern that matches nothing.
     """
 
-    def __init__(self, model: Any, layers: str | None = None, *, window_examples: int = 1024, histograms: bool = True):
+    def __init__(
+        self,
+        model: Any,
+        layers: str | None = None,
+        *,
+        window_examples: int = 1024,
+        histograms: bool = True,
+        strict: bool = False,
+    ):
         if isinstance(window_examples, bool) or not isinstance(window_examples, int) or window_examples < 1:
             raise ValueError(f"`window_examples` ({window_examples!r}) must be a positive number of examples")
         self.window_examples = window_examples
@@ -49,6 +59,12 @@ class Probe:
         self._used = False
         """Whether a measuring tape was entered."""
         self._selection = Selection(model, layers)
+        self._guard = Guard(strict)
+
+    @property
+    def failure(self) -> str | None:
+        """Where and why measuring failed, after which nothing is measured; None where it did not."""
+        return self._guard.failure
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -68,7 +84,7 @@ class Probe:
                 f"`measure` ({measure!r}) must be a Python bool, which makes two programs of one tf.function; "
                 "pass `when(n)`, not a tensor"
             )
-        kind = MeasuringTape if measure else Tape
+        kind = MeasuringTape if measure and not self.failure else Tape
         return kind(self, persistent, watch_accessed_variables)
 
     @_as_it_is
@@ -97,26 +113,36 @@ class Probe:
         """
         if not isinstance(partial, Partial):
             parts = [one for one in partial or () if one is not None]
-            partial = readings.accumulated(parts) if parts else None
-        if partial is None or self.names is None:
+            partial = None
+            with self._guard():
+                partial = readings.accumulated(parts) if parts else None
+        if partial is None or self.names is None or self.failure:
             return None
-        if replicas.context()[1] > 1:
-            given_to = handed.optimizers(gradients)
-            if self.faults is None:  # else another replica's thread was here
-                self.faults = faults.of_step(self._selection.models, given_to)
-        lists = [gradients, aggregated, applied]
-        for name, given in zip(("gradients", "aggregated", "applied"), lists, strict=True):
+        lists = {"gradients": gradients, "aggregated": aggregated, "applied": applied}
+        for name, given in lists.items():
             if given is not None and len(given) != len(self.names.variables):
-                raise ValueError(
+                raise Misuse(
                     f"`{name}` has {len(given)} elements, the model {len(self.names.variables)} trainable variables: "
                     "pass the whole list, with None where there is no gradient"
                 )
-        own, total, given = ([_unscaled(g, loss_scale) for g in gs] if gs is not None else None for gs in lists)
-        owners = np.zeros([len(self.names.layers), len(self.names.variables)], bool)
-        for layer, variables in enumerate(self.names.layer_variables):
+        with self._guard():
+            return self._complete(partial, lists, loss_scale)
+        return None
+
+    def _complete(self, partial: Partial, lists: dict[str, Any], loss_scale: Any) -> Reading:
+        names: Any = self.names
+        if replicas.context()[1] > 1:
+            given_to = handed.optimizers(lists["gradients"])
+            if self.faults is None:  # else another replica's thread was here
+                self.faults = faults.of_step(self._selection.models, given_to)
+        own, total, given = (
+            None if gs is None else _unscaled(gs, names.variables, loss_scale) for gs in lists.values()
+        )
+        owners = np.zeros([len(names.layers), len(names.variables)], bool)
+        for layer, variables in enumerate(names.layer_variables):
             owners[layer, list(variables)] = True
         weights = [tf.convert_to_tensor(v) for v in self._selection.variables()]
-        feeds = flow.latest(self.names.sources)
+        feeds = flow.latest(names.sources)
         return readings.complete(partial, own or [], total, given, weights, tf.constant(owners), feeds)
 
     def _agree(self, calls: list[capture.Call], seen: list[capture.Capture]) -> None:
@@ -134,7 +160,7 @@ class Probe:
                 logging.warning("tapescope measures no layer: %s", "; ".join(map(": ".join, self.skipped.items())))
             self.names = names
         elif names._replace(sources=self.names.sources) != self.names:  # eager steps do not know their sources
-            raise ValueError(
+            raise Misuse(
                 f"the step measures other rows than when it was first traced ({_difference(names, self.names)}): "
                 "the model was changed, or another program uses this Probe: make a new Probe, and a Recorder, for each"
             )
@@ -186,6 +212,7 @@ class MeasuringTape(Tape):
         super().__init__(probe, persistent, watch_accessed_variables)
         self._capture: capture.Capture | None = None
         self._passes: list[backward.Pass] = []
+        self._entered: bool = False
         self.closed: bool = False
 
     @property
@@ -195,12 +222,17 @@ class MeasuringTape(Tape):
 
     @_as_it_is
     def __enter__(self) -> "MeasuringTape":
-        if self._capture is not None:
-            raise ValueError("this tape was used before: call `probe.tape(measure)` once for every step")
+        if self._entered:
+            raise Misuse("this tape was used before: call `probe.tape(measure)` once for every step")
+        self._entered = True
+        # It must outlast a backward pass that fails, for the plain one that is then taken in its place.
+        asked, self._persistent = self._persistent, True
         super().__enter__()
+        self._persistent = asked
         self._probe._used = True
-        self._capture = capture.Capture(self._probe._selection.layers())
-        self._capture.__enter__()
+        with self._probe._guard():
+            self._capture = capture.Capture(self._probe._selection.layers(), self._probe._guard)
+            self._capture.__enter__()
         return self
 
     @_as_it_is
@@ -219,17 +251,39 @@ class MeasuringTape(Tape):
         unconnected_gradients: tf.UnconnectedGradients = tf.UnconnectedGradients.NONE,
     ) -> Any:
         """As `tf.GradientTape.gradient`: the values are those of the plain tape."""
-        if self._capture is None:
-            raise ValueError("`tape.gradient` was called outside a step: use `with probe.tape(measure) as tape:` first")
-        flat = tf.nest.flatten(sources)
+        if not self._entered:
+            raise Misuse("`tape.gradient` was called outside a step: use `with probe.tape(measure) as tape:` first")
         known = {id(v): v for v in self._probe._selection.variables()}
-        for source in flat:
+        for source in tf.nest.flatten(sources):
             if id(source) not in known and is_variable(source):
-                raise ValueError(
+                raise Misuse(
                     f"`sources` has a variable that the Probe does not know: {source.name}; "
                     "pass all models to Probe, as in Probe([generator, discriminator])"
                 )
-        calls = tuple(self._capture.calls)
+        guard, fault, held = self._probe._guard, None, self._tape
+        if self._capture is not None and not guard.failure:
+            try:
+                return self._measured(target, sources, known, self._capture, output_gradients, unconnected_gradients)
+            except Exception as error:
+                if guard.strict:
+                    raise
+                fault, self._tape = error, held
+        plain = super().gradient(target, sources, output_gradients, unconnected_gradients)
+        if fault is not None:  # else it was the user's own, and raised just now
+            guard.fail(fault)
+        return plain
+
+    def _measured(
+        self,
+        target: Any,
+        sources: Any,
+        known: Mapping[int, Any],
+        seen: capture.Capture,
+        output_gradients: Any,
+        unconnected_gradients: tf.UnconnectedGradients,
+    ) -> Any:
+        """The gradients that were asked for; those that measuring needs besides are kept."""
+        flat, calls = tf.nest.flatten(sources), tuple(seen.calls)
         tensors = [t for call in calls for t in (call.a, call.z, call.input)]
         with capture.paused():
             found = super().gradient(target, [*flat, *(t for t in tensors if t is not None)], output_gradients)
@@ -254,11 +308,9 @@ class MeasuringTape(Tape):
         tapes = [self, *others]
         for tape in tapes:
             if not isinstance(tape, MeasuringTape) or tape._probe is not self._probe:
-                raise ValueError("`others` must be measuring tapes of the same Probe and the same step")
+                raise Misuse("`others` must be measuring tapes of the same Probe and the same step")
             if not tape._passes:
-                raise ValueError(
-                    "`tape.reading()` was called before `tape.gradient()`: there is no gradient to read yet"
-                )
+                raise Misuse("`tape.reading()` was called before `tape.gradient()`: there is no gradient to read yet")
         return backward.together([one for tape in tapes for one in tape._passes], self._probe._selection)
 
     def own(self, *others: Tape) -> list[Any]:
@@ -266,13 +318,19 @@ class MeasuringTape(Tape):
         return self._together(others).gradients
 
     @_as_it_is
-    def partial(self, *others: Tape, loss_scale: Any = None) -> Partial:
-        all_ = self._together(others)
-        captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape)]
-        self._probe._agree(all_.calls, [c for c in captures if c is not None])
-        own = [_unscaled(g, loss_scale) for g in all_.gradients]
-        deltas = [tuple(_unscaled(d, loss_scale) for d in ds) for ds in all_.deltas]
-        return readings.measure(all_.calls, deltas, own, all_.weights, self._probe.histograms)
+    def partial(self, *others: Tape, loss_scale: Any = None) -> Partial | None:
+        if self._probe.failure:
+            return None
+        with self._probe._guard():
+            all_ = self._together(others)
+            captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape)]
+            self._probe._agree(all_.calls, [c for c in captures if c is not None])
+            own = _unscaled(all_.gradients, self._probe.variables, loss_scale)
+            deltas = [
+                _unscaled(ds, [call.name] * 3, loss_scale) for call, ds in zip(all_.calls, all_.deltas, strict=True)
+            ]
+            return readings.measure(all_.calls, deltas, own, all_.weights, self._probe.histograms)
+        return None
 
     @_as_it_is
     def reading(
@@ -283,10 +341,16 @@ class MeasuringTape(Tape):
         loss_scale: Any = None,
     ) -> Reading | None:
         partial = self.partial(*others, loss_scale=loss_scale)
-        own = self.own(*others)
+        own = [] if partial is None else self.own(*others)
         return self._probe.reading(partial, own, aggregated=aggregated, applied=applied, loss_scale=loss_scale)
 
 
-def _unscaled(gradient: Any, loss_scale: Any) -> tf.Tensor | None:
-    gradient = readings.dense(gradient)
-    return gradient if gradient is None or loss_scale is None else gradient / tf.cast(loss_scale, tf.float32)
+def _unscaled(gradients: Sequence[Any], names: Sequence[str], loss_scale: Any) -> list[tf.Tensor | None]:
+    """Dense, float32, and without the loss scale."""
+    found = []
+    for name, gradient in zip(names, gradients, strict=True):
+        with blaming(name):
+            plain: Any = readings.dense(gradient)
+            scaled = plain is not None and loss_scale is not None
+            found.append(plain / tf.cast(loss_scale, tf.float32) if scaled else plain)
+    return found

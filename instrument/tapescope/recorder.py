@@ -180,7 +180,7 @@ class Recorder:
             return
         with self._closing:
             if not self._closed:
-                if self._probe._used and not self._has_read:
+                if self._probe._used and not self._has_read and not self._probe.failure:
                     logging.warning(
                         "tapescope: steps were measured, and %s got no record: return `tape.reading()` from the step, "
                         "and give it to `recorder.write`",

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tapescope import activations, capture, flow, stats
 from tapescope.activations import Activation
 from tapescope.capture import Call
+from tapescope.guard import blaming
 
 
 class Names(NamedTuple):
@@ -75,7 +76,8 @@ class Selection:
         for path, layer in everything:
             wanted = capture.has_activation(layer) if self._pattern is None else self._pattern.search(path)
             if wanted and id(layer) not in inner and id(layer) not in chosen:
-                chosen[id(layer)] = path, activations.describe_layer(layer)
+                with blaming(path):
+                    chosen[id(layer)] = path, activations.describe_layer(layer)
         return chosen
 
     def scopes(self) -> dict[int, list[frozenset[int]]]:

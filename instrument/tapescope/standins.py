@@ -45,7 +45,7 @@ def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 def _tape(persistent: bool = False, watch_accessed_variables: bool = True) -> tf.GradientTape:
     """A measuring tape for each outermost one of a measured `train_step`."""
     open_already = _here.tapes and not _here.tapes[-1].closed
-    if _here.probe is None or _here.tapes is None or open_already:
+    if _here.probe is None or _here.tapes is None or _here.probe.failure or open_already:
         return _real(persistent, watch_accessed_variables)
     tape = MeasuringTape(_here.probe, persistent, watch_accessed_variables)
     _here.tapes.append(tape)

@@ -31,6 +31,7 @@ from tapescope.groups import (
     joined,
     safely,
 )
+from tapescope.guard import blaming
 from tensorboard_plugin_tapescope.metadata import BINS, BINS_PER_OCTAVE, LOW_EXPONENT, SIDE_BINS
 
 GRADIENT_ROWS = ("norm", "max", "zero", "nonfinite")
@@ -330,11 +331,12 @@ def _flags(groups: Sequence[Group], calls: Sequence[Call]) -> list[tf.Tensor]:
                 return none
             return R.Sum(input=R.Cast(x=where, DstT=tf.float32), axis=second if many else first)
 
-        zeros = counted(R.Equal(x=x, y=zero))
-        z = call.z if call.z is None or call.activation.function is None else tf.reshape(call.z, [-1, x.shape[-1]])
-        low, high = activations.saturation(call.activation, z, x)
-        relu = call.activation.nonnegative and call.activation.saturated[0] == 0  # its saturated low are its zeros
-        flat = activations.flat(call.activation, x)
+        with blaming(call.name):
+            zeros = counted(R.Equal(x=x, y=zero))
+            z = call.z if call.z is None or call.activation.function is None else tf.reshape(call.z, [-1, x.shape[-1]])
+            low, high = activations.saturation(call.activation, z, x)
+            relu = call.activation.nonnegative and call.activation.saturated[0] == 0  # its saturated low are its zeros
+            flat = activations.flat(call.activation, x)
         found.append((zeros, counted(flat), zeros if relu else counted(low), counted(high)))
     return [_by_unit(row) for row in zip(*found, strict=True)]
 
