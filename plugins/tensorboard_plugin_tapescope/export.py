@@ -13,6 +13,8 @@ from tensorboard_plugin_tapescope.look import Figure
 
 EVERY_STEP = 1 << 40
 """As `most`: leaves no step out."""
+FORMULAS = tuple("=+-@＝＋－＠")  # noqa: RUF001 (spreadsheets take the wide ones as well)
+CONTROLS = ("\t", "\r", "\n")
 
 
 def array(value: Any) -> np.ndarray:
@@ -53,7 +55,8 @@ def plain(text: Any) -> Any:
     """A name that no spreadsheet takes for a formula."""
     if not isinstance(text, str):
         return text
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    text = text.replace("\0", "")  # which ends the file for some readers
+    return f"'{text}" if text[:1] in CONTROLS or text.lstrip()[:1] in FORMULAS else text
 
 
 def _whole(value: Any) -> Any:

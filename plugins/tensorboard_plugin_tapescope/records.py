@@ -7,7 +7,7 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ FRESH = 256
 SAME_SECONDS = 0.2
 """For so long a listing serves the requests that follow on one another; the data server takes 40 ms to answer."""
 LAST = "last"
+UNREADABLE = (ValueError, TypeError, OverflowError, MemoryError)
+"""What TensorBoard raises where a tensor's bytes do not fit what it says of itself."""
 LATEST = 1 << 62
 """A step that no run reaches."""
 
@@ -174,20 +176,26 @@ class Snapshot:
         found = {(r, f): self.runs[r].tags[f].family for r in runs for f in families if f in self.runs[r].tags}
         largest = max(math.prod(tables.shape(family) or (1,)) for family in found.values())
         points = max(1, min(points, READ_BYTES // max(4 * largest, 1)))
-        wanted = provider.RunTagFilter(runs=runs, tags=[metadata.tag(family) for family in families])
 
-        def read() -> dict[tuple[str, str], Table]:
-            data = self._records.provider.read_tensors(
-                self._ctx,
-                experiment_id=self._experiment,
-                plugin_name=metadata.PLUGIN_NAME,
-                downsample=points,
-                run_tag_filter=wanted,
-            )
-            return {key: tables.table(f, data.get(key[0], {}).get(f.tag, ())) for key, f in found.items()}
+        def read(asked: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Table]:
+            runs, tags = sorted({run for run, _ in asked}), sorted({metadata.tag(family) for _, family in asked})
+            try:
+                data = self._records.provider.read_tensors(
+                    self._ctx,
+                    experiment_id=self._experiment,
+                    plugin_name=metadata.PLUGIN_NAME,
+                    downsample=points,
+                    run_tag_filter=provider.RunTagFilter(runs=runs, tags=tags),
+                )
+            except UNREADABLE:
+                if len(runs) == len(tags) == 1:
+                    data = {}
+                else:  # one tensor that cannot be decoded costs the others nothing
+                    return {key: table for one in asked for key, table in read([one]).items()}
+            return {key: tables.table(found[key], data.get(key[0], {}).get(found[key].tag, ())) for key in asked}
 
         try:
-            return self._records.reader.submit(read).result()
+            return self._records.reader.submit(read, found).result()
         finally:
             self._records.reader.submit(give_back)
 
@@ -205,7 +213,8 @@ def _run(listing: Any) -> Run:
             family = parse(series.plugin_content)
             if family.tag != tag:
                 raise metadata.SchemaError(f"its description is of another tag, {family.tag}")
-            tags[family.family] = Tag(family, series.max_step, series.max_wall_time)
+            seconds = series.max_wall_time if math.isfinite(series.max_wall_time) else 0.0
+            tags[family.family] = Tag(family, series.max_step, seconds)
         except metadata.SchemaError as error:
             problems.append(f"{tag}: {error}")
     return Run(tags, tuple(problems))

@@ -1,6 +1,7 @@
 """Records to arrays: what a tag's tensors say, as a table that figures can draw. Pure functions of arrays."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -65,18 +66,21 @@ def shape(family: Family) -> tuple[int, ...] | None:
 
 
 def table(family: Family, data: Iterable[Datum]) -> Table:
-    """The records as arrays. Those of another shape than the family's are left out: they can't be named."""
+    """The records as arrays. Those that are no numbers of the family's shape are left out: they can't be named."""
     expected = shape(family)
-    kept = [d for d in data if expected is None or d.numpy.shape == expected]
+    kept = [d for d in data if expected is None or (d.numpy.shape == expected and d.numpy.dtype.kind in "fiub")]
     steps = np.array([d.step for d in kept], np.int64)
-    seconds = np.array([d.wall_time for d in kept], np.float64)
-    if expected is None:
-        values = np.empty(len(kept), object)
-        values[:] = [d.numpy for d in kept]
-        return Table(family, steps, seconds, values)
-    numeric = [d.numpy for d in kept if d.numpy.dtype.kind in "fiub"]
-    values = np.stack(numeric) if numeric and len(numeric) == len(kept) else np.zeros((0, *expected), np.float32)
-    return Table(family, steps[: len(values)], seconds[: len(values)], values)
+    seconds = np.array([d.wall_time if math.isfinite(d.wall_time) else 0.0 for d in kept], np.float64)
+    if expected is not None:
+        return Table(family, steps, seconds, np.stack([d.numpy for d in kept]) if kept else _none(expected))
+    values = np.empty(len(kept), object)
+    values[:] = [d.numpy for d in kept]
+    return Table(family, steps, seconds, values)
+
+
+def _none(shape: tuple[int, ...]) -> np.ndarray:
+    """No tensor of the shape."""
+    return np.zeros((0, *shape), np.float32)
 
 
 def joined(first: Table, more: Table) -> Table:

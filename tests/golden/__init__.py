@@ -1,0 +1,1 @@
+"""One small run for each version of the wire contract."""

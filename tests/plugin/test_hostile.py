@@ -1,0 +1,147 @@
+"""No run and no request breaks the tab: not for itself, and not for the other runs."""
+
+import csv
+import io
+import json
+import pathlib
+import random
+import re
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tensorboard_plugin_tapescope import export, metadata, tables
+from tests.plugin import hostile
+from tests.plugin.hostile import NAMES, Datum, Tab, good, request, spoiled
+from tests.plugin.synthetic import Spec
+
+# The same examples every time; no deadline, for nothing here is timed.
+property_test = settings(
+    max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numbers at the end of float32
+@pytest.mark.parametrize("seed", range(20))
+def test_no_run_and_no_request_makes_a_500(seed):
+    rng = random.Random(seed)
+    runs = {f"bad {i}": spoiled(rng, good(hostile.SMALL._replace(replicas=rng.choice([1, 2])))) for i in range(3)}
+    tab = Tab({"good": good(), **runs})
+    alone = Tab({"good": good()})
+    tab.checked("runs")
+    for _ in range(25):
+        route, asked = request(rng, ["good", *runs])
+        tab.checked(route, **asked)
+    for view in ("flow", "layer", "budget"):  # and of it all the good run notices nothing
+        mine, other = (t.get("view", view=view, run="good") for t in (tab, alone))
+        assert (mine.status_code, mine.data) == (200, other.data)
+    rows = {row["name"]: row for row in tab.get("runs").json["runs"]}
+    assert rows["good"]["problems"] == []
+
+
+@property_test
+@given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_description_is_read_or_refused(content):
+    try:
+        family = metadata.parse(content)
+    except metadata.SchemaError:
+        return
+    assert metadata.parse(family.metadata().plugin_data.content)[:3] == family[:3]
+
+
+@property_test
+@given(
+    st.lists(st.text(max_size=8), max_size=4),
+    st.lists(st.text(max_size=8), max_size=4),
+    st.dictionaries(st.text(max_size=5), JSON, max_size=3),
+)
+def test_a_description_comes_back_as_it_was_written(columns, names, details):
+    family = metadata.Family("layers", tuple(columns), tuple(names), json.loads(json.dumps(details)))
+    back = metadata.parse(family.metadata().plugin_data.content)
+    assert (back.columns, back.names) == (family.columns, family.names)
+    assert json.dumps(back.details) == json.dumps(family.details)
+
+
+@property_test
+@given(
+    st.sampled_from(["layers", "variables", "step", "units", "replicas", "gradient_histogram", "other"]),
+    st.lists(st.sampled_from(sorted(metadata.COLUMNS)), max_size=3),
+    st.integers(0, 3),
+    JSON,
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(["f4", "f8", "i4", "u1", "?", "O", "c8"])),
+        max_size=4,
+    ),
+)
+def test_a_table_has_the_declared_shape_whatever_the_records_are(name, columns, width, detail, arrays):
+    details = {"units": detail, "replicas": detail, "variables": detail, "sources": detail}
+    family = metadata.Family(name, tuple(columns), tuple(f"n{i}" for i in range(width)), details)
+    data = [Datum(i, float(i), np.zeros(shape, kind)) for i, (shape, kind) in enumerate(arrays)]
+    table = tables.table(family, data)
+    assert len(table.steps) == len(table.seconds) == len(table.values) <= len(data)
+    expected = tables.shape(family)
+    assert expected is None or table.values.shape[1:] == expected
+    assert all(0 < i < width for i in tables.backward_path(family))
+    for column in tables.column_names(family) if name in ("layers", "variables") else ():
+        assert tables.column(table, column).shape == (len(table.values), width)
+
+
+@property_test
+@given(st.text(max_size=12) | st.sampled_from(NAMES))
+def test_no_name_becomes_a_formula_or_breaks_a_line_of_csv(name):
+    name = name.encode("utf-8", "replace").decode()
+    shown = name.replace("\0", "")
+    figure = {
+        "data": [{"type": "scatter", "meta": name, "x": [name, 1.0], "y": [1.0, -2.0]}],
+        "layout": {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "value"}}},
+    }
+    rows = list(csv.reader(io.StringIO(export.csv(figure), newline="")))
+    assert [len(row) for row in rows] == [3, 3, 3]
+    for cell in (rows[1][0], rows[1][1]):
+        assert not re.match(r"\s*[=+\-@＝＋－＠]", cell)  # noqa: RUF001 (spreadsheets take the wide ones as well)
+        assert cell in (shown, f"'{shown}")
+
+
+def test_ten_thousand_layers_and_a_million_units_are_drawn_within_bounds():
+    wide = good(Spec(depth=10_000, units=1, histograms=False), steps=3)
+    large = good(Spec(depth=2, units=1_000_000, histograms=False), steps=2)
+    tab = Tab({"wide": wide, "large": large})
+    assert tab.checked("runs").status_code == 200
+    for view, run in (("flow", "wide"), ("budget", "wide"), ("layer", "wide"), ("layer", "large"), ("flow", "large")):
+        answer = tab.checked("view", view=view, run=run)
+        assert answer.status_code == 200
+        assert len(answer.data) < 16 << 20, (view, run, len(answer.data))
+
+
+def test_the_golden_file_of_each_schema_version_is_read():
+    """tests/golden/README.md says how they are made. What a version wrote, every later one reads."""
+    import tapescope
+
+    golden = pathlib.Path(__file__).parents[1] / "golden"
+    versions = sorted(path.name for path in golden.iterdir() if path.is_dir())
+    assert versions == [f"schema_{n}" for n in range(1, metadata.SCHEMA + 1)]
+    for version in versions:
+        run = tapescope.Run(golden / version)
+        assert run.steps.tolist() == [0, 10, 20]
+        assert run.layers == ("hidden_1", "output")
+        np.testing.assert_allclose(run["loss"], [2.35, 0.896311, 0.361289], rtol=1e-5)  # 2.3 exp(-3 t) + 0.05
+        np.testing.assert_allclose(run["step_ms"], 50)
+        assert run["gradient_histogram"].sum() == 3 * 4 * 512
+        assert run["replica_norm"].shape == (3, 2, 4)
+        assert run.status["state"] == "ended"
+        assert [f["rule"] for f in run.findings] == ["vanishing"]
+        assert {c.name for c in metadata.LAYER_COLUMNS} <= set(run.columns)
+
+
+def test_a_request_that_is_no_get_is_refused():
+    tab = Tab({"good": good()})
+    for method in ("post", "put", "delete", "patch", "options"):
+        assert getattr(tab.client, method)("/runs").status_code == 405
