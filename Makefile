@@ -7,12 +7,13 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3 p
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
 PYTEST_ARGS ?= -n 2
 
-.PHONY: help demo study bench test check docs format screenshots clean
+.PHONY: help demo study faults bench test check docs format screenshots clean
 
 help:
 	@echo 'make demo         train three networks on real digits and see them in TensorBoard'
 	@echo 'make study        test the claims of the text: train 275 networks, write docs/study.md (some minutes)'
 	@echo 'make bench        measure what measuring costs, write docs/overhead.md (a quarter of an hour; BENCH_ARGS=--quick)'
+	@echo 'make faults       kill, fill, cut and fuzz: what becomes of training and records, in docs/faults.md (minutes)'
 	@echo 'make test         run the tests (PYTEST_ARGS="-n 2")'
 	@echo 'make check        run the linters (ruff, pyright) and build the documentation'
 	@echo 'make docs         build the documentation into site/'
@@ -29,6 +30,8 @@ study: $(VENV)/.demo
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench.cost $(BENCH_ARGS)
+faults: $(VENV)/.dev
+	$(BIN)/python -m bench.faults --table=docs/faults.md
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -97,7 +97,7 @@ FAILING = {
     "the backward pass": (backward, "Pass", r"ValueError: made to fail"),
     "the names": (flow, "sources", r"ValueError: made to fail"),
     "a gradient": (reading, "dense", r"at .*first/kernel: ValueError: made to fail"),
-    "a layer's numbers": (stats, "_layer", r"at first: ValueError: made to fail"),
+    "a layer's numbers": (activations, "flat", r"at first: ValueError: made to fail"),
     "the histograms": (stats, "codes", r"ValueError: made to fail"),
     "the end": (stats, "merge_layers", r"ValueError: made to fail"),
 }
@@ -121,8 +121,8 @@ def test_a_failure_anywhere_leaves_the_plain_step_and_one_warning(where, monkeyp
 
 
 def test_the_layer_that_fails_is_named(monkeypatch):
-    real = stats._layer
-    monkeypatch.setattr(stats, "_layer", lambda call, safe: breaks() if call.name == "second" else real(call, safe))
+    real = activations.flat
+    monkeypatch.setattr(activations, "flat", lambda kind, a: breaks() if kind.name == "tanh" else real(kind, a))
     _, probe, _ = trained(tapescope.Probe, steps=1)
     assert probe.failure == "at second: ValueError: made to fail"
 

@@ -1,0 +1,66 @@
+"""What becomes of training and records when things go wrong; writes docs/faults.md. `make faults`, some ten minutes.
+
+    python -m bench.faults [--quick] [--only NAME] [--table docs/faults.md]
+
+Each part is a function that returns rows of the table: what was done, what was seen, and whether that is as promised.
+Parts run in processes of their own, so that none meets what another left behind. Exits with 1 where a promise fails.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+PARTS = ("training", "files", "tab")
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    promise: str
+    seen: str
+    kept: bool
+
+
+def run(part: str, quick: bool) -> list[Row]:
+    """One part in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", f"bench.faults_{part}", *(["--quick"] if quick else [])]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    rows = [Row(*json.loads(line)) for line in done.stdout.splitlines() if line.startswith("[")]
+    if done.returncode or not rows:
+        tail = " ".join(done.stderr.split()[-40:])
+        rows.append(Row(part, f"ended with {done.returncode}: {tail}", False))
+    return rows
+
+
+def told(rows: list[Row]) -> None:
+    """Prints the rows of a part for `run` to read."""
+    for row in rows:
+        print(json.dumps(row), flush=True)
+
+
+def main() -> int:
+    """Prints and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a tenth of everything, to try the program")
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--table", type=pathlib.Path)
+    given = parser.parse_args()
+    rows = [row for part in ([given.only] if given.only else PARTS) for row in run(part, given.quick)]
+    lines = [f"| {row.promise} | {row.seen} | {'yes' if row.kept else '**no**'} |" for row in rows]
+    table = "\n".join(["| what was done | what was seen | as promised |", "| --- | --- | --- |", *lines])
+    print(table)
+    if given.table:
+        words = "# Faults, load and hostile input\n\nMade by `make faults` (bench/faults.py).\n\n"
+        given.table.write_text(words + table + "\n")
+    return int(not all(row.kept for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
