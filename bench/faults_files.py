@@ -64,7 +64,7 @@ def fast(logdir: pathlib.Path, wanted: dict[str, int], seconds: float = 60) -> d
     found: dict[str, int] = {}
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and found != wanted:
-        listing = ingester.data_provider.list_tensors(experiment_id="", plugin_name="tapescope")
+        listing = ingester.data_provider.list_tensors(None, experiment_id="", plugin_name="tapescope")
         found = {run: tags["tapescope/variables"].max_step for run, tags in listing.items() if len(tags) > 1}
         time.sleep(0.5)
     return found

@@ -351,6 +351,7 @@ def _unscaled(gradients: Sequence[Any], names: Sequence[str], loss_scale: Any) -
     for name, gradient in zip(names, gradients, strict=True):
         with blaming(name):
             plain: Any = readings.dense(gradient)
-            scaled = plain is not None and loss_scale is not None
-            found.append(plain / tf.cast(loss_scale, tf.float32) if scaled else plain)
+            if plain is not None and loss_scale is not None:
+                plain /= tf.cast(loss_scale, tf.float32)
+            found.append(plain)
     return found

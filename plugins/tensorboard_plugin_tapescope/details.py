@@ -36,6 +36,9 @@ STATE_COLOURS = {
 }
 """Of each unit state, light and dark; they differ in lightness, not in hue alone."""
 
+MOST_UNITS = 4096
+"""Of one layer that its map draws: no screen has more lines, and each cell is a word in the answer."""
+
 
 def bands(
     steps: np.ndarray,
@@ -79,7 +82,12 @@ def bands(
 
 
 def unit_map(steps: np.ndarray, codes: np.ndarray, dark: bool = False, most: int = figures.BUCKETS) -> Figure:
-    """`codes` [T, U] into `metadata.UNIT_STATES` as a map of units x steps, a colour a state."""
+    """`codes` [T, U] into `metadata.UNIT_STATES` as a map of units x steps, a colour a state.
+
+    Of more than MOST_UNITS every second unit is drawn, or every third, and so on.
+    """
+    stride = math.ceil(codes.shape[1] / MOST_UNITS)
+    units, codes = np.arange(codes.shape[1], dtype=np.int32)[::stride], codes[:, ::stride]
     when = figures.hovered(steps, most)
     steps, codes = figures.thin(steps, codes, Column("state", ""), most, even=True)
     states = metadata.UNIT_STATES
@@ -90,7 +98,7 @@ def unit_map(steps: np.ndarray, codes: np.ndarray, dark: bool = False, most: int
     trace = {
         "type": "heatmap",
         "x": typed(steps),
-        "y": typed(np.arange(codes.shape[1], dtype=np.int32)),
+        "y": typed(units),
         "z": typed(np.minimum(codes, count - 1).T.astype(np.uint8)),
         "text": [[words[min(c, count - 1)] for c in row] for row in codes.T.tolist()],
         "zmin": -0.5,

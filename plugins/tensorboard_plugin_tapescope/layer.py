@@ -109,6 +109,8 @@ def _units(snapshot: Snapshot, query: Query, index: int) -> Panel:
     figure = details.unit_map(table.steps, codes, query.dark, query.most)
     note = "What each unit did in the last full window of examples, at each step where one closed. "
     note += lives.in_words(codes, _window_examples(snapshot, query.runs[0]))
+    if sizes[index] > details.MOST_UNITS:
+        note += f" Of {sizes[index]:,} units at most {details.MOST_UNITS:,} are drawn, evenly spaced."
     return Panel("units", title, figure, note, wide=True)
 
 
