@@ -30,6 +30,7 @@ study: $(VENV)/.demo
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench.cost $(BENCH_ARGS)
+
 faults: $(VENV)/.dev
 	$(BIN)/python -m bench.faults --table=docs/faults.md
 

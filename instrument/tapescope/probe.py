@@ -350,8 +350,6 @@ def _unscaled(gradients: Sequence[Any], names: Sequence[str], loss_scale: Any) -
     found = []
     for name, gradient in zip(names, gradients, strict=True):
         with blaming(name):
-            plain: Any = readings.dense(gradient)
-            if plain is not None and loss_scale is not None:
-                plain /= tf.cast(loss_scale, tf.float32)
-            found.append(plain)
+            plain = readings.dense(gradient)
+            found.append(plain if plain is None or loss_scale is None else plain / tf.cast(loss_scale, tf.float32))
     return found
