@@ -66,7 +66,7 @@ def _trial(logdir: str) -> Trial:
     extras = [{name: rows[t] for name, rows in columns.items()} for t in range(len(run.steps))]
     early, late = (float(np.median(part)) for part in (losses[:5], losses[-20:]))
     fall = (early - late) / abs(early) if math.isfinite(late) else -math.inf
-    return Trial(run, tuple(finding.from_json(f) for f in run.findings), extras if columns else [], fall, seconds)
+    return Trial(run, tuple(finding.from_json(f) for f in run.findings), extras, fall, seconds)
 
 
 def _train(setup: Setup, logdir: str) -> None:
