@@ -57,11 +57,8 @@ def update_too_large(seen: History) -> Iterator[Finding]:
     _, name = _where(np.minimum(np.where(np.isnan(values), fastest, values), 1), seen, 1)  # replaced is replaced
     name = seen.of.groups[at] if name else None
     what = f"`{name}`" if name else f"all layers, most of all of `{seen.of.groups[at]}`,"
-    message = (
-        f"a step changes the weights of {what} by {values[at]:.2g} of their length"
-        if steady
-        else f"one step changed the weights of {what} by {values[at]:.2g} of their length"
-    ) + (", and the loss did not fall" if harmful else "")
+    message = f"{'a step changes' if steady else 'one step changed'} the weights of {what} by {_lengths(values[at])}"
+    message += ", and the loss did not fall" if harmful else ""
     yield Finding(
         "update_too_large",
         1,
@@ -72,6 +69,13 @@ def update_too_large(seen: History) -> Iterator[Finding]:
         {"update_ratio": float(values[at])},
         f"Lower the learning rate{' of this layer' if name else ''}, at least tenfold, or let it rise slowly at first.",
     )
+
+
+def _lengths(share: float) -> str:
+    """`30 times their length`, `12 % of their length`."""
+    if share < 1:
+        return f"{100 * share:.2g} % of their length"
+    return f"{share:,.0f} times their length" if share >= 10 else f"{share:.2g} times their length"
 
 
 def _of_layers(values: np.ndarray, seen: History) -> np.ndarray:
