@@ -11,6 +11,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
 import pytest
 import tensorflow as tf
+from tensorflow.python import pywrap_tfe
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
@@ -21,6 +22,9 @@ tf.config.set_logical_device_configuration(
 def _fresh_names():
     """Keras numbers layer names per process; every test starts again at `dense`."""
     tf.keras.backend.clear_session(free_memory=False)  # collecting garbage would take longer than most tests
+    yield
+    # A tape that is still open would record all that follows in this process.
+    assert pywrap_tfe.TFE_Py_TapeSetIsEmpty(), "a tf.GradientTape was left open"
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Keeps what goes wrong inside measuring away from the training.
 
-What a user asks wrongly of Probe, tape or reading is a Misuse, and is raised. Anything else that fails here is a fault
+What a user asks wrongly of Probe, tape or reading is a misuse, and is raised. Anything else that fails here is a fault
 of measuring, not of the training: the step is then traced as the plain one, nothing more is measured, and one warning
 says where and why.
 """
@@ -11,8 +11,14 @@ from collections.abc import Iterator
 from absl import logging
 
 
-class Misuse(ValueError):
-    """An argument that cannot be right; the message names it, its value, and the cure."""
+def misuse(message: str) -> ValueError:
+    """The error of an argument that cannot be right; the message names it, its value, and the cure.
+
+    Marked, and no class of its own: AutoGraph makes a StagingError of any that it does not know.
+    """
+    error = ValueError(message)
+    error.tapescope_misuse = True  # type: ignore[attr-defined]
+    return error
 
 
 class Guard:
@@ -28,10 +34,8 @@ class Guard:
         """Ends its block at the first fault, and goes on behind it; where `strict`, the fault is raised."""
         try:
             yield
-        except Misuse:
-            raise
         except Exception as error:
-            if self.strict:
+            if self.strict or hasattr(error, "tapescope_misuse"):
                 raise
             self.fail(error)
 

@@ -79,8 +79,8 @@ class Monitor(keras.callbacks.Callback):
             )
         self._end("interrupted")  # a fit before that raised
         self._when.pause()
-        self._reading, self._due = None, False
-        self._plain = _fits_own(model.train_function)
+        self._reading, self._plain = None, _fits_own(model.train_function)
+        self._due |= model.train_function is not self._plain  # where a fit raised before a batch that was due
         with standins.attribute(model, "train_step", self._measured(model.train_step)):
             model.make_train_function(force=True)
         self._measuring, model.train_function = model.train_function, self._plain

@@ -15,7 +15,7 @@ from absl import logging
 
 from tapescope import backward, capture, faults, flow, handed, replicas
 from tapescope import reading as readings
-from tapescope.guard import Guard, Misuse, blaming
+from tapescope.guard import Guard, blaming, misuse
 from tapescope.reading import Partial, Reading
 from tapescope.selection import Names, Selection, is_variable
 
@@ -121,7 +121,7 @@ class Probe:
         lists = {"gradients": gradients, "aggregated": aggregated, "applied": applied}
         for name, given in lists.items():
             if given is not None and len(given) != len(self.names.variables):
-                raise Misuse(
+                raise misuse(
                     f"`{name}` has {len(given)} elements, the model {len(self.names.variables)} trainable variables: "
                     "pass the whole list, with None where there is no gradient"
                 )
@@ -160,7 +160,7 @@ class Probe:
                 logging.warning("tapescope measures no layer: %s", "; ".join(map(": ".join, self.skipped.items())))
             self.names = names
         elif names._replace(sources=self.names.sources) != self.names:  # eager steps do not know their sources
-            raise Misuse(
+            raise misuse(
                 f"the step measures other rows than when it was first traced ({_difference(names, self.names)}): "
                 "the model was changed, or another program uses this Probe: make a new Probe, and a Recorder, for each"
             )
@@ -223,15 +223,16 @@ class MeasuringTape(Tape):
     @_as_it_is
     def __enter__(self) -> "MeasuringTape":
         if self._entered:
-            raise Misuse("this tape was used before: call `probe.tape(measure)` once for every step")
+            raise misuse("this tape was used before: call `probe.tape(measure)` once for every step")
         self._entered = True
+        with self._probe._guard():  # first: what is raised here must leave no tape open
+            self._capture = capture.Capture(self._probe._selection.layers(), self._probe._guard)
         # It must outlast a backward pass that fails, for the plain one that is then taken in its place.
         asked, self._persistent = self._persistent, True
         super().__enter__()
         self._persistent = asked
         self._probe._used = True
-        with self._probe._guard():
-            self._capture = capture.Capture(self._probe._selection.layers(), self._probe._guard)
+        if self._capture is not None:
             self._capture.__enter__()
         return self
 
@@ -252,11 +253,11 @@ class MeasuringTape(Tape):
     ) -> Any:
         """As `tf.GradientTape.gradient`: the values are those of the plain tape."""
         if not self._entered:
-            raise Misuse("`tape.gradient` was called outside a step: use `with probe.tape(measure) as tape:` first")
+            raise misuse("`tape.gradient` was called outside a step: use `with probe.tape(measure) as tape:` first")
         known = {id(v): v for v in self._probe._selection.variables()}
         for source in tf.nest.flatten(sources):
             if id(source) not in known and is_variable(source):
-                raise Misuse(
+                raise misuse(
                     f"`sources` has a variable that the Probe does not know: {source.name}; "
                     "pass all models to Probe, as in Probe([generator, discriminator])"
                 )
@@ -308,9 +309,9 @@ class MeasuringTape(Tape):
         tapes = [self, *others]
         for tape in tapes:
             if not isinstance(tape, MeasuringTape) or tape._probe is not self._probe:
-                raise Misuse("`others` must be measuring tapes of the same Probe and the same step")
+                raise misuse("`others` must be measuring tapes of the same Probe and the same step")
             if not tape._passes:
-                raise Misuse("`tape.reading()` was called before `tape.gradient()`: there is no gradient to read yet")
+                raise misuse("`tape.reading()` was called before `tape.gradient()`: there is no gradient to read yet")
         return backward.together([one for tape in tapes for one in tape._passes], self._probe._selection)
 
     def own(self, *others: Tape) -> list[Any]:

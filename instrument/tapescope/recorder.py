@@ -66,7 +66,7 @@ class Recorder:
         self.lost: int = 0
         """Records that could not be written."""
         self._probe = probe
-        self._has_read = False
+        self._has_read, self._used_before = False, probe._used
         self._when, self._strict = when, strict_io
         self._closed, self._silent = False, not replicas.speaks_for_all(probe._selection.variables())
         self._error: OSError | None = None
@@ -180,7 +180,8 @@ class Recorder:
             return
         with self._closing:
             if not self._closed:
-                if self._probe._used and not self._has_read and not self._probe.failure:
+                used = self._probe._used and not self._used_before
+                if used and not self._has_read and not self._probe.failure:
                     logging.warning(
                         "tapescope: steps were measured, and %s got no record: return `tape.reading()` from the step, "
                         "and give it to `recorder.write`",

@@ -110,14 +110,12 @@ def test_bytes_of_a_record(tmp_path):
     for n in range(2):
         values = records.families(records.Step(n, 1.0, 16.0), read, probe.names, ledger, {})
         file.add(n, values)  # the first says what the columns are
-    file.flush()
     for value in values:
         assert value.array is not None
         width = 8 if value.tag == metadata.tag("step") else 4  # examples seen are counted past 2^24
         assert value.tensor.ByteSize() + len(value.tag) + 50 <= width * value.array.size + 300, value.tag
     before = os.path.getsize(file.path)
     file.add(2, values)
-    file.flush()
     numbers = sum(0 if v.array is None else v.array.size for v in values)
     assert os.path.getsize(file.path) - before <= 4 * numbers + 300 * len(values)
     file.close()

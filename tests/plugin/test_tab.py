@@ -156,20 +156,20 @@ def test_a_run_that_is_not_there_is_named(chrome, address):
 def test_a_live_run_is_followed_without_losing_zoom_or_scroll(chrome, tmp_path):
     writer = synthetic.Writer(tmp_path / "live", Spec(depth=12, histograms=False), total=400)
     writer.status(0, "training")
-    for step in range(40):
+    for step in range(160):
         writer.write(step)
     with page.tensorboard(tmp_path) as (url, _):
         page.enter(chrome, url, "view=flow&run=live&column=delta_norm")
         page.ready(chrome)
-        page.waited(chrome, "return document.querySelector('.chip.training')?.textContent.includes('step 39')")
+        page.waited(chrome, "return document.querySelector('.chip.training')?.textContent.includes('step 159')")
         shown = "return document.querySelector('.chart')._fullData?.[0].x.slice(-1)[0] === arguments[0]"
-        page.waited(chrome, shown, 39)
+        page.waited(chrome, shown, 159)
         chrome.execute_script("Plotly.relayout(document.querySelector('.chart'), {'yaxis.range': [8.5, 2.5]})")
         whole = sent(chrome)
         chrome.execute_script("document.querySelector('main').style.height = '200px'")
         chrome.execute_script("document.querySelector('main').scrollTop = 50")
         delays = []
-        for step in range(40, 46):
+        for step in range(160, 166):
             writer.write(step)
             written = time.monotonic()
             page.waited(chrome, shown, step, seconds=10)
@@ -177,7 +177,7 @@ def test_a_live_run_is_followed_without_losing_zoom_or_scroll(chrome, tmp_path):
         assert max(delays) < FOLLOW_SECONDS, delays
         assert sent(chrome) < whole / 3  # only what is new
         rows = chrome.execute_script("return [...document.querySelector('.chart')._fullData[0].z].map((r) => r.length)")
-        assert rows == [46] * 12
+        assert rows == [166] * 12
         assert chrome.execute_script("return document.querySelector('.chart').layout.yaxis.range") == [8.5, 2.5]
         assert chrome.execute_script("return document.querySelector('main').scrollTop") == 50
         page.save(chrome, ARTIFACTS / "live.png")
