@@ -83,7 +83,10 @@ def record(name="chain100"):
 
 
 def slow_disk(steps, bytes_a_second=1_000_000, name="chain10"):
-    """Every step measured and written, with a disk of so many bytes a second and with one that takes all at once."""
+    """Every step measured and written, with a disk of so many bytes a second and with one that takes all at once.
+
+    The backlog is made 1 MiB, so that it is full within these steps.
+    """
     trained = Trained(name)
     step, probe = trained.probed()
     step(True)
@@ -100,7 +103,7 @@ def slow_disk(steps, bytes_a_second=1_000_000, name="chain10"):
             loss.numpy()
             seconds[kind] = time.perf_counter() - start
             waiting = time.perf_counter()
-            left = getattr(recorder, "left_out", 0)
+            left = recorder.left_out
         closing = time.perf_counter() - waiting
         if kind.startswith("slow"):
             left_out += left
@@ -109,17 +112,18 @@ def slow_disk(steps, bytes_a_second=1_000_000, name="chain10"):
 
 
 def _throttle(recorder, bytes_a_second):
-    """Makes every write of this recorder's file take its time."""
+    """Makes every write of this recorder's file take its time, and keeps little waiting."""
     from tapescope import events
 
-    true = events.EventFile._write
+    true = events.EventFile._append
+    recorder._backlog._most_bytes = 1 << 20
 
-    def write(file, event):
+    def append(file, event):
         if file.path.startswith(recorder.logdir):
-            time.sleep(len(event.SerializeToString()) / bytes_a_second)
+            time.sleep(event.ByteSize() / bytes_a_second)
         true(file, event)
 
-    events.EventFile._write = write
+    events.EventFile._append = append
 
 
 def growth(steps):
