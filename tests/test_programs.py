@@ -41,6 +41,16 @@ ROWS = {
     ),
 }
 
+NO_DELTA = {
+    "variational_autoencoder": {"decoder/pixels"},
+    "text_classification_with_transformer": {"output"},
+    "residual_network": {"classes"},
+    "wgan_gp": {"critic/hidden_2#3", "critic/out#3"},
+}
+"""Rows through whose output the loss does not go: Keras' cross-entropy takes the logits behind the last activation, and
+a penalty on a gradient depends on the slopes of the layers, not on what comes out of the last ones.
+"""
+
 
 def weights(trained):
     models = trained if isinstance(trained, tuple) else (trained,)
@@ -69,4 +79,5 @@ def test_the_same_bits_with_measuring_on_and_off(name, tmp_path):
     assert len(run.steps) >= 2
     assert not [f for f in run.findings if f["severity"] == "error"]
     assert np.all(np.isfinite(run["gradient_norm"]))
-    assert np.all(np.isfinite(run["delta_norm"]))
+    known = np.isfinite(run["delta_norm"]).all(0)
+    assert {layer for layer, there in zip(run.layers, known, strict=True) if not there} == NO_DELTA.get(name, set())

@@ -11,7 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tapescope.probe import MeasuringTape, Probe
+from tapescope.probe import Probe
+from tapescope.tape import MeasuringTape
 
 
 class _Here(threading.local):
