@@ -112,9 +112,8 @@ def _folded(counts: tf.Tensor) -> tf.Tensor:
     return tf.transpose(by_bin[:BINS])
 
 
-def histograms(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Counts of the finite elements over the wire's signed logarithmic bins, int32 [n, B]."""
-    groups = grouped(tensors)
+def histograms(groups: Sequence[Group]) -> tf.Tensor:
+    """Counts of the finite elements of each tensor over the wire's signed logarithmic bins, int32 [n, B]."""
     return tf.transpose(in_order(tf.transpose(_folded(codes(groups))), groups))
 
 
@@ -261,10 +260,7 @@ def layer_rows(
     sizes = elements(groups)
     rows = in_order(concat([sizes[None], rows, R.Pack(values=[zero, saturated + defined])], 0), groups)
     by_unit_ = in_order(concat([sums, R.Pack(values=flags)], 0), groups, units)
-    bins = None
-    if histogram:
-        bins = tf.transpose(in_order(tf.transpose(_folded(codes(groups))), groups))
-
+    bins = histograms(groups) if histogram else None
     lengths, bad = _deltas(measured)
     given = tf.constant(0.0)
     if check_input and calls[0].input is not None:

@@ -95,7 +95,7 @@ def test_standard_deviation_far_from_zero():
 def test_histogram_bins_hold_what_their_edges_say():
     edges = metadata.bin_edges()
     inside = np.concatenate([edges[1:-1], np.nextafter(edges[1:-1], -np.inf), [0.0, -0.0, 1e-30, 1e30, -1e30]])
-    counts = stats.histograms([tf.constant(inside, tf.float32)]).numpy()[0]
+    counts = stats.histograms(groups.grouped([tf.constant(inside, tf.float32)])).numpy()[0]
     np.testing.assert_array_equal(counts, oracle.histogram(inside.astype(np.float32), edges))
     assert len(edges) == metadata.BINS + 1
     assert np.all(np.diff(edges) > 0)
@@ -110,7 +110,7 @@ def test_nonfinite_elements_are_counted_and_left_out(compiled):
     np.testing.assert_allclose([row["norm"], row["zero"]], [np.sqrt(14), 1 / 7], rtol=1e-6)
     np.testing.assert_array_equal(rows[:, 1], np.full(4, np.nan))
     np.testing.assert_array_equal(rows[:, 2], [4, 2, 0, 0])
-    assert stats.histograms([x]).numpy().sum() == 4
+    assert stats.histograms(groups.grouped([x])).numpy().sum() == 4
 
 
 def test_a_nonfinite_output_leaves_the_statistics_of_the_rest():
