@@ -35,10 +35,13 @@ class Group(NamedTuple):
     x: tf.Tensor
     """[N] or [M, U] of one; [n, N] or [n, M, U] of several."""
     many: bool
+    stride: int = 1
+    """Every how manieth element a histogram counts."""
 
 
 def grouped(tensors: Sequence[tf.Tensor], units: bool = False, keys: Sequence[Hashable] | None = None) -> list[Group]:
-    """The groups of some tensors, single ones first; a tensor becomes `[N]`, or `[M, U]` if its `units` are to stay.
+    """The groups of some tensors; each becomes `[N]`, or `[M, U]` if its `units` are to stay. Single ones come first, and
+    of these the large ones.
 
     Only tensors with the same key and the same, completely known, shape are stacked.
     """
@@ -59,8 +62,13 @@ def grouped(tensors: Sequence[tf.Tensor], units: bool = False, keys: Sequence[Ha
             if shape not in shapes:
                 shapes[shape] = tf.constant(list[Any](shape))
             x = R.Reshape(tensor=x, shape=shapes[shape])
-        found.append(Group(tuple(batch), x, many))
-    return sorted(found, key=lambda group: group.many)
+        found.append(Group(tuple(batch), x, many, 1 if many else _stride(x.shape.num_elements() or 0)))
+    return sorted(found, key=lambda group: (group.many, group.stride == 1))
+
+
+def _stride(size: int) -> int:
+    """See `tapescope.histograms`."""
+    return next((k for k in (13, 11, 7, 5, 3) if size >= k * STACKED and size % k), 1)
 
 
 def axes(groups: Sequence[Group]) -> list[tf.Tensor]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tapescope import activations
+from tapescope import activations, histograms
 from tapescope.capture import Call
 from tapescope.groups import (
     Group,
@@ -32,7 +32,7 @@ from tapescope.groups import (
     safely,
 )
 from tapescope.guard import blaming
-from tensorboard_plugin_tapescope.metadata import BINS, BINS_PER_OCTAVE, LOW_EXPONENT, SIDE_BINS
+from tensorboard_plugin_tapescope.metadata import BINS
 
 GRADIENT_ROWS = ("norm", "max", "zero", "nonfinite")
 WEIGHT_ROWS = ("norm", "change", "nonfinite")
@@ -76,45 +76,6 @@ def finite(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """`x` with 0 in place of its NaN and Inf elements, and how many there were, float32 []."""
     mask = tf.math.is_finite(x)
     return tf.where(mask, x, 0.0), tf.cast(tf.reduce_sum(tf.cast(~mask, tf.int32)), tf.float32)
-
-
-_CODES = 1024
-"""Values of a float32's sign, exponent and first mantissa bit: its half octave, found without a logarithm."""
-_ZERO_CODES = (0, 1, 512, 513)
-"""0, and what is too small for a normal float32: TensorFlow computes with it as 0."""
-
-
-def _bin_of_code() -> np.ndarray:
-    """The wire's bin of each code, int32 [_CODES]; BINS for the codes of NaN and Inf."""
-    code = np.arange(_CODES // 2)
-    magnitude = np.clip(code - (127 + LOW_EXPONENT) * BINS_PER_OCTAVE + 1, 0, SIDE_BINS)
-    nonfinite = code >= 255 * BINS_PER_OCTAVE
-    sides = [np.where(nonfinite, BINS, SIDE_BINS + sign * magnitude) for sign in (1, -1)]
-    return np.concatenate(sides).astype(np.int32)
-
-
-def codes(groups: Sequence[Group]) -> tf.Tensor:
-    """How many elements of each tensor have each code, int32 [n, _CODES]: one pass, and one that counts. Exact."""
-    shift, weights, parts = tf.constant(22, tf.uint32), tf.zeros([0], tf.int32), []
-    size, flat = tf.constant(_CODES), tf.constant([-1])
-    for group in groups:
-        bits = R.Bitcast(input=group.x, type=tf.uint32)
-        code = R.Bitcast(input=R.RightShift(x=bits, y=shift), type=tf.int32)
-        if code.shape.rank != 1 + group.many:
-            code = R.Reshape(tensor=code, shape=[len(group.indices), -1] if group.many else flat)
-        parts.append(R.DenseBincount(input=code, size=size, weights=weights, binary_output=False))
-    return joined(parts, groups)
-
-
-def _folded(counts: tf.Tensor) -> tf.Tensor:
-    """Counts over the wire's bins, int32 [n, B], from those by code."""
-    by_bin = tf.math.unsorted_segment_sum(tf.transpose(counts), _bin_of_code(), BINS + 1)
-    return tf.transpose(by_bin[:BINS])
-
-
-def histograms(groups: Sequence[Group]) -> tf.Tensor:
-    """Counts of the finite elements of each tensor over the wire's signed logarithmic bins, int32 [n, B]."""
-    return tf.transpose(in_order(tf.transpose(_folded(codes(groups))), groups))
 
 
 def _squares(groups: Sequence[Group]) -> tf.Tensor:
@@ -183,15 +144,16 @@ def gradient_rows(gradients: Sequence[tf.Tensor | None], histogram: bool = False
     groups = grouped(there)
     rows = safely(groups, _safe_rows)[0] if compiled() else concat([_gradients(c) for c in chunks(groups)], 1)
     length, largest, nonfinite = tf.unstack(rows)
-    counts = codes(groups) if histogram else None
-    if counts is None:
-        zeros = _zeros(groups)
+    sizes, bins = elements(groups), None
+    if histogram:
+        counts = histograms.codes(groups)
+        zeros = histograms.zeros(counts, groups)
+        bins = in_order(histograms.folded(counts, groups, sizes - nonfinite), groups)
+        bins = tf.transpose(_with_absent(bins, gradients, 0))
     else:
-        zeros = R.Cast(x=tf.reduce_sum(tf.gather(counts, _ZERO_CODES, axis=1), 1), DstT=tf.float32)
-    rows = R.Pack(values=[length, largest, zeros / elements(groups), nonfinite])
-    if counts is not None:
-        counts = tf.transpose(_with_absent(in_order(tf.transpose(_folded(counts)), groups), gradients, 0))
-    return _with_absent(in_order(rows, groups), gradients), counts
+        zeros = histograms.compared(groups)
+    rows = R.Pack(values=[length, largest, zeros / sizes, nonfinite])
+    return _with_absent(in_order(rows, groups), gradients), bins
 
 
 def _gradients(groups: Sequence[Group]) -> tf.Tensor:
@@ -204,13 +166,6 @@ def _gradients(groups: Sequence[Group]) -> tf.Tensor:
     quick = R.Pack(values=[length, largest, R.ZerosLike(x=length)])
     nothing = R.Cast(x=R.Equal(x=largest, y=0.0), DstT=tf.float32)
     return again(_in_range(square + nothing), [quick], groups, _safe_rows)[0]
-
-
-def _zeros(groups: Sequence[Group]) -> tf.Tensor:
-    """Elements that are 0 of each tensor, float32 [n]."""
-    inner, zero = axes(groups), tf.constant(0.0)
-    hits = [R.Cast(x=R.Equal(x=g.x, y=zero), DstT=tf.int32) for g in groups]
-    return R.Cast(x=joined([R.Sum(input=h, axis=i) for h, i in zip(hits, inner, strict=True)], groups), DstT=tf.float32)
 
 
 def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -258,9 +213,12 @@ def layer_rows(
     zero, saturated = tf.unstack(tf.math.unsorted_segment_sum(counts, of_layer, len(calls)), axis=1)
     defined = [0.0 if calls[i].activation.defined else np.nan for group in groups for i in group.indices]
     sizes = elements(groups)
+    bins = None
+    if histogram:
+        counted = histograms.folded(histograms.codes(groups), groups, sizes - rows[0])
+        bins = tf.transpose(in_order(counted, groups))
     rows = in_order(concat([sizes[None], rows, R.Pack(values=[zero, saturated + defined])], 0), groups)
     by_unit_ = in_order(concat([sums, R.Pack(values=flags)], 0), groups, units)
-    bins = histograms(groups) if histogram else None
     lengths, bad = _deltas(measured)
     given = tf.constant(0.0)
     if check_input and calls[0].input is not None:
