@@ -9,6 +9,8 @@ Letters: M elements of a unit, N elements of a tensor, n tensors, U units.
 """
 
 import functools
+import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +29,29 @@ CHUNK = 16
 """Groups that are done again together; what the quick way needs must stay in memory until then."""
 
 
+class _Constants(threading.local):
+    """Of this thread, by graph: replicas are traced in threads of their own, and have devices of their own."""
+
+    def __init__(self) -> None:
+        self.of: weakref.WeakKeyDictionary[Any, dict[Hashable, tf.Tensor]] = weakref.WeakKeyDictionary()
+
+
+_constants = _Constants()
+
+
+def constant(value: Any, dtype: tf.DType | None = None) -> tf.Tensor:
+    """int32 or float32 unless said otherwise; one node in a graph for all that are equal."""
+    array = np.asarray(value)
+    kind = dtype or {"i": tf.int32, "f": tf.float32}.get(array.dtype.kind)
+    if tf.executing_eagerly():
+        return tf.constant(array, kind)
+    of = _constants.of.setdefault(tf.compat.v1.get_default_graph(), {})
+    key = kind, array.shape, array.tobytes()
+    if key not in of:
+        of[key] = tf.constant(array, kind)
+    return of[key]
+
+
 class Group(NamedTuple):
     """One tensor, or several of the same shape as one."""
 
@@ -40,8 +65,8 @@ class Group(NamedTuple):
 
 
 def grouped(tensors: Sequence[tf.Tensor], units: bool = False, keys: Sequence[Hashable] | None = None) -> list[Group]:
-    """The groups of some tensors; each becomes `[N]`, or `[M, U]` if its `units` are to stay. Single ones come first, and
-    of these the large ones.
+    """The groups of some tensors; each becomes `[N]`, or `[M, U]` if its `units` are to stay. Single ones come first,
+    and of these the large ones.
 
     Only tensors with the same key and the same, completely known, shape are stacked.
     """
@@ -53,15 +78,13 @@ def grouped(tensors: Sequence[tf.Tensor], units: bool = False, keys: Sequence[Ha
         if size is not None and (len(batches[-1]) + 1) * size > TOGETHER:
             batches.append([])
         batches[-1].append(i)
-    found, shapes = [], {}
+    found = []
     for batch in (batch for batches in kinds.values() for batch in batches if batch):
         many = len(batch) > 1
         x = R.Pack(values=[tensors[i] for i in batch]) if many else tensors[batch[0]]
         shape = (*[len(batch)] * many, -1, *[x.shape[-1]] * units)
         if len(shape) != x.shape.rank:
-            if shape not in shapes:
-                shapes[shape] = tf.constant(list[Any](shape))
-            x = R.Reshape(tensor=x, shape=shapes[shape])
+            x = R.Reshape(tensor=x, shape=constant(shape))
         found.append(Group(tuple(batch), x, many, 1 if many else _stride(x.shape.num_elements() or 0)))
     return sorted(found, key=lambda group: (group.many, group.stride == 1))
 
@@ -72,13 +95,9 @@ def _stride(size: int) -> int:
 
 
 def axes(groups: Sequence[Group]) -> list[tf.Tensor]:
-    """Of each group the axes of a tensor, without that of the group; one node for each kind of them."""
-    alone, several = (tf.constant(list(range(many, many + _rank(groups)))) for many in (0, 1))
-    return [several if group.many else alone for group in groups]
-
-
-def _rank(groups: Sequence[Group]) -> int:
-    return len(groups[0].x.shape) - groups[0].many
+    """Of each group the axes of a tensor, without that of the group."""
+    rank = len(groups[0].x.shape) - groups[0].many
+    return [constant(range(group.many, group.many + rank)) for group in groups]
 
 
 def joined(parts: Sequence[tf.Tensor], groups: Sequence[Group]) -> tf.Tensor:
@@ -89,7 +108,7 @@ def joined(parts: Sequence[tf.Tensor], groups: Sequence[Group]) -> tf.Tensor:
 
 
 def concat(parts: Sequence[tf.Tensor], axis: int) -> tf.Tensor:
-    return parts[0] if len(parts) == 1 else R.ConcatV2(values=list(parts), axis=axis)
+    return parts[0] if len(parts) == 1 else R.ConcatV2(values=list(parts), axis=constant(axis))
 
 
 def in_order(rows: tf.Tensor, groups: Sequence[Group], sizes: Sequence[int] | None = None) -> tf.Tensor:
@@ -99,7 +118,7 @@ def in_order(rows: tf.Tensor, groups: Sequence[Group], sizes: Sequence[int] | No
         return rows
     owner = np.repeat(order, 1 if sizes is None else [sizes[i] for i in order])  # the tensor of each column
     columns = np.argsort(owner, kind="stable").astype(np.int32)
-    return R.GatherV2(params=rows, indices=columns, axis=1)
+    return R.GatherV2(params=rows, indices=constant(columns), axis=constant(1))
 
 
 def chunks(groups: Sequence[Group]) -> Iterator[list[Group]]:
@@ -120,7 +139,7 @@ Safe = Callable[[tf.Tensor], Numbers]
 
 def again(good: tf.Tensor, quick: Numbers, groups: Sequence[Group], safe: Safe) -> Numbers:
     """`quick`, or the same by `safe` from the groups' tensors unless all of `good` are true."""
-    fine = R.All(input=good, axis=[0])
+    fine = R.All(input=good, axis=constant([0]))
     redo = _redo(safe, tuple(group.many for group in groups), len(quick))
     inputs = [*quick, *(group.x for group in groups)]
     if tf.executing_eagerly():
@@ -137,7 +156,7 @@ def again(good: tf.Tensor, quick: Numbers, groups: Sequence[Group], safe: Safe) 
 
 def safely(groups: Sequence[Group], safe: Safe) -> Numbers:
     """The groups' numbers by `safe`."""
-    parts = [safe(group.x if group.many else R.ExpandDims(input=group.x, axis=0)) for group in groups]
+    parts = [safe(group.x if group.many else R.ExpandDims(input=group.x, axis=constant(0))) for group in groups]
     return [concat(part, 1) for part in zip(*parts, strict=True)]
 
 
@@ -172,7 +191,7 @@ def elements(groups: Sequence[Group]) -> tf.Tensor:
     known = [group.x.shape.num_elements() for group in groups]
     if all(size is not None for size in known):
         counts = [[size // len(g.indices)] * len(g.indices) for size, g in zip(known, groups, strict=True)]
-        return tf.constant(np.concatenate(counts), tf.float32)
+        return constant(np.concatenate(counts), tf.float32)
     parts = []
     for group in groups:
         size, n = R.Size(input=group.x), len(group.indices)

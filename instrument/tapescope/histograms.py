@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tapescope.groups import Group, R, axes, concat, joined
+from tapescope.groups import Group, R, axes, concat, constant, joined
 from tensorboard_plugin_tapescope.metadata import BINS, BINS_PER_OCTAVE, LOW_EXPONENT, SIDE_BINS
 
 CODES = 1024
@@ -24,23 +24,22 @@ _ZERO_CODES = (0, 1, 512, 513)
 
 
 def _bin_of_code() -> np.ndarray:
-    """The wire's bin of each code, int32 [CODES]; BINS for the codes of NaN and Inf."""
+    """The wire's bin of each code, int32 [CODES]; -1 for the codes of NaN and Inf."""
     code = np.arange(CODES // 2)
     magnitude = np.clip(code - (127 + LOW_EXPONENT) * BINS_PER_OCTAVE + 1, 0, SIDE_BINS)
     nonfinite = code >= 255 * BINS_PER_OCTAVE
-    sides = [np.where(nonfinite, BINS, SIDE_BINS + sign * magnitude) for sign in (1, -1)]
+    sides = [np.where(nonfinite, -1, SIDE_BINS + sign * magnitude) for sign in (1, -1)]
     return np.concatenate(sides).astype(np.int32)
 
 
 def codes(groups: Sequence[Group]) -> tf.Tensor:
     """How many elements of each tensor have each code, int32 [n, CODES]; of a large one, of those that are counted."""
-    shift, weights, parts = tf.constant(22, tf.uint32), tf.zeros([0], tf.int32), []
-    size, flat = tf.constant(CODES), tf.constant([-1])
+    shift, size, weights, parts = constant(22, tf.uint32), constant(CODES), constant([], tf.int32), []
     for group in groups:
         x = group.x if group.stride == 1 else _every(group.x, group.stride)
         code = R.Bitcast(input=R.RightShift(x=R.Bitcast(input=x, type=tf.uint32), y=shift), type=tf.int32)
         if code.shape.rank != 1 + group.many:
-            code = R.Reshape(tensor=code, shape=[len(group.indices), -1] if group.many else flat)
+            code = R.Reshape(tensor=code, shape=constant([len(group.indices), -1] if group.many else [-1]))
         parts.append(R.DenseBincount(input=code, size=size, weights=weights, binary_output=False))
     return joined(parts, groups)
 
@@ -48,13 +47,17 @@ def codes(groups: Sequence[Group]) -> tf.Tensor:
 def _every(x: tf.Tensor, stride: int) -> tf.Tensor:
     """Every so manieth element. As the first column of a matrix: half the time of a strided slice."""
     rows = (x.shape.num_elements() or 0) // stride
-    head = R.Slice(input=R.Reshape(tensor=x, shape=[-1]), begin=[0], size=[rows * stride])
-    return R.Slice(input=R.Reshape(tensor=head, shape=[rows, stride]), begin=[0, 0], size=[rows, 1])
+    flat = x if x.shape.rank == 1 else R.Reshape(tensor=x, shape=constant([-1]))
+    head = R.Slice(input=flat, begin=constant([0]), size=constant([rows * stride]))
+    table = R.Reshape(tensor=head, shape=constant([rows, stride]))
+    return R.Slice(input=table, begin=constant([0, 0]), size=constant([rows, 1]))
 
 
 def folded(counts: tf.Tensor, groups: Sequence[Group], finite: tf.Tensor) -> tf.Tensor:
     """Counts over the wire's bins, int32 [B, n], from those by code; they add up to `finite`, float32 [n]."""
-    bins = tf.math.unsorted_segment_sum(tf.transpose(counts), _bin_of_code(), BINS + 1)[:BINS]
+    by_code = R.Transpose(x=counts, perm=constant([1, 0]))
+    # Those of no bin have an index below 0, which the sum leaves out.
+    bins = R.UnsortedSegmentSum(data=by_code, segment_ids=constant(_bin_of_code()), num_segments=constant(BINS))
     if all(group.stride == 1 for group in groups):
         return bins
     # What lies below each bin's end is scaled and rounded, not each bin: so the sum is exact.
@@ -66,13 +69,15 @@ def folded(counts: tf.Tensor, groups: Sequence[Group], finite: tf.Tensor) -> tf.
 def zeros(counts: tf.Tensor, groups: Sequence[Group]) -> tf.Tensor:
     """Elements that are 0 of each tensor, float32 [n]: by their codes where all are counted."""
     large = sum(group.stride > 1 for group in groups)  # the first of them
-    found = tf.cast(tf.reduce_sum(tf.gather(counts[large:], _ZERO_CODES, axis=1), 1), tf.float32)
+    rest = counts[large:] if large else counts
+    found = R.GatherV2(params=rest, indices=constant(_ZERO_CODES), axis=constant(1))
+    found = R.Cast(x=R.Sum(input=found, axis=constant([1])), DstT=tf.float32)
     return concat([compared(groups[:large]), found], 0) if large else found
 
 
 def compared(groups: Sequence[Group]) -> tf.Tensor:
     """Elements that are 0 of each tensor, float32 [n]."""
-    zero = tf.constant(0.0)
+    zero = constant(0.0)
     hits = [R.Cast(x=R.Equal(x=g.x, y=zero), DstT=tf.int32) for g in groups]
     pairs = zip(hits, axes(groups), strict=True)
     return R.Cast(x=joined([R.Sum(input=h, axis=i) for h, i in pairs], groups), DstT=tf.float32)

@@ -138,7 +138,7 @@ class Probe:
             owners[layer, list(variables)] = True
         weights = [tf.convert_to_tensor(v) for v in self._selection.variables()]
         feeds = flow.latest(names.sources)
-        return readings.complete(partial, own or [], total, given, weights, tf.constant(owners), feeds)
+        return readings.complete(partial, own or [], total, given, weights, owners, feeds)
 
     def _agree(self, calls: list[capture.Call], seen: list[capture.Capture]) -> None:
         """Fixes the rows' names at the first trace; refuses a later one that has others."""

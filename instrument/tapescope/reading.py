@@ -7,10 +7,12 @@ replica it only computes; with several it holds the two collectives, the gradien
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tapescope import replicas, stats
 from tapescope.capture import Call
+from tapescope.groups import constant
 from tensorboard_plugin_tapescope import metadata
 
 UNIT_COLUMNS = ("units_dead", "units_dormant", "units_saturated", "units_revived")
@@ -142,7 +144,7 @@ def complete(
     aggregated: Sequence[tf.Tensor | None] | None,
     applied: Sequence[tf.Tensor | None] | None,
     weights: Sequence[tf.Tensor],
-    layer_variables: tf.Tensor,
+    layer_variables: np.ndarray,
     sources: Sequence[int],
 ) -> Reading:
     """The Reading. Gradients are dense and unscaled; `applied` is aggregated where `aggregated` is given.
@@ -164,9 +166,9 @@ def complete(
 
     layers = stats.merge_layers(tf.reshape(merged.rows, [-1, *partial.rows.shape[-2:]]), sources)
     gradient = dict(zip(stats.GRADIENT_ROWS, tf.unstack(merged.gradients.rows), strict=True))
-    examples = layers["examples"][0] if partial.rows.shape[-1] else tf.constant(NAN)
+    examples = layers["examples"][0] if partial.rows.shape[-1] else constant(NAN)
     if merged.lens is None:
-        noise, noise_total = tf.fill([len(own)], NAN), tf.constant(NAN)
+        noise, noise_total = constant([NAN] * len(own)), constant(NAN)
     else:
         noise, noise_total = replicas.noise_scale(merged.lens[0], gradient["norm"], examples)
     weight = dict(zip(stats.WEIGHT_ROWS, tf.unstack(stats.weight_rows(partial.weights, weights)), strict=True))
@@ -181,8 +183,8 @@ def complete(
         "noise_scale": noise,
     }
     # A layer counts if its output does, and also if what it works on does: ReLU makes a 0 of a NaN.
-    bad_gradient = tf.reduce_any(layer_variables & (gradient["nonfinite"] > 0), axis=1)
-    bad_weight = tf.reduce_any(layer_variables & (weight["nonfinite"] > 0), axis=1)
+    spoiled = tf.stack([gradient["nonfinite"], weight["nonfinite"]], 1) > 0
+    bad_gradient, bad_weight = tf.unstack(tf.reduce_any(layer_variables[:, :, None] & spoiled, 1), axis=1)
     bad = layers["activation_nonfinite"] + layers["input_nonfinite"] > 0
     step = {
         "examples": examples,

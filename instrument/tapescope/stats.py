@@ -25,6 +25,7 @@ from tapescope.groups import (
     chunks,
     compiled,
     concat,
+    constant,
     elements,
     grouped,
     in_order,
@@ -82,12 +83,12 @@ def _squares(groups: Sequence[Group]) -> tf.Tensor:
     """Sum of squares of each tensor, float32 [n], in one pass where it lies alone."""
     pairs = zip(groups, axes(groups), strict=True)
     parts = [R.Sum(input=R.Square(x=g.x), axis=axis) if g.many else R.L2Loss(t=g.x) for g, axis in pairs]
-    return joined(parts, groups) * np.concatenate([[1.0 + (not g.many)] * len(g.indices) for g in groups])
+    return joined(parts, groups) * constant([2.0 - g.many for g in groups for _ in g.indices])
 
 
 def _safe_rows(x: tf.Tensor) -> Sequence[tf.Tensor]:
     """L2 norm and largest magnitude of the finite elements, and the number of the others: `[n, N]` to `[3, n]`."""
-    last, mask = tf.constant([1]), R.IsFinite(x=x)
+    last, mask = constant([1]), R.IsFinite(x=x)
     values = R.SelectV2(condition=mask, t=x, e=0.0)
     square = R.Sum(input=R.Square(x=R.Cast(x=values, DstT=tf.float64)), axis=last)
     nonfinite = R.Sum(input=R.Cast(x=R.LogicalNot(x=mask), DstT=tf.int32), axis=last)
@@ -98,7 +99,7 @@ def _safe_rows(x: tf.Tensor) -> Sequence[tf.Tensor]:
 
 def _in_range(square: tf.Tensor) -> tf.Tensor:
     """Whether a sum of squares lies where float32 keeps its digits, bool [n]; False for NaN."""
-    return R.Less(x=R.Abs(x=R.Log(x=square)), y=_DECADES * np.log(10))
+    return R.Less(x=R.Abs(x=R.Log(x=square)), y=constant(_DECADES * np.log(10)))
 
 
 def _norms(groups: Sequence[Group], good: Callable[[tf.Tensor], tf.Tensor] = _in_range) -> tf.Tensor:
@@ -128,9 +129,8 @@ def _with_absent(rows: tf.Tensor, tensors: Sequence[tf.Tensor | None], absent: f
     place = np.cumsum([t is not None for t in tensors]) - 1
     last = rows.shape[1]
     columns = np.array([last if t is None else p for t, p in zip(tensors, place, strict=True)], np.int32)
-    return R.GatherV2(
-        params=R.PadV2(input=rows, paddings=[[0, 0], [0, 1]], constant_values=absent), indices=columns, axis=1
-    )
+    padded = R.PadV2(input=rows, paddings=constant([[0, 0], [0, 1]]), constant_values=constant(absent, rows.dtype))
+    return R.GatherV2(params=padded, indices=constant(columns), axis=constant(1))
 
 
 def gradient_rows(gradients: Sequence[tf.Tensor | None], histogram: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
@@ -164,7 +164,7 @@ def _gradients(groups: Sequence[Group]) -> tf.Tensor:
     largest = R.Maximum(x=highest, y=R.Neg(x=lowest))
     length = R.Sqrt(x=square)
     quick = R.Pack(values=[length, largest, R.ZerosLike(x=length)])
-    nothing = R.Cast(x=R.Equal(x=largest, y=0.0), DstT=tf.float32)
+    nothing = R.Cast(x=R.Equal(x=largest, y=constant(0.0)), DstT=tf.float32)
     return again(_in_range(square + nothing), [quick], groups, _safe_rows)[0]
 
 
@@ -210,7 +210,8 @@ def layer_rows(
     units = [int(a.shape[-1] or 0) for a in outputs]
     of_layer = np.repeat(np.arange(len(calls)), [units[i] for group in groups for i in group.indices])
     counts = R.Pack(values=[flags[0], flags[2] + flags[3]], axis=1)
-    zero, saturated = tf.unstack(tf.math.unsorted_segment_sum(counts, of_layer, len(calls)), axis=1)
+    counts = R.UnsortedSegmentSum(data=counts, segment_ids=constant(of_layer), num_segments=constant(len(calls)))
+    zero, saturated = tf.unstack(counts, axis=1)
     defined = [0.0 if calls[i].activation.defined else np.nan for group in groups for i in group.indices]
     sizes = elements(groups)
     bins = None
@@ -220,17 +221,17 @@ def layer_rows(
     rows = in_order(concat([sizes[None], rows, R.Pack(values=[zero, saturated + defined])], 0), groups)
     by_unit_ = in_order(concat([sums, R.Pack(values=flags)], 0), groups, units)
     lengths, bad = _deltas(measured)
-    given = tf.constant(0.0)
+    given = constant(0.0)
     if check_input and calls[0].input is not None:
         given = finite(tf.cast(calls[0].input, tf.float32))[1]
-    examples = tf.cast(tf.shape(calls[0].a)[0], tf.float32) if calls[0].a.shape.rank else tf.constant(1.0)
-    inputs = tf.pad(tf.stack([[given], [examples]]), [[0, 0], [0, len(calls) - 1]])
-    return tf.concat([rows, lengths, bad[None], inputs], 0), by_unit_, bins
+    examples = tf.cast(tf.shape(calls[0].a)[0], tf.float32) if calls[0].a.shape.rank else constant(1.0)
+    inputs = tf.pad(tf.stack([[given], [examples]]), constant([[0, 0], [0, len(calls) - 1]]))
+    return concat([rows, lengths, bad[None], inputs], 0), by_unit_, bins
 
 
 def _outputs(groups: Sequence[Group], calls: Sequence[Call]) -> Sequence[tf.Tensor]:
     """Non-finite elements, mean, m2, smallest and largest of each output, `[5, n]`; absolute sums `[1, sum U]`."""
-    inner, first, second, end = axes(groups), tf.constant([0]), tf.constant([1]), tf.constant([-1])
+    inner, first, second, end = axes(groups), constant([0]), constant([1]), constant([-1])
     across = [second if group.many else first for group in groups]
     sums = [R.Sum(input=g.x, axis=axis) for g, axis in zip(groups, across, strict=True)]
     total = joined([R.Sum(input=s, axis=end) for s in sums], groups)
@@ -250,13 +251,12 @@ def _outputs(groups: Sequence[Group], calls: Sequence[Call]) -> Sequence[tf.Tens
 
 def _by_unit(parts: Sequence[tf.Tensor]) -> tf.Tensor:
     """`[sum U]` from `[U]` or `[n, U]` of each group."""
-    flat = tf.constant([-1])
-    return concat([p if p.shape.rank == 1 else R.Reshape(tensor=p, shape=flat) for p in parts], 0)
+    return concat([p if p.shape.rank == 1 else R.Reshape(tensor=p, shape=constant([-1])) for p in parts], 0)
 
 
 def _safe_output(x: tf.Tensor) -> Sequence[tf.Tensor]:
     """As `_outputs`, of one group, `[n, M, U]`: of the finite elements, in float64."""
-    inner, mask = tf.constant([1, 2]), R.IsFinite(x=x)
+    inner, mask = constant([1, 2]), R.IsFinite(x=x)
     nonfinite = R.Sum(input=R.Cast(x=R.LogicalNot(x=mask), DstT=tf.int32), axis=inner, keep_dims=True)
     wide = R.Cast(x=R.SelectV2(condition=mask, t=x, e=0.0), DstT=tf.float64)
     sane = R.Cast(x=R.Cast(x=mask, DstT=tf.int32), DstT=tf.float64)
@@ -275,7 +275,7 @@ def _safe_output(x: tf.Tensor) -> Sequence[tf.Tensor]:
 
 def _flags(groups: Sequence[Group], calls: Sequence[Call]) -> list[tf.Tensor]:
     """The UNIT_ROWS but the first: how many elements of each unit are 0, flat, saturated low and high, `[sum U]`."""
-    first, second, zero, found = tf.constant([0]), tf.constant([1]), tf.constant(0.0), []
+    first, second, zero, found = constant([0]), constant([1]), constant(0.0), []
     for group in groups:
         call, x = calls[group.indices[0]], group.x
         nothing = tf.zeros([*[len(group.indices)] * group.many, x.shape[-1]])
@@ -315,45 +315,68 @@ def merge_layers(rows: tf.Tensor, sources: Sequence[int]) -> dict[str, tf.Tensor
     `sources` has for each layer the index of the one that feeds it, or -1; see `tapescope.flow`.
     Means and variances are merged by Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983.
     """
-    of = dict(zip(LAYER_ROWS, tf.unstack(rows, axis=1), strict=True))
-    elements = tf.reduce_sum(of["elements"], 0)
+    if rows.shape[0] == 1:
+        of = dict(zip(LAYER_ROWS, tf.unstack(rows[0]), strict=True))
+    else:
+        of = _merged(dict(zip(LAYER_ROWS, tf.unstack(rows, axis=1), strict=True)))
     sane = of["elements"] - of["nonfinite"]
-    total = tf.reduce_sum(sane, 0)
-    mean = tf.math.divide_no_nan(tf.reduce_sum(sane * of["mean"], 0), total)
-    m2 = tf.reduce_sum(of["m2"] + sane * tf.square(of["mean"] - mean), 0)
-    delta, z, given = (hypot(of[name]) for name in ("delta_norm", "z_norm", "input_norm"))
-    none = tf.fill(tf.shape(mean), float("nan"))
-    feeds = tf.constant(sources, tf.int32)
-    before = tf.where(tf.math.is_nan(given), tf.where(tf.math.is_nan(z), delta, z), given)
+    there = R.Greater(x=sane, y=constant(0.0))
+    std = R.Sqrt(x=R.DivNoNan(x=of["m2"], y=sane))
+    columns = {"mean": of["mean"], "std": std, "min": of["min"], "max": of["max"]}
     return {
-        "activation_mean": tf.where(total > 0, mean, none),
-        "activation_std": tf.where(total > 0, tf.sqrt(tf.math.divide_no_nan(m2, total)), none),
-        "activation_min": tf.where(total > 0, tf.reduce_min(of["min"], 0), none),
-        "activation_max": tf.where(total > 0, tf.reduce_max(of["max"], 0), none),
-        "activation_zero": tf.reduce_sum(of["zero"], 0) / elements,
-        "activation_nonfinite": elements - total,
-        "input_nonfinite": tf.reduce_sum(of["input_nonfinite"], 0),
-        "saturated": tf.reduce_sum(of["saturated"], 0) / elements,
-        "delta_norm": delta,
-        "flow_gate": _decades(z, delta),
-        "flow_weight": _decades(given, z),
-        "flow_between": _decades(tf.where(feeds >= 0, tf.gather(delta, tf.maximum(feeds, 0)), np.nan), before),
-        "elements": elements,
-        "delta_nonfinite": tf.reduce_sum(of["delta_nonfinite"], 0),
-        "examples": tf.reduce_sum(of["examples"], 0),
+        **{f"activation_{k}": R.SelectV2(condition=there, t=v, e=constant(np.nan)) for k, v in columns.items()},
+        "activation_zero": of["zero"] / of["elements"],
+        "activation_nonfinite": of["nonfinite"],
+        "input_nonfinite": of["input_nonfinite"],
+        "saturated": of["saturated"] / of["elements"],
+        "delta_norm": of["delta_norm"],
+        **_flow(of["delta_norm"], of["z_norm"], of["input_norm"], sources),
+        "elements": of["elements"],
+        "delta_nonfinite": of["delta_nonfinite"],
+        "examples": of["examples"],
     }
 
 
-def _decades(after: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
-    return (tf.math.log(after) - tf.math.log(before)) / tf.math.log(10.0)
+def _merged(of: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Each row [L], from those of all replicas, [R, L]."""
+    sane = of["elements"] - of["nonfinite"]
+    mean = tf.math.divide_no_nan(tf.reduce_sum(sane * of["mean"], 0), tf.reduce_sum(sane, 0))
+    special = {
+        "mean": mean,
+        "m2": tf.reduce_sum(of["m2"] + sane * tf.square(of["mean"] - mean), 0),
+        "min": tf.reduce_min(of["min"], 0),
+        "max": tf.reduce_max(of["max"], 0),
+        **{name: hypot(of[name]) for name in ("delta_norm", "z_norm", "input_norm")},
+    }
+    return {name: special[name] if name in special else tf.reduce_sum(row, 0) for name, row in of.items()}
+
+
+def _flow(delta: tf.Tensor, z: tf.Tensor, given: tf.Tensor, sources: Sequence[int]) -> dict[str, tf.Tensor]:
+    """In decades, each [L]: what the gradient gains from a layer's output to z, from z to its input, and from there to
+    the output of the layer that feeds it.
+    """
+    logs = R.Mul(x=R.Log(x=R.Pack(values=[delta, z, given])), y=constant(1 / np.log(10)))
+    delta, z, given = tf.unstack(logs)
+    before = tf.where(tf.math.is_nan(given), tf.where(tf.math.is_nan(z), delta, z), given)
+    fed = np.asarray(sources, np.int32)
+    after = R.GatherV2(params=delta, indices=constant(np.maximum(fed, 0)), axis=constant(0))
+    after += constant(np.where(fed >= 0, 0.0, np.nan))
+    return {"flow_gate": z - delta, "flow_weight": given - z, "flow_between": after - before}
 
 
 def first(mask: tf.Tensor) -> tf.Tensor:
     """Index of the first true element of `[L]`, float32 []; -1 where none is."""
-    indices = tf.where(mask, tf.range(tf.size(mask)), tf.int32.max)
-    return tf.where(tf.reduce_any(mask), tf.cast(tf.reduce_min(indices), tf.float32), -1.0)
+    count = mask.shape[0] or 0
+    left = _largest(mask, np.arange(count, 0, -1))  # it and those behind it
+    return R.SelectV2(condition=R.Greater(x=left, y=constant(0.0)), t=constant(float(count)) - left, e=constant(-1.0))
 
 
 def last(mask: tf.Tensor) -> tf.Tensor:
     """Index of the last true element of `[L]`, float32 []; -1 where none is."""
-    return tf.cast(tf.reduce_max(tf.concat([[-1], tf.where(mask, tf.range(tf.size(mask)), -1)], 0)), tf.float32)
+    return _largest(mask, np.arange(1, 1 + (mask.shape[0] or 0))) - constant(1.0)
+
+
+def _largest(mask: tf.Tensor, values: np.ndarray) -> tf.Tensor:
+    """The largest of `values` where `mask` is true, or 0."""
+    found = R.Mul(x=R.Cast(x=mask, DstT=tf.float32), y=constant(values, tf.float32))
+    return R.Relu(features=R.Max(input=found, axis=constant([0])))  # of no element the largest is -inf

@@ -138,7 +138,7 @@ class MeasuringTape(Tape):
                 calls=calls,
                 deltas=list(zip(*[iter(deltas)] * 3, strict=True)),
                 gradients={id(s): g for s, g in zip(flat, own, strict=True) if id(s) in known},
-                weights={v: tf.identity(variable) for v, variable in known.items()},
+                weights={v: tf.convert_to_tensor(variable) for v, variable in known.items()},
             )
         )
         if replicas.context()[1] > 1:
