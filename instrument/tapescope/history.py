@@ -4,10 +4,12 @@ A rule needs to know what is usual, so every question is asked of the median ove
 was, so the first record, the first losses and a few extremes are kept. Memory and work a record do not grow.
 """
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,17 +39,53 @@ then they are far below those of the beginning, with which a spike is compared."
 SPIKE_RECORDS = 3
 
 
+class Usual(NamedTuple):
+    """Medians over the window, element by element, of what a View has by the same name; NaN where there is nothing."""
+
+    gradient: np.ndarray
+    pace: np.ndarray
+    gate: np.ndarray
+    gain: np.ndarray
+    losses: np.ndarray
+    gains: np.ndarray
+    dead: np.ndarray
+    activation_zero: np.ndarray
+    saturated: np.ndarray
+    flow_gate: np.ndarray
+    lost: float
+    gained: float
+    loss: float
+    norm: float
+    kept: float
+
+
+VECTORS = Usual._fields[: Usual._fields.index("lost")]
+NUMBERS = Usual._fields[len(VECTORS) :]
+
+
 class History:
-    """What was seen so far. `add` takes the records in the order of their steps."""
+    """What was seen so far. `add` takes the records in the order of their steps.
+
+    What the rules ask of all records lies side by side in one table, so that a record costs one sort; what follows from
+    it is worked out when it is first asked for, once a record.
+    """
 
     def __init__(self, of: Subject):
         self.of = of
         self.window: deque[View] = deque(maxlen=WINDOW)
+        sizes = [len(of.groups) if name in ("gradient", "pace") else of.layers for name in VECTORS]
+        self._ends = np.cumsum(sizes).tolist()
+        self._table = np.full([self._ends[-1] + len(NUMBERS), WINDOW], np.nan).T
+        """The Usual fields of the window's records, in any order, [WINDOW, N]; NaN where there is none yet."""
         self.first: View | None = None
         self.records: int = 0
         self.early_losses: list[float] = []
         """Of the first WINDOW records."""
+        self.early_loss: float = math.nan
+        """Their median."""
         self.early_norms: list[float] = []
+        """Of the first half as many."""
+        self.early_norm: float = math.nan
         self.first_dead: np.ndarray = np.full(of.layers, np.nan)
         """The share of dead units in the first window of examples, [L]."""
         self.fastest: np.ndarray = np.full(len(of.groups), -np.inf)
@@ -65,6 +103,8 @@ class History:
         """Of the last LONG records the step, and how the replicas differ, [2, R]: see `apart`."""
 
     def add(self, record: Record) -> None:
+        for name in _OF_NOW:
+            self.__dict__.pop(name, None)
         before = self.window[-1] if self.window else None
         now = view(self.of, record, before)
         self.first = self.first or now
@@ -73,16 +113,21 @@ class History:
         says = (self.first.weight > 0) & (now.number("first_nonfinite_forward", -1) < 0)
         now = now._replace(pace=np.where(says, now.pace, np.nan))
         self.window.append(now)
+        vectors, numbers = ([getattr(now, name) for name in names] for names in (VECTORS, NUMBERS))
+        self._table[self.records % WINDOW] = np.concatenate([*vectors, numbers])
         self.records += 1
         self.first_dead = np.where(np.isnan(self.first_dead), now.dead, self.first_dead)
         faster = now.pace > self.fastest
         self.fastest = np.where(faster, now.pace, self.fastest)
         self.fastest_step = np.where(faster, now.step, self.fastest_step)
-        self.way += np.nan_to_num(now.pace, posinf=0) * (now.step - before.step if before else 1)
+        self.way += np.where(np.isfinite(now.pace), now.pace, 0) * (now.step - before.step if before else 1)
         self.losses.append(now.loss)
         if self.records <= WINDOW:
             self.early_losses.append(now.loss)
+            self.early_loss = float(median(np.array(self.early_losses)))
+        if self.records <= WINDOW // 2:
             self.early_norms.append(now.norm)
+            self.early_norm = float(median(np.array(self.early_norms)))
         if "replica_norm" in now.columns:
             self.replicas.append((now.step, apart(now, self.of)))
         self._watch_for_spikes(now)
@@ -106,26 +151,24 @@ class History:
         """Whether there are records enough to say what is usual."""
         return self.records >= WINDOW // 2
 
-    def usual(self, what: Callable[[View], Any]) -> Any:
-        """The median over the window, element by element; NaN where there is nothing."""
-        return median(np.stack([np.asarray(what(v), float) for v in self.window]))
+    @cached_property
+    def usual(self) -> Usual:
+        """What most of the last records say."""
+        row = median(self._table)
+        parts: list[Any] = [row[start:end] for start, end in itertools.pairwise([0, *self._ends])]
+        return Usual(*parts, *row[self._ends[-1] :].tolist())
 
     def since(self, what: Callable[[View], Any]) -> int:
         """The step of the first record in the window of which this is true."""
         return next((v.step for v in self.window if np.any(what(v))), self.now.step)
 
-    @property
-    def early_norm(self) -> float:
-        """The gradient's usual norm in the first records."""
-        return float(median(np.array(self.early_norms[: WINDOW // 2])))
-
-    @property
+    @cached_property
     def fall(self) -> float:
         """The share of the first losses that is gone: 0.9 where the loss fell to a tenth. NaN where none is known."""
-        late, early = float(self.usual(lambda v: v.loss)), float(median(np.array(self.early_losses)))
+        late, early = self.usual.loss, self.early_loss
         return (early - late) / abs(early) if early else math.nan
 
-    @property
+    @cached_property
     def trend(self) -> float:
         """How surely the losses are falling: the normal deviate of the rank-sum test (Mann and Whitney, 1947) of the
         newer half of the last ones against the older half. NaN where there are too few.
@@ -142,7 +185,7 @@ class History:
         """Trained since the first record."""
         return self.now.step - self.first.step if self.first else 0
 
-    @property
+    @cached_property
     def stuck(self) -> bool:
         """Whether the loss had the time to fall, did not, and is not about to: slow is not stuck."""
         patient = self.records >= LONG and self.steps >= STEPS
@@ -153,11 +196,11 @@ class History:
         """Whether most of the loss is gone."""
         return self.fall >= LEARNED
 
-    @property
+    @cached_property
     def rise(self) -> float:
         """How far the loss is above the very first one, as a share of it; inf where it is no number any more."""
         first = self.first.loss if self.first else math.nan
-        late = float(self.usual(lambda v: v.loss))
+        late = self.usual.loss
         ill = self.now.number("first_nonfinite_forward", -1) >= 0
         if self.loss_is_lost or (ill and math.isfinite(first) and not math.isfinite(self.now.loss)):
             return math.inf
@@ -166,6 +209,10 @@ class History:
     @property
     def loss_is_lost(self) -> bool:
         """Whether the loss is Inf, or is NaN where it always was a number. (NaN is also one that was not recorded.)"""
+        if not math.isnan(self.now.loss):
+            return math.isinf(self.now.loss)
         before = [math.isfinite(v.loss) for v in self.window][:-1]
-        lost = math.isnan(self.now.loss) and len(before) >= WINDOW // 2 and all(before)
-        return lost or math.isinf(self.now.loss)
+        return len(before) >= WINDOW // 2 and all(before)
+
+
+_OF_NOW = [name for name, kind in vars(History).items() if isinstance(kind, cached_property)]

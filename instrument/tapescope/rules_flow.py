@@ -28,12 +28,11 @@ what matters there is whether units are dead."""
 
 def non_finite(seen: History) -> Iterator[Finding]:
     """A NaN or Inf, reported at once: after it no number means anything."""
-    views, names = list(seen.window), seen.of.groups
-    ill = [v.number("first_nonfinite_forward", -1) >= 0 for v in views]
-    worse = [v.number("first_nonfinite_backward", -1) >= 0 or _bad(v, seen).any() for v in views]
-    bad = [a or b or math.isinf(v.loss) for a, b, v in zip(ill, worse, views, strict=True)]
-    if not (ill[-1] or worse[-1] or seen.loss_is_lost):
+    if not (_ill(seen.now) or _worse(seen.now, seen) or seen.loss_is_lost):
         return
+    views, names = list(seen.window), seen.of.groups
+    ill, worse = [_ill(v) for v in views], [_worse(v, seen) for v in views]
+    bad = [a or b or math.isinf(v.loss) for a, b, v in zip(ill, worse, views, strict=True)]
     at = len(bad) - 1
     while at and bad[at - 1]:  # what came first, though only what followed made it an error
         at -= 1
@@ -72,25 +71,31 @@ def non_finite(seen: History) -> Iterator[Finding]:
     )
 
 
+def _ill(view: View) -> bool:
+    return view.number("first_nonfinite_forward", -1) >= 0
+
+
+def _worse(view: View, seen: History) -> bool:
+    return view.number("first_nonfinite_backward", -1) >= 0 or bool(_bad(view, seen).any())
+
+
 def _bad(view: View, seen: History) -> np.ndarray:
-    return np.nan_to_num(view.column("gradient_nonfinite", seen.of.variables), posinf=0, neginf=0)
+    counts = view.column("gradient_nonfinite", seen.of.variables)
+    return np.where(np.isfinite(counts), counts, 0)
 
 
 def no_gradient(seen: History) -> Iterator[Finding]:
     """Variables that the loss does not depend on, or no more."""
     if not seen.settled:
         return
-    gradient = seen.usual(lambda v: v.gradient)
+    gradient = seen.usual.gradient
     if not np.any(gradient > 0):  # of none of them: a loss of exactly 0, or the last layer is dead
         return
-    shut = bool(seen.of.path) and seen.usual(lambda v: v.lost) == -math.inf  # which `vanishing` says
-    owners, variables = seen.of.owned
-    absent = np.isnan(seen.usual(lambda v: v.column("gradient_norm", seen.of.variables)))
-    for group, name in enumerate(seen.of.groups):
-        own = variables[owners == group]
-        cut = bool(own.size and absent[own].all())
-        if not cut and (not own.size or shut or gradient[group] > 0):
-            continue
+    shut = bool(seen.of.path) and seen.usual.lost == -math.inf  # which `vanishing` says
+    owned = np.bincount(seen.of.owned[0], minlength=len(gradient))
+    absent = np.isnan(gradient)
+    for group in np.flatnonzero((owned > 0) & (absent | (not shut and ~(gradient > 0)))):
+        name, cut = seen.of.groups[group], bool(absent[group])
         yield Finding(
             "no_gradient",
             1,
@@ -100,7 +105,7 @@ def no_gradient(seen: History) -> Iterator[Finding]:
             f"no path leads from the loss to `{name}`: it has no gradient"
             if cut
             else f"the gradient of `{name}` is exactly 0",
-            {"variables": float(own.size), "gradient_norm": 0.0},
+            {"variables": float(owned[group]), "gradient_norm": 0.0},
             "Look for a stop_gradient, an operation without a gradient, or an output that is not used."
             if cut
             else "Look for the dead or saturated layer after it, or for weights after it that are 0.",
@@ -114,15 +119,15 @@ def vanishing(seen: History) -> Iterator[Finding]:
     """
     if not seen.settled or not seen.of.path:
         return
-    total = float(seen.usual(lambda v: v.lost))
+    usual, total = seen.usual, seen.usual.lost
     if not total <= -FAR:
         return
-    parts = seen.usual(lambda v: v.losses)
+    parts = usual.losses
     names, first, last = seen.of.groups, seen.of.path[-1], seen.of.path[0]
     taken = float(np.nanmin(parts))
     at = silencer(int(np.nanargmin(parts)), seen)
-    gate, weights = (float(seen.usual(what)[at]) for what in (lambda v: v.gate, lambda v: v.gain))
-    kind, share, pace = seen.of.activations[at], 10.0**total, seen.usual(lambda v: v.pace)
+    gate, weights = float(usual.gate[at]), float(usual.gain[at])
+    kind, share, pace = seen.of.activations[at], 10.0**total, usual.pace
     silent = taken == -math.inf
     by_gate = silent or (gate <= weights and kind not in NEVER_SATURATED)
     learns = next((pace[layer] for layer in reversed(seen.of.path) if pace[layer] >= 0), 0.0)
@@ -159,7 +164,7 @@ def vanishing(seen: History) -> Iterator[Finding]:
 
 def silencer(layer: int, seen: History) -> int:
     """The first of the layers that lead to this one and give nothing but 0: those after it only follow."""
-    silent = seen.usual(lambda v: v.layers("activation_zero")) >= 1
+    silent = seen.usual.activation_zero >= 1
     while silent[layer] and seen.of.follow[layer] >= 0 and silent[seen.of.follow[layer]]:
         layer = seen.of.follow[layer]
     return layer
@@ -170,9 +175,9 @@ def exploding(seen: History) -> Iterator[Finding]:
     if not seen.settled:
         return
     names = seen.of.groups
-    total = float(seen.usual(lambda v: v.gained)) if seen.of.path else 0.0
+    total = seen.usual.gained if seen.of.path else 0.0
     if total >= FAR:
-        parts = seen.usual(lambda v: v.gains)
+        parts = seen.usual.gains
         at, first, last = largest(parts), seen.of.path[-1], seen.of.path[0]
         total, most = min(total, 99.0), min(float(parts[at]), 99.0)
         yield Finding(
@@ -186,11 +191,10 @@ def exploding(seen: History) -> Iterator[Finding]:
             {"decades": total, "decades_here": most},
             "Initialize these weights smaller, normalise what comes out, or clip the gradient.",
         )
-    usual, early = float(seen.usual(lambda v: v.norm)), seen.early_norm
-    rise = seen.rise
-    if usual >= 10**FAR * early and rise >= 1:
+    usual, early = seen.usual.norm, seen.early_norm
+    if usual >= 10**FAR * early and seen.rise >= 1:
         with np.errstate(all="ignore"):
-            growth = seen.usual(lambda v: v.gradient) / (seen.first or seen.now).gradient
+            growth = seen.usual.gradient / (seen.first or seen.now).gradient
         name = names[largest(growth)]
         yield Finding(
             "exploding",
@@ -199,7 +203,7 @@ def exploding(seen: History) -> Iterator[Finding]:
             name,
             seen.since(lambda v: v.norm >= 10**FAR * early),
             f"the gradient has grown from {early:.2g} to {usual:.2g} and the loss with it; most in `{name}`",
-            {"norm": usual, "norm_at_first": early, "loss_rise": rise},
+            {"norm": usual, "norm_at_first": early, "loss_rise": seen.rise},
             "Lower the learning rate, or clip the gradient by its global norm.",
         )
 
@@ -210,8 +214,8 @@ def gradient_spike(seen: History) -> Iterator[Finding]:
         return
     first, times = seen.spikes[0], len(seen.spikes)
     with np.errstate(all="ignore"):
-        factors = first.gradient / seen.usual(lambda v: v.gradient)
-        factor = float(first.norm / seen.usual(lambda v: v.norm))
+        factors = first.gradient / seen.usual.gradient
+        factor = float(np.float64(first.norm) / seen.usual.norm)
     name = seen.of.groups[largest(factors)]
     yield Finding(
         "gradient_spike",

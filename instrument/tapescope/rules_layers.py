@@ -42,7 +42,7 @@ def poor_initialization(seen: History) -> Iterator[Finding]:
     # A skip connection around the layer makes up for weights near 0, and normalisation after it for any scale.
     gain = _excused(_excused(first.gain, np.maximum(first.between, 0)), read)
     gain = _excused(gain, -of.usual_gain)  # layers that widen or narrow much change it by design
-    std, saturated = first.layers("activation_std"), first.layers("saturated")
+    std, saturated = first.layers("activation_std"), first.saturated
     with np.errstate(all="ignore"):
         scale = _excused(np.log10(std), read)
     together = float(np.sum(gain[list(of.path[:-1])])) if np.isfinite(gain).all() else 0.0
@@ -97,16 +97,17 @@ def dead_units(seen: History) -> Iterator[Finding]:
     """Units without any output or gradient in a whole window of examples."""
     if not seen.of.layers or not seen.settled or not seen.now.number("window_examples", 0) >= FIRM_EXAMPLES:
         return
-    share, before = seen.usual(lambda v: v.dead), seen.first_dead
+    share, before = seen.usual.dead, seen.first_dead
     examples = seen.now.number("window_examples")
-    for layer in range(seen.of.layers):
-        name, count = seen.of.groups[layer], share[layer] * seen.of.units[layer]
-        last = bool(seen.of.sinks[layer])
-        # An output that is never anything but 0 is a class never predicted, or a value never given.
-        enough = share[layer] >= (DEAD_OUTPUTS if last else DEAD)
-        rising = share[layer] - before[layer] >= DYING
-        if not (enough or rising) or silencer(layer, seen) != layer:
+    # An output that is never anything but 0 is a class never predicted, or a value never given.
+    many = share >= np.where(seen.of.sinks, DEAD_OUTPUTS, DEAD)
+    with np.errstate(invalid="ignore"):
+        more = share - before >= DYING
+    for layer in np.flatnonzero(many | more).tolist():
+        if silencer(layer, seen) != layer:
             continue
+        name, count = seen.of.groups[layer], share[layer] * seen.of.units[layer]
+        last, enough, rising = (bool(of_all[layer]) for of_all in (seen.of.sinks, many, more))
         harm = last or rising or share[layer] >= NEARLY_ALL or seen.stuck
         since = seen.since(lambda v, i=layer, n=DEAD_OUTPUTS if last else DEAD: v.dead[i] >= n)
         kept = f"{count:.0f} of the {seen.of.units[layer]:.0f} units of `{name}`"
@@ -128,11 +129,11 @@ def saturation(seen: History) -> Iterator[Finding]:
     """Most of a layer is where its activation's derivative is below 1 % of its largest."""
     if not seen.of.layers or not seen.settled:
         return
-    share, gate = seen.usual(lambda v: v.layers("saturated")), seen.usual(lambda v: v.layers("flow_gate"))
-    first = (seen.first or seen.now).layers("saturated")
-    for layer, kind in enumerate(seen.of.activations):
+    share, gate = seen.usual.saturated, seen.usual.flow_gate
+    first = (seen.first or seen.now).saturated
+    for layer in np.flatnonzero(share >= min(SATURATED, SATURATED_ONE_SIDED)).tolist():
+        kind, last = seen.of.activations[layer], seen.of.sinks[layer]
         limit = SATURATED if kind in BOUNDED else SATURATED_ONE_SIDED
-        last = seen.of.sinks[layer]
         if kind in NEVER_SATURATED or not share[layer] >= limit:
             continue
         # Outputs saturate where training goes well. Not well: the gradient stops there, and the loss does not fall.
@@ -149,7 +150,7 @@ def saturation(seen: History) -> Iterator[Finding]:
             1,
             "warning" if harm else "info",
             name,
-            seen.since(lambda v, i=layer, n=limit: v.layers("saturated")[i] >= n),
+            seen.since(lambda v, i=layer, n=limit: v.saturated[i] >= n),
             f"{share[layer]:.0%} of the outputs of the {kind} layer `{name}` are saturated"
             + (f" and pass {10 ** gate[layer]:.2g} of the gradient" if math.isfinite(gate[layer]) else "")
             + (", and the loss does not fall" if last else ""),

@@ -43,14 +43,16 @@ def _where(values: np.ndarray, seen: History, way: float) -> tuple[int, str | No
 
 def update_too_large(seen: History) -> Iterator[Finding]:
     """Steps as long as the weights: where they go on, or at once where the weights were not small to begin with."""
-    pace, fastest = _of_layers(seen.usual(lambda v: v.pace), seen), _of_layers(seen.fastest, seen)
+    pace, fastest = _of_layers(seen.usual.pace, seen), _of_layers(seen.fastest, seen)
     lasting = seen.steps >= STEPS // 2
-    steady = seen.records >= WINDOW and lasting and np.any(pace >= FAST)
+    steady = seen.records >= WINDOW and lasting and bool((pace >= FAST).any())
+    if not steady and not (fastest >= 1).any():
+        return
     # Weights that start near 0 are replaced by their first steps, and nothing is wrong: so their size is looked at, or
     # the loss.
     harmful = seen.rise >= 9 or (seen.settled and lasting and seen.fall < STUCK and not seen.trend > FALLING)
     leaps = fastest >= np.where(harmful and seen.records > 1, 1, np.where(_full_size(seen), 1, np.inf))
-    if not steady and not np.any(leaps):
+    if not steady and not leaps.any():
         return
     values = pace if steady else np.where(leaps, fastest, np.nan)
     at = largest(values)
@@ -95,12 +97,15 @@ def update_too_small(seen: History) -> Iterator[Finding]:
     """Weights that have hardly moved from the start on: all of them and the loss has not either, or one layer's."""
     if seen.records < 2 * WINDOW or seen.steps < STEPS or seen.first is None:
         return
-    fastest, pace = _of_layers(seen.fastest, seen), seen.usual(lambda v: v.pace)
-    older, newer = map(median, np.split(np.stack([v.pace for v in seen.window]), 2))
+    fastest, pace = _of_layers(seen.fastest, seen), seen.usual.pace
+    if not (fastest <= SLOW).any():
+        return
     with np.errstate(invalid="ignore"):
-        rising = (pace > 3 * seen.first.pace) & (newer > 1.1 * older)  # as while a learning rate is warmed up
-    gradient = seen.usual(lambda v: v.gradient)
-    slow = np.where((gradient > 0) & ~rising, fastest, np.nan)
+        rising = pace > 3 * seen.first.pace  # as while a learning rate is warmed up
+        if rising.any():
+            older, newer = map(median, np.split(np.stack([v.pace for v in seen.window]), 2))
+            rising &= newer > 1.1 * older
+    slow = np.where((seen.usual.gradient > 0) & ~rising, fastest, np.nan)
     if np.all(np.isnan(slow)):
         return
     at, name = _where(slow, seen, -1)
@@ -136,8 +141,7 @@ def always_clipped(seen: History) -> Iterator[Finding]:
     """The optimizer never gets the gradient that there is."""
     if seen.records < 2 * WINDOW or seen.steps < STEPS // 2:
         return
-    least = max(v.kept for v in seen.window)
-    left = float(seen.usual(lambda v: v.kept))
+    least, left = max(v.kept for v in seen.window), seen.usual.kept
     if not least < 0.99:
         return
     yield Finding(
@@ -189,8 +193,10 @@ def replica_outlier(seen: History) -> Iterator[Finding]:
 
 def loss_not_falling(seen: History) -> Iterator[Finding]:
     """The gradient arrives everywhere and the weights move, for nothing. Only where no other rule says why."""
+    if not seen.stuck:
+        return
     way = float(median(_of_layers(seen.way, seen)))
-    if not (seen.stuck and way >= FAR_ENOUGH):
+    if not way >= FAR_ENOUGH:
         return
     yield Finding(
         "loss_not_falling",

@@ -123,6 +123,10 @@ class View(NamedTuple):
     gained: float
     dead: np.ndarray
     """Share of its units that never fired, [L]."""
+    activation_zero: np.ndarray
+    """As on the wire, [L]; so are the next two."""
+    saturated: np.ndarray
+    flow_gate: np.ndarray
     norm: float
     """L2 of the whole gradient."""
     kept: float
@@ -141,6 +145,9 @@ class View(NamedTuple):
         return float(self.columns.get(name, absent))
 
 
+_OF_LAYERS = ("activation_zero", "saturated", "flow_gate", "flow_weight", "flow_between")
+
+
 def view(of: Subject, record: Record, before: View | None) -> View:
     """A record, seen as the rules need it. Between two records weights change at least as much as their norms do."""
     columns = record.columns
@@ -150,17 +157,17 @@ def view(of: Subject, record: Record, before: View | None) -> View:
         for name in ("gradient_norm", "applied_norm", "weight_norm", "update_ratio")
     )
     with np.errstate(all="ignore"):
-        of_group = [_joined(of, values) for values in (gradient, weight, np.where(weight > 0, ratio * weight, np.nan))]
-        pace = of_group[2] / of_group[1]
+        of_variables = np.stack([gradient, weight, np.where(weight > 0, ratio * weight, np.nan)])
+        group_gradient, group_weight, change = _joined(of, of_variables)
+        pace = change / group_weight
         if before is not None and record.step > before.step:
-            change = np.abs(of_group[1] - before.weight) / (before.weight * (record.step - before.step))
+            change = np.abs(group_weight - before.weight) / (before.weight * (record.step - before.step))
             pace = np.fmax(pace, change)
         none = np.full(of.layers, np.nan)
-        gate, gain, between = (
-            np.array(columns.get(name, none), float) for name in ("flow_gate", "flow_weight", "flow_between")
-        )
-        gate, gain = (np.where(np.isnan(x), 0.0, x) for x in (np.where(of.sinks, 0.0, gate), gain))
-        unknown, between = np.isnan(columns.get("flow_weight", none)), np.where(np.isnan(between), 0.0, between)
+        zero, saturated, flow_gate, gain, between = (np.asarray(columns.get(name, none), float) for name in _OF_LAYERS)
+        unknown = np.isnan(gain)
+        gate = np.where(of.sinks | np.isnan(flow_gate), 0.0, flow_gate)
+        gain, between = np.where(unknown, 0.0, gain), np.where(np.isnan(between), 0.0, between)
         losses, gains = (
             _on_path(of, gate, gain + np.where(unknown, between, excuse(between, 0)))
             for excuse in (np.maximum, np.minimum)
@@ -172,8 +179,8 @@ def view(of: Subject, record: Record, before: View | None) -> View:
             step=record.step,
             columns=columns,
             loss=float(columns.get("loss", np.nan)),
-            gradient=of_group[0],
-            weight=of_group[1],
+            gradient=group_gradient,
+            weight=group_weight,
             pace=pace,
             gate=gate,
             gain=gain,
@@ -183,6 +190,9 @@ def view(of: Subject, record: Record, before: View | None) -> View:
             lost=float(np.nansum(losses)),
             gained=float(np.nansum(gains)),
             dead=columns.get("units_dead", none) / of.units,
+            activation_zero=zero,
+            saturated=saturated,
+            flow_gate=flow_gate,
             norm=norm,
             kept=float(kept),
         )
@@ -193,18 +203,21 @@ def _on_path(of: Subject, gate: np.ndarray, weights: np.ndarray) -> np.ndarray:
     parts = np.full(of.layers, np.nan)
     path = list(of.path)
     # What the first layer's weights do to the gradient of its input is nobody's loss.
-    parts[path] = gate[path] + np.where(np.arange(len(path)) == len(path) - 1, 0, weights[path])
-    parts[path] = np.where(np.isnan(parts[path]), 0, parts[path])
+    along = gate[path]
+    along[:-1] += weights[path[:-1]]
+    parts[path] = np.where(np.isnan(along), 0, along)
     return parts
 
 
 def _joined(of: Subject, values: np.ndarray) -> np.ndarray:
-    """L2 norms of groups, [G], from those of variables, [V]; NaN where all of a group's are."""
+    """L2 norms of groups, [N, G], from those of variables, [N, V]; NaN where all of a group's are."""
     groups, variables = of.owned
-    there = ~np.isnan(values[variables])
-    size = len(of.groups)
-    squares = np.bincount(groups[there], np.square(values[variables[there]]), size)
-    return np.where(np.bincount(groups[there], minlength=size) > 0, np.sqrt(squares), np.nan)
+    squares, size = np.square(values[:, variables]), len(of.groups)
+    there = ~np.isnan(squares)
+    places = (groups + size * np.arange(len(values))[:, None])[there]
+    sums = np.bincount(places, squares[there], size * len(values))
+    there = np.bincount(places, minlength=size * len(values)) > 0
+    return np.where(there, np.sqrt(sums), np.nan).reshape(len(values), size)
 
 
 def apart(view: View, of: Subject) -> np.ndarray:
