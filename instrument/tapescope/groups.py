@@ -121,6 +121,24 @@ def in_order(rows: tf.Tensor, groups: Sequence[Group], sizes: Sequence[int] | No
     return R.GatherV2(params=rows, indices=constant(columns), axis=constant(1))
 
 
+def different(tensors: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
+    """Those that are there, each once."""
+    return list({id(t): t for t in tensors if t is not None}.values())
+
+
+def spread(rows: tf.Tensor, tensors: Sequence[tf.Tensor | None], absent: float = np.nan) -> tf.Tensor:
+    """A column for every tensor, `[K, n]`, from those of the different tensors that are there, in their order."""
+    place: dict[int, int] = {}
+    columns = [-1 if t is None else place.setdefault(id(t), len(place)) for t in tensors]
+    if columns == list(range(len(place))):
+        return rows
+    if -1 in columns:
+        paddings, nothing = constant([[0, 0], [0, 1]]), constant(absent, rows.dtype)
+        rows = R.PadV2(input=rows, paddings=paddings, constant_values=nothing)
+    columns = [len(place) if c < 0 else c for c in columns]
+    return R.GatherV2(params=rows, indices=constant(columns), axis=constant(1))
+
+
 def chunks(groups: Sequence[Group]) -> Iterator[list[Group]]:
     for start in range(0, len(groups), CHUNK):
         yield list(groups[start : start + CHUNK])

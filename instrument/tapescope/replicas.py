@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tapescope import stats
+from tapescope.groups import R, concat, constant, grouped, in_order, spread
 
 _HALF = 4096
 
@@ -52,19 +52,30 @@ def lens(own: Sequence[tf.Tensor | None], total: Sequence[tf.Tensor | None]) -> 
 
     NaN where there is no gradient, and for the cosine where a norm is 0.
     """
-    rows = []
-    for mine, all_ in zip(own, total, strict=True):
-        if mine is None or all_ is None:
-            rows.append(tf.fill([3], float("nan")))
-            continue
-        x, y = stats.finite(mine)[0], stats.finite(all_)[0]
-        length, length_all = stats.norm(x), stats.norm(y)
-        # Both scaled to length 1 first: the product of two gradients of 1e-25 is below the smallest float32.
-        unit = tf.math.divide_no_nan(x, length), tf.math.divide_no_nan(y, length_all)
-        cosine = tf.where(length * length_all > 0, tf.reduce_sum(unit[0] * unit[1]), float("nan"))
-        same = tf.reduce_mean(tf.cast(tf.sign(x) == tf.sign(y), tf.float32))
-        rows.append(tf.stack([length, cosine, same]))
-    return tf.stack(rows, axis=1)
+    pairs = {id(x): (x, y) for x, y in zip(own, total, strict=True) if x is not None and y is not None}
+    if not pairs:
+        return tf.fill([3, len(own)], float("nan"))
+    totals, rows = [y for _, y in pairs.values()], []
+    groups = grouped([x for x, _ in pairs.values()])
+    for group in groups:
+        others = [totals[i] for i in group.indices]
+        pair = group.x, R.Pack(values=others) if group.many else others[0]
+        shape = constant([len(others), -1])
+        rows.append(_compared(*(R.Reshape(tensor=t, shape=shape) for t in pair)))
+    there = [x if x is not None and id(x) in pairs else None for x in own]
+    return spread(in_order(concat(rows, 1), groups), there)
+
+
+def _compared(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """`[3, n]` of two `[n, N]`; in float64: the product of two gradients of 1e-25 is below the smallest float32."""
+    last, none = constant([1]), constant(0.0)
+    x, y = (R.SelectV2(condition=R.IsFinite(x=t), t=t, e=none) for t in (x, y))
+    same = R.Mean(input=R.Cast(x=R.Equal(x=R.Sign(x=x), y=R.Sign(x=y)), DstT=tf.float32), axis=last)
+    a, b = (R.Cast(x=t, DstT=tf.float64) for t in (x, y))
+    inner, length, length_all = (R.Sum(input=R.Mul(x=p, y=q), axis=last) for p, q in ((a, b), (a, a), (b, b)))
+    length = R.Sqrt(x=length)
+    cosine = inner / (length * R.Sqrt(x=length_all))  # 0 / 0 is NaN
+    return R.Pack(values=[*(R.Cast(x=t, DstT=tf.float32) for t in (length, cosine)), same])
 
 
 def noise_scale(own: tf.Tensor, total: tf.Tensor, examples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

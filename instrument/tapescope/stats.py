@@ -26,11 +26,13 @@ from tapescope.groups import (
     compiled,
     concat,
     constant,
+    different,
     elements,
     grouped,
     in_order,
     joined,
     safely,
+    spread,
 )
 from tapescope.guard import blaming
 from tensorboard_plugin_tapescope.metadata import BINS
@@ -59,11 +61,6 @@ _DECADES = 30
 """A sum of squares outside of 1e-30 to 1e30 may have lost digits, or be 0 though no element is."""
 _CANCELLED = 1 / 256
 """A variance below this part of the mean square has lost too many digits as a difference of the two."""
-
-
-def norm(x: tf.Tensor) -> tf.Tensor:
-    """L2 norm, float32 [], of finite values; neither 1e-30 nor 1e30 is lost when it is squared."""
-    return tf.cast(tf.sqrt(tf.reduce_sum(tf.square(tf.cast(x, tf.float64)))), tf.float32)
 
 
 def hypot(parts: tf.Tensor) -> tf.Tensor:
@@ -117,33 +114,15 @@ def _norms(groups: Sequence[Group], good: Callable[[tf.Tensor], tf.Tensor] = _in
 
 def norms(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
     """L2 norm of the finite elements of each, float32 [n]; NaN for None."""
-    groups = grouped(_different(tensors))
-    return _spread(in_order(_norms(groups), groups)[:1], tensors)[0]
-
-
-def _different(tensors: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
-    """Those that are there, each once."""
-    return list({id(t): t for t in tensors if t is not None}.values())
-
-
-def _spread(rows: tf.Tensor, tensors: Sequence[tf.Tensor | None], absent: float = np.nan) -> tf.Tensor:
-    """A column for every tensor, `[K, n]`, from those of the different tensors that are there, in their order."""
-    place: dict[int, int] = {}
-    columns = [-1 if t is None else place.setdefault(id(t), len(place)) for t in tensors]
-    if columns == list(range(len(place))):
-        return rows
-    if -1 in columns:
-        paddings, nothing = constant([[0, 0], [0, 1]]), constant(absent, rows.dtype)
-        rows = R.PadV2(input=rows, paddings=paddings, constant_values=nothing)
-    columns = [len(place) if c < 0 else c for c in columns]
-    return R.GatherV2(params=rows, indices=constant(columns), axis=constant(1))
+    groups = grouped(different(tensors))
+    return spread(in_order(_norms(groups), groups)[:1], tensors)[0]
 
 
 def gradient_rows(gradients: Sequence[tf.Tensor | None], histogram: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
     """GRADIENT_ROWS of each variable's gradient, float32 [K, V], NaN where there is none; counts over bins if asked,
     int32 [V, B], 0 where there is none.
     """
-    there = _different(gradients)
+    there = different(gradients)
     if not there:
         nothing = tf.zeros([len(gradients), BINS], tf.int32) if histogram else None
         return tf.fill([len(GRADIENT_ROWS), len(gradients)], np.nan), nothing
@@ -155,11 +134,11 @@ def gradient_rows(gradients: Sequence[tf.Tensor | None], histogram: bool = False
         counts = histograms.codes(groups)
         zeros = histograms.zeros(counts, groups)
         bins = in_order(histograms.folded(counts, groups, sizes - nonfinite), groups)
-        bins = tf.transpose(_spread(bins, gradients, 0))
+        bins = tf.transpose(spread(bins, gradients, 0))
     else:
         zeros = histograms.compared(groups)
     rows = R.Pack(values=[length, largest, zeros / sizes, nonfinite])
-    return _spread(in_order(rows, groups), gradients), bins
+    return spread(in_order(rows, groups), gradients), bins
 
 
 def _gradients(groups: Sequence[Group]) -> tf.Tensor:
@@ -307,12 +286,12 @@ def _deltas(measured: Sequence[Measured]) -> tuple[tf.Tensor, tf.Tensor]:
     """
     deltas = [delta for _, of_call in measured for delta in of_call]
     # Along a chain, that of a layer's output is that of the next one's input: one tensor.
-    there = _different(deltas)
+    there = different(deltas)
     if not there:
         return tf.fill([3, len(measured)], np.nan), tf.zeros([len(measured)])
     groups = grouped(there)
     rows = in_order(_norms(groups), groups)
-    lengths, bad = (_spread(rows[i : i + 1], deltas, absent) for i, absent in ((0, np.nan), (2, 0.0)))
+    lengths, bad = (spread(rows[i : i + 1], deltas, absent) for i, absent in ((0, np.nan), (2, 0.0)))
     return tf.transpose(tf.reshape(lengths, [-1, 3])), tf.reduce_sum(tf.reshape(bad, [-1, 3]), 1)
 
 
