@@ -17,7 +17,7 @@ from bench.faults import Row, told  # noqa: E402
 from tests.instrument import test_guard as on  # noqa: E402
 
 import tapescope  # noqa: E402
-from tapescope import stats  # noqa: E402
+from tapescope import outputs  # noqa: E402
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         for name, measure in (("on", None), ("off", lambda n: False), ("every third", lambda n: n % 3 == 0)):
             runs[name], _, _ = on.trained(tapescope.Probe, measure=measure, **how)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(stats, "layer_rows", on.breaks)
+            patch.setattr(outputs, "layer_rows", on.breaks)
             runs["failing"], _, _ = on.trained(tapescope.Probe, **how)
         other = [
             name

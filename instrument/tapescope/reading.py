@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tapescope import replicas, stats
+from tapescope import merging, outputs, replicas, stats
 from tapescope.capture import Call
 from tapescope.groups import constant
 from tensorboard_plugin_tapescope import metadata
@@ -38,7 +38,7 @@ class Reading(NamedTuple):
     elements: tf.Tensor
     """Number of output elements, float32 [L]."""
     units: tf.Tensor
-    """`stats.UNIT_ROWS` by unit, the layers' one after another, float32 [K, sum U]."""
+    """`outputs.UNIT_ROWS` by unit, the layers' one after another, float32 [K, sum U]."""
     gradient_histogram: tf.Tensor
     """int32 [V, B]; empty where the probe takes no histograms."""
     activation_histogram: tf.Tensor
@@ -72,9 +72,9 @@ class Partial(NamedTuple):
     """What one replica knows before it has heard of the others."""
 
     rows: tf.Tensor
-    """`stats.LAYER_ROWS`, float32 [K, L]; of an accumulated step [M, K, L]."""
+    """`outputs.LAYER_ROWS`, float32 [K, L]; of an accumulated step [M, K, L]."""
     units: tf.Tensor
-    """`stats.UNIT_ROWS`, float32 [K, sum U]."""
+    """`outputs.UNIT_ROWS`, float32 [K, sum U]."""
     activation_histogram: tf.Tensor | None
     """int32 [L, B]."""
     weights: tuple[tf.Tensor, ...]
@@ -113,7 +113,7 @@ def measure(
 ) -> Partial:
     """What one replica can say. `deltas` are the gradients with respect to a, z and input of each call, unscaled."""
     # The first call's input is the data; those of the others are outputs, seen before.
-    rows, units, bins = stats.layer_rows(list(zip(calls, deltas, strict=True)), histograms, check_input=True)
+    rows, units, bins = outputs.layer_rows(list(zip(calls, deltas, strict=True)), histograms, check_input=True)
     _, count = replicas.context()
     return Partial(
         rows=rows,
@@ -164,7 +164,7 @@ def complete(
     else:
         merged = _together(here, partial, own, aggregated, applied)
 
-    layers = stats.merge_layers(tf.reshape(merged.rows, [-1, *partial.rows.shape[-2:]]), sources)
+    layers = merging.layers(tf.reshape(merged.rows, [-1, *partial.rows.shape[-2:]]), sources)
     gradient = dict(zip(stats.GRADIENT_ROWS, tf.unstack(merged.gradients.rows), strict=True))
     examples = layers["examples"][0] if partial.rows.shape[-1] else constant(NAN)
     if merged.lens is None:
@@ -188,8 +188,8 @@ def complete(
     bad = layers["activation_nonfinite"] + layers["input_nonfinite"] > 0
     step = {
         "examples": examples,
-        "first_nonfinite_forward": stats.first(bad | bad_weight),
-        "first_nonfinite_backward": stats.last((layers["delta_nonfinite"] > 0) | bad_gradient),
+        "first_nonfinite_forward": merging.first(bad | bad_weight),
+        "first_nonfinite_backward": merging.last((layers["delta_nonfinite"] > 0) | bad_gradient),
         "noise_scale_total": noise_total,
     }
     return Reading(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tapescope import activations, capture, flow, stats
+from tapescope import activations, capture, flow, outputs
 from tapescope.activations import Activation
 from tapescope.capture import Call
 from tapescope.guard import blaming
@@ -96,7 +96,7 @@ class Selection:
             variables=self.variable_names(),
             layers=numbered(c.name for c in calls),
             activations=tuple(c.activation.name for c in calls),
-            units=tuple(stats.by_unit(c.a).shape[-1] for c in calls),
+            units=tuple(outputs.by_unit(c.a).shape[-1] for c in calls),
             layer_variables=tuple(tuple(index[id(v)] for v in vs if id(v) in index) for vs in own),
             sources=flow.sources(calls),
         )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tapescope import stats
+from tapescope import outputs
 from tensorboard_plugin_tapescope.metadata import UNIT_STATES
 
 DORMANT_SHARE = 0.025
@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
 
 
 class Ledger:
-    """Adds up `stats.UNIT_ROWS` of measured steps, window by window."""
+    """Adds up `outputs.UNIT_ROWS` of measured steps, window by window."""
 
     def __init__(self, units: Sequence[int], window_examples: int):
         self.window_examples = window_examples
@@ -71,12 +71,12 @@ class Ledger:
             self.verdict = Verdict(int(verdict.pop("examples")), verdict.pop("state"), verdict)
 
     def _start(self) -> None:
-        self._rows = np.zeros([len(stats.UNIT_ROWS), len(self._layer)])
+        self._rows = np.zeros([len(outputs.UNIT_ROWS), len(self._layer)])
         self._elements = np.zeros(self._layers)
         self._examples = 0
 
     def _close(self) -> Verdict:
-        of = dict(zip(stats.UNIT_ROWS, self._rows, strict=True))
+        of = dict(zip(outputs.UNIT_ROWS, self._rows, strict=True))
         every = self._elements[self._layer]
         dead = (of["zero"] == every) | (of["flat"] == every)
         saturated = of["low"] + of["high"] == every

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tapescope import activations, groups, stats
+from tapescope import activations, groups, merging, outputs, stats
 from tapescope.capture import Call
 from tapescope.reading import LAYER_COLUMNS, VARIABLE_COLUMNS
 from tensorboard_plugin_tapescope import metadata
@@ -65,7 +65,7 @@ def test_unit_rows(mode, batch):
     activations = ["relu", "sigmoid", "linear"]
     read, _, before, _ = steps.measured_step(mode, lambda: steps.dense_chain([9, 8, 5], activations, 12), *batch)
     _, layers = oracle.chain(*batch, before, activations)
-    rows = dict(zip(stats.UNIT_ROWS, read.units, strict=True))
+    rows = dict(zip(outputs.UNIT_ROWS, read.units, strict=True))
     a = np.concatenate([layer.a for layer in layers], axis=1)
     bounded = np.repeat([False, True, False], [9, 8, 5])
     limits = [oracle.SATURATED * oracle.FUNCTIONS[name][1] for name in activations]
@@ -87,8 +87,8 @@ def test_standard_deviation_far_from_zero():
     """A sum of squares would lose all digits here."""
     x = (1000 + 1e-2 * np.random.default_rng(0).normal(size=[64, 32])).astype(np.float32)
     calls = [Call("x", activations.LINEAR, None, None, tf.constant(part), None, 0) for part in np.split(x, 4)]
-    rows, *_ = stats.layer_rows([(call, (None,) * 3) for call in calls])
-    merged = stats.merge_layers(tf.transpose(rows)[:, :, None], [-1])
+    rows, *_ = outputs.layer_rows([(call, (None,) * 3) for call in calls])
+    merged = merging.layers(tf.transpose(rows)[:, :, None], [-1])
     np.testing.assert_allclose(merged["activation_std"][0], x.astype(np.float64).std(), rtol=1e-3)
 
 
@@ -108,8 +108,8 @@ def test_a_nonfinite_output_leaves_the_statistics_of_the_rest():
     bad = a.copy()
     bad[4, 1], bad[5, 2] = np.nan, np.inf
     call = Call("x", activations.LINEAR, None, None, tf.constant(bad), None, 0)
-    rows, units, _ = stats.layer_rows([(call, (None,) * 3)])
-    merged = stats.merge_layers(rows[None], [-1])
+    rows, units, _ = outputs.layer_rows([(call, (None,) * 3)])
+    merged = merging.layers(rows[None], [-1])
     rest = a[np.isfinite(bad)].astype(np.float64)
     np.testing.assert_allclose(merged["activation_mean"], [rest.mean()], rtol=1e-4)
     np.testing.assert_allclose(merged["activation_std"], [rest.std()], rtol=1e-5)
@@ -163,9 +163,11 @@ def test_outputs_reduced_together(compiled):
         Call(str(i), activations.describe(kind), None, None, tf.constant(a), None, i)
         for i, (a, kind) in enumerate(zip(arrays, kinds, strict=True))
     ]
-    measure = tf.function(lambda: stats.layer_rows([(c, (None, c.a, None)) for c in calls], True), jit_compile=compiled)
+    measure = tf.function(
+        lambda: outputs.layer_rows([(c, (None, c.a, None)) for c in calls], True), jit_compile=compiled
+    )
     rows, units, bins = (t.numpy() for t in measure())
-    of = dict(zip(stats.LAYER_ROWS, rows, strict=True))
+    of = dict(zip(outputs.LAYER_ROWS, rows, strict=True))
     for i, array in enumerate(arrays):
         sane = array[np.isfinite(array)].astype(np.float64)
         expected = {"elements": array.size, "nonfinite": array.size - sane.size, "mean": sane.mean()}

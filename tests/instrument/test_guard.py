@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow.python.framework import config
 
 import tapescope
-from tapescope import activations, backward, capture, flow, reading, stats
+from tapescope import activations, backward, capture, flow, histograms, merging, outputs, reading
 from tests.instrument.steps import mirrored
 
 STEPS = 30  # the benchmark takes 200
@@ -83,7 +83,7 @@ def test_weights_are_the_same_to_the_bit_with_the_probe_on_off_sometimes_and_fai
         weights, probe, _ = trained(tapescope.Probe, measure=measure, **how)
         same(weights, without)
         assert probe.failure is None
-    monkeypatch.setattr(stats, "layer_rows", breaks)
+    monkeypatch.setattr(outputs, "layer_rows", breaks)
     weights, probe, read = trained(tapescope.Probe, **how)
     same(weights, without)
     assert "made to fail" in probe.failure
@@ -98,8 +98,8 @@ FAILING = {
     "the names": (flow, "sources", r"ValueError: made to fail"),
     "a gradient": (reading, "dense", r"at .*first/kernel: ValueError: made to fail"),
     "a layer's numbers": (activations, "flat", r"at first: ValueError: made to fail"),
-    "the histograms": (stats, "codes", r"ValueError: made to fail"),
-    "the end": (stats, "merge_layers", r"ValueError: made to fail"),
+    "the histograms": (histograms, "codes", r"ValueError: made to fail"),
+    "the end": (merging, "layers", r"ValueError: made to fail"),
 }
 """Where measuring is made to fail, and what is said of it."""
 
@@ -194,7 +194,7 @@ def test_fit_goes_on_where_measuring_fails(tmp_path, monkeypatch, caplog):
         return [v.numpy() for v in model.trainable_variables]
 
     without = fitted()
-    monkeypatch.setattr(stats, "layer_rows", breaks)
+    monkeypatch.setattr(outputs, "layer_rows", breaks)
     monitor = tapescope.Monitor(tmp_path, tapescope.every(2))
     same(fitted(monitor), without)
     assert sum("measuring failed" in r.getMessage() for r in caplog.records) == 1

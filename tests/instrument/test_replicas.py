@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tapescope
-from tapescope import noise, records, stats
+from tapescope import noise, outputs, records
 from tests.instrument.steps import dense_chain, mirrored
 
 RNG = np.random.default_rng(3)
@@ -117,7 +117,7 @@ def test_measuring_costs_one_small_collective_besides_the_gradients(aggregated, 
         step.get_concrete_function(*batch, measure)
         counts[measure] = sorted(sizes)
     gradients = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    rows = len(stats.LAYER_ROWS) * 2 + len(stats.UNIT_ROWS) * 7 + 3 * 4  # of 2 layers, 7 units, 4 variables
+    rows = len(outputs.LAYER_ROWS) * 2 + len(outputs.UNIT_ROWS) * 7 + 3 * 4  # of 2 layers, 7 units, 4 variables
     assert counts[False] == [gradients] * 4 * (2 if aggregated else 1)
     assert counts[True] == sorted([gradients] * 4 * 2 + [4 * rows] * 4)
 

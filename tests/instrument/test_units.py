@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tapescope import stats
+from tapescope import outputs
 from tapescope.units import Ledger
 from tensorboard_plugin_tapescope import lives
 from tensorboard_plugin_tapescope.metadata import UNIT_STATES
@@ -22,7 +22,7 @@ def names(state):
 
 
 def test_rows_of_the_ledger_are_those_of_the_statistics():
-    assert stats.UNIT_ROWS == ("absolute_sum", "zero", "flat", "low", "high")
+    assert outputs.UNIT_ROWS == ("absolute_sum", "zero", "flat", "low", "high")
 
 
 def test_states_of_one_window():
