@@ -15,7 +15,7 @@ import time
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
-PARTS = ("training", "files", "tab")
+PARTS = ("training", "files", "tab", "load")
 
 
 class Row(NamedTuple):

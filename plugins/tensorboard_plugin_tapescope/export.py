@@ -28,7 +28,7 @@ def array(value: Any) -> np.ndarray:
 def csv(figure: Figure) -> str:
     """Columns name, x, y and value for heatmaps; name, x and y for the rest."""
     out = io.StringIO()
-    writer = csv_module.writer(out, lineterminator="\n")
+    writer = csv_module.writer(out)  # lines end with CR LF: a name with either is quoted, as RFC 4180 has it
     heat = any(trace["type"] == "heatmap" for trace in figure["data"])
     axes = [figure["layout"].get(axis, {}).get("title", {}).get("text") or axis[0] for axis in ("xaxis", "yaxis")]
     writer.writerow(["step", "row", "value"] if heat else ["series", *axes])

@@ -105,15 +105,19 @@ class GradientsPlugin(base_plugin.TBPlugin):
 
 def runs(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     """Every run's row of the overview; only that nothing changed, where `known` is still the version."""
-    rows = summary.runs(snapshot)
-    for row, colour in zip(rows, comparing.colours(snapshot, tuple(snapshot.runs)), strict=True):
-        row["colour"] = colour
-    content = _json({"runs": rows})
-    version = hashlib.sha1(content.encode(), usedforsecurity=False).hexdigest()[:16]
+    version, content = snapshot.once(lambda: overview(snapshot))
     if request.args.get("known") == version:
-        return _json({"version": version, "unchanged": True}), "application/json"
+        content = _json({"version": version, "unchanged": True})
+    return content, "application/json"
+
+
+def overview(snapshot: Snapshot) -> tuple[str, str]:
+    """A version, which changes with what is said of the runs, and all of it."""
+    colours = comparing.colours(snapshot, tuple(snapshot.runs))
+    rows = [{**row, "colour": colour} for row, colour in zip(summary.runs(snapshot), colours, strict=True)]
+    version = hashlib.sha1(_json({"runs": rows}).encode(), usedforsecurity=False).hexdigest()[:16]
     columns = {c.name: c._asdict() for c in tables.COLUMNS.values()}
-    return _json({"version": version, "runs": rows, "columns": columns}), "application/json"
+    return version, _json({"version": version, "runs": rows, "columns": columns})
 
 
 def run(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:

@@ -1,20 +1,19 @@
-"""What TensorBoard has loaded of each run: a listing, and the tables behind it, read once and kept for a while."""
+"""What TensorBoard has loaded of each run: the tables behind a listing, read once and kept for a while."""
 
 import collections
 import contextlib
 import ctypes
-import functools
 import math
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
 from tensorboard.data import provider
 
 from tensorboard_plugin_tapescope import metadata, tables
-from tensorboard_plugin_tapescope.metadata import Family
+from tensorboard_plugin_tapescope.listing import Listing, Run, Tag, described
 from tensorboard_plugin_tapescope.tables import Table
 
 KEEP_BYTES = 32 << 20
@@ -27,33 +26,11 @@ FRESH = 256
 
 SAME_SECONDS = 0.2
 """For so long a listing serves the requests that follow on one another; the data server takes 40 ms to answer."""
-LAST = "last"
+LAST, SEEN = "last", "seen"
 UNREADABLE = (ValueError, TypeError, OverflowError, MemoryError)
 """What TensorBoard raises where a tensor's bytes do not fit what it says of itself."""
 LATEST = 1 << 62
 """A step that no run reaches."""
-
-parse = functools.lru_cache(maxsize=1024)(metadata.parse)
-
-
-class Tag(NamedTuple):
-    """A tag of a run, and how far it has come."""
-
-    family: Family
-    last_step: int
-    last_seconds: float
-
-
-class Run(NamedTuple):
-    """A run's tags by family, and a sentence on each that can't be read."""
-
-    tags: dict[str, Tag]
-    problems: tuple[str, ...] = ()
-
-    @property
-    def version(self) -> str:
-        """Changes whenever the run has something new."""
-        return ",".join(f"{t.last_step}:{t.last_seconds:.3f}" for _, t in sorted(self.tags.items()))
 
 
 class Kept(NamedTuple):
@@ -70,21 +47,23 @@ class Records:
     def __init__(self, data_provider: Any):
         self.provider = data_provider
         self._kept: collections.OrderedDict[tuple, Kept] = collections.OrderedDict()
-        self._listed: dict[str, tuple[float, dict[str, Run]]] = {}
+        self._listed: dict[str, Listing] = {}
+        self.rows: dict[tuple[str, str], tuple[Run, dict[str, Any]]] = {}
+        """By experiment and run: what is said of a run that has ended, and the run of which it is said."""
         self.reader = futures.ThreadPoolExecutor(1, "tapescope reader")
         """Reads for all of the server's threads, each of which would keep the memory of a read to itself."""
-        self._lock = threading.Lock()
+        self._lock, self._listing = threading.Lock(), threading.Lock()
         self.reading = threading.Lock()
         """Held while tables are read: one at a time, or each of several requests would hold a copy of the same."""
 
     def snapshot(self, ctx: Any, experiment: str) -> "Snapshot":
         """The runs as they stand now."""
-        before, runs = self._listed.get(experiment, (0.0, {}))
-        if time.monotonic() - before > SAME_SECONDS:
-            listing = self.provider.list_tensors(ctx, experiment_id=experiment, plugin_name=metadata.PLUGIN_NAME)
-            runs = {name: _run(listing[name]) for name in sorted(listing)}
-            self._listed[experiment] = time.monotonic(), runs
-        return Snapshot(self, ctx, experiment, runs)
+        with self._listing:  # who comes while TensorBoard is asked gets the same answer
+            listed = self._listed.get(experiment)
+            if listed is None or time.monotonic() - listed.asked > SAME_SECONDS:
+                found = self.provider.list_tensors(ctx, experiment_id=experiment, plugin_name=metadata.PLUGIN_NAME)
+                listed = self._listed[experiment] = Listing({name: described(found[name]) for name in sorted(found)})
+        return Snapshot(self, ctx, experiment, listed)
 
     def get(self, key: tuple) -> Kept | None:
         """The table kept under the key, which becomes the last one to go."""
@@ -107,14 +86,15 @@ class Snapshot:
     """The runs at one moment, and their tables: one request's view of the data."""
 
     def __init__(
-        self, records: Records, ctx: Any, experiment: str, runs: dict[str, Run], steps: tuple[int, int] = (0, LATEST)
+        self, records: Records, ctx: Any, experiment: str, listing: Listing, steps: tuple[int, int] = (0, LATEST)
     ):
-        self.runs = runs
-        self._records, self._ctx, self._experiment, self._steps = records, ctx, experiment, steps
+        self.runs, self.once = listing.runs, listing.once
+        self._records, self._ctx, self._experiment = records, ctx, experiment
+        self._listing, self._steps = listing, steps
 
     def within(self, first: int, last: int) -> "Snapshot":
         """The same moment, its tables of these steps alone."""
-        return Snapshot(self._records, self._ctx, self._experiment, self.runs, (first, last))
+        return Snapshot(self._records, self._ctx, self._experiment, self._listing, (first, last))
 
     def table(self, run: str, family: str) -> Table | None:
         """All records of a run's family within the steps; None where it has none. The unchanged is not read again."""
@@ -146,14 +126,48 @@ class Snapshot:
             return kept.table
         return self._records.put(key, Kept(tag, self._read([run], [family], 1)[run, family]))
 
+    def seen(self, run: str, family: str) -> Table | None:
+        """All records at first, and from then on the last of each look: enough for a line the size of a word.
+
+        What came between two looks is not there, and need not be read, which for a run that writes would be all of it.
+        """
+        tag = self.runs[run].tags.get(family)
+        last = self.last(run, family)
+        if tag is None or last is None:
+            return None
+        key = (self._experiment, run, family, SEEN)
+        kept = self._records.get(key)
+        if kept and kept.tag == tag:
+            return kept.table
+        if kept and kept.grown < FRESH and kept.tag.family == tag.family and len(kept.table.steps) and len(last.steps):
+            end = int(kept.table.steps[-1])
+            if end <= last.steps[0]:
+                table = tables.joined(kept.table, tables.between(last, end + 1, LATEST))
+                return self._records.put(key, Kept(tag, table, kept.grown + 1))
+        whole = self.within(0, LATEST).table(run, family)
+        return whole and self._records.put(key, Kept(tag, whole))
+
+    def row(self, run: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `make` says of a run; of one that has ended, what it said when the run came to where it is."""
+        key = (self._experiment, run)
+        of, row = self._records.rows.get(key, (None, {}))
+        if of != self.runs[run]:
+            row = make()
+            if row["state"] == "ended":
+                self._records.rows[key] = self.runs[run], row
+        return row
+
     def preload(self, families: Sequence[str], last: bool) -> None:
-        """Reads the families of all runs in one call, where many would wait for many answers."""
+        """Reads the families of all runs in one call, where many would wait for many answers.
+
+        Those that are read whole are for `seen`: where something was, they are not needed.
+        """
         wanted = {}
-        for run, described in self.runs.items():
+        for run, held in self.runs.items():
             for family in families:
                 key = (self._experiment, run, family, *([LAST] if last else []))
-                kept, tag = self._records.get(key), described.tags.get(family)
-                if tag and not (kept and kept.tag == tag):
+                kept, tag = self._records.get(key if last else (*key, SEEN)), held.tags.get(family)
+                if tag and not (kept and (kept.tag == tag or not last)):
                     wanted[run, family] = key
         if len(wanted) < 2:
             return
@@ -204,17 +218,3 @@ def give_back() -> None:
     """Memory of a read goes back to the system; glibc would keep it, up to three times what was read."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _run(listing: Any) -> Run:
-    tags, problems = {}, []
-    for tag, series in sorted(listing.items()):
-        try:
-            family = parse(series.plugin_content)
-            if family.tag != tag:
-                raise metadata.SchemaError(f"its description is of another tag, {family.tag}")
-            seconds = series.max_wall_time if math.isfinite(series.max_wall_time) else 0.0
-            tags[family.family] = Tag(family, series.max_step, seconds)
-        except metadata.SchemaError as error:
-            problems.append(f"{tag}: {error}")
-    return Run(tags, tuple(problems))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from tensorboard_plugin_tapescope import tables
-from tensorboard_plugin_tapescope.records import Run, Snapshot
+from tensorboard_plugin_tapescope.listing import Run
+from tensorboard_plugin_tapescope.records import Snapshot
 from tensorboard_plugin_tapescope.tables import Table
 
 QUIET_SECONDS = 60.0
@@ -19,14 +20,15 @@ QUIET_RECORDS = 10
 def runs(snapshot: Snapshot, now: float | None = None) -> list[dict[str, Any]]:
     """Every run's row of the overview."""
     snapshot.preload(("step",), last=False)
-    snapshot.preload(("status", "findings", "variables", "layers"), last=True)
-    return [row(snapshot, name, time.time() if now is None else now) for name in snapshot.runs]
+    snapshot.preload(("step", "status", "findings", "variables", "layers"), last=True)
+    at = time.time() if now is None else now
+    return [snapshot.row(name, lambda name=name: row(snapshot, name, at)) for name in snapshot.runs]
 
 
 def row(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
     """One run's row: numbers as JSON can hold them, None for those unknown."""
     run = snapshot.runs[name]
-    step, status = snapshot.table(name, "step"), snapshot.last(name, "status")
+    step, status = snapshot.seen(name, "step"), snapshot.last(name, "status")
     said = tables.status(status) if status is not None else {}
     raw = snapshot.last(name, "findings")
     found, unread = tables.findings(raw) if raw is not None else ([], 0)

@@ -6,7 +6,7 @@ on a tensor that it cannot decode.
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -73,8 +73,9 @@ class Provider:
 class Tab:
     """The plugin's routes over a provider."""
 
-    def __init__(self, runs: Mapping[str, Mapping[str, Series]]):
-        apps = GradientsPlugin(TBContext(data_provider=Provider(runs))).get_plugin_apps()
+    def __init__(self, runs: Mapping[str, Mapping[str, Series]], provider: Callable[..., Provider] = Provider):
+        self.provider = provider(runs)
+        apps = GradientsPlugin(TBContext(data_provider=self.provider)).get_plugin_apps()
 
         def application(environ: Any, start: Any) -> Any:
             path = environ["PATH_INFO"]

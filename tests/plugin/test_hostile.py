@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tensorboard_plugin_tapescope import export, metadata, tables
@@ -96,6 +96,8 @@ def test_a_table_has_the_declared_shape_whatever_the_records_are(name, columns, 
 
 @property_test
 @given(st.text(max_size=12) | st.sampled_from(NAMES))
+@example("\r")
+@example("a\rb")
 def test_no_name_becomes_a_formula_or_breaks_a_line_of_csv(name):
     name = name.encode("utf-8", "replace").decode()
     shown = name.replace("\0", "")
