@@ -15,7 +15,7 @@ import time
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
-PARTS = ("training", "files", "tab", "load")
+PARTS = ("training", "nonfinite", "files", "long", "tab", "load")
 
 
 class Row(NamedTuple):

@@ -1,6 +1,8 @@
 """A NaN put at every layer in turn, forward and backward, in three types: the first layer is named at the very step."""
 
 import functools
+import itertools
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -18,21 +20,19 @@ X, Y = RNG.normal(size=[4, 6, 6, 2]).astype(np.float32), RNG.normal(size=[4, 3])
 
 @tf.custom_gradient
 def poisoned_forward(x, wrong):
-    """Adds NaN to one element; the gradient passes."""
-    hit = tf.cast(tf.reshape(tf.range(tf.size(x)), tf.shape(x)) == 0, tf.float32) * wrong
-    nan = tf.where(hit > 0, np.float32("nan"), 0.0)
-    return x + tf.cast(nan, x.dtype), lambda upstream: (upstream, None)
+    """Adds `wrong` to one element; the gradient passes."""
+    return x + _first(x, wrong), lambda upstream: (upstream, None)
 
 
 @tf.custom_gradient
 def poisoned_backward(x, wrong):
-    """The identity, whose gradient has a NaN."""
+    """The identity, whose gradient has `wrong` in it."""
+    return tf.identity(x), lambda upstream: (upstream + _first(upstream, wrong), None)
 
-    def gradient(upstream):
-        hit = tf.cast(tf.reshape(tf.range(tf.size(upstream)), tf.shape(upstream)) == 0, tf.float32) * wrong
-        return upstream + tf.cast(tf.where(hit > 0, np.float32("nan"), 0.0), upstream.dtype), None
 
-    return tf.identity(x), gradient
+def _first(x, wrong):
+    """`wrong` at the first element, and 0 elsewhere."""
+    return tf.cast(tf.where(tf.reshape(tf.range(tf.size(x)), tf.shape(x)) == 0, wrong, 0.0), x.dtype)
 
 
 def network(dtype, switches, poison):
@@ -55,9 +55,22 @@ def network(dtype, switches, poison):
     return keras.Sequential([keras.Input(X.shape[1:]), *order])
 
 
-@pytest.mark.parametrize("poison", [poisoned_forward, poisoned_backward], ids=["forward", "backward"])
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
-def test_the_first_layer_is_named_at_the_very_step_and_on_disk(dtype, poison, tmp_path):
+class Case(NamedTuple):
+    """What became of one bad number."""
+
+    layer: str
+    at: int
+    """The step at which it came."""
+    run: tapescope.Run
+    """What a kill -9 right after that step would have left: nothing was closed."""
+    expected: list[int]
+    """First bad layer by step."""
+    findings: list[tuple[str | None, int]]
+    """Layer and step of each finding of the rule."""
+
+
+def cases(dtype, poison, directory, ats=(AT,), wrong=np.nan):
+    """Puts `wrong` at every layer in turn, at each of the steps `ats`; yields a Case each."""
     keras.utils.set_random_seed(1)
     switches = {name: tf.Variable(0.0) for name in LAYERS}
     model = network(dtype, switches, poison)
@@ -78,22 +91,28 @@ def test_the_first_layer_is_named_at_the_very_step_and_on_disk(dtype, poison, tm
         optimizer.apply(gradients, model.trainable_variables)
         return loss, tape.reading(loss_scale=scale)
 
-    way = "forward" if poison is poisoned_forward else "backward"
-    for index, layer in enumerate(LAYERS):
+    for at, (index, layer) in itertools.product(ats, enumerate(LAYERS)):
         for variable, value in zip(model.trainable_variables, start, strict=True):
             variable.assign(value)
-        recorder = tapescope.Recorder(tmp_path / layer, probe)
-        for n in range(AT + 1):
-            switches[layer].assign(float(n == AT))
+        recorder = tapescope.Recorder(directory / f"{layer}_{at}", probe)
+        for n in range(at + 1):
+            switches[layer].assign(wrong if n == at else 0.0)
             loss, reading = step(X, Y)
             recorder.write(n, reading, {"loss": loss})
-        on_disk = tapescope.Run(tmp_path / layer)  # what a kill -9 would leave: nothing was closed
-        assert on_disk.steps.tolist() == list(range(AT + 1))
-        first = on_disk[f"first_nonfinite_{way}"].tolist()
-        assert first == [-1] * AT + [index], layer
-        if way == "backward":
-            assert on_disk["first_nonfinite_forward"].tolist() == [-1] * (AT + 1)
+        run = tapescope.Run(directory / f"{layer}_{at}")
         recorder.close()
-        found = [f for f in recorder.findings if f.rule == "non_finite"]
-        assert [(f.layer, f.step) for f in found][:1] == [(layer, AT)], found
         switches[layer].assign(0.0)
+        found = [(f.layer, f.step) for f in recorder.findings if f.rule == "non_finite"]
+        yield Case(layer, at, run, [-1] * at + [index], found)
+
+
+@pytest.mark.parametrize("poison", [poisoned_forward, poisoned_backward], ids=["forward", "backward"])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_the_first_layer_is_named_at_the_very_step_and_on_disk(dtype, poison, tmp_path):
+    way = "forward" if poison is poisoned_forward else "backward"
+    for case in cases(dtype, poison, tmp_path):
+        assert case.run.steps.tolist() == list(range(AT + 1))
+        assert case.run[f"first_nonfinite_{way}"].tolist() == case.expected, case.layer
+        if way == "backward":
+            assert case.run["first_nonfinite_forward"].tolist() == [-1] * (AT + 1)
+        assert case.findings[:1] == [(case.layer, AT)]
