@@ -1,14 +1,17 @@
-"""10,000 requests over every route to tabs over 400 spoiled sets of runs; 10,000 layers and a million units."""
+"""10,000 requests over every route to tabs over 400 spoiled sets of runs; large runs; files cut at every byte."""
 
 import os
+import pathlib
 import random
 import resource
 import sys
+import tempfile
 import warnings
 
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 from bench.faults import Row, told
+from tests.plugin import test_cut as cutting
 from tests.plugin.hostile import SMALL, Tab, good, request, spoiled
 from tests.plugin.synthetic import Spec
 
@@ -51,10 +54,61 @@ def large() -> Row:
     return Row("10,000 layers, 1,000,000 units", seen, max(sizes) < 16 << 20 and grown < 1024)
 
 
+def python_cut(root: pathlib.Path, every: int) -> Row:
+    """A run's file cut at every byte, read by TensorBoard's Python loader."""
+    content, ends = cutting.written(root / "whole")
+    directory = root / "logdir" / "cut"
+    directory.mkdir(parents=True)
+    lengths, wrong = range(0, len(content), every), 0
+    for length in lengths:
+        (directory / "events.out.tfevents.1").write_bytes(content[:length])
+        tab, step = cutting.python_loader(root / "logdir"), cutting.last_step(ends, length)
+        shown = cutting.shown(tab)
+        right = shown == ({} if step < 0 else {"cut": step})
+        wrong += not (right and (not shown or cutting.right(cutting.recorded(tab, "cut"), step)))
+    promise = f"a file cut at {len(lengths):,} places, all routes, TensorBoard's Python loader"
+    return Row(promise, f"no 500; {wrong} shown other than to the last whole record", not wrong)
+
+
+def server_cut(root: pathlib.Path, every: int, spoiled: int) -> Row:
+    """The same, and files with a byte changed, as runs beside a good one, read by the data server."""
+    content, ends = cutting.written(root / "whole")
+    rng, lengths, wrong, strange = random.Random(0), list(range(0, len(content), every)), 0, 0
+    batches = [lengths[i : i + 250] for i in range(0, len(lengths), 250)]
+    for number, batch in enumerate(batches):
+        logdir = root / f"logdir {number}"
+        files = {f"cut {length}": content[:length] for length in batch}
+        files |= {f"changed {i}": cutting.changed(content, rng) for i in range(spoiled // len(batches))}
+        for name, bytes_ in {**files, "good": content}.items():
+            (logdir / name).mkdir(parents=True)
+            (logdir / name / "events.out.tfevents.1").write_bytes(bytes_)
+        expected = {f"cut {n}": step for n in batch if (step := cutting.last_step(ends, n)) >= 0}
+        tab = cutting.data_server(logdir)
+        found = cutting.waited(tab, {**expected, "good": cutting.STEPS[-1]})
+        wrong += sum(found.get(run) != step for run, step in expected.items())
+        wrong += sum(not cutting.right(cutting.recorded(tab, run), step) for run, step in expected.items())
+        strange += sum(
+            not set(cutting.recorded(tab, r)) <= set(cutting.STEPS) for r in found if r.startswith("changed")
+        )
+        strange += cutting.recorded(tab, "good") != list(cutting.STEPS)
+    promise = (
+        f"a file cut at {len(lengths):,} places, {spoiled} with a byte changed, all routes, TensorBoard's data server"
+    )
+    seen = (
+        f"no 500; {wrong} cut ones shown other than to the last whole record, {strange} changed ones with made-up steps"
+    )
+    return Row(promise, seen, not wrong and not strange)
+
+
 def main() -> None:
     """The rows of the table."""
     warnings.simplefilter("ignore", RuntimeWarning)  # numbers at the end of float32
-    told([fuzzed(20 if "--quick" in sys.argv else 400), large()])
+    quick = "--quick" in sys.argv
+    rows = [fuzzed(20 if quick else 400), large()]
+    with tempfile.TemporaryDirectory() as python, tempfile.TemporaryDirectory() as server:
+        rows.append(python_cut(pathlib.Path(python), 97 if quick else 1))
+        rows.append(server_cut(pathlib.Path(server), 97 if quick else 1, 20 if quick else 500))
+    told(rows)
 
 
 if __name__ == "__main__":
