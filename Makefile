@@ -7,14 +7,16 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3 p
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
 PYTEST_ARGS ?= -n 2
 
-.PHONY: help demo study faults bench test check docs format screenshots clean
+.PHONY: help demo study faults bench test oldest audit check docs format screenshots clean
 
 help:
 	@echo 'make demo         train three networks on real digits and see them in TensorBoard'
 	@echo 'make study        test the claims of the text: train 275 networks, write docs/study.md (some minutes)'
 	@echo 'make bench        measure what measuring costs, write docs/overhead.md (a quarter of an hour; BENCH_ARGS=--quick)'
-	@echo 'make faults       kill, fill, cut and fuzz: what becomes of training and records, in docs/faults.md (minutes)'
+	@echo 'make faults       kill, fill, cut, fuzz, load: what becomes of training and records, in docs/faults.md (half an hour)'
 	@echo 'make test         run the tests (PYTEST_ARGS="-n 2")'
+	@echo 'make oldest       the same, but for browser and processes, with the oldest versions that setup.cfg allows'
+	@echo 'make audit        ask for known weaknesses of what is installed; never fails'
 	@echo 'make check        run the linters (ruff, pyright) and build the documentation'
 	@echo 'make docs         build the documentation into site/'
 	@echo 'make format       let ruff format the code'
@@ -37,6 +39,16 @@ faults: $(VENV)/.dev
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# Python 3.10 or 3.11: of later ones the oldest pandas has no wheel.
+oldest:
+	"$(PYTHON)" -m venv $(VENV)-oldest
+	"$(PYTHON)" scripts/oldest.py >$(VENV)-oldest/oldest.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint=$(VENV)-oldest/oldest.txt --editable '.[trainers,test]'
+	$(VENV)-oldest/bin/python -m pytest $(PYTEST_ARGS) -m 'not slow and not browser' tests/instrument tests/plugin
+
+audit: $(VENV)/.dev
+	$(BIN)/python scripts/audit.py
+
 check: $(VENV)/.dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,7 +67,7 @@ screenshots: $(VENV)/.dev
 	$(BIN)/python scripts/screenshots.py runs/demo docs/screenshots
 
 clean:
-	rm -rf $(VENV) runs site build dist *.egg-info .pytest_cache .ruff_cache tests/artifacts
+	rm -rf $(VENV) $(VENV)-oldest runs site build dist *.egg-info .pytest_cache .ruff_cache tests/artifacts
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps say what is installed: only a change of what is needed installs again.

@@ -1,4 +1,4 @@
-"""What becomes of training and records when things go wrong; writes docs/faults.md. `make faults`, some ten minutes.
+"""What becomes of training and records when things go wrong; writes docs/faults.md. `make faults`, half an hour or so.
 
     python -m bench.faults [--quick] [--only NAME] [--table docs/faults.md]
 
@@ -15,7 +15,22 @@ import time
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
-PARTS = ("training", "nonfinite", "files", "long", "tab", "load")
+PARTS = {
+    "training": "Training",
+    "nonfinite": "NaN and infinity",
+    "files": "Files",
+    "disk": "Disks",
+    "long": "A long run",
+    "tab": "The tab",
+    "load": "Load",
+}
+"""Each a module, bench.faults_NAME, and a section of the page."""
+
+
+WORDS = """# Faults, load and hostile input
+
+Made by `make faults` (bench/faults.py); the same in small is among the tests.
+"""
 
 
 class Row(NamedTuple):
@@ -52,14 +67,31 @@ def main() -> int:
     parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--table", type=pathlib.Path)
     given = parser.parse_args()
-    rows = [row for part in ([given.only] if given.only else PARTS) for row in run(part, given.quick)]
-    lines = [f"| {row.promise} | {row.seen} | {'yes' if row.kept else '**no**'} |" for row in rows]
-    table = "\n".join(["| what was done | what was seen | as promised |", "| --- | --- | --- |", *lines])
-    print(table)
+    rows = {part: run(part, given.quick) for part in ([given.only] if given.only else PARTS)}
+    tables = {part: table(found) for part, found in rows.items()}
+    print("\n".join(tables.values()))
     if given.table:
-        words = "# Faults, load and hostile input\n\nMade by `make faults` (bench/faults.py).\n\n"
-        given.table.write_text(words + table + "\n")
-    return int(not all(row.kept for row in rows))
+        old = given.table.read_text() if given.table.exists() else ""
+        given.table.write_text(page(sections(old) | tables))
+    return int(not all(row.kept for found in rows.values() for row in found))
+
+
+def table(rows: list[Row]) -> str:
+    """In Markdown."""
+    lines = [f"| {row.promise} | {row.seen} | {'yes' if row.kept else '**no**'} |" for row in rows]
+    return "\n".join(["| what was done | what was seen | as promised |", "| --- | --- | --- |", *lines, ""])
+
+
+def sections(page: str) -> dict[str, str]:
+    """The tables of a page, by part: those of parts that are not run again stay."""
+    found = dict(part.split("\n\n", 1) for part in page.split("## ")[1:])
+    return {part: found[title].rstrip() + "\n" for part, title in PARTS.items() if title in found}
+
+
+def page(tables: dict[str, str]) -> str:
+    """The page of these tables."""
+    parts = [f"## {title}\n\n{tables[part]}" for part, title in PARTS.items() if part in tables]
+    return "\n".join([WORDS, *parts])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 
 import pytest
 from packaging.requirements import Requirement
+from scripts import audit, oldest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIBRARY = (ROOT / "instrument", ROOT / "plugins")
@@ -85,3 +86,17 @@ def test_an_installation_needs_five_packages_each_with_a_newest_version():
     assert all(any(s.operator == "<" for s in n.specifier) for n in needed)
     notes = (ROOT / "BUILD_NOTES.md").read_text()
     assert all(n.name in notes for n in needed)
+
+
+def test_oldest_versions_are_those_of_setup_cfg():
+    found = oldest.oldest((ROOT / "setup.cfg").read_text())
+    assert {"tensorflow==2.21", "numpy==1.26", "plotly==7"} <= set(found)
+    assert {f"{n.name}=={s.version}" for n in requirements() for s in n.specifier if s.operator == ">="} <= set(found)
+
+
+def test_an_audit_says_what_is_known_and_whether_anybody_was_asked():
+    weak = {"name": "some", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["1.1", "2"]}]}
+    good, skipped = {"name": "good", "version": "1", "vulns": []}, {"name": "mine", "skip_reason": "not found"}
+    said = audit.told({"dependencies": [weak, good, skipped]})
+    assert said == "pip-audit: asked about 2 of 3 packages, known weaknesses: 1\nsome 1: CVE-1, mended in 1.1, 2"
+    assert "not one of 1 packages" in audit.told({"dependencies": [skipped]})
