@@ -57,28 +57,41 @@ def main():
     given = parser.parse_args()
     if given.child:
         child(given.child[0], json.loads(given.child[1]))
-        return
-    results, start = {}, time.time()
+        return 0
+    results, failed, start = {}, [], time.time()
     for key, function, arguments in jobs(given.quick):
         if given.only not in key:
             continue
         command = [sys.executable, "-m", "bench.cost", "--child", function, json.dumps(arguments)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
         if done.returncode:
-            sys.exit(f"{key} failed:\n{done.stderr[-3000:]}")
+            failed.append(key)
+            print(f"{key} failed:\n{done.stderr[-3000:]}", file=sys.stderr, flush=True)
+            continue
         results[key] = json.loads(done.stdout.splitlines()[-1])
         print(f"{time.time() - start:5.0f} s  {key}: {page.brief(results[key])}", flush=True)
-    table = {"machine": page.machine(), "quick": given.quick, "seconds": time.time() - start, "results": results}
-    if given.only:
-        return
-    with open(given.json, "w", encoding="utf-8") as file:
-        json.dump(table, file, indent=1)
-        file.write("\n")
-    text = page.page(table)
-    with open(given.page, "w", encoding="utf-8") as file:
-        file.write(text)
-    print("\n" + text)
+    if not given.only:
+        about = {"machine": page.machine(), "quick": given.quick, "minutes": round((time.time() - start) / 60)}
+        table = {**about, "failed": failed, "results": results, "before": before(given.json, about)}
+        with open(given.json, "w", encoding="utf-8") as file:
+            json.dump(table, file, indent=1)
+            file.write("\n")
+        text = page.page(table)
+        with open(given.page, "w", encoding="utf-8") as file:
+            file.write(text)
+        print("\n" + text)
+    return int(bool(failed))
+
+
+def before(path, about):
+    """The ratios of the run that this one replaces, if it was the same command on the same machine."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            table = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return page.ratios(table) if all(table.get(k) == about[k] for k in ("machine", "quick")) else None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
