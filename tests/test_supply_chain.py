@@ -78,11 +78,11 @@ def test_dependencies_have_an_oldest_version_and_what_is_installed_is_allowed(ne
     assert needed.specifier.contains(importlib.metadata.version(needed.name))
 
 
-def test_an_installation_needs_five_packages_each_with_a_newest_version():
+def test_an_installation_needs_six_packages_each_with_a_newest_version():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     needed = [Requirement(line) for line in config["options"]["install_requires"].splitlines() if line]
-    assert {n.name for n in needed} == {"tensorflow", "tensorboard", "numpy", "absl-py", "plotly"}
+    assert {n.name for n in needed} == {"tensorflow", "keras", "tensorboard", "numpy", "absl-py", "plotly"}
     assert all(any(s.operator == "<" for s in n.specifier) for n in needed)
     notes = (ROOT / "BUILD_NOTES.md").read_text()
     assert all(n.name in notes for n in needed)

@@ -7,6 +7,7 @@ process tens of milliseconds of Python. Here a record is one protocol buffer and
 import contextlib
 import functools
 import itertools
+import math
 import os
 import socket
 import time
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+from tensorboard.util import tensor_util
 
 from tapescope.claim import Claim
 from tensorboard_plugin_tapescope import metadata
@@ -104,6 +106,14 @@ def text(family: Family, texts: str | Sequence[str]) -> Value:
         shape.dim.add(size=len(strings))
     proto = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=strings)
     return Value(family.tag, proto, family)
+
+
+def array(tag: str, tensor: tensor_pb2.TensorProto, step: int) -> np.ndarray:
+    """What a tensor holds. ValueError where it claims more: to repeat one number a billion times takes 4 GB."""
+    claimed = math.prod(dim.size for dim in tensor.tensor_shape.dim)
+    if not tensor.tensor_content and claimed > (held := tensor.ByteSize()):
+        raise ValueError(f"{tag} at step {step} claims {claimed:,} numbers and holds {held} bytes")
+    return tensor_util.make_ndarray(tensor)
 
 
 class EventFile:

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tensorboard.backend.event_processing import event_file_loader
-from tensorboard.util import tensor_util
 
-from tapescope import plotting
+from tapescope import events, plotting
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.lives import Lives, lives
 from tensorboard_plugin_tapescope.metadata import Family
@@ -217,15 +216,16 @@ def _read(files: list[str]) -> dict[str, Series]:
             points[family] = {}
         of = points[family]
         # A step at or below the last one means that the program was started again from there.
-        for late in [s for s in of if s >= step]:
-            del of[late]
-        of[step] = wall_time, tensor_util.make_ndarray(value.tensor)
-    series = {}
-    for name, family in families.items():
-        of = points[name]
-        wall_times = np.array([t for t, _ in of.values()])
-        series[name] = Series(family, np.array(list(of), np.int64), wall_times, [tensor for _, tensor in of.values()])
-    return series
+        while of and next(reversed(of)) >= step:
+            of.popitem()
+        of[step] = wall_time, events.array(value.tag, value.tensor, step)
+    return {name: _series(families[name], of) for name, of in points.items()}
+
+
+def _series(family: Family, of: dict[int, tuple[float, np.ndarray]]) -> Series:
+    return Series(
+        family, np.array(list(of), np.int64), np.array([t for t, _ in of.values()]), [a for _, a in of.values()]
+    )
 
 
 def _values(files: list[str], most: int | None = None) -> Iterator[tuple[int, float, Any]]:

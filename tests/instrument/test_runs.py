@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tapescope
+from tapescope import events
 from tensorboard_plugin_tapescope.metadata import REPLICA_COLUMNS
 from tests.plugin import synthetic
 from tests.plugin.synthetic import Spec
@@ -112,3 +113,31 @@ def test_a_run_that_has_only_begun_is_shown_too(tmp_path):
     assert repr(run).endswith("training, no record yet>")
     assert run._repr_html_().endswith(": training, no record yet</p>")
     assert run.columns == run.layers == ()
+
+
+def test_a_tensor_that_claims_more_than_it_holds_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    """Eight bytes that say that they are a billion numbers: TensorFlow's own functions would repeat them."""
+    real = events.tensor
+    monkeypatch.setattr(synthetic.events, "tensor", lambda family, array: _huge(real(family, array)))
+    synthetic.write(tmp_path, Spec(depth=2, units=2), range(2))
+    with pytest.raises(
+        ValueError, match=r"tapescope/layers at step 0 claims 2,000,000,000 numbers and holds \d+ bytes"
+    ):
+        tapescope.Run(tmp_path)
+
+
+def _huge(value):
+    if value.tag == "tapescope/layers":
+        value.tensor.ClearField("tensor_content")
+        value.tensor.tensor_shape.dim[0].size = 1_000_000_000
+        value.tensor.float_val.append(1.0)
+    return value
+
+
+def test_steps_that_begin_anew_take_the_place_of_the_later_ones(tmp_path):
+    for begin in (0, 6, 3):
+        synthetic.write(tmp_path, Spec(depth=2, units=2, seed=begin), range(begin, begin + 6))
+    run = tapescope.Run(tmp_path)
+    assert run.steps.tolist() == list(range(9))
+    expected = [synthetic.record(Spec(depth=2, units=2, seed=s), s, s + 5, np.random.default_rng(s)) for s in (0, 3)]
+    np.testing.assert_array_equal(run["gradient_norm"][[0, 3]], [e["variables"][0] for e in expected])

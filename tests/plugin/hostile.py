@@ -142,7 +142,7 @@ def _content(rng: random.Random, series: Series) -> Series:
     """Another description."""
     try:
         fields = json.loads(series.content)
-        names = fields["names"]
+        names, details = fields["names"], dict(fields["details"])
     except (ValueError, KeyError, TypeError):
         return series
     width = len(names)
@@ -157,7 +157,7 @@ def _content(rng: random.Random, series: Series) -> Series:
         ("family", rng.choice(["units", "step", "nonsense", ""])),
         ("schema", rng.choice([0, 2, -1, "1", None, 10**30])),
         *(
-            ("details", {**fields["details"], key: value})
+            ("details", {**details, key: value})
             for key in ("units", "variables", "sources", "replicas", "activations", "skipped", "faults")
             for value in (None, [], 2**31 - 1, [2**31 - 1] * width, [[10**9, -1]] * width, -5, [None] * width, "x", {})
         ),
