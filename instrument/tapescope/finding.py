@@ -22,6 +22,16 @@ class Finding(NamedTuple):
     advice: str
 
 
+def times(factor: float) -> str:
+    """A factor in words: `1.3 times`, `2,000 times`."""
+    return f"{float(f'{factor:.2g}'):,.0f} times" if 10 <= factor < 1e6 else f"{factor:.2g} times"
+
+
+def percent(share: float) -> str:
+    """A share in words: `0.3 %`, `85 %`."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
 def to_json(finding: Finding) -> str:
     """As it is on the wire."""
     return json.dumps(finding._asdict(), allow_nan=False)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tapescope.finding import Finding
+from tapescope.finding import Finding, times
 from tapescope.history import History
 from tapescope.view import View, largest, median
 
@@ -66,7 +66,8 @@ def non_finite(seen: History) -> Iterator[Finding]:
             "index_forward": float(forward),
             "index_backward": float(backward),
         },
-        "Look there for a division by 0, a logarithm or root of 0, or an overflow, and at the data; if the gradient "
+        ("Nothing to do while a loss scale is being sought. If it goes on: look" if skipped else "Look")
+        + " there for a division by 0, a logarithm or root of 0, or an overflow, and at the data; if the gradient "
         "grew before, lower the learning rate or clip.",
     )
 
@@ -115,7 +116,7 @@ def no_gradient(seen: History) -> Iterator[Finding]:
 def vanishing(seen: History) -> Iterator[Finding]:
     """Less than 1 % of the gradient reaches the first layer; the layer that takes most of it is named.
 
-    Noted only, where no harm is seen: the optimizer makes up for it, and the loss falls.
+    Noted only, where no harm is seen: the first layer's weights move as others do, and the loss falls.
     """
     if not seen.settled or not seen.of.path:
         return
@@ -129,19 +130,34 @@ def vanishing(seen: History) -> Iterator[Finding]:
     gate, weights = float(usual.gate[at]), float(usual.gain[at])
     kind, share, pace = seen.of.activations[at], 10.0**total, usual.pace
     silent = taken == -math.inf
-    by_gate = silent or (gate <= weights and kind not in NEVER_SATURATED)
-    learns = next((pace[layer] for layer in reversed(seen.of.path) if pace[layer] >= 0), 0.0)
-    behind = not learns > 0.01 * float(median(pace))
+    learner = next((layer for layer in reversed(seen.of.path) if pace[layer] >= 0), None)
+    learns, most = 0.0 if learner is None else float(pace[learner]), float(median(pace))
+    behind = not learns > 0.01 * most
     harm = silent or seen.stuck or (not seen.learned and (behind or total <= -TOO_FAR))
     others = 0 if silent else int(np.sum(parts < 0.5 * taken)) - 1
-    message = (
-        f"the {'' if kind in ('linear', 'unknown') else kind + ' '}layer `{names[at]}` costs the gradient "
-        + ("all there is" if silent else f"{-taken:.1f} decades")
-        + (" in its activation" if by_gate else " in its weights")
-        + (f", and {others} others about as much" if others > 0 else "")
-        + f"; `{names[first]}` gets {share:.2g} of what `{names[last]}` gets"
-        + ("" if behind else ", for which the optimizer makes up")
-    )
+    where = "activation" if gate <= weights else "weights"
+    if not silent:
+        takes = f"makes the gradient {times(10**-taken)} shorter, "
+        by_design = where == "activation" and kind in NEVER_SATURATED
+        takes += "and its weights do not make up for its activation" if by_design else f"most by its {where}"
+    elif usual.activation_zero[at] >= 1:
+        takes = "gives nothing but 0, and lets no gradient through"
+    else:
+        takes = f"lets no gradient through its {where}"
+    message = f"{named(at, seen)} {takes}"
+    if others > 0:
+        message += f", and {'one other' if others == 1 else f'{others} others'} about as much"
+    message += f"; `{names[first]}` gets {share:.2g} of what `{names[last]}` gets"
+    if learner is not None and most > 0:  # what the optimizer makes of it
+        whose = "its weights" if learner == first else f"the weights of `{names[learner]}`"
+        message += f", {'and' if behind else 'yet'} {whose} change by {learns:.2g} of their length a step, where "
+        message += f"{most:.2g} is usual"
+    if where == "weights" or (kind in NEVER_SATURATED and not silent):
+        advice = "Initialize these weights larger (He for ReLU, Glorot for tanh), or normalise what comes out."
+    elif kind in NEVER_SATURATED:
+        advice = "Lower the learning rate, start its biases at 0, or use Leaky ReLU or ELU there."
+    else:
+        advice = "Use ReLU or ELU with He initialization there, or normalise its input, or lead a skip around it."
     yield Finding(
         "vanishing",
         1,
@@ -156,10 +172,14 @@ def vanishing(seen: History) -> Iterator[Finding]:
             "decades_gate": max(gate, -99.0),
             "decades_weights": max(weights, -99.0),
         },
-        "Use ReLU or ELU with He initialization there, or normalise its input, or lead a skip connection around it."
-        if by_gate
-        else "Initialize these weights larger (He for ReLU, Glorot for tanh), or normalise what comes out.",
+        advice,
     )
+
+
+def named(layer: int, seen: History) -> str:
+    """`the tanh layer ...`, where it has an activation that is known."""
+    kind = seen.of.activations[layer]
+    return f"the {'' if kind in ('linear', 'unknown') else kind + ' '}layer `{seen.of.groups[layer]}`"
 
 
 def silencer(layer: int, seen: History) -> int:
@@ -186,8 +206,8 @@ def exploding(seen: History) -> Iterator[Finding]:
             "info" if seen.learned else "warning",
             names[at],
             seen.since(lambda v: v.gained >= FAR),
-            f"the gradient grows {10**total:,.0f} times on its way from `{names[last]}` to `{names[first]}`, most in "
-            f"`{names[at]}`, whose weights make it {10**most:.2g} times as long",
+            f"the gradient gets {times(10**total)} as long on its way from `{names[last]}` to `{names[first]}`, most "
+            f"in `{names[at]}`, which makes it {times(10**most)} as long",
             {"decades": total, "decades_here": most},
             "Initialize these weights smaller, normalise what comes out, or clip the gradient.",
         )
@@ -212,7 +232,7 @@ def gradient_spike(seen: History) -> Iterator[Finding]:
     """Once: noted. Twice: the data have something in them."""
     if not seen.spikes:
         return
-    first, times = seen.spikes[0], len(seen.spikes)
+    first, often = seen.spikes[0], len(seen.spikes)
     with np.errstate(all="ignore"):
         factors = first.gradient / seen.usual.gradient
         factor = float(np.float64(first.norm) / seen.usual.norm)
@@ -220,11 +240,11 @@ def gradient_spike(seen: History) -> Iterator[Finding]:
     yield Finding(
         "gradient_spike",
         1,
-        "info" if times < 2 else "warning",
+        "info" if often < 2 else "warning",
         name,
         first.step,
-        f"the gradient jumped to {first.norm:.2g}, {factor:.0f} times what is usual, and came back"
-        + ("" if times < 2 else f", and again at step {seen.spikes[1].step}"),
-        {"norm": first.norm, "times_usual": factor, "spikes": float(times)},
+        f"the gradient jumped to {first.norm:.2g}, {times(factor)} what is usual, most in `{name}`, and came back"
+        + ("" if often < 2 else f", and again at step {seen.spikes[1].step}"),
+        {"norm": first.norm, "times_usual": factor, "spikes": float(often)},
         "Look at the examples of that step; clip the gradient by its global norm.",
     )

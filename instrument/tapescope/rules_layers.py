@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tapescope.finding import Finding
+from tapescope.finding import Finding, percent, times
 from tapescope.history import WINDOW, History
-from tapescope.rules_flow import FAR, NEVER_SATURATED, silencer
+from tapescope.rules_flow import FAR, NEVER_SATURATED, named, silencer
 from tapescope.view import largest
 
 GAIN = 1.0
@@ -53,21 +53,22 @@ def poor_initialization(seen: History) -> Iterator[Finding]:
             large = together > 0
             message = (
                 f"the first weights of {len(of.path) - 1} layers together make the gradient that passes them "
-                f"{10**together:.2g} times as long, those of `{name}` most"
+                f"{times(10**together)} as long, those of `{name}` most"
             )
             evidence = {"decades_weights": together, "decades_here": float(gain[layer])}
         elif gain[layer] >= GAIN or (gain[layer] <= -GAIN and not of.sinks[layer]):  # outputs may well start at 0
             large = gain[layer] > 0
-            times = f"{10 ** gain[layer]:.2g} times as long" if np.isfinite(gain[layer]) else "0"
-            message = f"the first weights of `{name}` make the gradient that passes them {times}"
+            longer = f"{times(10 ** gain[layer])} as long" if np.isfinite(gain[layer]) else "0"
+            message = f"the first weights of `{name}` make the gradient that passes them {longer}"
             evidence = {"decades_weights": max(float(gain[layer]), -99.0)}
         elif of.heads[layer] and kind in BOUNDED and saturated[layer] >= SATURATED:
             large = True
-            message = f"{saturated[layer]:.0%} of the outputs of `{name}` are saturated before the first update"
+            message = f"{percent(saturated[layer])} of the outputs of `{name}` are saturated from the start"
             evidence = {"saturated": float(saturated[layer])}
         elif of.heads[layer] and not of.sinks[layer] and not SCALE[0] <= scale[layer] <= SCALE[1]:
             large = scale[layer] > 0
-            message = f"the outputs of `{name}`, which reads the data, have standard deviation {std[layer]:.2g}"
+            message = f"the outputs of `{name}`, which reads the data, have standard deviation {std[layer]:.2g}; "
+            message += "0.1 to 3 is usual"
             evidence = {"activation_std": float(std[layer])}
         else:
             continue
@@ -151,8 +152,9 @@ def saturation(seen: History) -> Iterator[Finding]:
             "warning" if harm else "info",
             name,
             seen.since(lambda v, i=layer, n=limit: v.saturated[i] >= n),
-            f"{share[layer]:.0%} of the outputs of the {kind} layer `{name}` are saturated"
-            + (f" and pass {10 ** gate[layer]:.2g} of the gradient" if math.isfinite(gate[layer]) else "")
+            f"{percent(share[layer])} of the outputs of {named(layer, seen)} are saturated, where its derivative is "
+            "below 1 % of the largest"
+            + (f"; {10 ** gate[layer]:.2g} of the gradient gets through" if math.isfinite(gate[layer]) else "")
             + (", and the loss does not fall" if last else ""),
             evidence,
             "Take a loss that undoes the activation (cross-entropy from logits), or smaller weights there."

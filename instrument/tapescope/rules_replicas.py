@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tapescope.faults import CLIPPING, WORDS
-from tapescope.finding import Finding
+from tapescope.finding import Finding, percent
 from tapescope.history import History
 from tapescope.view import View
 
@@ -78,7 +78,8 @@ def _clipping(seen: History, setting: str, value: float, replicas: int) -> Findi
         "warning" if share >= 0.5 else "info",
         None,
         f"the optimizer's {setting}={value:g} clips each of {replicas} replicas' gradients and then sums them, so that "
-        f"the sum may be {replicas} times as large, and have another direction; it acts at {share:.0%} of the records",
+        f"the sum may be {replicas} times as large, and have another direction; it acts at {percent(share)} of the "
+        "records",
         {setting: value, "share_of_records": share, "replica_norm_largest": longest, "replicas": replicas},
         "clipping",
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tapescope.finding import Finding
+from tapescope.finding import Finding, percent, times
 from tapescope.history import FALLING, LONG, STEPS, STUCK, WINDOW, History
 from tapescope.view import largest, median
 
@@ -58,8 +58,10 @@ def update_too_large(seen: History) -> Iterator[Finding]:
     at = largest(values)
     _, name = _where(np.minimum(np.where(np.isnan(values), fastest, values), 1), seen, 1)  # replaced is replaced
     name = seen.of.groups[at] if name else None
-    what = f"`{name}`" if name else f"all layers, most of all of `{seen.of.groups[at]}`,"
-    message = f"{'a step changes' if steady else 'one step changed'} the weights of {what} by {_lengths(values[at])}"
+    message = f"{'a step changes' if steady else 'one step changed'} "
+    message += f"the weights of `{name}` by " if name else "weights by up to "
+    message += f"{percent(values[at]) + ' of' if values[at] < 1 else times(values[at])} their length"
+    message += "" if name else f", most those of `{seen.of.groups[at]}`"
     message += ", and the loss did not fall" if harmful else ""
     yield Finding(
         "update_too_large",
@@ -71,13 +73,6 @@ def update_too_large(seen: History) -> Iterator[Finding]:
         {"update_ratio": float(values[at])},
         f"Lower the learning rate{' of this layer' if name else ''}, at least tenfold, or let it rise slowly at first.",
     )
-
-
-def _lengths(share: float) -> str:
-    """`30 times their length`, `12 % of their length`."""
-    if share < 1:
-        return f"{100 * share:.2g} % of their length"
-    return f"{share:,.0f} times their length" if share >= 10 else f"{share:.2g} times their length"
 
 
 def _of_layers(values: np.ndarray, seen: History) -> np.ndarray:
@@ -111,8 +106,8 @@ def update_too_small(seen: History) -> Iterator[Finding]:
     at, name = _where(slow, seen, -1)
     usual = float(median(fastest))
     if name and slow[at] <= min(FROZEN * usual, SLOW / 10):
-        message = f"the weights of `{name}` never change by more than {slow[at]:.2g} of their length in a step, "
-        message += f"those of other layers by {usual:.2g}"
+        rate = f"never change by more than {slow[at]:.2g}" if slow[at] else "do not change"
+        message = f"the weights of `{name}` {rate}, those of most others by up to {usual:.2g} of their length in a step"
     elif (
         np.nanmax(fastest) <= SLOW
         and not rising.any()
@@ -120,7 +115,7 @@ def update_too_small(seen: History) -> Iterator[Finding]:
     ):
         at, name = largest(fastest), None
         message = f"no layer's weights ever changed by more than {fastest[at]:.2g} of their length in a step, "
-        message += f"and the loss changed by {-seen.fall:+.1%} only"
+        message += f"and the loss by {-100 * seen.fall:+.1f} % only"
     else:
         return
     yield Finding(
@@ -131,7 +126,7 @@ def update_too_small(seen: History) -> Iterator[Finding]:
         seen.first.step,
         message,
         {"update_ratio_largest": float(fastest[at]), "update_ratio_of_most": usual},
-        "See that the optimizer has these weights, and at which learning rate."
+        "See that the optimizer has these weights and at which learning rate; if so, why so little gradient arrives."
         if name
         else "Raise the learning rate, at least tenfold.",
     )
@@ -150,7 +145,7 @@ def always_clipped(seen: History) -> Iterator[Finding]:
         "warning" if left <= CLIPPED else "info",
         None,
         seen.since(lambda v: v.kept < 0.99),
-        f"the gradient is clipped at every step, and keeps {left:.2g} of its length",
+        f"the gradient is clipped at every measured step, and keeps {left:.2g} of its length",
         {"share_kept": left, "share_kept_at_most": least},
         "Raise the threshold to what the gradient's norm is usually, so that only outliers are clipped; or see where "
         "the gradient grows.",
@@ -177,7 +172,7 @@ def replica_outlier(seen: History) -> Iterator[Finding]:
     words = (
         f"goes another way than that of the others: its cosine to the mean differs by {cosine:+.2f}"
         if which
-        else f"is {10.0**decades:.2g} times as long as that of the others"
+        else f"is {times(10.0**decades)} as long as that of the others"
     )
     yield Finding(
         "replica_outlier",
@@ -204,7 +199,8 @@ def loss_not_falling(seen: History) -> Iterator[Finding]:
         "warning",
         None,
         seen.now.step,
-        f"the loss has changed by {-seen.fall:+.1%} since the first records, though every layer learns",
+        f"the loss has changed by {-100 * seen.fall:+.1f} % since the first records, though the gradient arrives and "
+        f"the weights of most layers went {times(way)} their own length",
         {"fall": seen.fall, "trend": seen.trend, "way": way, "records": float(seen.records)},
         "Look at what no gradient shows: are the labels those of these examples, is the loss the right one, is the "
         "learning rate so high that it only wanders?",
@@ -221,7 +217,7 @@ def falls_regardless(seen: History) -> Iterator[Finding]:
         "info",
         None,
         seen.now.step,
-        f"{seen.fall:.0%} of the loss is gone in spite of what was found: the healthy layers learn without the others",
+        f"{percent(seen.fall)} of the loss is gone in spite of what was found: the rest of the network learns",
         {"fall": seen.fall},
-        "A network without these layers may do as well; with them mended, better.",
+        "Mended, it may learn faster, or more.",
     )

@@ -57,7 +57,7 @@ def test_findings_in_words_the_gravest_first(tmp_path, capsys):
     code, out, _ = check(capsys, tmp_path)
     assert code == cli.FOUND
     assert out.startswith("error: non_finite in hidden_3, step 76\n")
-    assert "\nwarning: vanishing in hidden_2, step 0\n  The tanh layer `hidden_2` costs the gradient 3." in out
+    assert "\nwarning: vanishing in hidden_2, step 0\n  The tanh layer `hidden_2` makes the gradient 2," in out
 
 
 def test_findings_as_json(tmp_path, capsys):

@@ -110,11 +110,14 @@ def test_silence_where_all_is_well():
 def test_vanishing_names_the_layer_that_takes_it():
     f = one(found(20, put("flow_gate", 1, -3.5, since=8)), "vanishing")
     assert (f.layer, f.step, f.severity) == ("hidden_2", 32, "warning")
-    assert "the tanh layer `hidden_2` costs the gradient 3.3 decades in its activation; `hidden_1` gets" in f.message
+    assert "the tanh layer `hidden_2` makes the gradient 2,200 times shorter, most by its activation; `hid" in f.message
+    assert ", yet its weights change by 0.001 of their length a step, where 0.001 is usual" in f.message
     assert f.evidence["decades_gate"] == -3.5
-    # Its weights do not move any more: nothing makes up for it.
+    # Its weights do not move any more.
     slow = both(put("flow_gate", 1, -2.5), put("update_ratio", slice(0, 2), 1e-6))
-    assert found(8, slow)[0].severity == "error"
+    f = found(8, slow)[0]
+    assert f.severity == "error"
+    assert ", and its weights change by 1e-06 of their length a step, where 0.001 is usual" in f.message
 
 
 def test_vanishing_is_only_noted_where_it_does_no_harm():
