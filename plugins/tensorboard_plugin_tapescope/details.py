@@ -92,6 +92,7 @@ def unit_map(steps: np.ndarray, codes: np.ndarray, dark: bool = False, most: int
     steps, codes = figures.thin(steps, codes, Column("state", ""), most, even=True)
     states = metadata.UNIT_STATES
     count = len(states)
+    codes = np.where((codes >= 0) & (codes < count), codes, 0)  # a state that a later version may add is unknown here
     scale = [[(i + side) / count, STATE_COLOURS[state][dark]] for i, state in enumerate(states) for side in (0, 1)]
     words = [state.replace("_", " ") for state in states]
     bar = look.colour_bar("", dark, tickvals=list(range(count)), ticktext=words)
@@ -99,8 +100,8 @@ def unit_map(steps: np.ndarray, codes: np.ndarray, dark: bool = False, most: int
         "type": "heatmap",
         "x": typed(steps),
         "y": typed(units),
-        "z": typed(np.minimum(codes, count - 1).T.astype(np.uint8)),
-        "text": [[words[min(c, count - 1)] for c in row] for row in codes.T.tolist()],
+        "z": typed(codes.T.astype(np.uint8)),
+        "text": [[words[c] for c in row] for row in codes.T.tolist()],
         "zmin": -0.5,
         "zmax": count - 0.5,
         "colorscale": scale,

@@ -29,6 +29,9 @@ LOW_IS_BAD = {
     *("flow_gate", "flow_weight", "replica_cosine", "replica_sign"),
 }
 
+WHOLE = ("units", "gradient_histogram", "activation_histogram")
+"""Families of whole numbers: states and counts."""
+
 
 class Datum(Protocol):
     """A record of one tag, as TensorBoard's data provider gives it."""
@@ -67,8 +70,8 @@ def shape(family: Family) -> tuple[int, ...] | None:
 
 def table(family: Family, data: Iterable[Datum]) -> Table:
     """The records as arrays. Those that are no numbers of the family's shape are left out: they can't be named."""
-    expected = shape(family)
-    kept = [d for d in data if expected is None or (d.numpy.shape == expected and d.numpy.dtype.kind in "fiub")]
+    expected, kinds = shape(family), "iu" if family.family in WHOLE else "fiub"
+    kept = [d for d in data if expected is None or (d.numpy.shape == expected and d.numpy.dtype.kind in kinds)]
     steps = np.array([d.step for d in kept], np.int64)
     seconds = np.array([d.wall_time if math.isfinite(d.wall_time) else 0.0 for d in kept], np.float64)
     if expected is not None:
