@@ -70,7 +70,7 @@ def shape(family: Family) -> tuple[int, ...] | None:
 
 def table(family: Family, data: Iterable[Datum]) -> Table:
     """The records as arrays. Those that are no numbers of the family's shape are left out: they can't be named."""
-    expected, kinds = shape(family), "iu" if family.family in WHOLE else "fiub"
+    expected, kinds = shape(family), "iu" if family.family in WHOLE else "fiu"
     kept = [d for d in data if expected is None or (d.numpy.shape == expected and d.numpy.dtype.kind in kinds)]
     steps = np.array([d.step for d in kept], np.int64)
     seconds = np.array([d.wall_time if math.isfinite(d.wall_time) else 0.0 for d in kept], np.float64)
