@@ -7,7 +7,9 @@ once rules were changed by what a part taught, it is one of those chosen on, and
 from bench.rules import chosen, drawn, second
 from bench.rules.rows import Row, Setup
 
-HELD_OUT = ("second", "drawn 2")
+DRAWN = (1, 2, 3, 4, 5)
+"""Seeds of the drawn parts."""
+HELD_OUT = ("second", *(f"drawn {seed}" for seed in DRAWN[1:]))
 """Parts that no rule or threshold was chosen on."""
 
 
@@ -19,10 +21,6 @@ def all_setups() -> list[Setup]:
     for seed in DRAWN:
         parts[f"drawn {seed}"] = [*drawn.healthy(seed), *drawn.faulty(seed)]
     return [s._replace(part=part) for part, setups in parts.items() for s in setups]
-
-
-DRAWN = (1, 2)
-"""Seeds of the drawn parts."""
 
 
 def _part(healthy: list[Row], faulty: list[Row], seed: int, first: int) -> list[Setup]:
