@@ -108,7 +108,7 @@ def test_a_figure_can_be_saved_and_so_can_its_numbers(chrome, address):
     assert chrome.execute_async_script(script).startswith("data:image/png;base64,")
     chrome.find_element(By.CSS_SELECTOR, ".tools button").click()
     link = "const done = arguments[0]; fetch(document.querySelector('.tools a').href).then((r) => r.text()).then(done)"
-    assert chrome.execute_async_script(link).startswith("step,row,value\n0,hidden_1/kernel,")
+    assert chrome.execute_async_script(link).startswith("step,row,value\r\n0,hidden_1/kernel,")
     assert page.complaints(chrome) == []
 
 
