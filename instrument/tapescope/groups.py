@@ -25,6 +25,8 @@ STACKED = 1 << 15
 """Elements of a tensor above which copying it costs more than reductions of its own."""
 TOGETHER = 1 << 18
 """Elements of all tensors in one group: 1 MiB."""
+BLOCK = 16
+"""Neighbours of a large tensor that are looked at together: a line of the processor's cache."""
 CHUNK = 16
 """Groups that are done again together; what the quick way needs must stay in memory until then."""
 
@@ -61,7 +63,7 @@ class Group(NamedTuple):
     """[N] or [M, U] of one; [n, N] or [n, M, U] of several."""
     many: bool
     stride: int = 1
-    """Every how manieth element a histogram counts."""
+    """Every how manieth block of BLOCK neighbours is looked at; see `tapescope.histograms`."""
 
 
 def grouped(tensors: Sequence[tf.Tensor], units: bool = False, keys: Sequence[Hashable] | None = None) -> list[Group]:
@@ -90,8 +92,7 @@ def grouped(tensors: Sequence[tf.Tensor], units: bool = False, keys: Sequence[Ha
 
 
 def _stride(size: int) -> int:
-    """See `tapescope.histograms`."""
-    return next((k for k in (13, 11, 7, 5, 3) if size >= k * STACKED and size % k), 1)
+    return next((k for k in (13, 11, 7, 5, 3) if size >= k * (STACKED + BLOCK) and size % k), 1)
 
 
 def axes(groups: Sequence[Group]) -> list[tf.Tensor]:

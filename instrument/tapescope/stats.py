@@ -94,15 +94,14 @@ def gradient_rows(gradients: Sequence[tf.Tensor | None], histogram: bool = False
     groups = grouped(there)
     rows = safely(groups, _safe_rows)[0] if compiled() else concat([_gradients(c) for c in chunks(groups)], 1)
     length, largest, nonfinite = tf.unstack(rows)
-    sizes, bins = elements(groups), None
     if histogram:
         counts = histograms.codes(groups)
-        zeros = histograms.zeros(counts, groups)
-        bins = in_order(histograms.folded(counts, groups, sizes - nonfinite), groups)
+        zeros = histograms.zeros(counts)
+        bins = in_order(histograms.folded(counts, groups, elements(groups) - nonfinite), groups)
         bins = tf.transpose(spread(bins, gradients, 0))
     else:
-        zeros = histograms.compared(groups)
-    rows = R.Pack(values=[length, largest, zeros / sizes, nonfinite])
+        zeros, bins = histograms.compared(groups), None
+    rows = R.Pack(values=[length, largest, zeros, nonfinite])
     return spread(in_order(rows, groups), gradients), bins
 
 
