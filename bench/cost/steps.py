@@ -11,6 +11,9 @@ from bench.cost.networks import Trained
 
 import tapescope
 
+PATIENCE, ROUNDS = 40, 8
+"""Seconds after which no further round begins, where there were at least so many."""
+
 
 def interleaved(programs, repeats, plain="plain"):
     """By program: median milliseconds a call, and its ratio to the plain one by wall clock and by processor time.
@@ -19,7 +22,11 @@ def interleaved(programs, repeats, plain="plain"):
     of the rounds' ratios, with the half width of its 95 % interval (from the order statistics of a median).
     """
     wall, cpu = ({name: [] for name in programs} for _ in range(2))
-    for _ in range(repeats):
+    began = time.perf_counter()
+    for done in range(repeats):
+        if done >= ROUNDS and time.perf_counter() - began > PATIENCE:
+            repeats = done
+            break
         for name, run in programs.items():
             start, used = time.perf_counter(), time.process_time()
             run()
