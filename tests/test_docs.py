@@ -6,6 +6,7 @@ That it builds, with no link broken, is for `make docs`.
 import ast
 import importlib
 import inspect
+import json
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ import sys
 import venv
 
 import pytest
+from bench.cost import networks
 
 import tapescope
 from tapescope import rules_flow, rules_layers, rules_replicas, rules_training
@@ -133,3 +135,15 @@ def test_thresholds_are_those_of_the_rules():
 def test_every_public_name_is_in_the_reference():
     text = (ROOT / "docs" / "api.md").read_text()
     assert all(f"::: tapescope.{name}\n" in text for name in tapescope.__all__)
+
+
+def test_what_measuring_costs_is_what_was_measured():
+    """The README's table has the figures of `make bench`."""
+    measured = json.loads((ROOT / "docs" / "overhead.json").read_text())["results"]
+    section = README.read_text().split("## What it costs")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+    found = {name: figures for name, *figures in rows[2:]}
+    for name, about in networks.ABOUT.items():
+        step, loop = measured[f"steps {name} float32"], measured[f"loops {name} float32"]
+        ratios = [step["lean"]["ratio"], step["all"]["ratio"], loop["default"]["ratio"]]
+        assert found[about] == [f"{step['plain']['ms']:.1f}", *(f"{ratio:.2f}" for ratio in ratios)]
