@@ -69,8 +69,6 @@ class Viewer:
         self.connection.request("GET", address, headers={"Accept-Encoding": "identity"})
         answer = self.connection.getresponse()
         content = answer.read()
-        if time.monotonic() - began > 0.5:
-            print(f"{time.time():.2f} {time.monotonic() - began:.2f} {address}", file=sys.stderr)
         self.waits.append(Waited(route, time.monotonic() - began, answer.status, len(content)))
         return json.loads(content) if answer.status == 200 else {}
 
@@ -107,8 +105,8 @@ class Viewer:
         now = (self.versions[run], self.steps[run])
         if now != self.shown:
             since = {"since": str(self.shown[1])} if self.shown else {}
-            self.get("view", **self.asked, **since)
-            self.shown = now
+            answer = self.get("view", **self.asked, **since)
+            self.shown = (now[0], min(now[1], answer.get("whole_until", now[1])))
 
 
 def write(logdir: pathlib.Path, load: Load) -> list[str]:

@@ -135,14 +135,15 @@ def view(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
         panels = [p._replace(figure=p.figure and figures.marked(p.figure, step, asked.dark)) for p in panels]
     if (step := asked.since) is not None:
         panels = [p._replace(figure=p.figure and newer.since(p.figure, step)) for p in panels]
-    return _json({"panels": [panel._asdict() for panel in panels]}), FIGURE
+    whole = {"whole_until": min(snapshot.whole_until)} if snapshot.whole_until else {}
+    return _json({"panels": [panel._asdict() for panel in panels], **whole}), FIGURE
 
 
 def csv(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     """The numbers behind one panel, all recorded steps."""
     draw = VIEWS[query.choice(request.args, "view", VIEWS, "flow", 404)]
     asked = query.parse(request.args, snapshot)._replace(most=export.EVERY_STEP)
-    panels = {p.key: p for p in draw(query.within(snapshot, asked), asked)}
+    panels = {p.key: p for p in draw(query.within(snapshot.complete(), asked), asked)}
     panel = panels[query.choice(request.args, "panel", panels, next(iter(panels)), 404)]
     if panel.figure is None:
         raise Refused(404, f"{panel.title} has no numbers: {panel.empty}")

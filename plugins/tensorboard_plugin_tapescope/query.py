@@ -65,7 +65,7 @@ def within(snapshot: Snapshot, query: Query) -> Snapshot:
         return snapshot
     first, last = query.first or 0, LATEST - 1 if query.last is None else query.last
     inside = snapshot.within(first, last)
-    held = [inside.table(query.runs[0], family) for family in ("variables", "layers", "step")]
+    held = (inside.table(query.runs[0], family) for family in ("variables", "layers", "step"))
     if not any(table is not None and len(table.steps) for table in held):
         upto = "on" if query.last is None else f"to {last:,}"
         raise Refused(404, f"No step from {first:,} {upto} was recorded in {quoted(query.runs[0])}.")

@@ -2,11 +2,12 @@
 
 import collections
 import contextlib
+import copy
 import ctypes
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -16,13 +17,18 @@ from tensorboard_plugin_tapescope import metadata, tables
 from tensorboard_plugin_tapescope.listing import Listing, Run, Tag, described
 from tensorboard_plugin_tapescope.tables import Table
 
-KEEP_BYTES = 32 << 20
-"""Of tables in memory; the least recently used go first."""
+KEEP_BYTES = 64 << 20
+"""Of whole tables in memory; the least recently used go first."""
+KEEP_SMALL_BYTES = 16 << 20
+"""Of last records and of what lines the size of a word are drawn from: every poll needs them, so no table may push
+them out."""
 READ_BYTES = 64 << 20
 """Of one read: histograms of many layers are sampled by step to stay below it. gRPC itself ends at 256 MiB."""
 ALL = 1_000_000  # 0 would mean none
-FRESH = 256
-"""A table grows by its last record that often before all are read again, and what TensorBoard let go goes here too."""
+LINE = 200
+"""Records that a line the size of a word begins with."""
+READING_SHARE = 0.05
+"""Of the time a run that writes is read as a whole, at most: in between its tables grow by its last record alone."""
 
 SAME_SECONDS = 0.2
 """For so long a listing serves the requests that follow on one another; the data server takes 40 ms to answer."""
@@ -34,11 +40,38 @@ LATEST = 1 << 62
 
 
 class Kept(NamedTuple):
-    """A table in memory, of a tag as it stood then; `grown` records were added one at a time."""
+    """A table in memory, of a tag as it stood then."""
 
     tag: Tag
     table: Table
-    grown: int = 0
+    whole_until: int = LATEST
+    """Behind this step records may be missing, which came between two looks."""
+    again: float = 0.0
+    """When it is due to be read as a whole, if anything may be missing; on time.monotonic's clock."""
+
+
+class Keep:
+    """Tables by key, the least recently used dropped where there is more than `limit` bytes. Safe between threads."""
+
+    def __init__(self, limit: int):
+        self._limit, self._lock = limit, threading.Lock()
+        self._kept: collections.OrderedDict[tuple, Kept] = collections.OrderedDict()
+
+    def get(self, key: tuple) -> Kept | None:
+        """The table kept under the key, which becomes the last one to go."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def put(self, key: tuple, kept: Kept) -> Kept:
+        """Keeps a table, even one that alone is larger than the limit."""
+        with self._lock:
+            self._kept[key] = kept
+            self._kept.move_to_end(key)
+            while len(self._kept) > 1 and sum(k.table.values.nbytes for k in self._kept.values()) > self._limit:
+                self._kept.popitem(last=False)
+        return kept
 
 
 class Records:
@@ -46,13 +79,13 @@ class Records:
 
     def __init__(self, data_provider: Any):
         self.provider = data_provider
-        self._kept: collections.OrderedDict[tuple, Kept] = collections.OrderedDict()
+        self.whole, self.small = Keep(KEEP_BYTES), Keep(KEEP_SMALL_BYTES)
         self._listed: dict[str, Listing] = {}
         self.rows: dict[tuple[str, str], tuple[Run, dict[str, Any]]] = {}
         """By experiment and run: what is said of a run that has ended, and the run of which it is said."""
         self.reader = futures.ThreadPoolExecutor(1, "tapescope reader")
         """Reads for all of the server's threads, each of which would keep the memory of a read to itself."""
-        self._lock, self._listing = threading.Lock(), threading.Lock()
+        self._listing = threading.Lock()
         self.reading = threading.Lock()
         """Held while tables are read: one at a time, or each of several requests would hold a copy of the same."""
 
@@ -65,125 +98,114 @@ class Records:
                 listed = self._listed[experiment] = Listing({name: described(found[name]) for name in sorted(found)})
         return Snapshot(self, ctx, experiment, listed)
 
-    def get(self, key: tuple) -> Kept | None:
-        """The table kept under the key, which becomes the last one to go."""
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
-
-    def put(self, key: tuple, kept: Kept) -> Table:
-        """Keeps a table; drops the least recently used until all fit."""
-        with self._lock:
-            self._kept[key] = kept
-            self._kept.move_to_end(key)
-            while len(self._kept) > 1 and sum(k.table.values.nbytes for k in self._kept.values()) > KEEP_BYTES:
-                self._kept.popitem(last=False)
-        return kept.table
-
 
 class Snapshot:
     """The runs at one moment, and their tables: one request's view of the data."""
 
-    def __init__(
-        self, records: Records, ctx: Any, experiment: str, listing: Listing, steps: tuple[int, int] = (0, LATEST)
-    ):
+    def __init__(self, records: Records, ctx: Any, experiment: str, listing: Listing):
         self.runs, self.once = listing.runs, listing.once
+        self.whole_until: list[int] = []
+        """Of each table that was handed out and may miss records: the step behind which."""
         self._records, self._ctx, self._experiment = records, ctx, experiment
-        self._listing, self._steps = listing, steps
+        self._first, self._last_step, self._complete = 0, LATEST, False
 
     def within(self, first: int, last: int) -> "Snapshot":
         """The same moment, its tables of these steps alone."""
-        return Snapshot(self._records, self._ctx, self._experiment, self._listing, (first, last))
+        narrower = copy.copy(self)
+        narrower._first, narrower._last_step = first, last
+        return narrower
+
+    def complete(self) -> "Snapshot":
+        """The same moment, its tables with every record, however long it takes to read them."""
+        slower = copy.copy(self)
+        slower._complete = True
+        return slower
 
     def table(self, run: str, family: str) -> Table | None:
-        """All records of a run's family within the steps; None where it has none. The unchanged is not read again."""
+        """The records of a run's family within the steps; None where it has none. The unchanged is not read again.
+
+        Of a run that writes, the newest record and all that came before the table was last read as a whole, which
+        `whole_until` tells.
+        """
         tag = self.runs[run].tags.get(family)
         if tag is None:
             return None
         with self._records.reading:
-            return tables.between(self._table(run, family, tag), *self._steps)
+            kept = self._grown(run, family, tag)
+        if kept.whole_until != LATEST:
+            self.whole_until.append(kept.whole_until)
+        return tables.between(kept.table, self._first, self._last_step)
 
-    def _table(self, run: str, family: str, tag: Tag) -> Table:
-        key = (self._experiment, run, family)
-        kept = self._records.get(key)
-        if kept and kept.tag == tag:
-            return kept.table
-        if kept and kept.grown < FRESH and self._only_last_is_new(run, family, kept.tag):
-            last = self._read([run], [family], 1)[run, family]
-            if last.steps.tolist() == [tag.last_step]:  # else more has come since the listing
-                return self._records.put(key, Kept(tag, tables.joined(kept.table, last), kept.grown + 1))
-        return self._records.put(key, Kept(tag, self._read([run], [family], ALL)[run, family]))
+    def _grown(self, run: str, family: str, tag: Tag) -> Kept:
+        key, began = (self._experiment, run, family), time.monotonic()
+        kept = self._records.whole.get(key)
+        if kept and kept.tag == tag and kept.whole_until == LATEST:
+            return kept
+        if kept and kept.tag.family == tag.family and began < kept.again and not self._complete:
+            if kept.tag == tag:
+                return kept
+            until = min(kept.whole_until, kept.tag.last_step)
+            if table := _longer(kept.table, self._last(run, family, tag)):
+                return self._records.whole.put(key, Kept(tag, table, until, kept.again))
+        table = self._read([run], [family], ALL)[run, family]
+        took = time.monotonic() - began
+        return self._records.whole.put(key, Kept(tag, table, again=began + took / READING_SHARE))
 
     def last(self, run: str, family: str) -> Table | None:
         """Only the last record: a thousand times less to read than all of them."""
         tag = self.runs[run].tags.get(family)
-        if tag is None:
-            return None
+        return tag and self._last(run, family, tag)
+
+    def _last(self, run: str, family: str, tag: Tag) -> Table:
         key = (self._experiment, run, family, LAST)
-        kept = self._records.get(key)
-        if kept and kept.tag == tag:
-            return kept.table
-        return self._records.put(key, Kept(tag, self._read([run], [family], 1)[run, family]))
+        kept = self._records.small.get(key)
+        if kept is None or kept.tag != tag:
+            kept = self._records.small.put(key, Kept(tag, self._read([run], [family], 1)[run, family]))
+        return kept.table
 
     def seen(self, run: str, family: str) -> Table | None:
-        """All records at first, and from then on the last of each look: enough for a line the size of a word.
+        """Some of the records at first, and from then on the last of each look: enough for a line the size of a word.
 
         What came between two looks is not there, and need not be read, which for a run that writes would be all of it.
         """
         tag = self.runs[run].tags.get(family)
-        last = self.last(run, family)
-        if tag is None or last is None:
+        if tag is None:
             return None
         key = (self._experiment, run, family, SEEN)
-        kept = self._records.get(key)
+        kept = self._records.small.get(key)
         if kept and kept.tag == tag:
             return kept.table
-        if kept and kept.grown < FRESH and kept.tag.family == tag.family and len(kept.table.steps) and len(last.steps):
-            end = int(kept.table.steps[-1])
-            if end <= last.steps[0]:
-                table = tables.joined(kept.table, tables.between(last, end + 1, LATEST))
-                return self._records.put(key, Kept(tag, table, kept.grown + 1))
-        whole = self.within(0, LATEST).table(run, family)
-        return whole and self._records.put(key, Kept(tag, whole))
+        table = _longer(kept.table, self._last(run, family, tag)) if kept and kept.tag.family == tag.family else None
+        if table is None or len(table.steps) > 2 * LINE:
+            table = self._read([run], [family], LINE)[run, family]
+        return self._records.small.put(key, Kept(tag, table)).table
 
-    def row(self, run: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `make` says of a run; of one that has ended, what it said when the run came to where it is."""
-        key = (self._experiment, run)
-        of, row = self._records.rows.get(key, (None, {}))
-        if of != self.runs[run]:
-            row = make()
-            if row["state"] == "ended":
-                self._records.rows[key] = self.runs[run], row
+    def row(self, run: str) -> dict[str, Any] | None:
+        """What was said of a run that has ended, where it is still all there is to say."""
+        of, row = self._records.rows.get((self._experiment, run), (None, None))
+        return row if of == self.runs[run] else None
+
+    def keep_row(self, run: str, row: dict[str, Any]) -> dict[str, Any]:
+        """Keeps what is said of a run, if it has ended."""
+        if row["state"] == "ended":
+            self._records.rows[self._experiment, run] = self.runs[run], row
         return row
 
-    def preload(self, families: Sequence[str], last: bool) -> None:
-        """Reads the families of all runs in one call, where many would wait for many answers.
-
-        Those that are read whole are for `seen`: where something was, they are not needed.
-        """
+    def preload(self, among: Sequence[str], families: Sequence[str], kind: str) -> None:
+        """Reads what `last` or `seen` gives of several runs in one call, where many would wait for many answers."""
         wanted = {}
-        for run, held in self.runs.items():
+        for run in among:
             for family in families:
-                key = (self._experiment, run, family, *([LAST] if last else []))
-                kept, tag = self._records.get(key if last else (*key, SEEN)), held.tags.get(family)
-                if tag and not (kept and (kept.tag == tag or not last)):
+                key = (self._experiment, run, family, kind)
+                kept, tag = self._records.small.get(key), self.runs[run].tags.get(family)
+                if tag and not (kept and (kept.tag == tag or kind == SEEN)):
                     wanted[run, family] = key
         if len(wanted) < 2:
             return
         runs, tags = sorted({run for run, _ in wanted}), sorted({family for _, family in wanted})
-        read = self._read(runs, tags, 1 if last else ALL)
+        read = self._read(runs, tags, 1 if kind == LAST else LINE)
         for (run, family), key in wanted.items():
-            self._records.put(key, Kept(self.runs[run].tags[family], read[run, family]))
-
-    def _only_last_is_new(self, run: str, family: str, before: Tag) -> bool:
-        """Whether the run has recorded one step since: then the last record is all there is to read."""
-        tag = self.runs[run].tags[family]
-        clock = self.runs[run].tags.get("step")
-        if clock is None or family == "step" or tag.family != before.family:
-            return False
-        steps = self._table(run, "step", clock)
-        return steps.steps[steps.steps > before.last_step].tolist() == [tag.last_step]
+            self._records.small.put(key, Kept(self.runs[run].tags[family], read[run, family]))
 
     def _read(self, runs: Sequence[str], families: Sequence[str], points: int) -> dict[tuple[str, str], Table]:
         """Tables by run and family, of those families that each run has."""
@@ -212,6 +234,13 @@ class Snapshot:
             return self._records.reader.submit(read, found).result()
         finally:
             self._records.reader.submit(give_back)
+
+
+def _longer(table: Table, last: Table) -> Table | None:
+    """A table with the last record behind it; None where that can't be, as after a restart from an earlier step."""
+    if not len(table.steps) or not len(last.steps) or table.steps[-1] > last.steps[0]:
+        return None
+    return tables.joined(table, tables.between(last, int(table.steps[-1]) + 1, LATEST))
 
 
 def give_back() -> None:

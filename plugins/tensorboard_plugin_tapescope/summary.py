@@ -9,7 +9,7 @@ import numpy as np
 
 from tensorboard_plugin_tapescope import tables
 from tensorboard_plugin_tapescope.listing import Run
-from tensorboard_plugin_tapescope.records import Snapshot
+from tensorboard_plugin_tapescope.records import LAST, SEEN, Snapshot
 from tensorboard_plugin_tapescope.tables import Table
 
 QUIET_SECONDS = 60.0
@@ -19,10 +19,11 @@ QUIET_RECORDS = 10
 
 def runs(snapshot: Snapshot, now: float | None = None) -> list[dict[str, Any]]:
     """Every run's row of the overview."""
-    snapshot.preload(("step",), last=False)
-    snapshot.preload(("step", "status", "findings", "variables", "layers"), last=True)
     at = time.time() if now is None else now
-    return [snapshot.row(name, lambda name=name: row(snapshot, name, at)) for name in snapshot.runs]
+    news = [name for name in snapshot.runs if snapshot.row(name) is None]
+    snapshot.preload(news, ("step",), SEEN)
+    snapshot.preload(news, ("step", "status", "findings", "variables", "layers"), LAST)
+    return [snapshot.row(name) or snapshot.keep_row(name, row(snapshot, name, at)) for name in snapshot.runs]
 
 
 def row(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
@@ -62,7 +63,15 @@ def state(run: Run, said: dict[str, Any], step: Table | None, now: float) -> str
         return "ended" if said.get("state") == "ended" else "unknown"
     last = max(t.last_seconds for t in run.tags.values())
     gaps = np.diff(step.seconds[-50:]) if step is not None and len(step.seconds) > 1 else np.zeros(1)
-    return "stalled" if now - last > max(QUIET_SECONDS, QUIET_RECORDS * float(np.median(gaps))) else "training"
+    return "stalled" if now - last > max(QUIET_SECONDS, QUIET_RECORDS * usual(gaps, 25)) else "training"
+
+
+def usual(gaps: np.ndarray, percent: float) -> float:
+    """The gap between two records, where TensorBoard may have dropped some of those in between, at random.
+
+    A percentile: the median grows with what was dropped, and the least may be from a start with a record a step.
+    """
+    return float(np.percentile(gaps, percent))
 
 
 def overhead(step: Table | None) -> float | None:
@@ -70,7 +79,7 @@ def overhead(step: Table | None) -> float | None:
     cost, plain = _median(step, "measure_ms"), _median(step, "step_ms")
     if cost is None or not plain or step is None:
         return None
-    between = float(np.median(np.diff(step.steps))) if len(step.steps) > 1 else 1.0
+    between = usual(np.diff(step.steps), 10) if len(step.steps) > 1 else 1.0
     return cost / (plain * max(between, 1.0))
 
 

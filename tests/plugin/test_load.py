@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tensorboard_plugin_tapescope import records
+from tensorboard_plugin_tapescope.export import array
 from tests.plugin.hostile import Provider, Tab, good
 
 LOOK = ("step", "status", "findings", "variables", "layers")
@@ -103,3 +104,30 @@ def test_what_is_said_of_a_run_that_has_ended_is_said_anew_when_it_goes_on(tab):
     assert (first["run 0"]["state"], first["run 0"]["step"]) == ("ended", 5)
     assert (second["run 0"]["state"], second["run 0"]["step"]) == ("training", 8)
     assert second["run 1"] == first["run 1"]
+
+
+def test_while_a_run_writes_its_tables_grow_by_the_last_record_until_it_is_time_to_read_them_whole(tab, monkeypatch):
+    def view(**asked):
+        answer = tab.get("view", run="run 4", **asked).json
+        (trace,) = answer["panels"][0]["figure"]["data"]
+        return array(trace["x"]).tolist(), answer.get("whole_until")
+
+    monkeypatch.setattr(records, "READING_SHARE", 1e-9)  # not before the end of this test
+    assert view() == ([0, 1, 2, 3, 4, 5], None)
+    tab.provider.reads.clear()
+    for step in (7, 9, 11, 12):  # all of them between two looks
+        tab.runs["run 4"] = at(step, tab.runs["run 4"])
+    assert view() == ([0, 1, 2, 3, 4, 5, 12], 5)
+    tab.runs["run 4"] = at(20, tab.runs["run 4"])
+    assert view(since=5) == ([5, 12, 20], 5)
+    assert view(first=12) == ([12, 20], 5)
+    assert tab.provider.reads == [1, 1]
+    rows = tab.get("csv", run="run 4").text.splitlines()[1:]
+    whole = [0, 1, 2, 3, 4, 5, 7, 9, 11, 12, 20]
+    assert sorted({int(row.split(",")[0]) for row in rows}) == whole
+    assert view() == (whole, None)
+    tab.runs["run 4"] = at(21, tab.runs["run 4"])
+    monkeypatch.setattr(records, "READING_SHARE", 1e9)
+    tab.get("csv", run="run 4")
+    tab.runs["run 4"] = at(23, at(22, tab.runs["run 4"]))
+    assert view() == ([*whole, 21, 22, 23], None)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from plotly import graph_objects
 
-from tensorboard_plugin_tapescope import export, metadata, tables
+from tensorboard_plugin_tapescope import export, metadata, summary, tables
 from tensorboard_plugin_tapescope.plugin import VIEWS, pages
 from tests.plugin import synthetic
 from tests.plugin.conftest import HOSTILE, application
@@ -38,6 +38,15 @@ def test_overview_tells_state_findings_and_worst_layer(tensorboard):
     assert row["overhead"] == pytest.approx(3.1 / (50 * 10))
     assert row["loss"] == pytest.approx(2.3 * math.exp(-3) + 0.05)
     assert len({row["colour"] for row in rows.values()}) == 4
+
+
+def test_the_usual_gap_is_that_of_all_records_though_tensorboard_keeps_some():
+    every = np.arange(0, 50_000, 10)
+    kept = np.sort(np.random.default_rng(0).choice(every, 1000, replace=False))
+    assert np.median(np.diff(kept)) > 20
+    assert summary.usual(np.diff(kept), 10) == 10
+    began_with_each = np.concatenate([np.arange(20), np.arange(20, 4000, 10)])
+    assert summary.usual(np.diff(began_with_each), 10) == 10
 
 
 def test_a_poll_that_brings_nothing_new_is_a_few_bytes(tensorboard):

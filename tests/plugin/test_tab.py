@@ -178,6 +178,11 @@ def test_a_live_run_is_followed_without_losing_zoom_or_scroll(chrome, tmp_path):
         assert sent(chrome) < whole / 3  # only what is new
         rows = chrome.execute_script("return [...document.querySelector('.chart')._fullData[0].z].map((r) => r.length)")
         assert rows == [166] * 12
+        for step in range(166, 176):
+            writer.write(step)  # all between two looks: the last is drawn at once, the rest when it is time
+        page.waited(chrome, shown, 175)
+        drawn = "return document.querySelector('.chart')._fullData[0].x.length"
+        page.waited(chrome, f"{drawn} === arguments[0]", 176)
         assert chrome.execute_script("return document.querySelector('.chart').layout.yaxis.range") == [8.5, 2.5]
         assert chrome.execute_script("return document.querySelector('main').scrollTop") == 50
         page.save(chrome, ARTIFACTS / "live.png")

@@ -11,8 +11,8 @@ import { VIEWS, go, onChange, read, watch } from "./state.js";
 const POLL_MS = 1000;
 const page = {};
 const known = { version: "", runs: [], columns: {}, about: new Map() };
-const NOTHING = { asked: "", versions: "", step: 0 };
-let drawn = NOTHING; // what the figures on the page show: the parameters, and how far each run had come
+const NOTHING = { asked: "", versions: "", step: 0, whole: true };
+let drawn = NOTHING; // what the figures show: the parameters, how far each run had come, and until where nothing is missing
 let turns = 0;
 let asking = new AbortController();
 
@@ -69,7 +69,7 @@ async function poll() {
       if (!answer.unchanged) {
         Object.assign(known, answer);
         await refresh(read());
-      } else if (page.message.dataset.lost) await refresh(read());
+      } else if (page.message.dataset.lost || !drawn.whole) await refresh(read());
     } catch (error) {
       complain(error, true);
     }
@@ -159,14 +159,15 @@ async function figures(state) {
   const asked = parameters(state);
   const runs = known.runs.filter((r) => [asked.run].flat().includes(r.name));
   const wanted = { asked: encode(asked), versions: runs.map((r) => r.version).join(" "), step: Math.min(...runs.map((r) => r.step)) };
-  if (wanted.asked === drawn.asked && wanted.versions === drawn.versions) return;
+  if (wanted.asked === drawn.asked && wanted.versions === drawn.versions && drawn.whole) return;
   const since = wanted.asked === drawn.asked && wanted.step >= drawn.step ? drawn.step : undefined;
   asking.abort();
   asking = new AbortController();
   const answer = await get("view", { ...asked, since }, asking.signal);
   complain(null);
   fill(page.words);
-  drawn = wanted;
+  const until = answer.whole_until ?? wanted.step;
+  drawn = { ...wanted, step: Math.min(until, wanted.step), whole: until >= wanted.step };
   page.panels.classList.toggle("side-by-side", state.view === "compare");
   if (await draw(page.panels, answer.panels, asked)) return;
   drawn = NOTHING; // the columns have become wider, or the rows are others: all is asked for again
