@@ -76,10 +76,11 @@ def killing(logdir: pathlib.Path, times: int) -> Row:
     for i in range(times):
         handed = killed(logdir / f"run_{i:03}", rng)
         steps = tapescope.Run(logdir / f"run_{i:03}").steps.tolist()
-        if steps != list(range(len(steps))) or loaded(logdir / f"run_{i:03}") != steps:
+        if steps != list(range(len(steps))) or (steps and loaded(logdir / f"run_{i:03}") != steps):
             wrong.append(i)
         behind.append(handed - len(steps))
-        last[f"run_{i:03}"] = steps[-1]
+        if steps:  # else it was killed while the first record was written
+            last[f"run_{i:03}"] = steps[-1]
     found = fast(logdir, last)
     wrong += [run for run, step in last.items() if found.get(run) != step]
     seen = (

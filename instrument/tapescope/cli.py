@@ -131,7 +131,10 @@ def _run(directory: str) -> Any:
     if below and directory not in below:
         shown = ", ".join(below[:3]) + (", ..." if len(below) > 3 else "")
         raise ValueError(f"RUN ({directory}) is no run but holds {len(below)}; name one of them: {shown}")
-    return Run(directory)
+    run = Run(directory)
+    if not len(run.steps):
+        raise ValueError(f"RUN ({directory}) has no record of a step: it stopped before the first, or has only begun")
+    return run
 
 
 if __name__ == "__main__":

@@ -54,13 +54,13 @@ class Run:
 
     @property
     def steps(self) -> np.ndarray:
-        """The T recorded steps, int64 [T]."""
-        return self._family("variables").steps
+        """The T recorded steps, int64 [T]; T is 0 for a run that ended before its first record."""
+        return self._series["variables"].steps if "variables" in self._series else np.zeros(0, np.int64)
 
     @property
     def wall_times(self) -> np.ndarray:
         """When each was recorded, seconds since 1970, float64 [T]."""
-        return self._family("variables").wall_times
+        return self._series["variables"].wall_times if "variables" in self._series else np.zeros(0)
 
     @property
     def variables(self) -> tuple[str, ...]:

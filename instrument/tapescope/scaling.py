@@ -45,7 +45,7 @@ def scaling(runs: Sequence[Run]) -> list[Speed]:
     speeds = []
     for run in runs:
         if len(run.steps) < 2:
-            raise ValueError(f"{run.logdir} has {len(run.steps)} record: it takes two to tell how long a step is")
+            raise ValueError(f"{run.logdir} has fewer than two records, which it takes to tell how long a step is")
         seconds, steps, examples = (np.diff(x) for x in (run.wall_times, run.steps, run["examples_seen"]))
         low, median, high = np.percentile(1000 * seconds / steps, [5, 50, 95]).tolist()
         scale = noise.of_run(run)

@@ -93,6 +93,7 @@ def worst_layer(snapshot: Snapshot, name: str, found: list[dict[str, Any]]) -> d
     if last is None or not len(last.values) or "gradient_norm" not in last.family.columns:
         return None
     norms = tables.column(last, "gradient_norm")[-1].astype(np.float64)
+    norms[norms < 0] = np.nan  # of a run that says so
     if not len(norms) or np.isnan(norms).all():
         return None
     index = int(tables.worst_first("gradient_norm", norms[None])[0])

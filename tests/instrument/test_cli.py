@@ -77,12 +77,20 @@ def test_severity_is_the_mildest_that_counts(tmp_path, capsys):
     assert check(capsys, tmp_path / "noted", "--severity=info")[0] == cli.FOUND
 
 
+def begun(path):
+    """A run that was killed before its first record."""
+    file = events.EventFile(path)
+    file.add(0, [events.text(metadata.Family("status"), '{"state": "training"}')])
+    file.close()
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda path: None, "has no event file"),
         (lambda path: [write(path / name, count=1) for name in "ab"], "is no run but holds 2; name one of them: "),
         (lambda path: events.EventFile(path).close(), "none with tapescope's records"),
+        (begun, "has no record of a step"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, capsys, make, says):
