@@ -91,7 +91,7 @@ class Trained:
 
     def probed(self, jit=False, **options):
         """`step(measure)`, which returns loss and reading; and its Probe."""
-        probe = tapescope.Probe(self.model, **options)
+        probe = tapescope.Probe(self.model, strict=True, **options)
 
         @tf.function(jit_compile=jit)
         def step(measure):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.ops import control_flow_util
 
 R = tf.raw_ops
@@ -146,8 +147,18 @@ def chunks(groups: Sequence[Group]) -> Iterator[list[Group]]:
 
 
 def compiled() -> bool:
-    """Whether what is traced here is compiled by XLA, which fuses: the safe way needs no more passes than the quick."""
+    """Whether what is traced here is compiled by XLA."""
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def settled(x: tf.Tensor) -> tf.Tensor:
+    """The tensor, apart from what reduces it. On a processor XLA leaves a sum of what is there to a library, which
+    takes a third of the time of its own loops, that make one element after another and add it up.
+    """
+    if not compiled():
+        return x
+    apart: Any = gen_xla_ops.xla_optimization_barrier([x])
+    return apart[0]
 
 
 Numbers = Sequence[tf.Tensor]
@@ -159,7 +170,7 @@ Safe = Callable[[tf.Tensor], Numbers]
 def again(good: tf.Tensor, quick: Numbers, groups: Sequence[Group], safe: Safe) -> Numbers:
     """`quick`, or the same by `safe` from the groups' tensors unless all of `good` are true."""
     fine = R.All(input=good, axis=constant([0]))
-    redo = _redo(safe, tuple(group.many for group in groups), len(quick))
+    redo = _redo(safe, tuple(group.many for group in groups), len(quick), compiled())
     inputs = [*quick, *(group.x for group in groups)]
     if tf.executing_eagerly():
         return quick if fine else redo(*inputs)
@@ -183,14 +194,14 @@ _ANY: Any = tf.TensorSpec(None, tf.float32)  # type: ignore[arg-type]
 
 
 @functools.cache
-def _once(safe: Safe) -> Any:
-    return tf.function(safe, input_signature=[_ANY], autograph=False)
+def _once(safe: Safe, xla: bool) -> Any:
+    return tf.function(safe, input_signature=[_ANY], autograph=False, jit_compile=xla or None)
 
 
 @functools.cache
-def _redo(safe: Safe, many: tuple[bool, ...], numbers: int) -> Any:
+def _redo(safe: Safe, many: tuple[bool, ...], numbers: int, xla: bool) -> Any:
     def redo(*inputs: tf.Tensor) -> Numbers:
-        return safely([Group((), x, m) for x, m in zip(inputs[numbers:], many, strict=True)], _once(safe))
+        return safely([Group((), x, m) for x, m in zip(inputs[numbers:], many, strict=True)], _once(safe, xla))
 
     return _made(redo, numbers + len(many))
 

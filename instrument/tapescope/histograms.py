@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tapescope.groups import BLOCK, Group, R, axes, constant, joined
+from tapescope.groups import BLOCK, Group, R, axes, constant, joined, settled
 from tensorboard_plugin_tapescope.metadata import BINS, BINS_PER_OCTAVE, LOW_EXPONENT, SIDE_BINS
 
 CODES = 1024
@@ -82,5 +82,5 @@ def compared(groups: Sequence[Group]) -> tf.Tensor:
     for group, axis in zip(groups, axes(groups), strict=True):
         x = _looked_at(group)
         axis = axis if group.stride == 1 else constant([0, 1])
-        parts.append(R.Mean(input=R.Cast(x=R.Equal(x=x, y=zero), DstT=tf.float32), axis=axis))
+        parts.append(R.Mean(input=settled(R.Cast(x=R.Equal(x=x, y=zero), DstT=tf.float32)), axis=axis))
     return joined(parts, groups)

@@ -16,7 +16,6 @@ from tapescope.groups import (
     again,
     axes,
     chunks,
-    compiled,
     concat,
     constant,
     different,
@@ -24,7 +23,7 @@ from tapescope.groups import (
     grouped,
     in_order,
     joined,
-    safely,
+    settled,
     spread,
 )
 from tapescope.guard import blaming
@@ -77,11 +76,8 @@ def layer_rows(
     outputs = [tf.cast(by_unit(call.a), tf.float32) for call in calls]
     kinds = [id(call) if call.activation.function else call.activation for call in calls]
     groups = grouped(outputs, True, kinds)
-    if compiled():
-        rows, sums = safely(groups, _safe_output)
-    else:
-        parts = [_outputs(chunk, calls) for chunk in chunks(groups)]
-        rows, sums = (concat(part, 1) for part in zip(*parts, strict=True))
+    parts = [_outputs(chunk, calls) for chunk in chunks(groups)]
+    rows, sums = (concat(part, 1) for part in zip(*parts, strict=True))
     flags = _flags(groups, calls)
     units = [int(a.shape[-1] or 0) for a in outputs]
     of_layer = np.repeat(np.arange(len(calls)), [units[i] for group in groups for i in group.indices])
@@ -126,7 +122,7 @@ def _outputs(groups: Sequence[Group], calls: Sequence[Call]) -> Sequence[tf.Tens
     quick = R.Pack(values=[0 * square, mean, R.SelectV2(condition=same, t=0 * square, e=m2), lowest, highest])
     for i, (group, axis) in enumerate(zip(groups, across, strict=True)):
         if not calls[group.indices[0]].activation.nonnegative:
-            sums[i] = R.Sum(input=R.Abs(x=group.x), axis=axis)
+            sums[i] = R.Sum(input=settled(R.Abs(x=group.x)), axis=axis)
     return again(good, [quick, _by_unit(sums)[None]], groups, _safe_output)
 
 
@@ -136,22 +132,18 @@ def _by_unit(parts: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def _safe_output(x: tf.Tensor) -> Sequence[tf.Tensor]:
-    """As `_outputs`, of one group, `[n, M, U]`: of the finite elements, in float64."""
+    """As `_outputs`, of one group, `[n, M, U]`: of the finite elements, in two passes."""
     inner, mask = constant([1, 2]), R.IsFinite(x=x)
-    nonfinite = R.Sum(input=R.Cast(x=R.LogicalNot(x=mask), DstT=tf.int32), axis=inner, keep_dims=True)
-    wide = R.Cast(x=R.SelectV2(condition=mask, t=x, e=0.0), DstT=tf.float64)
-    sane = R.Cast(x=R.Cast(x=mask, DstT=tf.int32), DstT=tf.float64)
-    mean = R.DivNoNan(x=R.Sum(input=wide, axis=inner, keep_dims=True), y=R.Sum(input=sane, axis=inner, keep_dims=True))
-    m2 = R.Sum(input=R.Square(x=(wide - mean) * sane), axis=inner)
-    absolute = R.Cast(x=R.Sum(input=R.Abs(x=wide), axis=[1]), DstT=tf.float32)
-    numbers = [
-        R.Cast(x=nonfinite, DstT=tf.float32)[:, 0, 0],
-        R.Cast(x=mean, DstT=tf.float32)[:, 0, 0],
-        R.Cast(x=m2, DstT=tf.float32),
-        R.Min(input=R.SelectV2(condition=mask, t=x, e=np.inf), axis=inner),
-        R.Max(input=R.SelectV2(condition=mask, t=x, e=-np.inf), axis=inner),
-    ]
-    return R.Pack(values=numbers), R.Reshape(tensor=absolute, shape=[1, -1])
+    values, largest, bad = stats.finite(x, inner)
+    sane = R.Sub(x=constant(1.0), y=bad)
+    total, number, nonfinite = (R.Sum(input=t, axis=inner, keep_dims=True) for t in (values, sane, bad))
+    mean = R.DivNoNan(x=total, y=number)
+    m2 = R.Sum(input=settled(R.Square(x=(values - mean) * sane)), axis=inner, keep_dims=True) * largest * largest
+    lowest, highest = (settled(R.SelectV2(condition=mask, t=x, e=end)) for end in (np.inf, -np.inf))
+    lowest, highest = R.Min(input=lowest, axis=inner, keep_dims=True), R.Max(input=highest, axis=inner, keep_dims=True)
+    rows = R.Pack(values=[nonfinite, mean * largest, m2, lowest, highest])
+    absolute = R.Sum(input=settled(R.Abs(x=values)), axis=constant([1]), keep_dims=True) * largest
+    return R.Reshape(tensor=rows, shape=constant([5, -1])), R.Reshape(tensor=absolute, shape=constant([1, -1]))
 
 
 def _flags(groups: Sequence[Group], calls: Sequence[Call]) -> list[tf.Tensor]:
@@ -164,7 +156,7 @@ def _flags(groups: Sequence[Group], calls: Sequence[Call]) -> list[tf.Tensor]:
         def counted(where: tf.Tensor | None, many: bool = group.many, none: tf.Tensor = nothing) -> tf.Tensor:
             if where is None:
                 return none
-            return R.Sum(input=R.Cast(x=where, DstT=tf.float32), axis=second if many else first)
+            return R.Sum(input=settled(R.Cast(x=where, DstT=tf.float32)), axis=second if many else first)
 
         with blaming(call.name):
             zeros = counted(R.Equal(x=x, y=zero))

@@ -4,8 +4,7 @@ All arithmetic is float32 or better whatever the tensor's dtype. A NaN or Inf el
 that one of them does not hide the rest; norms keep their digits from 1e-38 to 1e38. Both cost several passes over the
 data, so everything is first computed the quick way, which reads each tensor a few times and writes little. If a sum
 comes out that the quick way could have got wrong, the tensors it belongs to are done again the safe way: masked, and
-summed in float64. See `tapescope.groups` for how many tensors are reduced by few nodes. XLA fuses the passes, so there
-the safe way is the only one.
+divided by their largest magnitude. See `tapescope.groups` for how many tensors are reduced by few nodes.
 
 Letters: B bins, K statistics, N elements, n tensors, V variables.
 """
@@ -30,7 +29,7 @@ from tapescope.groups import (
     grouped,
     in_order,
     joined,
-    safely,
+    settled,
     spread,
 )
 from tensorboard_plugin_tapescope.metadata import BINS
@@ -44,19 +43,29 @@ _DECADES = 30
 def squares(groups: Sequence[Group]) -> tf.Tensor:
     """Sum of squares of each tensor, float32 [n], in one pass where it lies alone."""
     pairs = zip(groups, axes(groups), strict=True)
+    if compiled():
+        return joined([R.Sum(input=settled(R.Square(x=g.x)), axis=axis) for g, axis in pairs], groups)
     parts = [R.Sum(input=R.Square(x=g.x), axis=axis) if g.many else R.L2Loss(t=g.x) for g, axis in pairs]
     return joined(parts, groups) * constant([2.0 - g.many for g in groups for _ in g.indices])
 
 
 def _safe_rows(x: tf.Tensor) -> Sequence[tf.Tensor]:
     """L2 norm and largest magnitude of the finite elements, and the number of the others: `[n, N]` to `[3, n]`."""
-    last, mask = constant([1]), R.IsFinite(x=x)
-    values = R.SelectV2(condition=mask, t=x, e=0.0)
-    square = R.Sum(input=R.Square(x=R.Cast(x=values, DstT=tf.float64)), axis=last)
-    nonfinite = R.Sum(input=R.Cast(x=R.LogicalNot(x=mask), DstT=tf.int32), axis=last)
-    largest = R.Max(input=R.Abs(x=values), axis=last)
-    length = R.Cast(x=R.Sqrt(x=square), DstT=tf.float32)
-    return (R.Pack(values=[length, largest, R.Cast(x=nonfinite, DstT=tf.float32)]),)
+    inner = constant([1])
+    values, largest, bad = finite(x, inner)
+    length = R.Sqrt(x=R.Sum(input=settled(R.Square(x=values)), axis=inner, keep_dims=True)) * largest
+    rows = R.Pack(values=[length, largest, R.Sum(input=bad, axis=inner, keep_dims=True)])
+    return (R.Reshape(tensor=rows, shape=constant([3, -1])),)
+
+
+def finite(x: tf.Tensor, inner: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """A tensor divided by the largest magnitude of its finite elements, with 0 for the others; that magnitude, over the
+    axes `inner`, which are kept; and 1 for the others, 0 for the finite. No square of what is within 1 leaves float32.
+    """
+    mask = R.IsFinite(x=x)
+    values = settled(R.SelectV2(condition=mask, t=x, e=0.0))
+    largest = R.Max(input=settled(R.Abs(x=values)), axis=inner, keep_dims=True)
+    return R.DivNoNan(x=values, y=largest), largest, settled(R.Cast(x=R.LogicalNot(x=mask), DstT=tf.float32))
 
 
 def in_range(square: tf.Tensor) -> tf.Tensor:
@@ -66,8 +75,6 @@ def in_range(square: tf.Tensor) -> tf.Tensor:
 
 def lengths(groups: Sequence[Group], good: Callable[[tf.Tensor], tf.Tensor] = in_range) -> tf.Tensor:
     """L2 norm (twice) and number of non-finite elements of each tensor, `[3, n]` in the order of `groups`."""
-    if compiled():
-        return safely(groups, _safe_rows)[0]
     rows = []
     for chunk in chunks(groups):
         square = squares(chunk)
@@ -92,7 +99,7 @@ def gradient_rows(gradients: Sequence[tf.Tensor | None], histogram: bool = False
         nothing = tf.zeros([len(gradients), BINS], tf.int32) if histogram else None
         return tf.fill([len(GRADIENT_ROWS), len(gradients)], np.nan), nothing
     groups = grouped(there)
-    rows = safely(groups, _safe_rows)[0] if compiled() else concat([_gradients(c) for c in chunks(groups)], 1)
+    rows = concat([_gradients(c) for c in chunks(groups)], 1)
     length, largest, nonfinite = tf.unstack(rows)
     if histogram:
         counts = histograms.codes(groups)
