@@ -63,7 +63,7 @@ def slow(directory: pathlib.Path, steps: int) -> Row:
         f"{1000 * longest:.0f} ms; {waiting / 2**20:.1f} MiB waiting"
     )
     kept = len(written) + recorder.left_out == steps and not recorder.lost and waiting <= 1 << 20
-    return Row("a disk of 1 MB/s, simulated; backlog of 1 MiB", seen, bool(kept and trained < steps / 200 + 2))
+    return Row("a disk of 1 MB/s, simulated; backlog of 1 MiB", seen, kept and trained < steps / 200 + 2)
 
 
 def removed(directory: pathlib.Path) -> Row:

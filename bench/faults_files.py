@@ -115,8 +115,7 @@ def full(mount: pathlib.Path) -> Row:
         run = tapescope.Run(mount / "run")
         kept = lost == recorder.lost and len(run.steps) == n - lost == len(loaded(mount / "run"))
         kept = kept and run.status["lost"] == lost and run.steps[-1] == n - 1
-        seen = f"{full_at - lost} written, {lost} lost and counted, then 20 more; training went on"
-        return Row(promise, seen, bool(kept))
+        return Row(promise, f"{full_at - lost} written, {lost} lost and counted, then 20 more; training went on", kept)
     finally:
         subprocess.run(["umount", mount], check=False)
 

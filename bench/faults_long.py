@@ -48,7 +48,7 @@ def main() -> None:
         f"{holding[-1][1]}; {lost} records lost or left out"
     )
     kept = slope < 10 and last < 1.25 * first and holding[0] == holding[-1] and not lost
-    told([Row(f"{records:,} records of one run (readings of 100 steps, again and again)", seen, bool(kept))])
+    told([Row(f"{records:,} records of one run (readings of 100 steps, again and again)", seen, kept)])
 
 
 if __name__ == "__main__":

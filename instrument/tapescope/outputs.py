@@ -134,7 +134,7 @@ def _by_unit(parts: Sequence[tf.Tensor]) -> tf.Tensor:
 def _safe_output(x: tf.Tensor) -> Sequence[tf.Tensor]:
     """As `_outputs`, of one group, `[n, M, U]`: of the finite elements, in two passes."""
     inner, mask = constant([1, 2]), R.IsFinite(x=x)
-    values, largest, bad = stats.finite(x, inner)
+    values, largest, bad = stats.finite(x, mask, inner)
     sane = R.Sub(x=constant(1.0), y=bad)
     total, number, nonfinite = (R.Sum(input=t, axis=inner, keep_dims=True) for t in (values, sane, bad))
     mean = R.DivNoNan(x=total, y=number)

@@ -30,6 +30,10 @@ class Series(NamedTuple):
     tensors: list[np.ndarray]
 
 
+NO_RECORD = Series(Family("variables"), np.zeros(0, np.int64), np.zeros(0), [])
+"""Of a run that ended before its first."""
+
+
 class Run:
     """What one directory of event files holds. Read at once, and not again: make a new one to see more.
 
@@ -55,12 +59,12 @@ class Run:
     @property
     def steps(self) -> np.ndarray:
         """The T recorded steps, int64 [T]; T is 0 for a run that ended before its first record."""
-        return self._series["variables"].steps if "variables" in self._series else np.zeros(0, np.int64)
+        return self._series.get("variables", NO_RECORD).steps
 
     @property
     def wall_times(self) -> np.ndarray:
         """When each was recorded, seconds since 1970, float64 [T]."""
-        return self._series["variables"].wall_times if "variables" in self._series else np.zeros(0)
+        return self._series.get("variables", NO_RECORD).wall_times
 
     @property
     def variables(self) -> tuple[str, ...]:

@@ -52,17 +52,17 @@ def squares(groups: Sequence[Group]) -> tf.Tensor:
 def _safe_rows(x: tf.Tensor) -> Sequence[tf.Tensor]:
     """L2 norm and largest magnitude of the finite elements, and the number of the others: `[n, N]` to `[3, n]`."""
     inner = constant([1])
-    values, largest, bad = finite(x, inner)
+    values, largest, bad = finite(x, R.IsFinite(x=x), inner)
     length = R.Sqrt(x=R.Sum(input=settled(R.Square(x=values)), axis=inner, keep_dims=True)) * largest
     rows = R.Pack(values=[length, largest, R.Sum(input=bad, axis=inner, keep_dims=True)])
     return (R.Reshape(tensor=rows, shape=constant([3, -1])),)
 
 
-def finite(x: tf.Tensor, inner: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """A tensor divided by the largest magnitude of its finite elements, with 0 for the others; that magnitude, over the
-    axes `inner`, which are kept; and 1 for the others, 0 for the finite. No square of what is within 1 leaves float32.
+def finite(x: tf.Tensor, mask: tf.Tensor, inner: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """A tensor divided by the largest magnitude of its finite elements, which `mask` says, with 0 for the others; that
+    magnitude, over the axes `inner`, which are kept; and 1 for the others, 0 for the finite. No square of what is
+    within 1 leaves float32.
     """
-    mask = R.IsFinite(x=x)
     values = settled(R.SelectV2(condition=mask, t=x, e=0.0))
     largest = R.Max(input=settled(R.Abs(x=values)), axis=inner, keep_dims=True)
     return R.DivNoNan(x=values, y=largest), largest, settled(R.Cast(x=R.LogicalNot(x=mask), DstT=tf.float32))

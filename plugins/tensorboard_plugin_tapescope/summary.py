@@ -20,10 +20,11 @@ QUIET_RECORDS = 10
 def runs(snapshot: Snapshot, now: float | None = None) -> list[dict[str, Any]]:
     """Every run's row of the overview."""
     at = time.time() if now is None else now
-    news = [name for name in snapshot.runs if snapshot.row(name) is None]
+    said = {name: snapshot.row(name) for name in snapshot.runs}
+    news = [name for name, of in said.items() if of is None]
     snapshot.preload(news, ("step",), SEEN)
     snapshot.preload(news, ("step", "status", "findings", "variables", "layers"), LAST)
-    return [snapshot.row(name) or snapshot.keep_row(name, row(snapshot, name, at)) for name in snapshot.runs]
+    return [of or snapshot.keep_row(name, row(snapshot, name, at)) for name, of in said.items()]
 
 
 def row(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
