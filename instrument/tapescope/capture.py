@@ -35,6 +35,13 @@ class Call(NamedTuple):
     layer: Any
     number: int
     """In the order of calls; of one call the same on all tapes that see it."""
+    read: Any = None
+    """What is measured in place of `a`, or of z where that is differentiated."""
+
+    @property
+    def differentiated(self) -> bool:
+        """Whether the function is applied to z again, for its derivative: then `a` is not read at all."""
+        return self.activation.function is not None and self.z is not None
 
 
 class Capture:

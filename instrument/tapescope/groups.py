@@ -222,8 +222,25 @@ def elements(groups: Sequence[Group]) -> tf.Tensor:
     if all(size is not None for size in known):
         counts = [[size // len(g.indices)] * len(g.indices) for size, g in zip(known, groups, strict=True)]
         return constant(np.concatenate(counts), tf.float32)
-    parts = []
-    for group in groups:
-        size, n = R.Size(input=group.x), len(group.indices)
-        parts.append(R.Fill(dims=[n], value=size // n) if group.many else size)
-    return tf.cast(joined(parts, groups), tf.float32)
+    parts, lasts = [], []
+    for group, size in zip(groups, known, strict=True):
+        thin, last = first_unit(group.x) if size is None else (group.x, 1)
+        if size is None:
+            parts.append(R.Size(input=thin))
+        else:  # only of these there may be many
+            parts.append(constant([size // len(group.indices)] * len(group.indices) if group.many else size))
+        lasts += [last] * len(group.indices)
+    return tf.cast(joined(parts, groups) * constant(lasts), tf.float32)
+
+
+def first_unit(x: tf.Tensor) -> tuple[tf.Tensor, int]:
+    """`x[..., :1]`, to ask for a shape that is not known before, and how many there are; else all of it, and 1.
+
+    TensorFlow asks the input of an elementwise operation for the shape of its output, and an operation of which two
+    others want something is not merged with the one behind it.
+    """
+    last = x.shape[-1] if x.shape.rank else None
+    if last is None:
+        return x, 1
+    begin, end, strides = (constant(at) for at in ([0, 0], [0, 1], [1, 1]))
+    return R.StridedSlice(input=x, begin=begin, end=end, strides=strides, ellipsis_mask=1), last

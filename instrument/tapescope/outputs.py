@@ -20,6 +20,7 @@ from tapescope.groups import (
     constant,
     different,
     elements,
+    first_unit,
     grouped,
     in_order,
     joined,
@@ -73,7 +74,7 @@ def layer_rows(
     if not measured:
         return tf.zeros([len(LAYER_ROWS), 0]), tf.zeros([len(UNIT_ROWS), 0]), tf.zeros([0, BINS], tf.int32)
     calls = [call for call, _ in measured]
-    outputs = [tf.cast(by_unit(call.a), tf.float32) for call in calls]
+    outputs = [tf.cast(_output(call), tf.float32) for call in calls]
     kinds = [id(call) if call.activation.function else call.activation for call in calls]
     groups = grouped(outputs, True, kinds)
     parts = [_outputs(chunk, calls) for chunk in chunks(groups)]
@@ -96,9 +97,23 @@ def layer_rows(
     given = constant(0.0)
     if check_input and calls[0].input is not None:
         given = _nonfinite(tf.cast(calls[0].input, tf.float32))
-    examples = tf.cast(tf.shape(calls[0].a)[0], tf.float32) if calls[0].a.shape.rank else constant(1.0)
+    first = calls[0].read
+    examples = tf.cast(tf.shape(first_unit(first)[0])[0], tf.float32) if first.shape.rank else constant(1.0)
     inputs = tf.pad(tf.stack([[given], [examples]]), constant([[0, 0], [0, len(calls) - 1]]))
     return concat([rows, lengths, bad[None], inputs], 0), by_unit_, bins
+
+
+def _output(call: Call) -> tf.Tensor:
+    """Of a function that is differentiated at z its value there: such a function (SiLU, GELU) ends in a product, which
+    TensorFlow merges with what a dropout multiplies by only where nothing else reads it.
+    """
+    z, function = _z(call), call.activation.function
+    return by_unit(call.read) if z is None or function is None else tf.convert_to_tensor(function(z))
+
+
+def _z(call: Call) -> tf.Tensor | None:
+    """The z at which the function is to be differentiated, with the units along the second axis."""
+    return tf.reshape(call.read, [-1, by_unit(call.a).shape[-1]]) if call.differentiated else None
 
 
 def _nonfinite(x: tf.Tensor) -> tf.Tensor:
@@ -160,8 +175,7 @@ def _flags(groups: Sequence[Group], calls: Sequence[Call]) -> list[tf.Tensor]:
 
         with blaming(call.name):
             zeros = counted(R.Equal(x=x, y=zero))
-            z = call.z if call.z is None or call.activation.function is None else tf.reshape(call.z, [-1, x.shape[-1]])
-            low, high = activations.saturation(call.activation, z, x)
+            low, high = activations.saturation(call.activation, _z(call), x)
             relu = call.activation.nonnegative and call.activation.saturated[0] == 0  # its saturated low are its zeros
             flat = activations.flat(call.activation, x)
         found.append((zeros, counted(flat), zeros if relu else counted(low), counted(high)))

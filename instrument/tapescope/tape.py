@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from tapescope import backward, capture, handed, replicas
+from tapescope import backward, bystander, capture, handed, replicas
 from tapescope import reading as readings
 from tapescope.guard import blaming, misuse
 from tapescope.reading import Partial, Reading
@@ -132,12 +132,16 @@ class MeasuringTape(Tape):
             found = super().gradient(target, [*flat, *(t for t in tensors if t is not None)], output_gradients)
         own, more = found[: len(flat)], iter(found[len(flat) :])
         deltas = [None if t is None else next(more) for t in tensors]
+        read = [call.z if call.differentiated else call.a for call in calls]
+        beside = iter(bystander.beside([*read, *deltas]))
+        calls = tuple(call._replace(read=next(beside)) for call in calls)
+        deltas = list(beside)
         self._passes.append(
             backward.Pass(
                 number=next(_numbers),
                 calls=calls,
                 deltas=list(zip(*[iter(deltas)] * 3, strict=True)),
-                gradients={id(s): g for s, g in zip(flat, own, strict=True) if id(s) in known},
+                gradients={id(s): g for s, g in zip(flat, bystander.aside(own), strict=True) if id(s) in known},
                 weights={v: tf.convert_to_tensor(variable) for v, variable in known.items()},
             )
         )
@@ -164,7 +168,7 @@ class MeasuringTape(Tape):
     def partial(self, *others: Tape, loss_scale: Any = None) -> Partial | None:
         if self._probe.failure:
             return None
-        with self._probe._guard():
+        with self._probe._guard(), bystander.apart():
             all_ = self._together(others)
             captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape)]
             self._probe._agree(all_.calls, [c for c in captures if c is not None])

@@ -19,6 +19,11 @@ def batch():
     return rng.normal(0, 2, [16, 12]).astype(np.float32), rng.normal(0, 1, [16, 5]).astype(np.float32)
 
 
+def call(a, kind="linear", number=0):
+    a = tf.constant(a)
+    return Call(str(number), activations.describe(kind), None, None, a, None, number, read=a)
+
+
 def check(read, model, before, probe, x, y, activations):
     """Compares a reading with the oracle: relative 1e-4 (shares: two elements at a threshold)."""
     _, layers = oracle.chain(x, y, before, activations)
@@ -86,8 +91,8 @@ def test_norms_hold_over_the_range_of_float32(scale):
 def test_standard_deviation_far_from_zero():
     """A sum of squares would lose all digits here."""
     x = (1000 + 1e-2 * np.random.default_rng(0).normal(size=[64, 32])).astype(np.float32)
-    calls = [Call("x", activations.LINEAR, None, None, tf.constant(part), None, 0) for part in np.split(x, 4)]
-    rows, *_ = outputs.layer_rows([(call, (None,) * 3) for call in calls])
+    calls = [call(part) for part in np.split(x, 4)]
+    rows, *_ = outputs.layer_rows([(one, (None,) * 3) for one in calls])
     merged = merging.layers(tf.transpose(rows)[:, :, None], [-1])
     np.testing.assert_allclose(merged["activation_std"][0], x.astype(np.float64).std(), rtol=1e-3)
 
@@ -107,8 +112,7 @@ def test_a_nonfinite_output_leaves_the_statistics_of_the_rest():
     a = np.random.default_rng(0).normal(size=[20, 3]).astype(np.float32)
     bad = a.copy()
     bad[4, 1], bad[5, 2] = np.nan, np.inf
-    call = Call("x", activations.LINEAR, None, None, tf.constant(bad), None, 0)
-    rows, units, _ = outputs.layer_rows([(call, (None,) * 3)])
+    rows, units, _ = outputs.layer_rows([(call(bad), (None,) * 3)])
     merged = merging.layers(rows[None], [-1])
     rest = a[np.isfinite(bad)].astype(np.float64)
     np.testing.assert_allclose(merged["activation_mean"], [rest.mean()], rtol=1e-4)
@@ -159,10 +163,7 @@ def test_outputs_reduced_together(compiled):
     arrays[3][4, 1] = np.nan
     arrays.append(np.maximum(rng.normal(size=[20, 4]), 0).astype(np.float32))
     kinds = ["linear", "linear", "linear", "linear", "tanh", "relu"]
-    calls = [
-        Call(str(i), activations.describe(kind), None, None, tf.constant(a), None, i)
-        for i, (a, kind) in enumerate(zip(arrays, kinds, strict=True))
-    ]
+    calls = [call(a, kind, i) for i, (a, kind) in enumerate(zip(arrays, kinds, strict=True))]
     measure = tf.function(
         lambda: outputs.layer_rows([(c, (None, c.a, None)) for c in calls], True), jit_compile=compiled
     )

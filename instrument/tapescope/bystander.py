@@ -1,0 +1,152 @@
+"""What to read of a traced step so that its own arithmetic stays what it is without a reader, to the last bit.
+
+TensorFlow rewrites a graph before it runs it, and what a tensor is made into depends on who else reads it:
+
+- A bias and an activation, or a bias and a sum, become one kernel with the matrix product, which rounds otherwise.
+- Factors that follow each other are multiplied first, and sums that follow each other become one `AddN`.
+- `AddN` adds into the first of its inputs that nothing else holds, and *starts* with it; a tensor that is measured is
+  held for as long as that takes. So it is with the gradients that come back from three consumers and more of a tensor.
+
+Where a tensor would be merged with its only consumer, a twin of it is read in its place, which the same operations make
+of the same inputs a second time. Where it is added to others, the step gets a copy and the original is read. All else
+is read as it is. Eager steps are not rewritten.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.framework.attr_value_pb2 import AttrValue
+
+_VIEWS = {"ExpandDims", "Identity", "Reshape", "Slice", "Split", "Squeeze", "StopGradient", "StridedSlice", "Unpack"}
+"""Operations whose output may lie in the memory of their input."""
+_SHAPES = {"Shape", "ShapeN", "Size"}
+"""Operations that read no memory."""
+_SUMS = {"Add", "AddN", "AddV2"}
+_PRODUCTS = {"Mul", "RealDiv"}
+_CONTRACTIONS = {"Conv2D", "MatMul"}
+_MARK = "_tapescope"
+_FUSED = {"Elu", "Sigmoid", "Tanh"}
+"""Activations that round otherwise inside the kernel of a matrix product; ReLU and its kin do not."""
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Marks the operations that are made in it: TensorFlow does not take them for the same as those of the step."""
+    if tf.executing_eagerly():
+        yield
+    else:
+        with tf.compat.v1.get_default_graph()._attr_scope({_MARK: AttrValue(b=True)}):
+            yield
+
+
+def beside(tensors: Sequence[Any]) -> list[Any]:
+    """What to read in place of each tensor; what is none, or eager, is given back.
+
+    To be called when the forward and the backward pass are traced and nothing of them is measured yet.
+    """
+    roots = [_root(t) if _traced(t) else t for t in tensors]
+    twins: dict[int, tf.Tensor] = {}
+    read = []
+    for tensor in _distinct(filter(_traced, roots)):
+        if _merges(tensor):
+            twins[id(tensor)] = _twin(tensor.op, read)
+        else:
+            read.append(tensor)
+    for tensor in _distinct(read):
+        if any(map(_of_three, _consumers(tensor))):
+            _hand_on_a_copy(tensor)
+    return [twins.get(id(root), t) for root, t in zip(roots, tensors, strict=True)]
+
+
+def aside(gradients: Sequence[Any]) -> list[Any]:
+    """As `beside`, of what an optimizer is about to take: it will be multiplied by a learning rate."""
+    return [_twin(g.op, []) if _traced(g) and g.op.type in _PRODUCTS else g for g in gradients]
+
+
+def _traced(tensor: Any) -> bool:
+    return isinstance(tensor, tf.Tensor) and not hasattr(tensor, "numpy")
+
+
+def _distinct(tensors: Iterable[tf.Tensor]) -> Iterable[tf.Tensor]:
+    return {id(t): t for t in tensors}.values()
+
+
+def _root(tensor: tf.Tensor) -> tf.Tensor:
+    return _root(tensor.op.inputs[0]) if tensor.op.type == "Identity" else tensor
+
+
+def _consumers(tensor: tf.Tensor) -> Iterator[tf.Operation]:
+    """The operations of the step that read the tensor's memory."""
+    for op in tensor.consumers():
+        if op.type in _VIEWS:
+            for output in op.outputs:
+                yield from _consumers(output)
+        elif op.type not in _SHAPES and not _apart(op):
+            yield op
+
+
+def _apart(op: tf.Operation) -> bool:
+    try:
+        return op.get_attr(_MARK)
+    except ValueError:
+        return False
+
+
+def _of_three(op: tf.Operation) -> bool:
+    """Whether it is, or becomes a part of, a sum of three and more."""
+    if op.type not in _SUMS:
+        return False
+    after = list(_consumers(op.outputs[0]))
+    near = [t.op for t in op.inputs if len(list(_consumers(t))) == 1] + after * (len(after) == 1)
+    return len(op.inputs) > 2 or any(other.type in _SUMS for other in near)
+
+
+def _hand_on_a_copy(tensor: tf.Tensor) -> None:
+    """The copy has the tensor's place in the order of names, by which TensorFlow sorts what it adds."""
+    consumers = [op for op in tensor.consumers() if not _apart(op)]
+    with tensor.graph.as_default(), tf.control_dependencies(None):
+        copy = tf.raw_ops.Snapshot(input=tensor, name=f"{tensor.op.name}-{tensor.value_index}/")
+    for op in consumers:
+        for i, given in enumerate(op.inputs):
+            if given is tensor:
+                op._update_input(i, copy)
+
+
+def _merges(tensor: tf.Tensor) -> bool:
+    """Whether TensorFlow makes one operation of what the tensor comes from and its only consumer."""
+    op, consumers = tensor.op, list(_consumers(tensor))
+    kinds = {consumer.type for consumer in consumers}
+    if op.type in _PRODUCTS:  # others that it may have are often gradients of constants, and pruned
+        return not kinds.isdisjoint(_PRODUCTS)
+    if len(consumers) != 1:
+        return False
+    if op.type in _SUMS:
+        return kinds <= _SUMS
+    contractions = {t.op.type for t in op.inputs} & _CONTRACTIONS
+    if not contractions:
+        return False
+    if not kinds <= _SUMS:
+        return kinds <= _FUSED
+    same_shape = all(str(t.shape) == str(tensor.shape) for t in consumers[0].inputs)
+    return "MatMul" in contractions and same_shape and not _of_three(consumers[0])
+
+
+def _twin(op: tf.Operation, read: list[tf.Tensor]) -> tf.Tensor:
+    """Notes what is read for it."""
+    inputs = []
+    with op.graph.as_default(), tf.control_dependencies(None), apart():
+        for term in op.inputs:
+            if term.op.type in _CONTRACTIONS and op.type not in _SUMS:
+                inputs.append(_again(term.op, term.op.inputs))
+            elif _merges(term):
+                inputs.append(_twin(term.op, read))
+            else:
+                inputs.append(term)
+                read.append(term)
+        return _again(op, inputs)
+
+
+def _again(op: tf.Operation, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+    return op.graph.create_op(op.type, inputs, [t.dtype for t in op.outputs], attrs=dict(op.node_def.attr)).outputs[0]

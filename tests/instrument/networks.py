@@ -1,0 +1,105 @@
+"""Networks to train with and without measuring: small ones of each kind that TensorFlow rewrites, and any by chance."""
+
+import random
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+import tapescope
+
+ACTIVATIONS = (None, "relu", "tanh", "sigmoid", "elu", "gelu", "silu", "softplus", "hard_sigmoid", "leaky_relu", "selu")
+
+
+def _blocks(rng: random.Random, number: int, image: bool):
+    """Makes of one tensor, of several, and whether it takes several."""
+
+    def weights(name, activation):
+        if image:
+            return layers.Conv2D(8, rng.choice([1, 3]), padding="same", activation=activation, name=name)
+        return layers.Dense(32, activation, name=name)
+
+    def attention(x):
+        rows = layers.Reshape((4, 8))(x)
+        return layers.Reshape((32,))(layers.MultiHeadAttention(2, 4, name=f"attention{number}")(rows, rows))
+
+    activation = rng.choice(ACTIVATIONS)
+    norm = rng.choice([layers.BatchNormalization, layers.LayerNormalization])
+    pool = rng.choice([layers.MaxPooling2D, layers.AveragePooling2D])
+    merge = rng.choice([layers.Add, layers.Add, layers.Average, layers.Multiply, layers.Maximum])
+    together = layers.Concatenate()
+    one = [
+        weights(f"dense{number}", activation),
+        weights(f"linear{number}", None),
+        layers.Activation(rng.choice(["relu", "tanh", "sigmoid"]), name=f"active{number}"),
+        norm(name=f"norm{number}"),
+        layers.Dropout(0.2, seed=number, name=f"dropout{number}"),
+        pool(3, 1, padding="same", name=f"pool{number}") if image else attention,
+        lambda x: x * 0.3,
+    ]
+    several = [
+        merge(name=f"sum{number}"),
+        lambda xs: sum(xs[1:], xs[0]),
+        lambda xs: weights(f"joined{number}", activation)(together(xs)),
+    ]
+    return one, several
+
+
+def by_chance(seed: int) -> keras.Model:
+    """A graph of 4 to 8 blocks; what they make may go into several, and much of it is added up in the end."""
+    rng = random.Random(seed)
+    image = rng.random() < 0.4
+    given = keras.Input((8, 8, 4) if image else (24,))
+    first = layers.Conv2D(8, 3, padding="same", activation="relu") if image else layers.Dense(32, "relu")
+    first.name = "stem"
+    made = [first(given)]
+    for number in range(rng.randint(4, 8)):
+        one, several = _blocks(rng, number, image)
+        recent = made[-4:]
+        if len(recent) > 1 and rng.random() < 0.35:
+            made.append(rng.choice(several)(rng.sample(recent, rng.randint(2, len(recent)))))
+        else:
+            made.append(rng.choice(one)(rng.choice(recent)))
+    end = made[-1]
+    for tensor in rng.sample(made[:-1], min(len(made) - 1, rng.randint(1, 3))):
+        end = end + tensor
+    if image:
+        end = layers.GlobalAveragePooling2D()(end)
+    return keras.Model(given, layers.Dense(3, name="logits")(end))
+
+
+def trained(network, measure: bool, *, seed=0, selection=None, batch=16, known=True, steps=3) -> list[np.ndarray]:
+    """The weights, and what came out last, after some steps of the network that `network()` makes.
+
+    `known` is whether TensorFlow knows the number of examples when it traces the step.
+    """
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    model, optimizer = network(), keras.optimizers.SGD(0.05, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+    rng = np.random.default_rng(seed)
+    for variable in model.trainable_variables:  # biases of 0 would hide in which order things are added
+        variable.assign(variable + rng.normal(0, 0.1, variable.shape))
+    x = tf.constant(rng.normal(size=[batch, *model.input_shape[1:]]), tf.float32)
+    y = tf.constant(rng.integers(0, 3, [batch]))
+    probe = tapescope.Probe(model, layers=selection, strict=True)
+
+    number = batch if known else None
+
+    @tf.function(input_signature=[tf.TensorSpec([number, *x.shape[1:]]), tf.TensorSpec([number], tf.int64)])
+    def step(x, y):
+        with probe.tape(measure) as tape:
+            out = model(x, training=True)
+            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, out, from_logits=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+        return out, tape.reading()
+
+    outs = [step(x, y)[0].numpy() for _ in range(steps)]
+    return [*model.get_weights(), outs[-1]]
+
+
+def same_bits(first, second) -> bool:
+    """Whether two lists of arrays are equal to the last bit."""
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))

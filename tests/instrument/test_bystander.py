@@ -1,0 +1,90 @@
+"""A reader of the step must not change what TensorFlow makes of it: the same bits in every network that it rewrites."""
+
+import random
+import re
+
+import keras
+import pytest
+from keras import layers
+
+from tests.instrument import networks
+
+DENSE, IMAGE = (24,), (8, 8, 4)
+
+
+SELECTIONS = (None, None, "[02468]", "[13579]", "stem|logits|active")
+"""For Probe's `layers`: those that it takes by itself, or some by their names."""
+
+
+def _inception(x):
+    branches = [layers.Conv2D(8, 1, activation="relu")(x), layers.Conv2D(8, 3, padding="same", activation="relu")(x)]
+    return layers.Flatten()(layers.Concatenate()([*branches, layers.MaxPooling2D(3, 1, padding="same")(x)]))
+
+
+def _branches(x):
+    return layers.Add(name="sum")([layers.Dense(32, name=f"branch{i}")(x) for i in range(4)])
+
+
+def _sum_of_sums(x):
+    a, b, c, d = (layers.Dense(32, name=f"branch{i}")(x) for i in range(4))
+    return layers.Add(name="sum")([layers.Add(name="sum0")([a, b]), layers.Add(name="sum1")([c, d])])
+
+
+def _normalized(x):
+    return (layers.LayerNormalization()(layers.Dense(32, "selu")(x)) + layers.Dense(32, "tanh")(x)) + x
+
+
+def _attention(x):
+    rows = layers.Reshape((4, 8))(x)
+    return x + layers.Reshape((32,))(layers.MultiHeadAttention(2, 4)(rows, rows)) + layers.Dense(32, "gelu")(x)
+
+
+BLOCKS = {
+    "bias, then sigmoid": (DENSE, layers.Activation("sigmoid"), None),
+    "bias, then tanh": (DENSE, layers.Activation("tanh"), None),
+    "bias, then ELU": (DENSE, layers.Activation("elu"), None),
+    "convolution, then ELU": (IMAGE, layers.Activation("elu"), None),
+    "silu, scaled": (DENSE, lambda x: layers.Dense(32, "silu")(x) * 0.3, None),
+    "gelu, scaled": (DENSE, lambda x: layers.Dense(32, "gelu")(x) * 0.3, None),
+    "softplus, scaled": (DENSE, lambda x: layers.Dense(32, "softplus")(x / 3) * 0.3, None),
+    "hard sigmoid, scaled": (DENSE, lambda x: layers.Dense(32, "hard_sigmoid")(x) * 0.3, None),
+    "hard silu": (DENSE, lambda x: layers.Dense(32, "hard_silu")(x), None),
+    "residual": (DENSE, lambda x: x + layers.Dense(32)(x), None),
+    "residual convolution": (IMAGE, lambda x: x + layers.Conv2D(8, 3, padding="same")(x), None),
+    "branches of which some are measured": (IMAGE, _inception, None),
+    "two branches chosen": (DENSE, _branches, "branch[01]"),
+    "three branches chosen": (DENSE, _branches, "branch[012]"),
+    "sums of sums": (DENSE, _sum_of_sums, "sum"),
+    "normalized, in a sum": (DENSE, _normalized, "add|dense"),
+    "attention, in a sum": (DENSE, _attention, None),
+    "batch normalization": (DENSE, lambda x: layers.BatchNormalization()(x), None),
+}
+"""Input, what follows a linear layer, and which layers are measured. Without `bystander.py` all but two differ."""
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_same_bits_where_tensorflow_would_merge_what_is_measured(name, known):
+    shape, block, selection = BLOCKS[name]
+
+    def network():
+        given = keras.Input(shape)
+        x = layers.Conv2D(8, 3, padding="same")(given) if shape == IMAGE else layers.Dense(32)(given)
+        x = layers.Flatten()(block(x)) if shape == IMAGE else block(x)
+        return keras.Model(given, layers.Dense(3)(x))
+
+    plain, measured = (networks.trained(network, m, selection=selection, known=known, steps=10) for m in (False, True))
+    assert networks.same_bits(plain, measured)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_same_bits_in_any_network(seed):
+    rng = random.Random(seed)
+    how = {"seed": seed, "known": rng.random() < 0.5, "batch": rng.choice([16, 48])}
+    plain, again = (networks.trained(lambda: networks.by_chance(seed), False, **how) for _ in range(2))
+    if not networks.same_bits(plain, again):
+        pytest.skip("TensorFlow itself trains this network otherwise each time")
+    model = networks.by_chance(seed)
+    names = [layer.name for layer in model.layers[1:]]
+    chosen = rng.choice([s for s in SELECTIONS if s is None or any(re.search(s, name) for name in names)])
+    assert networks.same_bits(plain, networks.trained(lambda: networks.by_chance(seed), True, selection=chosen, **how))
