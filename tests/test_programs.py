@@ -1,4 +1,4 @@
-"""The programs in examples/: the same weights and losses to the bit with measuring on and off, and the right rows."""
+"""The programs in examples/: the same weights to the bit with measuring on and off, and the right rows."""
 
 import importlib.util
 from pathlib import Path
@@ -71,7 +71,9 @@ def test_the_same_bits_with_measuring_on_and_off(name, tmp_path):
     without = weights(plain)
     program.keras.backend.clear_session()
     measured, same_losses, _ = program.train(True, epochs, tmp_path / "on")
-    assert losses == same_losses
+    # Keras sums the epoch's losses by TensorFlow's AddN, which starts with whichever of its terms is free: without
+    # measuring, too, the autoencoder's loss is now the one, now the other of two neighbouring float32.
+    np.testing.assert_array_max_ulp(np.float32(losses), np.float32(same_losses), maxulp=2)
     for on, off in zip(weights(measured), without, strict=True):
         np.testing.assert_array_equal(on, off)
     run = tapescope.Run(tmp_path / "on")
