@@ -1,5 +1,6 @@
-"""Weights after 200 steps with the probe on, off and failing, to the bit: dtypes, 1, 2 and 4 replicas, dropout on."""
+"""Weights with the probe on, off and failing, to the bit: dtypes, 1, 2 and 4 replicas, dropout; networks by chance."""
 
+import functools
 import os
 import sys
 
@@ -14,6 +15,7 @@ tf.config.set_logical_device_configuration(
 )
 
 from bench.faults import Row, told  # noqa: E402
+from tests.instrument import networks  # noqa: E402
 from tests.instrument import test_guard as on  # noqa: E402
 
 import tapescope  # noqa: E402
@@ -42,7 +44,21 @@ def main() -> None:
         seen = f"differs: {', '.join(other)}" if other else f"the same bits: probe {', '.join(runs)}"
         promise = f"weights after {steps} steps, {dtype}, {replicas} replica{'s' * (replicas > 1)}, dropout"
         rows.append(Row(promise, seen, not other))
-    told(rows)
+    told([*rows, by_chance(10 if "--quick" in sys.argv else 200)])
+
+
+def by_chance(number: int) -> Row:
+    """Networks with branches, sums, normalization, attention and dropout; batches of known and of unknown size."""
+    found = {"the same bits": 0, "differ": 0, "differ without measuring": 0}
+    for seed in range(number):
+        how = {"seed": seed, "known": seed % 2 == 0}
+        network = functools.partial(networks.by_chance, seed)
+        plain, again, measured = (networks.trained(network, measure, **how) for measure in (False, False, True))
+        varies = not networks.same_bits(plain, again)
+        same = networks.same_bits(plain, measured)
+        found["differ without measuring" if varies else "the same bits" if same else "differ"] += 1
+    seen = ", ".join(f"{count} {name}" for name, count in found.items())
+    return Row(f"weights after 3 steps, {number} networks by chance", seen, not found["differ"])
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ _SUMS = {"Add", "AddN", "AddV2"}
 _PRODUCTS = {"Mul", "RealDiv"}
 _CONTRACTIONS = {"Conv2D", "MatMul"}
 _MARK = "_tapescope"
+_TWIN = "tapescope_twin"
 _FUSED = {"Elu", "Sigmoid", "Tanh"}
 """Activations that round otherwise inside the kernel of a matrix product; ReLU and its kin do not."""
 
@@ -61,8 +62,9 @@ def beside(tensors: Sequence[Any]) -> list[Any]:
 
 
 def aside(gradients: Sequence[Any]) -> list[Any]:
-    """As `beside`, of what an optimizer is about to take: it will be multiplied by a learning rate."""
-    return [_twin(g.op, []) if _traced(g) and g.op.type in _PRODUCTS else g for g in gradients]
+    """As `beside`, of what an optimizer takes: that may be a product, and is multiplied by a learning rate."""
+    roots = [_root(g, "IdentityN") if _traced(g) else g for g in gradients]  # as the clipped ones are
+    return [_twin(r.op, []) if _traced(r) and r.op.type in _PRODUCTS else r for r in roots]
 
 
 def _traced(tensor: Any) -> bool:
@@ -73,8 +75,9 @@ def _distinct(tensors: Iterable[tf.Tensor]) -> Iterable[tf.Tensor]:
     return {id(t): t for t in tensors}.values()
 
 
-def _root(tensor: tf.Tensor) -> tf.Tensor:
-    return _root(tensor.op.inputs[0]) if tensor.op.type == "Identity" else tensor
+def _root(tensor: tf.Tensor, *other: str) -> tf.Tensor:
+    op = tensor.op
+    return _root(op.inputs[tensor.value_index], *other) if op.type in ("Identity", *other) else tensor
 
 
 def _consumers(tensor: tf.Tensor) -> Iterator[tf.Operation]:
@@ -83,15 +86,12 @@ def _consumers(tensor: tf.Tensor) -> Iterator[tf.Operation]:
         if op.type in _VIEWS:
             for output in op.outputs:
                 yield from _consumers(output)
-        elif op.type not in _SHAPES and not _apart(op):
+        elif op.type not in _SHAPES and not _is_twin(op):
             yield op
 
 
-def _apart(op: tf.Operation) -> bool:
-    try:
-        return op.get_attr(_MARK)
-    except ValueError:
-        return False
+def _is_twin(op: tf.Operation) -> bool:
+    return _TWIN in op.name
 
 
 def _of_three(op: tf.Operation) -> bool:
@@ -105,7 +105,7 @@ def _of_three(op: tf.Operation) -> bool:
 
 def _hand_on_a_copy(tensor: tf.Tensor) -> None:
     """The copy has the tensor's place in the order of names, by which TensorFlow sorts what it adds."""
-    consumers = [op for op in tensor.consumers() if not _apart(op)]
+    consumers = [op for op in tensor.consumers() if not _is_twin(op)]
     with tensor.graph.as_default(), tf.control_dependencies(None):
         copy = tf.raw_ops.Snapshot(input=tensor, name=f"{tensor.op.name}-{tensor.value_index}/")
     for op in consumers:
@@ -149,4 +149,5 @@ def _twin(op: tf.Operation, read: list[tf.Tensor]) -> tf.Tensor:
 
 
 def _again(op: tf.Operation, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
-    return op.graph.create_op(op.type, inputs, [t.dtype for t in op.outputs], attrs=dict(op.node_def.attr)).outputs[0]
+    attributes, types = dict(op.node_def.attr), [t.dtype for t in op.outputs]
+    return op.graph.create_op(op.type, inputs, types, name=_TWIN, attrs=attributes).outputs[0]

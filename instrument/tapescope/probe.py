@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tapescope import capture, faults, flow, handed, replicas
+from tapescope import bystander, capture, faults, flow, handed, replicas
 from tapescope import reading as readings
 from tapescope.guard import Guard, misuse
 from tapescope.reading import Partial, Reading
@@ -132,7 +132,8 @@ class Probe:
             given_to = handed.optimizers(lists["gradients"])
             if self.faults is None:  # else another replica's thread was here
                 self.faults = faults.of_step(self._selection.models, given_to)
-        own, total, given = (None if gs is None else unscaled(gs, names.variables, loss_scale) for gs in lists.values())
+        read = (None if gs is None else bystander.aside(gs) for gs in lists.values())
+        own, total, given = (None if gs is None else unscaled(gs, names.variables, loss_scale) for gs in read)
         owners = np.zeros([len(names.layers), len(names.variables)], bool)
         for layer, variables in enumerate(names.layer_variables):
             owners[layer, list(variables)] = True

@@ -69,10 +69,11 @@ def by_chance(seed: int) -> keras.Model:
     return keras.Model(given, layers.Dense(3, name="logits")(end))
 
 
-def trained(network, measure: bool, *, seed=0, selection=None, batch=16, known=True, steps=3) -> list[np.ndarray]:
+def trained(network, measure: bool, *, seed=0, selection=None, batch=16, known=True, steps=3, clip=None) -> list:
     """The weights, and what came out last, after some steps of the network that `network()` makes.
 
-    `known` is whether TensorFlow knows the number of examples when it traces the step.
+    `known` is whether TensorFlow knows the number of examples when it traces the step, `clip` the gradients' largest
+    global norm.
     """
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
@@ -93,8 +94,9 @@ def trained(network, measure: bool, *, seed=0, selection=None, batch=16, known=T
             out = model(x, training=True)
             loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, out, from_logits=True))
         gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply(gradients, model.trainable_variables)
-        return out, tape.reading()
+        applied = gradients if clip is None else tf.clip_by_global_norm(gradients, clip)[0]
+        optimizer.apply(applied, model.trainable_variables)
+        return out, tape.reading(aggregated=gradients, applied=applied)
 
     outs = [step(x, y)[0].numpy() for _ in range(steps)]
     return [*model.get_weights(), outs[-1]]

@@ -77,6 +77,18 @@ def test_the_same_bits_where_tensorflow_would_merge_what_is_measured(name, known
     assert networks.same_bits(plain, measured)
 
 
+def test_the_same_bits_where_clipped_gradients_are_multiplied_by_a_learning_rate():
+    def network():
+        given = keras.Input(DENSE)
+        return keras.Model(given, layers.Dense(3)(layers.Dense(32, "tanh")(given)))
+
+    plain, measured, other = (
+        networks.trained(network, m, clip=c) for m, c in ((False, 0.5), (True, 0.5), (False, None))
+    )
+    assert networks.same_bits(plain, measured)
+    assert not networks.same_bits(plain, other)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_the_same_bits_in_any_network(seed):
     rng = random.Random(seed)
