@@ -13,7 +13,7 @@ from plotly import graph_objects
 from tensorboard_plugin_tapescope import export, metadata, summary, tables
 from tensorboard_plugin_tapescope.plugin import VIEWS, pages
 from tests.plugin import synthetic
-from tests.plugin.conftest import HOSTILE, application
+from tests.plugin.conftest import HOSTILE, STEPS, application
 from tests.plugin.synthetic import Spec
 
 WEIRD = "we <b>ird/'quoted\""
@@ -242,7 +242,7 @@ def test_the_tab_is_listed_and_only_data_make_it_active(tensorboard):
 
 
 def test_under_a_path_prefix(logdir):
-    prefixed = application(logdir, True, 4, "/proxy/6006")
+    prefixed = application(logdir, True, 4, "/proxy/6006", STEPS[-1])
     assert len(prefixed.get("runs").json["runs"]) == 4
     assert prefixed.client.get("/data/plugin/tapescope/runs").status_code == 404
     page = prefixed.client.get("/proxy/6006/data/plugin/tapescope/static/index.js")
