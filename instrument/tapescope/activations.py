@@ -143,7 +143,7 @@ def _differentiated(function: Any) -> Activation:
 
 def saturation(activation: Activation, z: tf.Tensor | None, a: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor | None]:
     """Where the elements of `a` are saturated low and high: boolean tensors of its shape, None where none can be."""
-    if z is not None and activation.function is not None:
+    if activation.function is not None and z is not None:
         with tf.GradientTape() as tape:
             tape.watch(z)
             value = activation.function(z)

@@ -11,7 +11,6 @@ from tests.instrument import networks
 
 DENSE, IMAGE = (24,), (8, 8, 4)
 
-
 SELECTIONS = (None, None, "[02468]", "[13579]", "stem|logits|active")
 """For Probe's `layers`: those that it takes by itself, or some by their names."""
 
@@ -59,7 +58,7 @@ BLOCKS = {
     "attention, in a sum": (DENSE, _attention, None),
     "batch normalization": (DENSE, lambda x: layers.BatchNormalization()(x), None),
 }
-"""Input, what follows a linear layer, and which layers are measured. Without `bystander.py` all but two differ."""
+"""Input, what follows a linear layer, and which layers are measured."""
 
 
 @pytest.mark.parametrize("known", [True, False])
