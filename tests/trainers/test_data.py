@@ -63,6 +63,11 @@ def test_batches_are_flat_scaled_one_hot_and_of_static_shape():
     np.testing.assert_array_equal(tf.reduce_sum(y, 1), 1)
 
 
+def test_no_thread_outlives_the_batches():
+    pipelines = data.batches(data.load("digits"), 64, 0), data.validation(data.load("digits"), 64)
+    assert not any(pipeline.options().autotune.enabled for pipeline in pipelines)
+
+
 def test_labels_stay_with_their_examples():
     digits = data.load("digits")
     known = {image.tobytes(): label for image, label in zip(digits.x_train, digits.y_train, strict=True)}

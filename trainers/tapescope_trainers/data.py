@@ -161,4 +161,5 @@ def _examples(order: tf.data.Dataset, x: np.ndarray, y: np.ndarray, data: Data) 
 
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    options.autotune.enabled = False  # there is nothing to tune, and its thread may sleep on for a minute when done
     return order.map(gather, num_parallel_calls=2).with_options(options)

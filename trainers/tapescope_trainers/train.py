@@ -194,7 +194,8 @@ def train(options: Options, parts: Parts, names: list[str]):
     )
     evaluate = step.make_evaluation(parts.model, parts.strategy)
     held = parts.strategy.experimental_distribute_dataset(data.validation(parts.data, options.batch_size))
-    batches = parts.strategy.experimental_distribute_dataset(parts.batches)
+    # Held here: what TensorFlow has in the background for each replica may take a minute to end, with the records closed.
+    batches = iter(parts.strategy.experimental_distribute_dataset(parts.batches))
     if parts.link:
         parts.link.on_loss(lambda line: _end(line, parts))
     with parts.recorder as recorder:
