@@ -62,7 +62,10 @@ def beside(tensors: Sequence[Any]) -> list[Any]:
 
 
 def aside(gradients: Sequence[Any]) -> list[Any]:
-    """As `beside`, of what an optimizer takes: that may be a product, and is multiplied by a learning rate."""
+    """As `beside`, of what an optimizer takes: that may be a product, and is multiplied by a learning rate.
+
+    May be called at any time, and again: TensorFlow keeps one of several equal twins.
+    """
     roots = [_root(g, "IdentityN") if _traced(g) else g for g in gradients]  # as the clipped ones are
     return [_twin(r.op, []) if _traced(r) and r.op.type in _PRODUCTS else r for r in roots]
 
@@ -105,7 +108,7 @@ def _of_three(op: tf.Operation) -> bool:
 
 def _hand_on_a_copy(tensor: tf.Tensor) -> None:
     """The copy has the tensor's place in the order of names, by which TensorFlow sorts what it adds."""
-    consumers = [op for op in tensor.consumers() if not _is_twin(op)]
+    consumers = [op for op in tensor.consumers() if not _is_twin(op) and op.type not in _SHAPES]
     with tensor.graph.as_default(), tf.control_dependencies(None):
         copy = tf.raw_ops.Snapshot(input=tensor, name=f"{tensor.op.name}-{tensor.value_index}/")
     for op in consumers:

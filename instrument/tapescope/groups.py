@@ -85,7 +85,7 @@ def grouped(tensors: Sequence[tf.Tensor], units: bool = False, keys: Sequence[Ha
     for batch in (batch for batches in kinds.values() for batch in batches if batch):
         many = len(batch) > 1
         x = R.Pack(values=[tensors[i] for i in batch]) if many else tensors[batch[0]]
-        shape = (*[len(batch)] * many, -1, *[x.shape[-1]] * units)
+        shape = (*[len(batch)] * many, -1, *([x.shape[-1]] if units else []))
         if len(shape) != x.shape.rank:
             x = R.Reshape(tensor=x, shape=constant(shape))
         found.append(Group(tuple(batch), x, many, 1 if many else _stride(x.shape.num_elements() or 0)))

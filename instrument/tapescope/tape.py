@@ -141,7 +141,7 @@ class MeasuringTape(Tape):
                 number=next(_numbers),
                 calls=calls,
                 deltas=list(zip(*[iter(deltas)] * 3, strict=True)),
-                gradients={id(s): g for s, g in zip(flat, bystander.aside(own), strict=True) if id(s) in known},
+                gradients={id(s): g for s, g in zip(flat, own, strict=True) if id(s) in known},
                 weights={v: tf.convert_to_tensor(variable) for v, variable in known.items()},
             )
         )
@@ -172,7 +172,7 @@ class MeasuringTape(Tape):
             all_ = self._together(others)
             captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape)]
             self._probe._agree(all_.calls, [c for c in captures if c is not None])
-            own = unscaled(all_.gradients, self._probe.variables, loss_scale)
+            own = unscaled(bystander.aside(all_.gradients), self._probe.variables, loss_scale)
             deltas = [
                 unscaled(ds, [call.name] * 3, loss_scale) for call, ds in zip(all_.calls, all_.deltas, strict=True)
             ]

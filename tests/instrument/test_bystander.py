@@ -5,8 +5,10 @@ import re
 
 import keras
 import pytest
+import tensorflow as tf
 from keras import layers
 
+import tapescope
 from tests.instrument import networks
 
 DENSE, IMAGE = (24,), (8, 8, 4)
@@ -86,6 +88,22 @@ def test_the_same_bits_where_clipped_gradients_are_multiplied_by_a_learning_rate
     )
     assert networks.same_bits(plain, measured)
     assert not networks.same_bits(plain, other)
+
+
+def test_the_gradients_that_go_on_are_the_tapes_own():
+    scale, x = tf.Variable(2.0), tf.Variable(3.0)
+    probe = tapescope.Probe([scale], strict=True)
+
+    @tf.function
+    def step():
+        with probe.tape(True) as tape:
+            loss = scale * x
+        gradients = tape.gradient(loss, [scale])
+        assert gradients[0].op.type == "Mul" and tape.own()[0] is gradients[0]
+        return tape.reading(aggregated=gradients, applied=gradients)
+
+    step()
+    assert not probe.failure
 
 
 @pytest.mark.parametrize("seed", range(12))

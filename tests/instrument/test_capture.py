@@ -141,6 +141,24 @@ def test_a_model_without_any_layer_to_measure():
     np.testing.assert_allclose(reading.column("gradient_norm"), [2 * np.sqrt(5)], 1e-6)
 
 
+@pytest.mark.parametrize("compiled", [None, False, True])
+@pytest.mark.parametrize("scalars", [1, 2])
+def test_scalars_are_variables_too(scalars, compiled):
+    w, *temperatures = tf.Variable([1.0, -2.0]), *(tf.Variable(3.0) for _ in range(scalars))
+    probe = tapescope.Probe([w, *temperatures], strict=True)
+
+    def step():
+        with probe.tape(True) as tape:
+            loss = tf.add_n(temperatures) * tf.reduce_sum(tapescope.tap("square", w[tf.newaxis] ** 2))
+        gradients = tape.gradient(loss, [w, *temperatures])
+        return tape.reading(aggregated=gradients)
+
+    reading = step() if compiled is None else tf.function(step, jit_compile=compiled)()
+    np.testing.assert_allclose(reading.column("gradient_norm"), [6 * scalars * np.sqrt(5), *[5] * scalars], 1e-6)
+    np.testing.assert_allclose(reading.column("gradient_max"), [12 * scalars, *[5] * scalars], 1e-6)
+    np.testing.assert_allclose(reading.column("weight_norm"), [np.sqrt(5), *[3] * scalars], 1e-6)
+
+
 def test_recurrent_layer_is_seen_from_outside():
     model = keras.Sequential([keras.Input((5, 3)), keras.layers.LSTM(4, name="lstm"), Dense(1, name="out")])
     probe, reading = read(model, x(8, 5, 3))
