@@ -40,6 +40,26 @@ def _attention(x):
     return x + layers.Reshape((32,))(layers.MultiHeadAttention(2, 4)(rows, rows)) + layers.Dense(32, "gelu")(x)
 
 
+def _post_norm(x):
+    """A transformer's block, of which the queries, keys and values and the sum read the same."""
+    x = layers.Reshape((4, 8))(x)
+    x = layers.LayerNormalization()(x + layers.MultiHeadAttention(2, 4)(x, x))
+    x = layers.LayerNormalization()(x + layers.Dense(8)(layers.Dense(16, "gelu")(x)))
+    return layers.Flatten()(x)
+
+
+def _highway(x):
+    gate = layers.Dense(32, "sigmoid")(x)
+    return gate * layers.Dense(32, "tanh")(x) + (1 - gate) * x
+
+
+def _densely_connected(x):
+    found = [x]
+    for _ in range(3):
+        found.append(layers.Dense(8, "relu")(layers.Concatenate()(found) if len(found) > 1 else x))
+    return layers.Concatenate()(found)
+
+
 BLOCKS = {
     "bias, then sigmoid": (DENSE, layers.Activation("sigmoid"), None),
     "bias, then tanh": (DENSE, layers.Activation("tanh"), None),
@@ -58,6 +78,9 @@ BLOCKS = {
     "sums of sums": (DENSE, _sum_of_sums, "sum"),
     "normalized, in a sum": (DENSE, _normalized, "add|dense"),
     "attention, in a sum": (DENSE, _attention, None),
+    "attention, then a norm": (DENSE, _post_norm, None),
+    "highway": (DENSE, _highway, None),
+    "densely connected": (DENSE, _densely_connected, None),
     "batch normalization": (DENSE, lambda x: layers.BatchNormalization()(x), None),
 }
 """Input, what follows a linear layer, and which layers are measured."""
