@@ -19,6 +19,11 @@ from tapescope.reading import Partial, Reading
 from tapescope.selection import Names, Selection
 from tapescope.tape import MeasuringTape, Tape, as_it_is, unscaled
 
+_NOT_SEEN = (
+    "it was not called inside the tape, or in a graph traced before, or by a layer around it that skips its "
+    "`__call__`, as TimeDistributed does: choose that one by `layers=`"
+)
+
 
 class Probe:
     """Says what of a model is measured; makes the tapes that measure it.
@@ -151,7 +156,7 @@ class Probe:
             called, chosen = {id(call.layer) for call in calls}, seen[0].chosen
             for layer, (path, _) in chosen.items():
                 if layer not in called:
-                    self.skipped.setdefault(path, "it was not called inside the tape, or in a graph traced before")
+                    self.skipped.setdefault(path, _NOT_SEEN)
             if chosen and not calls:
                 logging.warning("tapescope measures no layer: %s", "; ".join(map(": ".join, self.skipped.items())))
             self.names = names
