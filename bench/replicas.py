@@ -25,7 +25,7 @@ import numpy as np
 from tests.trainers.processes import Trainer, newest, until, variables, workers
 
 import tapescope
-from tapescope_trainers import flags, step, train
+from tapescope_trainers import flags, preparation, step
 
 NETWORK = ("--preset=cnn", "--width=16", "--measure_every=5", "--window_examples=512", "--noprogress")
 FOUR = ("--strategy=mirrored", "--devices=cpu:4")
@@ -78,7 +78,7 @@ def speed(logdir):
 def collectives(logdir):
     """All-reduces in the graph of one replica: of the plain step, and of the measured one."""
     options = flags.parse(["x", f"--logdir={logdir}", *NETWORK, *FOUR])
-    parts = train.prepare(options)
+    parts = preparation.prepare(options)
     parts.recorder.close()
     one_step = step.make(parts.model, parts.optimizer, parts.probe, parts.strategy, batch_size=64)
     spec = parts.strategy.experimental_distribute_dataset(parts.batches).element_spec

@@ -116,7 +116,7 @@ def _throttle(recorder, bytes_a_second):
     from tapescope import events
 
     true = events.EventFile._append
-    recorder._backlog._most_bytes = 1 << 20
+    recorder._writer.backlog._most_bytes = 1 << 20
 
     def append(file, event):
         if file.path.startswith(recorder.logdir):

@@ -9,7 +9,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +18,6 @@ import tensorflow as tf
 from absl import logging
 
 from tapescope import finding, records, replicas
-from tapescope.backlog import Backlog
 from tapescope.claim import Claim
 from tapescope.probe import Probe
 from tapescope.reading import STEP_COLUMNS, Reading
@@ -26,6 +25,7 @@ from tapescope.records import Step
 from tapescope.restart import Resume
 from tapescope.schedule import Schedule
 from tapescope.scribe import Scribe
+from tapescope.writer import Job, Writer
 
 PROMPT_SECONDS = 1.0
 """The longest that the first record with a NaN or Inf keeps the training waiting."""
@@ -63,19 +63,15 @@ class Recorder:
         strict_io: bool = False,
     ):
         self.logdir: str = os.fspath(logdir)
-        self.lost: int = 0
-        """Records that could not be written."""
         self._probe = probe
         self._has_read, self._used_before = False, probe._used
         self._when, self._strict = when, strict_io
-        self._closed, self._silent = False, not replicas.speaks_for_all(probe._selection.variables())
-        self._error: OSError | None = None
-        self._bad = False
+        self._bad, self._closed = False, False
         self._reading_bytes = 0
         self._process, self._closing = os.getpid(), threading.Lock()
-        self._backlog = Backlog()
-        self._scribe: Scribe | None = None
-        if self._silent:
+        self._writer: Writer | None = None
+        """None in all workers but the chief."""
+        if not replicas.speaks_for_all(probe._selection.variables()):
             return
         self._claim = Claim(self.logdir)
         try:
@@ -83,19 +79,23 @@ class Recorder:
         except BaseException:
             self._claim.release()
             raise
-        self._thread = threading.Thread(target=self._run, name="tapescope-recorder", args=[self._scribe], daemon=True)
-        self._thread.start()
+        self._writer = Writer(self._scribe)
         atexit.register(self._at_exit)
 
     @property
     def findings(self) -> tuple[finding.Finding, ...]:
         """What the rules have found so far; a record or two behind the training."""
-        return self._scribe.findings if self._scribe else ()
+        return self._scribe.findings if self._writer else ()
+
+    @property
+    def lost(self) -> int:
+        """Records that could not be written."""
+        return self._writer.lost if self._writer else 0
 
     @property
     def left_out(self) -> int:
         """Records that were left out because the disk was slower than they came."""
-        return self._backlog.left_out
+        return self._writer.backlog.left_out if self._writer else 0
 
     def write(
         self,
@@ -176,7 +176,7 @@ class Recorder:
 
     def close(self, reason: str = "completed") -> None:
         """Writes what is queued and that the run has ended, and why; returns when it is on disk. Idempotent."""
-        if self._silent or os.getpid() != self._process:
+        if self._writer is None or os.getpid() != self._process:
             return
         with self._closing:
             if not self._closed:
@@ -188,10 +188,9 @@ class Recorder:
                         self.logdir,
                     )
                 self._closed = True
-                self._backlog.put(lambda scribe: scribe.status("ended", reason, self.lost, self.left_out))
-                self._backlog.put(_end)
+                self._writer.end(reason)
                 atexit.unregister(self._at_exit)
-            self._thread.join()
+            self._writer.join()
             self._claim.release()
         if self.lost:
             logging.error("tapescope: %d records of %s could not be written", self.lost, self.logdir)
@@ -209,10 +208,10 @@ class Recorder:
         self._strict = False  # the error that is under way says more
         self.close("interrupted" if issubclass(kind, KeyboardInterrupt) else f"{kind.__name__}: {error}")
 
-    def _put(self, job: Callable[[Scribe], object], size: int = 0) -> None:
+    def _put(self, job: Job, size: int = 0) -> None:
         if self._closed:
             raise ValueError(f"the recorder of {self.logdir} is closed; make a new one to go on")
-        if self._silent:
+        if self._writer is None:
             return
         if os.getpid() != self._process:
             raise ValueError(
@@ -220,56 +219,19 @@ class Recorder:
                 "make one with a directory of its own here"
             )
         self._stop_if_strict()
-        before = self.left_out
-        self._backlog.put(job, size)
-        if self.left_out and not before:
-            logging.warning(
-                "tapescope: %s is written more slowly than its records come; every second that waits is left out",
-                self.logdir,
-            )
+        self._writer.put(job, size)
 
     def _stop_if_strict(self) -> None:
-        if self._strict and self._error:
-            raise self._error
+        if self._strict and self._writer and self._writer.error:
+            raise self._writer.error
 
     def _wait(self, seconds: float | None = None) -> None:
         """Until all that was handed over is written, or for so long."""
-        if self._silent or self._closed:
-            return
-        done = threading.Event()
-        self._backlog.put(lambda scribe: done.set())
-        done.wait(seconds)
+        if self._writer and not self._closed:
+            self._writer.wait(seconds)
 
     def _at_exit(self) -> None:
         self.close("the program ended without closing its recorder")
-
-    # What is below runs in the background thread.
-
-    def _run(self, scribe: Scribe) -> None:
-        failing = False
-        while (job := self._backlog.get()) is not _end:
-            try:
-                job(scribe)
-                if failing and not scribe.failing:
-                    failing = False
-                    scribe.status("training", "", self.lost, self.left_out)
-                    logging.info("tapescope writes to %s again; %d records are lost", self.logdir, self.lost)
-            except Exception as error:  # whatever fails here, it must not end the thread while training goes on
-                failing = failing or scribe.failing
-                self._lose(error)
-        scribe.close()
-
-    def _lose(self, error: Exception) -> None:
-        self.lost += 1
-        if self.lost == 1:
-            why = str(error) if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
-            logging.error("tapescope: %s; training goes on, unwritten records are counted", why)
-        if isinstance(error, OSError):
-            self._error = self._error or error
-
-
-def _end(scribe: Scribe) -> None:
-    """The last job."""
 
 
 def _bytes(part: Any) -> int:

@@ -122,7 +122,8 @@ def test_the_gradients_that_go_on_are_the_tapes_own():
         with probe.tape(True) as tape:
             loss = scale * x
         gradients = tape.gradient(loss, [scale])
-        assert gradients[0].op.type == "Mul" and tape.own()[0] is gradients[0]
+        assert gradients[0].op.type == "Mul"
+        assert tape.own()[0] is gradients[0]
         return tape.reading(aggregated=gradients, applied=gradients)
 
     step()

@@ -171,7 +171,7 @@ def test_a_slow_disk_thins_the_records_and_the_training_goes_on(tmp_path, disk, 
     probe, step = eager_steps()
     reading = step(0)
     with tapescope.Recorder(tmp_path, probe) as recorder:
-        recorder._backlog._most_bytes = 16 * (sum(p.numpy().nbytes for p in reading if p is not None) + 1000)
+        recorder._writer.backlog._most_bytes = 16 * (sum(p.numpy().nbytes for p in reading if p is not None) + 1000)
         disk.slow.clear()
         for n in range(200):
             recorder.write(n, reading, {"loss": 1.0})

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tapescope_trainers import step, train
+from tapescope_trainers import preparation, step
 from tapescope_trainers.flags import Options
 
 
@@ -13,7 +13,7 @@ def after(
     steps: int, options: Options, measure: Callable[[int], bool] = lambda n: False, readings: list | None = None
 ) -> list[np.ndarray]:
     """The trainable variables after `steps` steps; the readings are put into a list that is given."""
-    parts = train.prepare(options)
+    parts = preparation.prepare(options)
     parts.recorder.close()
     one_step = step.make(
         parts.model,

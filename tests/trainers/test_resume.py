@@ -14,7 +14,7 @@ from tensorboard import context
 
 import tapescope
 from tapescope.units import Ledger
-from tapescope_trainers import checkpoints, data, flags, resume, train
+from tapescope_trainers import checkpoints, data, flags, preparation, resume, train
 from tests.plugin.conftest import application
 from tests.trainers import processes
 from tests.trainers.processes import Trainer, newest, until, variables
@@ -108,10 +108,10 @@ def test_asked_to_end_it_saves_and_goes_on_from_there(whole, tmp_path, number):
     assert_same_run(tmp_path, whole)
 
 
-def trained(logdir: Path, *more: str) -> train.Parts:
+def trained(logdir: Path, *more: str) -> preparation.Parts:
     """A run in this process."""
     options = flags.parse(["x", f"--logdir={logdir}", "--preset=mlp", "--width=8", "--measure_every=3", *more])
-    parts = train.prepare(options._replace(progress=False), go_on=resume.check(options))
+    parts = preparation.prepare(options._replace(progress=False), go_on=resume.check(options))
     train.train(options._replace(progress=False), parts, [])
     return parts
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tapescope import reading, records
-from tapescope_trainers import data, flags, step, train
+from tapescope_trainers import data, flags, preparation, step
 from tests.trainers.steps import after
 
 STEPS = 10
@@ -59,7 +59,7 @@ def test_the_given_networks_on_two_replicas(tmp_path, preset):
 def test_a_step_is_what_a_plain_loop_does(tmp_path):
     """Against a loop without tapescope, in which Keras clips: on one device it clips rightly."""
     options = flags.parse(["x", f"--logdir={tmp_path}", "--optimizer=sgd", "--learning_rate=0.5", "--clip_norm=0.05"])
-    parts = train.prepare(options)
+    parts = preparation.prepare(options)
     parts.recorder.close()
     model, optimizer = parts.model, keras.optimizers.SGD(0.5, global_clipnorm=0.05)
     for x, y in parts.batches.take(STEPS):
@@ -103,7 +103,7 @@ def test_a_batch_in_parts_makes_the_same_step_and_the_same_reading(tmp_path, how
 def test_a_replica_that_overflows_makes_all_skip_the_step(tmp_path):
     arguments = ("--preset=mlp", "--width=16", "--mixed_precision=float16", "--strategy=mirrored", "--devices=cpu:2")
     options = flags.parse(["x", f"--logdir={tmp_path}", *arguments])
-    parts = train.prepare(options)
+    parts = preparation.prepare(options)
     parts.recorder.close()
     one_step = step.make(parts.model, parts.optimizer, parts.probe, parts.strategy, batch_size=64)
     x, y = next(iter(parts.batches))
@@ -129,7 +129,7 @@ def test_float16_readings_are_unscaled(tmp_path, how):
 
     def norms(*more: str) -> np.ndarray:
         options = flags.parse(["x", f"--logdir={tmp_path}", *NETWORK, *how, *more])
-        parts = train.prepare(options)
+        parts = preparation.prepare(options)
         parts.recorder.close()
         one_step = step.make(
             parts.model, parts.optimizer, parts.probe, parts.strategy, batch_size=64, jit_compile=options.jit_compile
@@ -159,7 +159,7 @@ def test_the_loss_goes_through_the_output_activation():
 def test_evaluation_counts_every_example_once_on_every_number_of_replicas(tmp_path):
     found = []
     for more in ((), ("--strategy=mirrored", "--devices=cpu:4")):
-        parts = train.prepare(flags.parse(["x", f"--logdir={tmp_path}", "--seed=2", *more]))
+        parts = preparation.prepare(flags.parse(["x", f"--logdir={tmp_path}", "--seed=2", *more]))
         parts.recorder.close()
         evaluate = step.make_evaluation(parts.model, parts.strategy)
         held = parts.strategy.experimental_distribute_dataset(data.validation(parts.data, 100))

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import NoReturn
 
 import absl.flags
 from absl import app
@@ -17,6 +17,7 @@ from absl import app
 from tapescope_trainers import cluster, flags, resume, serve, signals
 from tapescope_trainers.flags import Options
 from tapescope_trainers.link import Link, join
+from tapescope_trainers.preparation import Parts, prepare
 
 CODE_BAD_INPUT = 2
 CODE_LOST = 3
@@ -49,28 +50,6 @@ def _parse(argv: list[str]) -> Options:
         return flags.parse(argv)
     except ValueError as error:
         _refuse(error)
-
-
-class Parts(NamedTuple):
-    """All that a training needs, built and checked."""
-
-    strategy: Any
-    data: Any
-    batches: Any
-    model: Any
-    optimizer: Any
-    probe: Any
-    when: Any
-    recorder: Any
-    steps: int
-    start: int
-    """Steps that were done before."""
-    metrics: dict[str, float]
-    """The last validation's, of the run that goes on."""
-    save: Any
-    """What the loop is given to save with; None without checkpoints."""
-    link: Link | None
-    """To the other workers."""
 
 
 def run(options: Options) -> None:
@@ -110,73 +89,6 @@ def run(options: Options) -> None:
             serve.stay(address, names)
 
 
-def prepare(options: Options, go_on: bool = False, link: Link | None = None) -> Parts:
-    """Builds everything, in the order in which errors are cheapest. Raises ValueError and OSError on bad input.
-
-    `go_on`: with the run that is in --logdir; with several workers the chief's word holds.
-    """
-    import keras  # TensorFlow takes seconds to import: not for --help or a misspelt flag
-
-    import tapescope
-    from tapescope_trainers import checkpoints, data, models, strategy
-
-    chief = link is None or link.cluster.chief
-    distribution = strategy.make(
-        *(options.strategy, options.devices, options.collective), link.cluster if link else None
-    )
-    replicas = distribution.num_replicas_in_sync
-    strategy.check_batch(options.batch_size, replicas, options.accumulate_steps)
-    if go_on:
-        resume.check_replicas(options, replicas)
-    keras.utils.set_random_seed(options.seed)
-    examples = data.load(options.data, options.data_dir, options.seed)
-    with distribution.scope():
-        model = models.build(
-            options.preset,
-            examples.shape,
-            examples.classes,
-            activation=options.activation,
-            depth=options.depth,
-            width=options.width,
-            initializer=options.initializer,
-            mixed_precision=options.mixed_precision,
-        )
-        optimizer = _optimizer(options)
-        optimizer.build(model.trainable_variables)
-    probe = tapescope.Probe(
-        model, layers=options.layers, window_examples=options.window_examples, histograms=options.histograms
-    )
-    if options.max_overhead_pct:
-        when = tapescope.budget(options.max_overhead_pct)
-    else:
-        when = tapescope.every(options.measure_every) if options.measure_every else tapescope.never()
-    steps = options.steps or options.epochs * (len(examples.x_train) // options.batch_size)
-    saved = checkpoints.Checkpoints(resume.folder(options.logdir), model, optimizer, writes=chief)
-    start, metrics, state = 0, {}, {}
-    wanted = None if link is None or chief else link.hear("resume")
-    if go_on or wanted is not None:
-        start, arrays = saved.restore(wanted)
-        metrics, state = checkpoints.parts(arrays)
-    elif options.checkpoint_every and chief:
-        # Before there is any record: where there are records, there is a checkpoint.
-        resume.begin(options, replicas)
-        saved.save(0, {})
-    if link and chief:
-        link.tell(resume=start if go_on else None)
-    batches = data.batches(examples, options.batch_size, options.seed, skip=start)
-    about = {"program": "tapescope-train", "steps": steps, "replicas": replicas} | flags.hparams(options)
-    going_on = tapescope.Resume(start, state) if go_on else None
-    recorder = tapescope.Recorder(options.logdir, probe, when, about, going_on, strict_io=options.strict_io)
-
-    def save(done: int, metrics: dict[str, float]) -> None:
-        saved.save(done, checkpoints.position(metrics, recorder.state()))
-
-    saving = save if options.checkpoint_every else None
-    return Parts(
-        *(distribution, examples, batches, model, optimizer, probe, when, recorder, steps, start, metrics, saving, link)
-    )
-
-
 def train(options: Options, parts: Parts, names: list[str]):
     """Trains to the end, or to the next step once `names` has a signal; the loop's Result."""
     from tapescope_trainers import data, loop, step, strategy
@@ -194,7 +106,7 @@ def train(options: Options, parts: Parts, names: list[str]):
     )
     evaluate = step.make_evaluation(parts.model, parts.strategy)
     held = parts.strategy.experimental_distribute_dataset(data.validation(parts.data, options.batch_size))
-    # Held here: what TensorFlow has in the background for each replica may take a minute to end, with the records closed.
+    # Held here: what TensorFlow has in the background for each replica may take a minute to end, after the records.
     batches = iter(parts.strategy.experimental_distribute_dataset(parts.batches))
     if parts.link:
         parts.link.on_loss(lambda line: _end(line, parts))
@@ -227,21 +139,6 @@ def train(options: Options, parts: Parts, names: list[str]):
         )
         recorder.close(reason=f"ended by {result.interrupted}" if result.interrupted else "all steps done")
     return result
-
-
-def _optimizer(options: Options):
-    import keras
-
-    make = {
-        "sgd": keras.optimizers.SGD,
-        "momentum": lambda rate: keras.optimizers.SGD(rate, momentum=0.9),
-        "adam": keras.optimizers.Adam,
-        "adamw": keras.optimizers.AdamW,
-        "rmsprop": keras.optimizers.RMSprop,
-    }[options.optimizer]
-    optimizer = make(options.learning_rate)
-    # Only float16 has so few exponent bits that gradients vanish in it.
-    return keras.optimizers.LossScaleOptimizer(optimizer) if options.mixed_precision == "float16" else optimizer
 
 
 def _lost(link: Link, parts: Parts, error: Exception) -> NoReturn:
