@@ -98,6 +98,49 @@ class Cell(layers.Layer):
         return new, [new]
 
 
+class Gated(layers.Layer):
+    """As ReZero: a residual that a scalar opens."""
+
+    def build(self, shape):
+        self.gate = self.add_weight(shape=(), initializer="ones", name="gate")
+        self.inside = dense(shape[-1], "inside", "relu")
+
+    def call(self, x):
+        return x + self.gate * self.inside(x)
+
+
+class Mixture(keras.Model):
+    """Of experts, each with a share of every example."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = [dense(3, f"expert_{i}", "gelu") for i in range(2)]
+        self.router, self.out = dense(2, "router", "softmax"), dense(1, "out")
+
+    def call(self, x):
+        share = self.router(x)
+        return self.out(tf.add_n([expert(x) * share[:, i, None] for i, expert in enumerate(self.experts)]))
+
+
+class Rounded(keras.Model):
+    """What is rounded is passed straight through on the way back."""
+
+    def __init__(self):
+        super().__init__()
+        self.code, self.out = dense(3, "code", "tanh"), dense(1, "out")
+
+    def call(self, x):
+        code = self.code(x)
+        return self.out(code + tf.stop_gradient(tf.round(code) - code))
+
+
+def adapted():
+    """By LoRA: the kernel is frozen, two thin matrices beside it are trained."""
+    model = sequential((4,), dense(3, "a", "relu"), dense(2, "b"))
+    model.layers[0].enable_lora(2)
+    return model
+
+
 MHA = ("mha/query", "mha/key", "mha/value", "mha/attention_output", "out")
 KINDS = {
     "many": (many_inputs_and_outputs, [VECTORS, 2 * VECTORS], ("l", "r", "value", "class")),
@@ -128,6 +171,10 @@ KINDS = {
     ),
     "partly_frozen": (partly_frozen, VECTORS, ("a", "b", "c")),
     "tied": (Tied, TOKENS, ("hidden",)),
+    "gated": (lambda: sequential((4,), Gated(name="gated"), dense(1, "out")), VECTORS, ("gated/inside", "out")),
+    "mixture": (Mixture, VECTORS, ("router", "expert_0", "expert_1", "out")),
+    "rounded": (Rounded, VECTORS, ("code", "out")),
+    "adapted": (adapted, VECTORS, ("a", "b")),
     "lazy": (Lazy, VECTORS, ("inner/block_0", "inner/block_1", "out")),
 }
 
