@@ -25,7 +25,7 @@ import numpy as np
 from tests.trainers.processes import Trainer, newest, until, variables, workers
 
 import tapescope
-from tapescope_trainers import flags, preparation, step
+from tapescope_trainers import flags, preparation
 
 NETWORK = ("--preset=cnn", "--width=16", "--measure_every=5", "--window_examples=512", "--noprogress")
 FOUR = ("--strategy=mirrored", "--devices=cpu:4")
@@ -80,7 +80,7 @@ def collectives(logdir):
     options = flags.parse(["x", f"--logdir={logdir}", *NETWORK, *FOUR])
     parts = preparation.prepare(options)
     parts.recorder.close()
-    one_step = step.make(parts.model, parts.optimizer, parts.probe, parts.strategy, batch_size=64)
+    one_step = preparation.make_step(options, parts)
     spec = parts.strategy.experimental_distribute_dataset(parts.batches).element_spec
     counts = []
     for measure in (False, True):

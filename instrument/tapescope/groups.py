@@ -224,12 +224,14 @@ def elements(groups: Sequence[Group]) -> tf.Tensor:
         return constant(np.concatenate(counts), tf.float32)
     parts, lasts = [], []
     for group, size in zip(groups, known, strict=True):
-        thin, last = first_unit(group.x) if size is None else (group.x, 1)
-        if size is None:
-            parts.append(R.Size(input=thin))
-        else:  # only of these there may be many
-            parts.append(constant([size // len(group.indices)] * len(group.indices) if group.many else size))
-        lasts += [last] * len(group.indices)
+        n = len(group.indices)
+        if size is None:  # of one tensor alone
+            thin, last = first_unit(group.x)
+            part = R.Size(input=thin)
+        else:
+            part, last = constant([size // n] * n if group.many else size), 1
+        parts.append(part)
+        lasts += [last] * n
     return tf.cast(joined(parts, groups) * constant(lasts), tf.float32)
 
 

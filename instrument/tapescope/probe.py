@@ -137,8 +137,9 @@ class Probe:
             given_to = handed.optimizers(lists["gradients"])
             if self.faults is None:  # else another replica's thread was here
                 self.faults = faults.of_step(self._selection.models, given_to)
-        read = (None if gs is None else bystander.aside(gs) for gs in lists.values())
-        own, total, given = (None if gs is None else unscaled(gs, names.variables, loss_scale) for gs in read)
+        own, total, given = (
+            None if gs is None else unscaled(bystander.aside(gs), names.variables, loss_scale) for gs in lists.values()
+        )
         owners = np.zeros([len(names.layers), len(names.variables)], bool)
         for layer, variables in enumerate(names.layer_variables):
             owners[layer, list(variables)] = True

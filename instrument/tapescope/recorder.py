@@ -75,17 +75,16 @@ class Recorder:
             return
         self._claim = Claim(self.logdir)
         try:
-            self._scribe = Scribe(self.logdir, self._claim, probe, about or {}, resume)
+            self._writer = Writer(Scribe(self.logdir, self._claim, probe, about or {}, resume))
         except BaseException:
             self._claim.release()
             raise
-        self._writer = Writer(self._scribe)
         atexit.register(self._at_exit)
 
     @property
     def findings(self) -> tuple[finding.Finding, ...]:
         """What the rules have found so far; a record or two behind the training."""
-        return self._scribe.findings if self._writer else ()
+        return self._writer.scribe.findings if self._writer else ()
 
     @property
     def lost(self) -> int:

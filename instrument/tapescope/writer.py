@@ -23,7 +23,7 @@ class Writer:
         self.error: OSError | None = None
         """The first of the disk."""
         self.backlog = Backlog()
-        self._scribe = scribe
+        self.scribe = scribe
         self._thread = threading.Thread(target=self._run, name="tapescope-recorder", daemon=True)
         self._thread.start()
 
@@ -34,7 +34,7 @@ class Writer:
         if self.backlog.left_out and not before:
             logging.warning(
                 "tapescope: %s is written more slowly than its records come; every second that waits is left out",
-                self._scribe.logdir,
+                self.scribe.logdir,
             )
 
     def wait(self, seconds: float | None = None) -> None:
@@ -56,18 +56,18 @@ class Writer:
         failing = False
         while (job := self.backlog.get()) is not _end:
             try:
-                job(self._scribe)
-                if failing and not self._scribe.failing:
+                job(self.scribe)
+                if failing and not self.scribe.failing:
                     failing = False
                     self._status("training", "")
-                    logging.info("tapescope writes to %s again; %d records are lost", self._scribe.logdir, self.lost)
+                    logging.info("tapescope writes to %s again; %d records are lost", self.scribe.logdir, self.lost)
             except Exception as error:  # whatever fails here, it must not end the thread while training goes on
-                failing = failing or self._scribe.failing
+                failing = failing or self.scribe.failing
                 self._lose(error)
-        self._scribe.close()
+        self.scribe.close()
 
     def _status(self, state: str, reason: str) -> None:
-        self._scribe.status(state, reason, self.lost, self.backlog.left_out)
+        self.scribe.status(state, reason, self.lost, self.backlog.left_out)
 
     def _lose(self, error: Exception) -> None:
         self.lost += 1

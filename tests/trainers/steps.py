@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tapescope_trainers import preparation, step
+from tapescope_trainers import preparation
 from tapescope_trainers.flags import Options
 
 
@@ -15,16 +15,7 @@ def after(
     """The trainable variables after `steps` steps; the readings are put into a list that is given."""
     parts = preparation.prepare(options)
     parts.recorder.close()
-    one_step = step.make(
-        parts.model,
-        parts.optimizer,
-        parts.probe,
-        parts.strategy,
-        batch_size=options.batch_size,
-        clip_norm=options.clip_norm,
-        accumulate_steps=options.accumulate_steps,
-        jit_compile=options.jit_compile,
-    )
+    one_step = preparation.make_step(options, parts)
     batches = parts.strategy.experimental_distribute_dataset(parts.batches)
     for n, (x, y) in enumerate(itertools.islice(batches, steps)):
         reading = one_step(x, y, measure(n)).reading

@@ -96,6 +96,22 @@ def prepare(options: Options, go_on: bool = False, link: Link | None = None) -> 
     )
 
 
+def make_step(options: Options, parts: Parts) -> Any:
+    """The compiled step that the flags ask for; see `step.make`."""
+    from tapescope_trainers import step
+
+    return step.make(
+        parts.model,
+        parts.optimizer,
+        parts.probe,
+        parts.strategy,
+        batch_size=options.batch_size,
+        clip_norm=options.clip_norm,
+        accumulate_steps=options.accumulate_steps,
+        jit_compile=options.jit_compile,
+    )
+
+
 def _optimizer(options: Options):
     import keras
 

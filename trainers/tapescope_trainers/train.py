@@ -17,7 +17,7 @@ from absl import app
 from tapescope_trainers import cluster, flags, resume, serve, signals
 from tapescope_trainers.flags import Options
 from tapescope_trainers.link import Link, join
-from tapescope_trainers.preparation import Parts, prepare
+from tapescope_trainers.preparation import Parts, make_step, prepare
 
 CODE_BAD_INPUT = 2
 CODE_LOST = 3
@@ -94,16 +94,7 @@ def train(options: Options, parts: Parts, names: list[str]):
     from tapescope_trainers import data, loop, step, strategy
     from tapescope_trainers.progress import Progress
 
-    one_step = step.make(
-        parts.model,
-        parts.optimizer,
-        parts.probe,
-        parts.strategy,
-        batch_size=options.batch_size,
-        clip_norm=options.clip_norm,
-        accumulate_steps=options.accumulate_steps,
-        jit_compile=options.jit_compile,
-    )
+    one_step = make_step(options, parts)
     evaluate = step.make_evaluation(parts.model, parts.strategy)
     held = parts.strategy.experimental_distribute_dataset(data.validation(parts.data, options.batch_size))
     # Held here: what TensorFlow has in the background for each replica may take a minute to end, after the records.
