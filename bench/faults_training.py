@@ -52,10 +52,13 @@ def by_chance(number: int) -> Row:
     found = {"the same bits": 0, "differ": 0, "differ without measuring": 0}
     for seed in range(number):
         network = functools.partial(networks.by_chance, seed)
-        plain, again, measured = (networks.trained(network, measure, seed=seed) for measure in (False, False, True))
-        varies = not networks.same_bits(plain, again)
-        same = networks.same_bits(plain, measured)
-        found["differ without measuring" if varies else "the same bits" if same else "differ"] += 1
+        plain, measured = (networks.trained(network, measure, seed=seed) for measure in (False, True))
+        if networks.same_bits(plain, measured):
+            found["the same bits"] += 1
+        else:  # TensorFlow adds some networks' gradients in an order that one training in ten does not keep
+            again = (networks.trained(network, False, seed=seed) for _ in range(40))
+            same = all(networks.same_bits(plain, other) for other in again)
+            found["differ" if same else "differ without measuring"] += 1
     seen = ", ".join(f"{count} {name}" for name, count in found.items())
     return Row(f"weights after 3 steps, {number} networks by chance, batches of known size", seen, not found["differ"])
 

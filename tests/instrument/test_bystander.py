@@ -130,14 +130,14 @@ def test_the_gradients_that_go_on_are_the_tapes_own():
     assert not probe.failure
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [s for s in range(13) if s != 3])  # 3, TensorFlow itself trains otherwise each time
 def test_the_same_bits_in_any_network(seed):
     rng = random.Random(seed)
     how = {"seed": seed, "known": rng.random() < 0.5, "batch": rng.choice([16, 48])}
-    plain, again = (networks.trained(lambda: networks.by_chance(seed), False, **how) for _ in range(2))
-    if not networks.same_bits(plain, again):
-        pytest.skip("TensorFlow itself trains this network otherwise each time")
     model = networks.by_chance(seed)
     names = [layer.name for layer in model.layers[1:]]
     chosen = rng.choice([s for s in SELECTIONS if s is None or any(re.search(s, name) for name in names)])
-    assert networks.same_bits(plain, networks.trained(lambda: networks.by_chance(seed), True, selection=chosen, **how))
+    plain, measured = (
+        networks.trained(lambda: networks.by_chance(seed), m, selection=chosen, **how) for m in (False, True)
+    )
+    assert networks.same_bits(plain, measured)
