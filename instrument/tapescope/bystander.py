@@ -4,12 +4,14 @@ TensorFlow rewrites a graph before it runs it, and what a tensor is made into de
 
 - A bias and an activation, or a bias and a sum, become one kernel with the matrix product, which rounds otherwise.
 - Factors that follow each other are multiplied first, and sums that follow each other become one `AddN`.
+- The gradient of a maximum over windows is another kernel, which adds in another order, unless it reads the very tensor
+  that they left. (A normalization across channels likewise.)
 - `AddN` adds into the first of its inputs that nothing else holds, and *starts* with it; a tensor that is measured is
   held for as long as that takes. So it is with the gradients that come back from three consumers and more of a tensor.
 
 Where a tensor would be merged with its only consumer, a twin of it is read in its place, which the same operations make
-of the same inputs a second time. Where it is added to others, the step gets a copy and the original is read. All else
-is read as it is. Eager steps are not rewritten.
+of the same inputs a second time. Where it is added to others, the step gets a copy and the original is read, or, of
+such a maximum, a twin is read. All else is read as it is. Eager steps are not rewritten.
 """
 
 import contextlib
@@ -26,6 +28,8 @@ _SHAPES = {"Shape", "ShapeN", "Size"}
 _SUMS = {"Add", "AddN", "AddV2"}
 _PRODUCTS = {"Mul", "RealDiv"}
 _CONTRACTIONS = {"Conv2D", "MatMul"}
+_BY_RESULT = {"LRN", "MaxPool", "MaxPool3D"}
+"""Operations whose gradient depends on where their result comes from."""
 _MARK = "_tapescope"
 _TWIN = "tapescope_twin"
 _FUSED = {"Elu", "Sigmoid", "Tanh"}
@@ -121,6 +125,8 @@ def _merges(tensor: tf.Tensor) -> bool:
     """Whether TensorFlow makes one operation of what the tensor comes from and its only consumer."""
     op, consumers = tensor.op, list(_consumers(tensor))
     kinds = {consumer.type for consumer in consumers}
+    if op.type in _BY_RESULT:
+        return any(map(_of_three, consumers))
     if op.type in _PRODUCTS:  # others that it may have are often gradients of constants, and pruned
         return not kinds.isdisjoint(_PRODUCTS)
     if len(consumers) != 1:
@@ -141,7 +147,7 @@ def _twin(op: tf.Operation, read: list[tf.Tensor]) -> tf.Tensor:
     inputs = []
     with op.graph.as_default(), tf.control_dependencies(None), apart():
         for term in op.inputs:
-            if term.op.type in _CONTRACTIONS and op.type not in _SUMS:
+            if term.op.type in _CONTRACTIONS and op.type not in _SUMS | _BY_RESULT:
                 inputs.append(_again(term.op, term.op.inputs))
             elif _merges(term):
                 inputs.append(_twin(term.op, read))

@@ -22,6 +22,12 @@ def _inception(x):
     return layers.Flatten()(layers.Concatenate()([*branches, layers.MaxPooling2D(3, 1, padding="same")(x)]))
 
 
+def _pooled(x):
+    pooled = layers.MaxPooling2D(3, 1, padding="same", name="pool")(x)
+    active = layers.Activation("tanh")(pooled + x)
+    return layers.Conv2D(8, 3, padding="same")(active) + pooled + active
+
+
 def _branches(x):
     return layers.Add(name="sum")([layers.Dense(32, name=f"branch{i}")(x) for i in range(4)])
 
@@ -73,6 +79,7 @@ BLOCKS = {
     "residual": (DENSE, lambda x: x + layers.Dense(32)(x), None),
     "residual convolution": (IMAGE, lambda x: x + layers.Conv2D(8, 3, padding="same")(x), None),
     "branches of which some are measured": (IMAGE, _inception, None),
+    "pooled, in sums": (IMAGE, _pooled, "pool"),
     "two branches chosen": (DENSE, _branches, "branch[01]"),
     "three branches chosen": (DENSE, _branches, "branch[012]"),
     "sums of sums": (DENSE, _sum_of_sums, "sum"),
