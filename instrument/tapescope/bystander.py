@@ -25,6 +25,8 @@ _VIEWS = {"ExpandDims", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Sto
 """Operations whose output may lie in the memory of their input."""
 _SHAPES = {"Shape", "ShapeN", "Size"}
 """Operations that read no memory."""
+_GIVEN = {"Const", "Placeholder", "ReadVariableOp"}
+"""What a step does not make itself."""
 _SUMS = {"Add", "AddN", "AddV2"}
 _PRODUCTS = {"Mul", "RealDiv"}
 _CONTRACTIONS = {"Conv2D", "MatMul"}
@@ -60,7 +62,7 @@ def beside(tensors: Sequence[Any]) -> list[Any]:
         else:
             read.append(tensor)
     for tensor in _distinct(read):
-        if any(map(_of_three, _consumers(tensor))):
+        if not _held(tensor) and any(map(_of_three, _consumers(tensor))):
             _hand_on_a_copy(tensor)
     return [twins.get(id(root), t) for root, t in zip(roots, tensors, strict=True)]
 
@@ -99,6 +101,12 @@ def _consumers(tensor: tf.Tensor) -> Iterator[tf.Operation]:
 
 def _is_twin(op: tf.Operation) -> bool:
     return _TWIN in op.name
+
+
+def _held(tensor: tf.Tensor) -> bool:
+    """Whether it is held for all of the step: no sum starts with it."""
+    op = tensor.op
+    return _held(op.inputs[op.type == "Split"]) if op.type in _VIEWS else op.type in _GIVEN
 
 
 def _of_three(op: tf.Operation) -> bool:

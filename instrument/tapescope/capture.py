@@ -37,6 +37,8 @@ class Call(NamedTuple):
     """In the order of calls; of one call the same on all tapes that see it."""
     read: Any = None
     """What is measured in place of `a`, or of z where that is differentiated."""
+    given: Any = None
+    """What is measured in place of the input, of the first call alone: the inputs of the others were outputs."""
 
     @property
     def differentiated(self) -> bool:

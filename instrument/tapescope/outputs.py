@@ -61,12 +61,9 @@ Measured = tuple[Call, Sequence[tf.Tensor | None]]
 """A call, and the gradients of the loss with respect to its a, z and input."""
 
 
-def layer_rows(
-    measured: Sequence[Measured], histogram: bool = False, check_input: bool = False
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+def layer_rows(measured: Sequence[Measured], histogram: bool = False) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
     """LAYER_ROWS of each call, float32 [K, L]; UNIT_ROWS of all their units, float32 [K, sum U]; counts over bins if
-    asked, int32 [L, B]. `check_input` says whether the first call's input is looked at: those of the others were
-    outputs, and seen before.
+    asked, int32 [L, B].
 
     The pre-activation z is not read where the output tells as much: a second reader would keep TensorFlow from fusing
     the activation into the matrix product, whose rounding differs, and a measured step must train to the same bits.
@@ -94,9 +91,7 @@ def layer_rows(
     rows = in_order(concat([sizes[None], rows, R.Pack(values=[zero, saturated + defined])], 0), groups)
     by_unit_ = in_order(concat([sums, R.Pack(values=flags)], 0), groups, units)
     lengths, bad = _deltas(measured)
-    given = constant(0.0)
-    if check_input and calls[0].input is not None:
-        given = _nonfinite(tf.cast(calls[0].input, tf.float32))
+    given = constant(0.0) if calls[0].given is None else _nonfinite(tf.cast(calls[0].given, tf.float32))
     first = calls[0].read
     examples = tf.cast(tf.shape(first_unit(first)[0])[0], tf.float32) if first.shape.rank else constant(1.0)
     inputs = tf.pad(tf.stack([[given], [examples]]), constant([[0, 0], [0, len(calls) - 1]]))

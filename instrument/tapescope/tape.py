@@ -133,8 +133,11 @@ class MeasuringTape(Tape):
         own, more = found[: len(flat)], iter(found[len(flat) :])
         deltas = [None if t is None else next(more) for t in tensors]
         read = [call.z if call.differentiated else call.a for call in calls]
-        beside = iter(bystander.beside([*read, *deltas]))
+        given = [call.input for call in calls[:1]]
+        beside = iter(bystander.beside([*given, *read, *deltas]))
+        given = [next(beside) for _ in given]
         calls = tuple(call._replace(read=next(beside)) for call in calls)
+        calls = (*(call._replace(given=one) for call, one in zip(calls, given, strict=False)), *calls[1:])
         deltas = list(beside)
         self._passes.append(
             backward.Pass(
