@@ -23,6 +23,8 @@ from tensorflow.core.framework.attr_value_pb2 import AttrValue
 
 _VIEWS = {"ExpandDims", "Identity", "Reshape", "Slice", "Split", "Squeeze", "StopGradient", "StridedSlice", "Unpack"}
 """Operations whose output may lie in the memory of their input."""
+_RESHAPES = {"ExpandDims", "Reshape", "Squeeze"}
+"""Those of them that show all of it."""
 _SHAPES = {"Shape", "ShapeN", "Size"}
 """Operations that read no memory."""
 _GIVEN = {"Const", "Placeholder", "ReadVariableOp"}
@@ -54,17 +56,12 @@ def beside(tensors: Sequence[Any]) -> list[Any]:
     To be called when the forward and the backward pass are traced and nothing of them is measured yet.
     """
     roots = [_root(t) if _traced(t) else t for t in tensors]
-    twins: dict[int, tf.Tensor] = {}
-    read = []
-    for tensor in _distinct(filter(_traced, roots)):
-        if _merges(tensor):
-            twins[id(tensor)] = _twin(tensor.op, read)
-        else:
-            read.append(tensor)
-    for tensor in _distinct(read):
-        if not _held(tensor) and any(map(_of_three, _consumers(tensor))):
+    own: list[tf.Tensor] = []
+    read = {id(t): _twin(t.op, own) if _merges(t) else _anew(t, own) for t in _distinct(filter(_traced, roots))}
+    for tensor in _distinct(own):
+        if tensor.op.type not in _GIVEN and any(map(_of_three, _consumers(tensor))):
             _hand_on_a_copy(tensor)
-    return [twins.get(id(root), t) for root, t in zip(roots, tensors, strict=True)]
+    return [read.get(id(root), t) for root, t in zip(roots, tensors, strict=True)]
 
 
 def aside(gradients: Sequence[Any]) -> list[Any]:
@@ -92,21 +89,20 @@ def _root(tensor: tf.Tensor, *other: str) -> tf.Tensor:
 def _consumers(tensor: tf.Tensor) -> Iterator[tf.Operation]:
     """The operations of the step that read the tensor's memory."""
     for op in tensor.consumers():
-        if op.type in _VIEWS:
+        if op.type in _VIEWS or _is_broadcast(op):
             for output in op.outputs:
                 yield from _consumers(output)
         elif op.type not in _SHAPES and not _is_twin(op):
             yield op
 
 
+def _is_broadcast(op: tf.Operation) -> bool:
+    """Whether it undoes in a gradient what broadcasting did: nothing, where a size was not known and is the same."""
+    return op.type == "Sum" and op.inputs[1].op.type == "BroadcastGradientArgs"
+
+
 def _is_twin(op: tf.Operation) -> bool:
     return _TWIN in op.name
-
-
-def _held(tensor: tf.Tensor) -> bool:
-    """Whether it is held for all of the step: no sum starts with it."""
-    op = tensor.op
-    return _held(op.inputs[op.type == "Split"]) if op.type in _VIEWS else op.type in _GIVEN
 
 
 def _of_three(op: tf.Operation) -> bool:
@@ -150,21 +146,31 @@ def _merges(tensor: tf.Tensor) -> bool:
     return "MatMul" in contractions and same_shape and not _of_three(consumers[0])
 
 
-def _twin(op: tf.Operation, read: list[tf.Tensor]) -> tf.Tensor:
-    """Notes what is read for it."""
+def _twin(op: tf.Operation, own: list[tf.Tensor]) -> tf.Tensor:
+    """Notes in `own` what is read of the step for it."""
     inputs = []
     with op.graph.as_default(), tf.control_dependencies(None), apart():
         for term in op.inputs:
             if term.op.type in _CONTRACTIONS and op.type not in _SUMS | _BY_RESULT:
                 inputs.append(_again(term.op, term.op.inputs))
-            elif _merges(term):
-                inputs.append(_twin(term.op, read))
             else:
-                inputs.append(term)
-                read.append(term)
+                inputs.append(_twin(term.op, own) if _merges(term) else _anew(term, own))
         return _again(op, inputs)
+
+
+def _anew(tensor: tf.Tensor, own: list[tf.Tensor]) -> tf.Tensor:
+    """The same view of the same memory, which the step does not read; notes whose memory it is."""
+    tensor = _root(tensor)
+    op = tensor.op
+    if op.type not in _RESHAPES and not _is_broadcast(op):
+        own.append(tensor)
+        return tensor
+    with op.graph.as_default(), tf.control_dependencies(None), apart():
+        return _again(op, [_anew(op.inputs[0], own), *op.inputs[1:]])
 
 
 def _again(op: tf.Operation, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
     attributes, types = dict(op.node_def.attr), [t.dtype for t in op.outputs]
-    return op.graph.create_op(op.type, inputs, types, name=_TWIN, attrs=attributes).outputs[0]
+    made = op.graph.create_op(op.type, inputs, types, name=_TWIN, attrs=attributes).outputs[0]
+    made.set_shape(op.outputs[0].shape)  # what Keras knew of it
+    return made
