@@ -64,6 +64,29 @@ def beside(tensors: Sequence[Any]) -> list[Any]:
     return [read.get(id(root), t) for root, t in zip(roots, tensors, strict=True)]
 
 
+def at_once(gradients: Sequence[Any], inputs: Sequence[int]) -> list[Any]:
+    """The gradients, summed as a plain step sums them.
+
+    A layer knows its input by a name of its own (an identity), so that the tape adds up what comes back to it from this
+    layer before it adds that to what comes from others; without that name it adds up all at once. `inputs` are the
+    indices of the gradients of such names.
+    """
+    found = list(gradients)
+    for part in (found[i] for i in inputs):
+        after = part.consumers() if _traced(part) and part.op.type == "AddN" else []
+        if [op.type for op in after] != ["AddN"]:
+            continue
+        terms = [t for given in after[0].inputs for t in (part.op.inputs if given is part else [given])]
+        with part.graph.as_default(), tf.control_dependencies(None):
+            whole = tf.raw_ops.AddN(inputs=terms, name=after[0].name)
+        former = after[0].outputs[0]
+        _hand_on(former, whole, former.consumers())
+        for op in (part.op, after[0]):
+            op._set_attr(_TWIN, AttrValue(b=True))
+        found = [whole if gradient is former else gradient for gradient in found]
+    return found
+
+
 def aside(gradients: Sequence[Any]) -> list[Any]:
     """As `beside`, of what an optimizer takes: that may be a product, and is multiplied by a learning rate.
 
@@ -102,7 +125,8 @@ def _is_broadcast(op: tf.Operation) -> bool:
 
 
 def _is_twin(op: tf.Operation) -> bool:
-    return _TWIN in op.name
+    """Or left, and read by nothing of the step."""
+    return _TWIN in op.name or _TWIN in op.node_def.attr
 
 
 def _of_three(op: tf.Operation) -> bool:
@@ -119,15 +143,21 @@ def _hand_on_a_copy(tensor: tf.Tensor) -> None:
     consumers = [op for op in tensor.consumers() if not _is_twin(op) and op.type not in _SHAPES]
     with tensor.graph.as_default(), tf.control_dependencies(None):
         copy = tf.raw_ops.Snapshot(input=tensor, name=f"{tensor.op.name}-{tensor.value_index}/")
+    _hand_on(tensor, copy, consumers)
+
+
+def _hand_on(tensor: tf.Tensor, other: tf.Tensor, consumers: Iterable[tf.Operation]) -> None:
     for op in consumers:
         for i, given in enumerate(op.inputs):
             if given is tensor:
-                op._update_input(i, copy)
+                op._update_input(i, other)
 
 
 def _merges(tensor: tf.Tensor) -> bool:
     """Whether TensorFlow makes one operation of what the tensor comes from and its only consumer."""
     op, consumers = tensor.op, list(_consumers(tensor))
+    if _is_twin(op):
+        return True
     kinds = {consumer.type for consumer in consumers}
     if op.type in _BY_RESULT:
         return any(map(_of_three, consumers))

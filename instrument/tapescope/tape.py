@@ -129,7 +129,10 @@ class MeasuringTape(Tape):
         flat, calls = tf.nest.flatten(sources), tuple(seen.calls)
         tensors = [t for call in calls for t in (call.a, call.z, call.input)]
         with capture.paused():
-            found = super().gradient(target, [*flat, *(t for t in tensors if t is not None)], output_gradients)
+            asked = [t for t in tensors if t is not None]
+            found = super().gradient(target, [*flat, *asked], output_gradients)
+        inputs = {id(call.input) for call in calls}
+        found = bystander.at_once(found, [len(flat) + i for i, t in enumerate(asked) if id(t) in inputs])
         own, more = found[: len(flat)], iter(found[len(flat) :])
         deltas = [None if t is None else next(more) for t in tensors]
         read = [call.z if call.differentiated else call.a for call in calls]

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
+from tensorflow.python.eager import context
 
 import tapescope
 
@@ -69,12 +70,8 @@ def by_chance(seed: int) -> keras.Model:
     return keras.Model(given, layers.Dense(3, name="logits")(end))
 
 
-def trained(network, measure: bool, *, seed=0, selection=None, batch=16, known=True, steps=3, clip=None) -> list:
-    """The weights, and what came out last, after some steps of the network that `network()` makes.
-
-    `known` is whether TensorFlow knows the number of examples when it traces the step, `clip` the gradients' largest
-    global norm.
-    """
+def _step(network, measure, *, seed=0, selection=None, batch=16, known=True, clip=None) -> tuple:
+    """A model, a compiled step of it, which gives what comes out, and what to give that."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     model, optimizer = network(), keras.optimizers.SGD(0.05, momentum=0.9)
@@ -98,8 +95,44 @@ def trained(network, measure: bool, *, seed=0, selection=None, batch=16, known=T
         optimizer.apply(applied, model.trainable_variables)
         return out, tape.reading(aggregated=gradients, applied=applied)
 
-    outs = [step(x, y)[0].numpy() for _ in range(steps)]
+    return model, step, (x, y)
+
+
+def trained(network, measure: bool, *, steps=3, **how) -> list:
+    """The weights, and what came out last, after some steps of the network that `network()` makes.
+
+    Of `how`, `known` is whether TensorFlow knows the number of examples when it traces the step, `clip` the gradients'
+    largest global norm.
+    """
+    model, step, given = _step(network, measure, **how)
+    outs = [step(*given)[0].numpy() for _ in range(steps)]
     return [*model.get_weights(), outs[-1]]
+
+
+def contacts(network, **how) -> list[str]:
+    """The inputs of sums of three and more which measuring holds, once TensorFlow has rewritten the step.
+
+    Such a sum starts with whichever input nothing holds at that moment, so each contact is a race.
+    """
+    _, step, given = _step(network, True, **how)
+    step.get_concrete_function()
+    context.enable_run_metadata()
+    step(*given)
+    graphs = [made.post_optimization_graph for made in context.export_run_metadata().function_graphs]
+    context.disable_run_metadata()
+    nodes = {node.name: node for node in max(graphs, key=lambda graph: len(graph.node)).node}
+
+    def memory(name: str) -> str:
+        node = nodes[name.split(":")[0]]
+        view = node.op in ("ExpandDims", "Identity", "Reshape", "Squeeze", "StopGradient")
+        return memory(node.input[0]) if view else node.name
+
+    data = {name: [i for i in node.input if not i.startswith("^")] for name, node in nodes.items()}
+    measuring = [name for name, node in nodes.items() if "_tapescope" in node.attr or "tapescope_twin" in name]
+    held = {memory(i) for name in measuring if nodes[name].op not in ("Shape", "ShapeN", "Size") for i in data[name]}
+    held -= {name for name, node in nodes.items() if node.op in ("Const", "Placeholder", "ReadVariableOp")}
+    sums = [name for name, node in nodes.items() if node.op == "AddN" and len(data[name]) > 2]
+    return [i for name in sums if name not in measuring for i in data[name] if memory(i) in held]
 
 
 def same_bits(first, second) -> bool:

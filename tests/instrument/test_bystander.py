@@ -1,5 +1,6 @@
 """A reader of the step must not change what TensorFlow makes of it: the same bits in every network that it rewrites."""
 
+import functools
 import random
 import re
 
@@ -66,6 +67,11 @@ def _densely_connected(x):
     return layers.Concatenate()(found)
 
 
+def _norm_and_others(x):
+    x = layers.Activation("silu")(x)
+    return layers.Dense(32, "tanh")(x) + layers.LayerNormalization(name="norm")(x) + layers.Dense(32)(x) + x
+
+
 BLOCKS = {
     "bias, then sigmoid": (DENSE, layers.Activation("sigmoid"), None),
     "bias, then tanh": (DENSE, layers.Activation("tanh"), None),
@@ -84,6 +90,7 @@ BLOCKS = {
     "three branches chosen": (DENSE, _branches, "branch[012]"),
     "sums of sums": (DENSE, _sum_of_sums, "sum"),
     "normalized, in a sum": (DENSE, _normalized, "add|dense"),
+    "normalized, with others": (DENSE, _norm_and_others, "norm"),
     "attention, in a sum": (DENSE, _attention, None),
     "attention, then a norm": (DENSE, _post_norm, None),
     "highway": (DENSE, _highway, None),
@@ -148,3 +155,11 @@ def test_the_same_bits_in_any_network(seed):
         networks.trained(lambda: networks.by_chance(seed), m, selection=chosen, **how) for m in (False, True)
     )
     assert networks.same_bits(plain, measured)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("selection", [None, "[02468]", "[13579]"])
+def test_no_sum_takes_what_is_still_being_measured(selection, known):
+    for seed in (17, 306):
+        network = functools.partial(networks.by_chance, seed)
+        assert not networks.contacts(network, seed=seed, selection=selection, known=known), seed
