@@ -107,8 +107,15 @@ def _output(call: Call) -> tf.Tensor:
 
 
 def _z(call: Call) -> tf.Tensor | None:
-    """The z at which the function is to be differentiated, with the units along the second axis."""
-    return tf.reshape(call.read, [-1, by_unit(call.a).shape[-1]]) if call.differentiated else None
+    """The z at which the function is to be differentiated, with the units along the second axis.
+
+    By a name that TensorFlow keeps: on a processor it makes one operation of SiLU, which bears no mark of ours, and
+    would take that for the step's own where both are of the same tensor.
+    """
+    if not call.differentiated:
+        return None
+    z = tf.reshape(call.read, [-1, by_unit(call.a).shape[-1]])
+    return R.EnsureShape(input=z, shape=z.shape)
 
 
 def _nonfinite(x: tf.Tensor) -> tf.Tensor:

@@ -72,12 +72,17 @@ def _norm_and_others(x):
     return layers.Dense(32, "tanh")(x) + layers.LayerNormalization(name="norm")(x) + layers.Dense(32)(x) + x
 
 
+def _silu_in_a_sum(x):
+    return layers.Add()([layers.Dense(32, f)(x) for f in ("tanh", "sigmoid", "silu")])
+
+
 BLOCKS = {
     "bias, then sigmoid": (DENSE, layers.Activation("sigmoid"), None),
     "bias, then tanh": (DENSE, layers.Activation("tanh"), None),
     "bias, then ELU": (DENSE, layers.Activation("elu"), None),
     "convolution, then ELU": (IMAGE, layers.Activation("elu"), None),
     "silu, scaled": (DENSE, lambda x: layers.Dense(32, "silu")(x) * 0.3, None),
+    "silu, in a sum": (DENSE, _silu_in_a_sum, None),
     "gelu, scaled": (DENSE, lambda x: layers.Dense(32, "gelu")(x) * 0.3, None),
     "softplus, scaled": (DENSE, lambda x: layers.Dense(32, "softplus")(x / 3) * 0.3, None),
     "hard sigmoid, scaled": (DENSE, lambda x: layers.Dense(32, "hard_sigmoid")(x) * 0.3, None),
