@@ -1,6 +1,7 @@
 """Networks to train with and without measuring: small ones of each kind that TensorFlow rewrites, and any by chance."""
 
 import random
+import re
 
 import keras
 import numpy as np
@@ -11,6 +12,8 @@ from tensorflow.python.eager import context
 import tapescope
 
 ACTIVATIONS = (None, "relu", "tanh", "sigmoid", "elu", "gelu", "silu", "softplus", "hard_sigmoid", "leaky_relu", "selu")
+SELECTIONS = (None, None, "[02468]", "[13579]", "stem|logits|active")
+"""For Probe's `layers`: those that it takes by itself, or some by their names."""
 
 
 def _blocks(rng: random.Random, number: int, image: bool):
@@ -68,6 +71,16 @@ def by_chance(seed: int) -> keras.Model:
     if image:
         end = layers.GlobalAveragePooling2D()(end)
     return keras.Model(given, layers.Dense(3, name="logits")(end))
+
+
+def how_by_chance(seed: int) -> dict:
+    """For `trained` and that network: the size of a batch, whether TensorFlow knows it, and which layers are rows."""
+    keras.backend.clear_session()  # it numbers some of the names
+    names = [layer.name for layer in by_chance(seed).layers[1:]]
+    rng = random.Random(seed)
+    known, batch = rng.random() < 0.5, rng.choice([16, 48])
+    selection = rng.choice([s for s in SELECTIONS if s is None or any(re.search(s, name) for name in names)])
+    return {"seed": seed, "known": known, "batch": batch, "selection": selection}
 
 
 def _step(network, measure, *, seed=0, selection=None, batch=16, known=True, clip=None) -> tuple:

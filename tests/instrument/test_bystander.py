@@ -1,8 +1,6 @@
 """A reader of the step must not change what TensorFlow makes of it: the same bits in every network that it rewrites."""
 
 import functools
-import random
-import re
 
 import keras
 import pytest
@@ -13,9 +11,6 @@ import tapescope
 from tests.instrument import networks
 
 DENSE, IMAGE = (24,), (8, 8, 4)
-
-SELECTIONS = (None, None, "[02468]", "[13579]", "stem|logits|active")
-"""For Probe's `layers`: those that it takes by itself, or some by their names."""
 
 
 def _inception(x):
@@ -151,14 +146,8 @@ def test_the_gradients_that_go_on_are_the_tapes_own():
 
 @pytest.mark.parametrize("seed", [s for s in range(13) if s != 3])  # 3, TensorFlow itself trains otherwise each time
 def test_the_same_bits_in_any_network(seed):
-    rng = random.Random(seed)
-    how = {"seed": seed, "known": rng.random() < 0.5, "batch": rng.choice([16, 48])}
-    model = networks.by_chance(seed)
-    names = [layer.name for layer in model.layers[1:]]
-    chosen = rng.choice([s for s in SELECTIONS if s is None or any(re.search(s, name) for name in names)])
-    plain, measured = (
-        networks.trained(lambda: networks.by_chance(seed), m, selection=chosen, **how) for m in (False, True)
-    )
+    network, how = functools.partial(networks.by_chance, seed), networks.how_by_chance(seed)
+    plain, measured = (networks.trained(network, measure, **how) for measure in (False, True))
     assert networks.same_bits(plain, measured)
 
 
