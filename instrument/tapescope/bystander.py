@@ -73,7 +73,9 @@ def at_once(gradients: Sequence[Any], inputs: Sequence[int]) -> list[Any]:
     """
     found = list(gradients)
     for part in (found[i] for i in inputs):
-        after = part.consumers() if _traced(part) and part.op.type == "AddN" else []
+        if not _traced(part) or part.op.type != "AddN":
+            continue
+        after = [op for op in part.consumers() if not _is_twin(op)]
         if [op.type for op in after] != ["AddN"]:
             continue
         terms = [t for given in after[0].inputs for t in (part.op.inputs if given is part else [given])]

@@ -62,9 +62,10 @@ def _densely_connected(x):
     return layers.Concatenate()(found)
 
 
-def _norm_and_others(x):
+def _norms_and_others(x):
     x = layers.Activation("silu")(x)
-    return layers.Dense(32, "tanh")(x) + layers.LayerNormalization(name="norm")(x) + layers.Dense(32)(x) + x
+    first, second = layers.LayerNormalization(name="norm1")(x), layers.BatchNormalization(name="norm2")(x)
+    return layers.Dense(32, "tanh")(x) + first + second * layers.Dense(32)(x) + x
 
 
 def _silu_in_a_sum(x):
@@ -90,7 +91,7 @@ BLOCKS = {
     "three branches chosen": (DENSE, _branches, "branch[012]"),
     "sums of sums": (DENSE, _sum_of_sums, "sum"),
     "normalized, in a sum": (DENSE, _normalized, "add|dense"),
-    "normalized, with others": (DENSE, _norm_and_others, "norm"),
+    "normalized twice, with others": (DENSE, _norms_and_others, "norm"),
     "attention, in a sum": (DENSE, _attention, None),
     "attention, then a norm": (DENSE, _post_norm, None),
     "highway": (DENSE, _highway, None),
