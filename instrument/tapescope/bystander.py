@@ -5,7 +5,7 @@ TensorFlow rewrites a graph before it runs it, and what a tensor is made into de
 - A bias and an activation, or a bias and a sum, become one kernel with the matrix product, which rounds otherwise.
 - Factors that follow each other are multiplied first, and sums that follow each other become one `AddN`.
 - The gradient of a maximum over windows is another kernel, which adds in another order, unless it reads the very tensor
-  that they left. (A normalization across channels likewise.)
+  that it left. (A normalization across channels likewise.)
 - `AddN` adds into the first of its inputs that nothing else holds, and *starts* with it; a tensor that is measured is
   held for as long as that takes. So it is with the gradients that come back from three consumers and more of a tensor.
 
@@ -57,7 +57,7 @@ def beside(tensors: Sequence[Any]) -> list[Any]:
     """
     roots = [_root(t) if _traced(t) else t for t in tensors]
     own: list[tf.Tensor] = []
-    read = {id(t): _twin(t.op, own) if _merges(t) else _anew(t, own) for t in _distinct(filter(_traced, roots))}
+    read = {id(t): _stand_in(t, own) for t in _distinct(filter(_traced, roots))}
     for tensor in _distinct(own):
         if tensor.op.type not in _GIVEN and any(map(_of_three, _consumers(tensor))):
             _hand_on_a_copy(tensor)
@@ -75,7 +75,7 @@ def at_once(gradients: Sequence[Any], inputs: Sequence[int]) -> list[Any]:
     for part in (found[i] for i in inputs):
         if not _traced(part) or part.op.type != "AddN":
             continue
-        after = [op for op in part.consumers() if not _is_twin(op)]
+        after = [op for op in part.consumers() if not _is_ours(op)]
         if [op.type for op in after] != ["AddN"]:
             continue
         terms = [t for given in after[0].inputs for t in (part.op.inputs if given is part else [given])]
@@ -117,7 +117,7 @@ def _consumers(tensor: tf.Tensor) -> Iterator[tf.Operation]:
         if op.type in _VIEWS or _is_broadcast(op):
             for output in op.outputs:
                 yield from _consumers(output)
-        elif op.type not in _SHAPES and not _is_twin(op):
+        elif op.type not in _SHAPES and not _is_ours(op):
             yield op
 
 
@@ -126,8 +126,8 @@ def _is_broadcast(op: tf.Operation) -> bool:
     return op.type == "Sum" and op.inputs[1].op.type == "BroadcastGradientArgs"
 
 
-def _is_twin(op: tf.Operation) -> bool:
-    """Or left, and read by nothing of the step."""
+def _is_ours(op: tf.Operation) -> bool:
+    """Whether the step does not read it: a twin, or a sum that `at_once` took apart."""
     return _TWIN in op.name or _TWIN in op.node_def.attr
 
 
@@ -142,7 +142,7 @@ def _of_three(op: tf.Operation) -> bool:
 
 def _hand_on_a_copy(tensor: tf.Tensor) -> None:
     """The copy has the tensor's place in the order of names, by which TensorFlow sorts what it adds."""
-    consumers = [op for op in tensor.consumers() if not _is_twin(op) and op.type not in _SHAPES]
+    consumers = [op for op in tensor.consumers() if not _is_ours(op) and op.type not in _SHAPES]
     with tensor.graph.as_default(), tf.control_dependencies(None):
         copy = tf.raw_ops.Snapshot(input=tensor, name=f"{tensor.op.name}-{tensor.value_index}/")
     _hand_on(tensor, copy, consumers)
@@ -158,7 +158,7 @@ def _hand_on(tensor: tf.Tensor, other: tf.Tensor, consumers: Iterable[tf.Operati
 def _merges(tensor: tf.Tensor) -> bool:
     """Whether TensorFlow makes one operation of what the tensor comes from and its only consumer."""
     op, consumers = tensor.op, list(_consumers(tensor))
-    if _is_twin(op):
+    if _is_ours(op):
         return True
     kinds = {consumer.type for consumer in consumers}
     if op.type in _BY_RESULT:
@@ -178,20 +178,24 @@ def _merges(tensor: tf.Tensor) -> bool:
     return "MatMul" in contractions and same_shape and not _of_three(consumers[0])
 
 
+def _stand_in(tensor: tf.Tensor, own: list[tf.Tensor]) -> tf.Tensor:
+    """What to read in place of the tensor; notes in `own` what is read of the step for it."""
+    return _twin(tensor.op, own) if _merges(tensor) else _anew(tensor, own)
+
+
 def _twin(op: tf.Operation, own: list[tf.Tensor]) -> tf.Tensor:
-    """Notes in `own` what is read of the step for it."""
     inputs = []
     with op.graph.as_default(), tf.control_dependencies(None), apart():
         for term in op.inputs:
             if term.op.type in _CONTRACTIONS and op.type not in _SUMS | _BY_RESULT:
                 inputs.append(_again(term.op, term.op.inputs))
             else:
-                inputs.append(_twin(term.op, own) if _merges(term) else _anew(term, own))
+                inputs.append(_stand_in(term, own))
         return _again(op, inputs)
 
 
 def _anew(tensor: tf.Tensor, own: list[tf.Tensor]) -> tf.Tensor:
-    """The same view of the same memory, which the step does not read; notes whose memory it is."""
+    """The same view of the same memory, which the step does not read."""
     tensor = _root(tensor)
     op = tensor.op
     if op.type not in _RESHAPES and not _is_broadcast(op):

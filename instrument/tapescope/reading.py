@@ -112,7 +112,6 @@ def measure(
     histograms: bool,
 ) -> Partial:
     """What one replica can say. `deltas` are the gradients with respect to a, z and input of each call, unscaled."""
-    # The first call's input is the data; those of the others are outputs, seen before.
     rows, units, bins = outputs.layer_rows(list(zip(calls, deltas, strict=True)), histograms)
     _, count = replicas.context()
     return Partial(

@@ -136,11 +136,12 @@ class MeasuringTape(Tape):
         own, more = found[: len(flat)], iter(found[len(flat) :])
         deltas = [None if t is None else next(more) for t in tensors]
         read = [call.z if call.differentiated else call.a for call in calls]
-        given = [call.input for call in calls[:1]]
-        beside = iter(bystander.beside([*given, *read, *deltas]))
-        given = [next(beside) for _ in given]
-        calls = tuple(call._replace(read=next(beside)) for call in calls)
-        calls = (*(call._replace(given=one) for call, one in zip(calls, given, strict=False)), *calls[1:])
+        first = calls[0].input if calls else None
+        given, *others = bystander.beside([first, *read, *deltas])
+        beside = iter(others)
+        calls = tuple(
+            call._replace(read=next(beside), given=None if number else given) for number, call in enumerate(calls)
+        )
         deltas = list(beside)
         self._passes.append(
             backward.Pass(

@@ -128,7 +128,6 @@ def contacts(network, **how) -> list[str]:
     Such a sum starts with whichever input nothing holds at that moment, so each contact is a race.
     """
     _, step, given = _step(network, True, **how)
-    step.get_concrete_function()
     context.enable_run_metadata()
     step(*given)
     graphs = [made.post_optimization_graph for made in context.export_run_metadata().function_graphs]
