@@ -29,7 +29,8 @@ from bench.cost.networks import ABOUT, Trained
 from bench.cost.steps import interleaved
 
 import tapescope
-from tapescope import reading, records
+from tapescope.statistics import reading
+from tapescope.storage import summaries
 
 TOLERANCE = 2e-2
 """Relative, and to the column's largest: convolutions on a GPU may round their inputs to TensorFloat-32."""
@@ -40,7 +41,7 @@ def read_on(device, name):
     with tf.device(device):
         step, _ = Trained(name).probed()
         read: Any = step(True)[1]
-    return records.on_host(read)
+    return summaries.on_host(read)
 
 
 def differences(read, expected):
@@ -84,7 +85,7 @@ def mirrored(name):
         strategy.experimental_distribute_values_from_function(lambda c, p=p: tf.constant(p[c.replica_id_in_sync_group]))
         for p in parts
     )
-    return count, records.on_host(tf.function(lambda: strategy.run(in_replica, (x, y)))())
+    return count, summaries.on_host(tf.function(lambda: strategy.run(in_replica, (x, y)))())
 
 
 def launches(run, steps=5):

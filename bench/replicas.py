@@ -25,7 +25,8 @@ import numpy as np
 from tests.trainers.processes import Trainer, newest, until, variables, workers
 
 import tapescope
-from tapescope_trainers import flags, preparation
+from tapescope_trainers import flags
+from tapescope_trainers.training import build
 
 NETWORK = ("--preset=cnn", "--width=16", "--measure_every=5", "--window_examples=512", "--noprogress")
 FOUR = ("--strategy=mirrored", "--devices=cpu:4")
@@ -78,9 +79,9 @@ def speed(logdir):
 def collectives(logdir):
     """All-reduces in the graph of one replica: of the plain step, and of the measured one."""
     options = flags.parse(["x", f"--logdir={logdir}", *NETWORK, *FOUR])
-    parts = preparation.prepare(options)
+    parts = build.prepare(options)
     parts.recorder.close()
-    one_step = preparation.make_step(options, parts)
+    one_step = build.make_step(options, parts)
     spec = parts.strategy.experimental_distribute_dataset(parts.batches).element_spec
     counts = []
     for measure in (False, True):

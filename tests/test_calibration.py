@@ -1,12 +1,12 @@
 """A handful of the calibration's set-ups: the rules must still tell the sound from the faulty, and name what is wrong.
 
-All of them: `python -m bench.rules`, about 20 minutes.
+All of them: `python -m bench.calibration`, about 20 minutes.
 """
 
 import pytest
-from bench.rules import setups, training
+from bench.calibration import setups, training
 
-from tapescope import rules
+from tapescope.rules import engine
 
 SOUND = ("relu, SGD", "tanh on clusters", "relu, narrow, Adam 1e-2")
 FAULTY = (
@@ -26,7 +26,7 @@ def test_the_set_ups_are_still_there():
 @pytest.mark.parametrize("setup", SETUPS, ids=[s.name for s in SETUPS])
 def test_what_is_said_of_a_set_up(setup):
     trial = training.trial(setup._replace(steps=200), keep="")
-    findings = rules.check(trial.run)
+    findings = engine.check(trial.run)
     assert findings == trial.live
     grave = [(f.rule, f.layer) for f in findings if f.severity != "info"]
     if not setup.fault.rule:

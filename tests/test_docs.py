@@ -18,7 +18,9 @@ import pytest
 from bench.cost import networks
 
 import tapescope
-from tapescope import rules_flow, rules_layers, rules_replicas, rules_training
+from tapescope.rules import gradient_flow, replica_issues
+from tapescope.rules import layers as layer_rules
+from tapescope.rules import training as training_rules
 from tapescope_trainers import flags
 from tensorboard_plugin_tapescope import metadata
 
@@ -117,12 +119,12 @@ def test_every_family_is_on_the_page_of_the_wire():
 def test_every_rule_is_told_of():
     """A rule's name is a text within the first argument of `Finding`."""
     rules = set()
-    for module in (rules_flow, rules_layers, rules_training):
+    for module in (gradient_flow, layer_rules, training_rules):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Finding":
                 rules |= {n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant)}
     assert len(rules) >= 15
-    assert set(entries(ROOT / "docs" / "rules.md")) == rules | rules_replicas.NAMES
+    assert set(entries(ROOT / "docs" / "rules.md")) == rules | replica_issues.NAMES
 
 
 def test_thresholds_are_those_of_the_rules():

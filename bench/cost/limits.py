@@ -113,9 +113,9 @@ def slow_disk(steps, bytes_a_second=1_000_000, name="chain10"):
 
 def _throttle(recorder, bytes_a_second):
     """Makes every write of this recorder's file take its time, and keeps little waiting."""
-    from tapescope import events
+    from tapescope.storage import event_file
 
-    true = events.EventFile._append
+    true = event_file.EventFile._append
     recorder._writer.backlog._most_bytes = 1 << 20
 
     def append(file, event):
@@ -123,7 +123,7 @@ def _throttle(recorder, bytes_a_second):
             time.sleep(event.ByteSize() / bytes_a_second)
         true(file, event)
 
-    events.EventFile._append = append
+    event_file.EventFile._append = append
 
 
 def growth(steps):

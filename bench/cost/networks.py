@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 import tapescope
+from tapescope.capture import layer_hooks
 
 layers = keras.layers
 
@@ -25,13 +26,13 @@ def cnn():
 
 
 def resnet():
-    from tapescope_trainers import models
+    from tapescope_trainers.training import models
 
     return models.build("resnet", (16, 16), 10, width=32), (64, 256)
 
 
 def transformer():
-    from tapescope_trainers import models
+    from tapescope_trainers.training import models
 
     return models.build("transformer", (32, 32), 10, width=128), (64, 1024)
 
@@ -105,7 +106,7 @@ class Trained:
     def summaries(self, logdir):
         """`step()`: the same quantities through `tf.summary`, a tag each."""
         writer = tf.summary.create_file_writer(logdir)
-        chosen = [layer for layer in self.model.layers if tapescope.capture.has_activation(layer)]
+        chosen = [layer for layer in self.model.layers if layer_hooks.has_activation(layer)]
         outputs = keras.Model(self.model.inputs, [*(layer.output for layer in chosen), *self.model.outputs])
 
         @tf.function

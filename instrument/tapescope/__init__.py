@@ -26,14 +26,14 @@ With `model.fit` it is a callback: `callbacks=[tapescope.Monitor("runs/mine")]`.
 Then `tensorboard --logdir runs` shows the Gradients tab, and `tapescope.Run("runs/mine")` reads the run back.
 """
 
-from tapescope.capture import tap
-from tapescope.monitor import Monitor
+from tapescope.capture.layer_hooks import tap
+from tapescope.fit.monitor import Monitor
 from tapescope.probe import Probe
-from tapescope.reading import Reading
 from tapescope.recorder import Recorder
-from tapescope.restart import Resume
-from tapescope.runs import Run, runs
 from tapescope.schedule import Schedule, budget, every, never
+from tapescope.statistics.reading import Reading
+from tapescope.storage.resume import Resume
+from tapescope.storage.run import Run, runs
 
 __version__ = "0.1.0"
 

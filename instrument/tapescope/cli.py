@@ -65,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(given: argparse.Namespace) -> int:
-    from tapescope import finding, rules
+    from tapescope.rules import engine, finding
 
     run = _run(given.run)
-    worst_first = sorted(rules.check(run), key=lambda f: (finding.SEVERITIES.index(f.severity), f.step))
+    worst_first = sorted(engine.check(run), key=lambda f: (finding.SEVERITIES.index(f.severity), f.step))
     counted = finding.SEVERITIES[: finding.SEVERITIES.index(given.severity) + 1]
     findings = [f for f in worst_first if f.severity in counted]
     for found in findings:
@@ -85,7 +85,7 @@ def _words(finding: Any) -> str:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from tapescope import compare
+    from tapescope.analysis import compare
 
     result = compare.compare(_run(given.first), _run(given.second), given.tolerance, given.by)
     if given.json:
@@ -96,7 +96,7 @@ def _compare(given: argparse.Namespace) -> int:
 
 
 def _scaling(given: argparse.Namespace) -> int:
-    from tapescope import scaling
+    from tapescope.analysis import scaling
 
     speeds = scaling.scaling([_run(run) for run in given.runs])
     if given.json:
@@ -115,7 +115,7 @@ def _scaling(given: argparse.Namespace) -> int:
 
 
 def _report(given: argparse.Namespace) -> int:
-    from tapescope import report
+    from tapescope.analysis import report
 
     report.write([_run(run) for run in given.runs], given.output)
     print(f"wrote {given.output}")
@@ -125,7 +125,7 @@ def _report(given: argparse.Namespace) -> int:
 def _run(directory: str) -> Any:
     """The run in a directory; a directory that only holds runs is refused with their names."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from tapescope.runs import Run, runs
+    from tapescope.storage.run import Run, runs
 
     below = runs(directory)
     if below and directory not in below:

@@ -12,11 +12,12 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tapescope import bystander, capture, faults, flow, handed, replicas
-from tapescope import reading as readings
-from tapescope.guard import Guard, misuse
-from tapescope.reading import Partial, Reading
-from tapescope.selection import Names, Selection
+from tapescope.capture import graph_isolation, keras_replica_issues, layer_graph, layer_hooks, optimizer_hooks
+from tapescope.capture.selection import Names, Selection
+from tapescope.failsafe import Guard, misuse
+from tapescope.statistics import reading as readings
+from tapescope.statistics import replicas
+from tapescope.statistics.reading import Partial, Reading
 from tapescope.tape import MeasuringTape, Tape, as_it_is, unscaled
 
 _NOT_SEEN = (
@@ -56,7 +57,7 @@ class Probe:
         """What the rows of a reading are; None until a measured step was traced."""
         self.skipped: dict[str, str] = {}
         """Layers that could not be measured, and why."""
-        self.faults: tuple[faults.Fault, ...] | None = None
+        self.faults: tuple[keras_replica_issues.Fault, ...] | None = None
         """What Keras does otherwise in this step with several replicas; None until one was measured."""
         self._used = False
         """Whether a measuring tape was entered."""
@@ -134,20 +135,21 @@ class Probe:
     def _complete(self, partial: Partial, lists: dict[str, Any], loss_scale: Any) -> Reading:
         names: Any = self.names
         if replicas.context()[1] > 1:
-            given_to = handed.optimizers(lists["gradients"])
+            given_to = optimizer_hooks.optimizers(lists["gradients"])
             if self.faults is None:  # else another replica's thread was here
-                self.faults = faults.of_step(self._selection.models, given_to)
+                self.faults = keras_replica_issues.of_step(self._selection.models, given_to)
         own, total, given = (
-            None if gs is None else unscaled(bystander.aside(gs), names.variables, loss_scale) for gs in lists.values()
+            None if gs is None else unscaled(graph_isolation.aside(gs), names.variables, loss_scale)
+            for gs in lists.values()
         )
         owners = np.zeros([len(names.layers), len(names.variables)], bool)
         for layer, variables in enumerate(names.layer_variables):
             owners[layer, list(variables)] = True
         weights = [tf.convert_to_tensor(v) for v in self._selection.variables()]
-        feeds = flow.latest(names.sources)
+        feeds = layer_graph.latest(names.sources)
         return readings.complete(partial, own or [], total, given, weights, owners, feeds)
 
-    def _agree(self, calls: list[capture.Call], seen: list[capture.Capture]) -> None:
+    def _agree(self, calls: list[layer_hooks.Call], seen: list[layer_hooks.Capture]) -> None:
         """Fixes the rows' names at the first trace; refuses a later one that has others."""
         names = self._selection.names(calls)
         if self.names is None:

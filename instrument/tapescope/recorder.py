@@ -17,15 +17,17 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tapescope import finding, records, replicas
-from tapescope.claim import Claim
 from tapescope.probe import Probe
-from tapescope.reading import STEP_COLUMNS, Reading
-from tapescope.records import Step
-from tapescope.restart import Resume
+from tapescope.rules import finding
 from tapescope.schedule import Schedule
-from tapescope.scribe import Scribe
-from tapescope.writer import Job, Writer
+from tapescope.statistics import replicas
+from tapescope.statistics.reading import STEP_COLUMNS, Reading
+from tapescope.storage import summaries
+from tapescope.storage.background import Job, Writer
+from tapescope.storage.claim import Claim
+from tapescope.storage.resume import Resume
+from tapescope.storage.run_writer import Scribe
+from tapescope.storage.summaries import Step
 
 PROMPT_SECONDS = 1.0
 """The longest that the first record with a NaN or Inf keeps the training waiting."""
@@ -120,7 +122,7 @@ class Recorder:
         about = Step(int(step), examples_seen=seen)
         size, first_bad = _SCALAR_BYTES, False
         if reading is not None:
-            reading = Reading(*map(records.first_replica, reading))
+            reading = Reading(*map(summaries.first_replica, reading))
             self._reading_bytes = self._reading_bytes or sum(_bytes(part) for part in reading)
             bad = _is_known_bad(reading)
             first_bad, self._bad = bad and not self._bad, bad
@@ -145,7 +147,7 @@ class Recorder:
                 "`probe.tape(measure)` made; a tf.GradientTape has none"
             )
         names, self._has_read = self._probe.names, True
-        variables, layers = (records.first_replica(part).shape[-1] for part in reading[:2])
+        variables, layers = (summaries.first_replica(part).shape[-1] for part in reading[:2])
         if names is None or (variables, layers) != (len(names.variables), len(names.layers)):
             raise ValueError(
                 f"`reading` ({variables} variables, {layers} layers) is not of the Probe that this Recorder was given: "

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from tapescope import backward, bystander, capture, handed, replicas
-from tapescope import reading as readings
-from tapescope.guard import blaming, misuse
-from tapescope.reading import Partial, Reading
-from tapescope.selection import is_variable
+from tapescope.capture import backward_passes, graph_isolation, layer_hooks, optimizer_hooks
+from tapescope.capture.selection import is_variable
+from tapescope.failsafe import blaming, misuse
+from tapescope.statistics import reading as readings
+from tapescope.statistics import replicas
+from tapescope.statistics.reading import Partial, Reading
 
 if TYPE_CHECKING:
     from tapescope.probe import Probe
@@ -52,8 +53,8 @@ class MeasuringTape(Tape):
 
     def __init__(self, probe: "Probe", persistent: bool, watch_accessed_variables: bool):
         super().__init__(probe, persistent, watch_accessed_variables)
-        self._capture: capture.Capture | None = None
-        self._passes: list[backward.Pass] = []
+        self._capture: layer_hooks.Capture | None = None
+        self._passes: list[backward_passes.Pass] = []
         self._entered: bool = False
         self.closed: bool = False
 
@@ -68,7 +69,7 @@ class MeasuringTape(Tape):
             raise misuse("this tape was used before: call `probe.tape(measure)` once for every step")
         self._entered = True
         with self._probe._guard():  # first: what is raised here must leave no tape open
-            self._capture = capture.Capture(self._probe._selection.layers(), self._probe._guard)
+            self._capture = layer_hooks.Capture(self._probe._selection.layers(), self._probe._guard)
         # It must outlast a backward pass that fails, for the plain one that is then taken in its place.
         asked, self._persistent = self._persistent, True
         super().__enter__()
@@ -121,30 +122,30 @@ class MeasuringTape(Tape):
         target: Any,
         sources: Any,
         known: Mapping[int, Any],
-        seen: capture.Capture,
+        seen: layer_hooks.Capture,
         output_gradients: Any,
         unconnected_gradients: tf.UnconnectedGradients,
     ) -> Any:
         """The gradients that were asked for; those that measuring needs besides are kept."""
         flat, calls = tf.nest.flatten(sources), tuple(seen.calls)
         tensors = [t for call in calls for t in (call.a, call.z, call.input)]
-        with capture.paused():
+        with layer_hooks.paused():
             asked = [t for t in tensors if t is not None]
             found = super().gradient(target, [*flat, *asked], output_gradients)
         inputs = {id(call.input) for call in calls}
-        found = bystander.at_once(found, [len(flat) + i for i, t in enumerate(asked) if id(t) in inputs])
+        found = graph_isolation.at_once(found, [len(flat) + i for i, t in enumerate(asked) if id(t) in inputs])
         own, more = found[: len(flat)], iter(found[len(flat) :])
         deltas = [None if t is None else next(more) for t in tensors]
         read = [call.z if call.differentiated else call.a for call in calls]
         first = calls[0].input if calls else None
-        given, *others = bystander.beside([first, *read, *deltas])
+        given, *others = graph_isolation.beside([first, *read, *deltas])
         beside = iter(others)
         calls = tuple(
             call._replace(read=next(beside), given=None if number else given) for number, call in enumerate(calls)
         )
         deltas = list(beside)
         self._passes.append(
-            backward.Pass(
+            backward_passes.Pass(
                 number=next(_numbers),
                 calls=calls,
                 deltas=list(zip(*[iter(deltas)] * 3, strict=True)),
@@ -153,19 +154,19 @@ class MeasuringTape(Tape):
             )
         )
         if replicas.context()[1] > 1:
-            handed.note()
+            optimizer_hooks.note()
         if unconnected_gradients == tf.UnconnectedGradients.ZERO:
             own = [tf.zeros_like(s) if g is None else g for s, g in zip(flat, own, strict=True)]
         return tf.nest.pack_sequence_as(sources, own)
 
-    def _together(self, others: Sequence[Tape]) -> backward.Together:
+    def _together(self, others: Sequence[Tape]) -> backward_passes.Together:
         tapes = [self, *others]
         for tape in tapes:
             if not isinstance(tape, MeasuringTape) or tape._probe is not self._probe:
                 raise misuse("`others` must be measuring tapes of the same Probe and the same step")
             if not tape._passes:
                 raise misuse("`tape.reading()` was called before `tape.gradient()`: there is no gradient to read yet")
-        return backward.together([one for tape in tapes for one in tape._passes], self._probe._selection)
+        return backward_passes.together([one for tape in tapes for one in tape._passes], self._probe._selection)
 
     def own(self, *others: Tape) -> list[Any]:
         """The gradients that these tapes gave, of the V variables."""
@@ -175,11 +176,11 @@ class MeasuringTape(Tape):
     def partial(self, *others: Tape, loss_scale: Any = None) -> Partial | None:
         if self._probe.failure:
             return None
-        with self._probe._guard(), bystander.apart():
+        with self._probe._guard(), graph_isolation.apart():
             all_ = self._together(others)
             captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape)]
             self._probe._agree(all_.calls, [c for c in captures if c is not None])
-            own = unscaled(bystander.aside(all_.gradients), self._probe.variables, loss_scale)
+            own = unscaled(graph_isolation.aside(all_.gradients), self._probe.variables, loss_scale)
             deltas = [
                 unscaled(ds, [call.name] * 3, loss_scale) for call, ds in zip(all_.calls, all_.deltas, strict=True)
             ]

@@ -16,27 +16,19 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from tensorboard_plugin_tapescope import (
-    comparing,
-    export,
-    figures,
-    layer,
-    metadata,
-    newer,
-    query,
-    summary,
-    tables,
-    views,
-)
-from tensorboard_plugin_tapescope.query import Panel, Query, Refused
-from tensorboard_plugin_tapescope.records import Records, Snapshot
+from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.data.table_cache import Records, Snapshot
+from tensorboard_plugin_tapescope.figures import basic, csv_export, since
+from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.views import compare, flow, layer, overview, query
+from tensorboard_plugin_tapescope.views.query import Panel, Query, Refused
 
 VIEWS: dict[str, Callable[[Snapshot, Query], list[Panel]]] = {
-    "flow": views.flow,
+    "flow": flow.flow,
     "layer": layer.layer,
-    "budget": views.budget,
-    "compare": comparing.compare,
-    "replicas": comparing.replicas,
+    "budget": flow.budget,
+    "compare": compare.compare,
+    "replicas": compare.replicas,
 }
 
 DAY_SECONDS = 24 * 3600
@@ -105,16 +97,16 @@ class GradientsPlugin(base_plugin.TBPlugin):
 
 def runs(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     """Every run's row of the overview; only that nothing changed, where `known` is still the version."""
-    version, content = snapshot.once(lambda: overview(snapshot))
+    version, content = snapshot.once(lambda: listed(snapshot))
     if request.args.get("known") == version:
         content = _json({"version": version, "unchanged": True})
     return content, "application/json"
 
 
-def overview(snapshot: Snapshot) -> tuple[str, str]:
+def listed(snapshot: Snapshot) -> tuple[str, str]:
     """A version, which changes with what is said of the runs, and all of it."""
-    colours = comparing.colours(snapshot, tuple(snapshot.runs))
-    rows = [{**row, "colour": colour} for row, colour in zip(summary.runs(snapshot), colours, strict=True)]
+    colours = compare.colours(snapshot, tuple(snapshot.runs))
+    rows = [{**row, "colour": colour} for row, colour in zip(overview.runs(snapshot), colours, strict=True)]
     version = hashlib.sha1(_json({"runs": rows}).encode(), usedforsecurity=False).hexdigest()[:16]
     columns = {c.name: c._asdict() for c in tables.COLUMNS.values()}
     return version, _json({"version": version, "runs": rows, "columns": columns})
@@ -123,7 +115,7 @@ def overview(snapshot: Snapshot) -> tuple[str, str]:
 def run(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     """What the pickers offer for one run, and its findings."""
     asked = query.parse(request.args, snapshot)
-    return _json(summary.about(snapshot, asked.runs[0])), "application/json"
+    return _json(overview.about(snapshot, asked.runs[0])), "application/json"
 
 
 def view(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
@@ -132,9 +124,9 @@ def view(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     asked = query.parse(request.args, snapshot)
     panels = draw(query.within(snapshot, asked), asked)
     if (step := asked.step) is not None:
-        panels = [p._replace(figure=p.figure and figures.marked(p.figure, step, asked.dark)) for p in panels]
+        panels = [p._replace(figure=p.figure and basic.marked(p.figure, step, asked.dark)) for p in panels]
     if (step := asked.since) is not None:
-        panels = [p._replace(figure=p.figure and newer.since(p.figure, step)) for p in panels]
+        panels = [p._replace(figure=p.figure and since.since(p.figure, step)) for p in panels]
     whole = {"whole_until": min(snapshot.whole_until)} if snapshot.whole_until else {}
     return _json({"panels": [panel._asdict() for panel in panels], **whole}), FIGURE
 
@@ -142,12 +134,12 @@ def view(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
 def csv(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     """The numbers behind one panel, all recorded steps."""
     draw = VIEWS[query.choice(request.args, "view", VIEWS, "flow", 404)]
-    asked = query.parse(request.args, snapshot)._replace(most=export.EVERY_STEP)
+    asked = query.parse(request.args, snapshot)._replace(most=csv_export.EVERY_STEP)
     panels = {p.key: p for p in draw(query.within(snapshot.complete(), asked), asked)}
     panel = panels[query.choice(request.args, "panel", panels, next(iter(panels)), 404)]
     if panel.figure is None:
         raise Refused(404, f"{panel.title} has no numbers: {panel.empty}")
-    return export.csv(panel.figure), "text/csv"
+    return csv_export.csv(panel.figure), "text/csv"
 
 
 def pages() -> dict[str, bytes]:

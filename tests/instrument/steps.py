@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 import tapescope
-from tapescope import records
+from tapescope.storage import summaries
 
 MODES = ("eager", "function", "jit", "replicas", "jit_replicas")
 
@@ -87,4 +87,4 @@ def measured_step(mode, make_model, x, y, loss=squared_error, make_optimizer=Non
             )
 
         read = tf.function(lambda x, y: strategy.run(part, (x, y)))(share_of(0), share_of(1))
-    return records.on_host(read), model, before, probe
+    return summaries.on_host(read), model, before, probe

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from tapescope import cli, events
-from tapescope.finding import from_json
+from tapescope import cli
+from tapescope.rules.finding import from_json
+from tapescope.storage import event_file
 from tensorboard_plugin_tapescope import metadata
-from tests.instrument.test_rules import LAYERS, VARIABLES, both, healthy, put
+from tests.instrument.rules.test_rules import LAYERS, VARIABLES, both, healthy, put
 
 DETAILS = {
     "units": [20, 20, 20, 5],
@@ -21,7 +22,7 @@ DETAILS = {
 
 def write(logdir, change=None, count=20):
     """A run of made-up records."""
-    file = events.EventFile(logdir)
+    file = event_file.EventFile(logdir)
     for t in range(count):
         columns = healthy(t)
         if change:
@@ -35,7 +36,7 @@ def write(logdir, change=None, count=20):
             rows = [c.name for c in known if c.name in columns]
             kind = np.float64 if family == "step" else np.float32
             tensor = np.array([columns[name] for name in rows], kind)
-            values.append(events.tensor(metadata.Family(family, tuple(rows), names, details), tensor))
+            values.append(event_file.tensor(metadata.Family(family, tuple(rows), names, details), tensor))
         file.add(4 * t, values)
     file.close()
 
@@ -79,8 +80,8 @@ def test_severity_is_the_mildest_that_counts(tmp_path, capsys):
 
 def begun(path):
     """A run that was killed before its first record."""
-    file = events.EventFile(path)
-    file.add(0, [events.text(metadata.Family("status"), '{"state": "training"}')])
+    file = event_file.EventFile(path)
+    file.add(0, [event_file.text(metadata.Family("status"), '{"state": "training"}')])
     file.close()
 
 
@@ -89,7 +90,7 @@ def begun(path):
     [
         (lambda path: None, "has no event file"),
         (lambda path: [write(path / name, count=1) for name in "ab"], "is no run but holds 2; name one of them: "),
-        (lambda path: events.EventFile(path).close(), "none with tapescope's records"),
+        (lambda path: event_file.EventFile(path).close(), "none with tapescope's records"),
         (begun, "has no record of a step"),
     ],
 )

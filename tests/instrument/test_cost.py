@@ -13,7 +13,8 @@ import pytest
 import tensorflow as tf
 
 import tapescope
-from tapescope import events, reading, records, units
+from tapescope.statistics import reading
+from tapescope.storage import event_file, summaries, unit_ledger
 from tensorboard_plugin_tapescope import metadata
 from tests.instrument.steps import dense_chain, mirrored
 
@@ -104,11 +105,11 @@ def test_sizes_of_a_reading():
 def test_bytes_of_a_record(tmp_path):
     """At most 4 bytes a number and 300 a family, once the first has said what the columns are."""
     function, probe = concrete([16] * 4, True)
-    read = records.on_host(function(np.ones([16, 16], np.float32)))
-    ledger = units.Ledger(probe.names.units, 16)
-    file = events.EventFile(tmp_path)
+    read = summaries.on_host(function(np.ones([16, 16], np.float32)))
+    ledger = unit_ledger.Ledger(probe.names.units, 16)
+    file = event_file.EventFile(tmp_path)
     for n in range(2):
-        values = records.families(records.Step(n, 1.0, 16.0), read, probe.names, ledger, {})
+        values = summaries.families(summaries.Step(n, 1.0, 16.0), read, probe.names, ledger, {})
         file.add(n, values)  # the first says what the columns are
     for value in values:
         assert value.array is not None

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tapescope
-from tapescope import records
+from tapescope.storage import summaries
 from tests.instrument.steps import dense_chain, measured_step, mirrored, squared_error
 
 RNG = np.random.default_rng(3)
@@ -174,7 +174,7 @@ def test_replicas_give_the_reading_and_the_weights_of_one_device(replicas):
                 for p in parts
             )
             reading = whole(x, y)
-        return records.on_host(reading), [v.numpy() for v in model.trainable_variables]
+        return summaries.on_host(reading), [v.numpy() for v in model.trainable_variables]
 
     one, weights_of_one = run(tf.distribute.OneDeviceStrategy("CPU:0"))
     many, weights_of_many = run(mirrored(replicas))

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing import event_file_loader, plugin_event_accumulator
 
 import tapescope
-from tapescope import records
+from tapescope.storage import summaries
 from tensorboard_plugin_tapescope import metadata
 from tests.instrument.steps import dense_chain
 
@@ -40,7 +40,7 @@ def train(logdir, steps=12, every=2, **options):
             loss, reading = step(X, Y, when(n))
             if reading is not None:
                 recorder.write(n, reading, scalars={"loss": loss})
-                given[n] = records.on_host(reading)
+                given[n] = summaries.on_host(reading)
         recorder.scalars(steps - 1, {"validation/loss": 0.5})
     return given
 
@@ -176,6 +176,6 @@ def test_schema_of_a_newer_version_is_refused_in_words():
 
 
 def test_thinned_rows_are_spread_evenly():
-    assert records.thinned(3) == [0, 1, 2]
-    assert len(records.thinned(500)) == 50
-    assert (records.thinned(500)[0], records.thinned(500)[-1]) == (0, 499)
+    assert summaries.thinned(3) == [0, 1, 2]
+    assert len(summaries.thinned(500)) == 50
+    assert (summaries.thinned(500)[0], summaries.thinned(500)[-1]) == (0, 499)

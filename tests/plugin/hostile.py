@@ -15,8 +15,9 @@ from tensorboard.plugins.base_plugin import TBContext
 from werkzeug.datastructures import MultiDict
 from werkzeug.test import Client, TestResponse
 
-from tensorboard_plugin_tapescope import metadata, tables
+from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.plugin import VIEWS, GradientsPlugin
+from tensorboard_plugin_tapescope.series import tables
 from tests.plugin import synthetic
 from tests.plugin.conftest import HOSTILE
 from tests.plugin.synthetic import Spec

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tapescope import events
+from tapescope.storage import event_file
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 
@@ -176,22 +176,22 @@ class Writer:
         self.spec, self.total = spec, total
         self.families = families(spec)
         self.rng = np.random.default_rng(spec.seed)
-        self.file = events.EventFile(logdir)
+        self.file = event_file.EventFile(logdir)
 
     def status(self, step: int, state: str, wall_time: float | None = None) -> None:
         started = time.time() - 60
         status = {"state": state, "reason": "", "replicas": self.spec.replicas, "steps": self.total, "started": started}
-        self.file.add(step, [events.text(self.families["status"], json.dumps(status))], wall_time)
+        self.file.add(step, [event_file.text(self.families["status"], json.dumps(status))], wall_time)
 
     def findings(self, step: int, wall_time: float | None = None) -> None:
         texts = [json.dumps(f) for f in self.spec.findings]
-        self.file.add(step, [events.text(self.families["findings"], texts)], wall_time)
+        self.file.add(step, [event_file.text(self.families["findings"], texts)], wall_time)
 
     def write(self, step: int, wall_time: float | None = None, units: bool = True) -> None:
         tensors = record(self.spec, step, self.total, self.rng)
         if not units:
             tensors.pop("units")
-        self.file.add(step, [events.tensor(self.families[f], t) for f, t in tensors.items()], wall_time)
+        self.file.add(step, [event_file.tensor(self.families[f], t) for f, t in tensors.items()], wall_time)
 
 
 def write(
@@ -212,7 +212,7 @@ def write(
 
 def write_newer(logdir: str | os.PathLike[str]) -> None:
     """A run as a later version may write it, whose schema this one does not know."""
-    file = events.EventFile(logdir)
+    file = event_file.EventFile(logdir)
     later = Family("layers", ("activation_mean",), ("hidden_1",), {}, metadata.SCHEMA + 1)
-    file.add(0, [events.tensor(later, np.zeros((1, 1), np.float32))])
+    file.add(0, [event_file.tensor(later, np.zeros((1, 1), np.float32))])
     file.close()

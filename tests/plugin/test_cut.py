@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing import data_provider, plugin_event_mul
 from tensorboard.data import server_ingester
 from tensorboard.util import grpc_util
 
-from tapescope import events
+from tapescope.storage import event_file
 from tensorboard_plugin_tapescope.plugin import VIEWS
 from tests.plugin import synthetic
 from tests.plugin.hostile import Tab
@@ -26,8 +26,8 @@ def written(directory: pathlib.Path) -> tuple[bytes, dict[int, int]]:
     (path,) = directory.iterdir()
     ends, at, step = {0: -1}, 0, -1
     for raw in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-        event = events.event_pb2.Event.FromString(raw)
-        at += len(raw) + events.FRAMING_BYTES
+        event = event_file.event_pb2.Event.FromString(raw)
+        at += len(raw) + event_file.FRAMING_BYTES
         step = max(step, event.step) if event.summary.value else step
         ends[at] = step
     return path.read_bytes(), ends

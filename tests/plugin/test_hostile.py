@@ -12,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tensorboard_plugin_tapescope import export, metadata, tables
+from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.figures import csv_export
+from tensorboard_plugin_tapescope.series import tables
 from tests.plugin import hostile
 from tests.plugin.hostile import NAMES, Datum, Tab, good, request, spoiled
 from tests.plugin.synthetic import Spec
@@ -31,7 +33,7 @@ JSON = st.recursive(
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numbers at the end of float32
 @pytest.mark.parametrize("seed", [*range(20), 22, 24, 29, 150, 158, 198])
-# The last six once did, in bench/faults_tab.py: counts that are NaN, states that are not whole, truths for numbers, a
+# The last six once did, in bench/faults/tab.py: counts that are NaN, states that are not whole, truths for numbers, a
 # norm below 0.
 def test_no_run_and_no_request_makes_a_500(seed):
     rng = random.Random(seed)
@@ -107,7 +109,7 @@ def test_no_name_becomes_a_formula_or_breaks_a_line_of_csv(name):
         "data": [{"type": "scatter", "meta": name, "x": [name, 1.0], "y": [1.0, -2.0]}],
         "layout": {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "value"}}},
     }
-    rows = list(csv.reader(io.StringIO(export.csv(figure), newline="")))
+    rows = list(csv.reader(io.StringIO(csv_export.csv(figure), newline="")))
     assert [len(row) for row in rows] == [3, 3, 3]
     for cell in (rows[1][0], rows[1][1]):
         assert not re.match(r"\s*[=+\-@＝＋－＠]", cell)  # noqa: RUF001 (spreadsheets take the wide ones as well)

@@ -13,7 +13,7 @@ from scripts import page
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tensorboard_plugin_tapescope.views import GRID_COLUMNS
+from tensorboard_plugin_tapescope.views.flow import GRID_COLUMNS
 from tests.plugin import synthetic
 from tests.plugin.conftest import HOSTILE
 from tests.plugin.synthetic import Spec

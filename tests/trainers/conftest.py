@@ -2,7 +2,7 @@
 
 import pytest
 
-from tapescope_trainers import strategy
+from tapescope_trainers.distributed import strategy
 from tests.instrument.steps import mirrored
 
 _make = strategy.make

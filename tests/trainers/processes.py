@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tapescope_trainers import resume
-from tapescope_trainers.cluster import Cluster
+from tapescope_trainers.distributed.cluster import Cluster
+from tapescope_trainers.training import resume
 
 PATIENCE_S = 600.0
 TENSORFLOWS_OWN = re.compile(r"WARNING: All log|[IWE]\d{4} ")
 _PR_SET_PDEATHSIG = 1  # of Linux: which signal comes when the parent ends
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["tapescope_trainers.train", "tapescope_trainers.loop", "sklearn.datasets"])
+_forks.set_forkserver_preload(["tapescope_trainers.train", "tapescope_trainers.training.loop", "sklearn.datasets"])
 
 
 class Trainer:

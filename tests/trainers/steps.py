@@ -5,17 +5,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tapescope_trainers import preparation
 from tapescope_trainers.flags import Options
+from tapescope_trainers.training import build
 
 
 def after(
     steps: int, options: Options, measure: Callable[[int], bool] = lambda n: False, readings: list | None = None
 ) -> list[np.ndarray]:
     """The trainable variables after `steps` steps; the readings are put into a list that is given."""
-    parts = preparation.prepare(options)
+    parts = build.prepare(options)
     parts.recorder.close()
-    one_step = preparation.make_step(options, parts)
+    one_step = build.make_step(options, parts)
     batches = parts.strategy.experimental_distribute_dataset(parts.batches)
     for n, (x, y) in enumerate(itertools.islice(batches, steps)):
         reading = one_step(x, y, measure(n)).reading

@@ -3,14 +3,15 @@
 import keras
 
 from tapescope import cli
-from tapescope_trainers import flags, preparation, train
+from tapescope_trainers import flags, train
+from tapescope_trainers.training import build
 
 ARGUMENTS = ("--preset=mlp", "--depth=2", "--width=8", "--steps=8", "--measure_every=4", "--noprogress")
 
 
 def trained(logdir, *more: str, change: str | None = None) -> str:
     options = flags.parse(["x", f"--logdir={logdir}", *ARGUMENTS, *more])
-    parts = preparation.prepare(options)
+    parts = build.prepare(options)
     if change:
         kernel = parts.model.get_layer(change).kernel
         kernel.assign(keras.initializers.HeNormal(7)(kernel.shape))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tapescope_trainers import cluster, flags
+from tapescope_trainers import flags
+from tapescope_trainers.distributed import cluster
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 

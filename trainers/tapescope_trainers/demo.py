@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 
-from tapescope_trainers import serve, signals
+from tapescope_trainers import serve
 from tapescope_trainers.flags import GIVEN_PRESETS
+from tapescope_trainers.training import signals
 
 FLAGS = ("--optimizer=sgd", "--learning_rate=1", "--seed=3", "--steps=4000", "--measure_every=20", "--resume=never")
 """With these, output units of `sigmoid_relu` die and stay dead. With most others its loss soon becomes NaN: where

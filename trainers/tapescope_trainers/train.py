@@ -14,10 +14,12 @@ from typing import NoReturn
 import absl.flags
 from absl import app
 
-from tapescope_trainers import cluster, flags, resume, serve, signals
+from tapescope_trainers import flags, serve
+from tapescope_trainers.distributed import cluster
+from tapescope_trainers.distributed.link import Link, join
 from tapescope_trainers.flags import Options
-from tapescope_trainers.link import Link, join
-from tapescope_trainers.preparation import Parts, make_step, prepare
+from tapescope_trainers.training import resume, signals
+from tapescope_trainers.training.build import Parts, make_step, prepare
 
 CODE_BAD_INPUT = 2
 CODE_LOST = 3
@@ -91,8 +93,9 @@ def run(options: Options) -> None:
 
 def train(options: Options, parts: Parts, names: list[str]):
     """Trains to the end, or to the next step once `names` has a signal; the loop's Result."""
-    from tapescope_trainers import data, loop, step, strategy
-    from tapescope_trainers.progress import Progress
+    from tapescope_trainers.distributed import strategy
+    from tapescope_trainers.training import data, loop, step
+    from tapescope_trainers.training.progress import Progress
 
     one_step = make_step(options, parts)
     evaluate = step.make_evaluation(parts.model, parts.strategy)

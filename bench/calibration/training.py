@@ -1,0 +1,196 @@
+"""Trains one set-up for a few seconds with tapescope, and takes what other tools look at from the same steps."""
+
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from bench.calibration.data import Data
+from bench.calibration.rows import Setup
+
+import tapescope
+from tapescope.rules import finding
+
+REPLICAS = 4
+EXTRAS = "extras.npz"
+"""Beside a run's event files: all losses, and what other tools look at."""
+
+
+class Trial(NamedTuple):
+    """What a training left."""
+
+    run: tapescope.Run
+    live: tuple[Any, ...]
+    """Findings of the recorder."""
+    extras: list[dict[str, np.ndarray]]
+    """By record, what only other tools look at: see `extras`."""
+    fall: float
+    """Share of the loss of the first steps that was gone in the last ones."""
+    seconds: float
+
+
+def _loss(data: Data) -> Callable[[Any, Any], Any]:
+    if data.classes == 0:
+        return keras.losses.MeanSquaredError(reduction=None)
+    return (
+        keras.losses.BinaryCrossentropy(reduction=None)
+        if data.classes == 1
+        else keras.losses.SparseCategoricalCrossentropy(reduction=None)
+    )
+
+
+def trial(setup: Setup, keep: str) -> Trial:
+    """What training it left; under `keep`, unless that is empty, it is looked for first and left for the next time."""
+    if not keep:
+        with tempfile.TemporaryDirectory() as logdir:
+            _train(setup, logdir)
+            return _trial(logdir)
+    logdir = os.path.join(keep, setup.key)
+    if not os.path.exists(os.path.join(logdir, EXTRAS)):
+        shutil.rmtree(logdir, ignore_errors=True)
+        _train(setup, logdir)
+    return _trial(logdir)
+
+
+def _trial(logdir: str) -> Trial:
+    run = tapescope.Run(logdir)
+    with np.load(os.path.join(logdir, EXTRAS)) as kept:
+        columns = {name: kept[name] for name in kept}
+    losses, seconds = columns.pop("losses"), float(columns.pop("seconds"))
+    extras = [{name: rows[t] for name, rows in columns.items()} for t in range(len(run.steps))]
+    early, late = (float(np.median(part)) for part in (losses[:5], losses[-20:]))
+    fall = (early - late) / abs(early) if math.isfinite(late) else -math.inf
+    return Trial(run, tuple(finding.from_json(f) for f in run.findings), extras, fall, seconds)
+
+
+def _train(setup: Setup, logdir: str) -> None:
+    began = time.perf_counter()
+    keras.utils.set_random_seed(setup.seed)
+    keras.backend.clear_session()
+    data = setup.data(setup.seed)
+    strategy = tf.distribute.get_strategy()
+    if setup.replicas > 1:
+        # TensorFlow's own collectives are numbered anew in each strategy of a process, and would clash.
+        copies = tf.distribute.ReductionToOneDevice()
+        strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(setup.replicas)], copies)
+    with strategy.scope():
+        model, optimizer = setup.network(data), setup.optimizer()
+        optimizer.build(model.trainable_variables)
+    if setup.fault.start:
+        setup.fault.start(model)
+    probe = tapescope.Probe(model, window_examples=512, histograms=False)
+    step = _step(setup, model, optimizer, probe, _loss(data))
+    run_step = step if setup.replicas == 1 else _replicated(step, strategy, setup)
+
+    every = setup.every or setup.fault.every
+    rng, losses, extras = np.random.default_rng(setup.seed), [], []
+    with tapescope.Recorder(logdir, probe) as recorder:
+        for n in range(setup.steps):
+            chosen = rng.integers(0, len(data.x), setup.batch)
+            batch = data.x[chosen], data.y[chosen]
+            if setup.fault.hook:
+                batch = setup.fault.hook(n, model, batch, rng)
+            loss, reading, more = run_step(*batch, n % every == 0)
+            losses.append(float(loss))
+            if reading is not None:
+                recorder.write(n, reading, {"loss": losses[-1]})
+                extras.append({name: np.asarray(t) for name, t in more.items()})
+    columns = {name: np.stack([row[name] for row in extras]) for name in extras[0]}
+    np.savez(os.path.join(logdir, EXTRAS), losses=losses, seconds=time.perf_counter() - began, **columns)
+
+
+def _step(setup: Setup, model, optimizer, probe: tapescope.Probe, loss_of) -> Callable[..., Any]:
+    slowed = [
+        (v, factor) for name, factor in setup.fault.rates.items() for v in model.get_layer(name).trainable_variables
+    ]
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def step(x, y, measure):
+        with probe.tape(measure) as tape:
+            loss = tf.reduce_sum(loss_of(y, model(x, training=True))) / setup.batch
+        gradients = tape.gradient(loss, model.trainable_variables)
+        given = [(g, v) for g, v in zip(gradients, model.trainable_variables, strict=True) if g is not None]
+        clipped = None
+        if setup.fault.clip is not None:
+            norm = tf.linalg.global_norm([g for g, _ in given])
+            factor = setup.fault.clip / tf.maximum(norm, setup.fault.clip)
+            given = [(g * factor, v) for g, v in given]
+            clipped = [None if g is None else g * factor for g in gradients]
+        before = [tf.identity(v) for v, _ in slowed]
+        optimizer.apply_gradients(given)
+        for (v, factor), old in zip(slowed, before, strict=True):
+            v.assign(old + factor * (v - old))
+        more = _extras(tape._capture.calls, gradients, setup.batch) if measure and setup.replicas == 1 else {}
+        return loss, tape.reading(applied=clipped), more
+
+    return step
+
+
+def _replicated(step: Callable[..., Any], strategy, setup: Setup) -> Callable[..., Any]:
+    @tf.function
+    def run(x, y, measure):
+        loss, reading, more = strategy.run(step, (x, y, measure))
+        return strategy.reduce("SUM", loss, axis=None), reading, more
+
+    def split(x, y, measure):
+        shares = list(zip(np.split(x, setup.replicas), np.split(y, setup.replicas), strict=True))
+        if setup.fault.odd_replica:
+            shares[-1] = setup.fault.odd_replica(*shares[-1])
+        parts = [
+            strategy.experimental_distribute_values_from_function(
+                lambda c, i=i: tf.constant(shares[c.replica_id_in_sync_group][i])
+            )
+            for i in (0, 1)
+        ]
+        return run(*parts, measure)
+
+    return split
+
+
+def _extras(calls: Sequence[Any], gradients: Sequence[Any], batch: int) -> dict[str, Any]:
+    """What other tools look at and no column holds.
+
+    [V] `mean_abs`: mean absolute element of the gradient. [L] `inactive`: share of units with an output above 0 on less
+    than 1 % of the batch; `nonpositive`: share of outputs at or below 0; `beyond_5`: share of pre-activations outside
+    [-5, 5]; `extreme`: share outside 9.5 for tanh, outside [-23, 17] for sigmoid; `rho`: share of units whose mean
+    absolute output, scaled to [-1, 1], is above 0.85; `tanh_97`: share of absolute outputs above 0.97 of tanh.
+    [sum U] `quiet`: whether the 95th percentile of the unit's absolute outputs is below 1e-5.
+    """
+    rows: dict[str, list[Any]] = {
+        name: [] for name in ("inactive", "nonpositive", "beyond_5", "extreme", "rho", "tanh_97")
+    }
+    quiet = []
+    for call in calls:
+        a = tf.reshape(call.a, [-1, call.a.shape[-1]])
+        z = a if call.z is None else tf.reshape(call.z, [-1, call.a.shape[-1]])
+        kind = call.activation.name
+        low, high = {"tanh": (-9.5, 9.5), "sigmoid": (-23.0, 17.0)}.get(kind, (-np.inf, np.inf))
+        scaled = {"tanh": a, "sigmoid": 2 * a - 1}.get(kind, tf.zeros_like(a))
+        rank = int(0.95 * (batch - 1))
+        quiet.append(tf.sort(tf.abs(a), axis=0)[tf.minimum(rank, tf.shape(a)[0] - 1)] < 1e-5)
+        rows["inactive"].append(_share(tf.reduce_mean(tf.cast(a > 0, tf.float32), 0) < 0.01))
+        rows["nonpositive"].append(_share(a <= 0))
+        rows["beyond_5"].append(_share(tf.abs(z) > 5))
+        rows["extreme"].append(_share((z < low) | (z > high)))
+        rows["rho"].append(_share(tf.reduce_mean(tf.abs(scaled), 0) > 0.85))
+        rows["tanh_97"].append(_share(tf.abs(a) > 0.97) if kind == "tanh" else tf.constant(0.0))
+    mean = [tf.constant(np.nan) if g is None else tf.reduce_mean(tf.abs(g)) for g in gradients]
+    return {"mean_abs": tf.stack(mean), "quiet": tf.concat(quiet, 0), **{k: tf.stack(v) for k, v in rows.items()}}
+
+
+def _share(where: Any) -> Any:
+    return tf.reduce_mean(tf.cast(where, tf.float32))
+
+
+def quiet_process() -> None:
+    """Four logical CPUs for the replicas and nothing on the console; before TensorFlow wakes up."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * REPLICAS
+    )

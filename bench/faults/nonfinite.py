@@ -1,0 +1,48 @@
+"""A NaN or an infinity at every layer in turn, forward and backward, in three types: the first layer must be named."""
+
+import os
+import pathlib
+import sys
+import tempfile
+
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+from bench.faults.rows import Row, told
+from tests.instrument.test_nonfinite import cases, poisoned_backward, poisoned_forward
+
+DTYPES = {
+    "float32": "float32",
+    "mixed_float16": "float16 with loss scale",
+    "mixed_bfloat16": "bfloat16",
+}
+
+
+def named(dtype: str, ats: range) -> Row:
+    """Of all cases of a type: how many name the layer, in the record and as the finding, and are on disk."""
+    total, by_record, by_finding, on_disk = 0, 0, 0, 0
+    for poison, way in ((poisoned_forward, "forward"), (poisoned_backward, "backward")):
+        for wrong in (float("nan"), float("inf")):
+            with tempfile.TemporaryDirectory() as scratch:
+                for case in cases(dtype, poison, pathlib.Path(scratch), ats, wrong):
+                    total += 1
+                    on_disk += case.run.steps.tolist() == list(
+                        range(case.at + 1)
+                    )  # the last good one, the first bad one
+                    by_record += case.run[f"first_nonfinite_{way}"].tolist() == case.expected
+                    by_finding += case.findings[:1] == [(case.layer, case.at)]
+    seen = (
+        f"the first layer is named at the very step in {by_record} of {total} records and {by_finding} findings; "
+        f"last good and first bad record on disk in {on_disk}"
+    )
+    promise = f"NaN or infinity at each of 5 layers, forward and backward, {DTYPES[dtype]}"
+    return Row(promise, seen, by_record == by_finding == on_disk == total)
+
+
+def main() -> None:
+    """A row a type."""
+    ats = range(1, 3 if "--quick" in sys.argv else 6)
+    told([named(dtype, ats) for dtype in DTYPES])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Data sets: read, split, scaled and shuffled, the same way for the same seed."""
+
+import gzip
+import itertools
+import socket
+import urllib.request
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tapescope_trainers.training import data
+
+
+def rows(batches, count: int) -> np.ndarray:
+    return np.concatenate([x.numpy() for x, _ in itertools.islice(batches, count)])
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Writes an npz file and gives its name as a data set."""
+
+    def write(**arrays) -> str:
+        np.savez(tmp_path / "own.npz", **arrays)
+        return f"npz:{tmp_path}/own.npz"
+
+    return write
+
+
+def test_digits_are_real_and_whole():
+    digits = data.load("digits")
+    assert (digits.shape, digits.classes) == ((8, 8), 10)
+    assert len(digits.x_train) + len(digits.x_valid) == 1797
+    assert len(digits.x_valid) == round(1797 * data.HELD_SHARE)
+    assert digits.x_train.max() * digits.scale == 1
+    assert set(digits.y_train) == set(range(10))
+
+
+def test_the_seed_fixes_split_and_order():
+    first, again, other = (data.load("digits", seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.x_valid, again.x_valid)
+    assert not np.array_equal(first.x_valid, other.x_valid)
+    a, b, c = (rows(data.batches(first, 64, seed), 40) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_an_epoch_has_every_example_at_most_once_and_the_next_another_order():
+    x = np.arange(10, dtype=np.float32)[:, None]
+    digits = data.Data(x, np.zeros(10, np.int32), x, np.zeros(10, np.int32), 1.0, 1)
+    seen = rows(data.batches(digits, 3, 0), 6)[:, 0]
+    assert len(set(seen[:9])) == len(set(seen[9:])) == 9
+    assert list(seen[:9]) != list(seen[9:])
+
+
+def test_batches_are_flat_scaled_one_hot_and_of_static_shape():
+    digits = data.load("digits")
+    batches = data.batches(digits, 32, 0)
+    assert [spec.shape.as_list() for spec in batches.element_spec] == [[32, 64], [32, 10]]
+    x, y = next(iter(batches))
+    assert x.dtype == y.dtype == tf.float32
+    assert 0 <= tf.reduce_min(x) < tf.reduce_max(x) <= 1
+    np.testing.assert_array_equal(tf.reduce_sum(y, 1), 1)
+
+
+def test_no_thread_outlives_the_batches():
+    pipelines = data.batches(data.load("digits"), 64, 0), data.validation(data.load("digits"), 64)
+    assert not any(pipeline.options().autotune.enabled for pipeline in pipelines)
+
+
+def test_labels_stay_with_their_examples():
+    digits = data.load("digits")
+    known = {image.tobytes(): label for image, label in zip(digits.x_train, digits.y_train, strict=True)}
+    for x, y in itertools.islice(data.batches(digits, 100, 3), 5):
+        images = (x.numpy() * 16).astype(np.uint8)
+        assert [known[image.tobytes()] for image in images] == list(np.argmax(y, 1))
+
+
+def test_validation_is_all_of_it_in_order():
+    digits = data.load("digits")
+    found = np.concatenate([x for x, _ in data.validation(digits, 100)])
+    np.testing.assert_allclose(found, digits.x_valid.reshape(-1, 64) / 16)
+
+
+def test_npz_without_a_test_part_is_split(own):
+    found = data.load(own(x_train=np.arange(20, dtype=np.uint8).reshape(10, 2), y_train=np.arange(10)))
+    assert (len(found.x_train), len(found.x_valid), found.classes) == (8, 2, 10)
+    assert found.scale == 1 / 255
+    assert set(found.y_train) | set(found.y_valid) == set(range(10))
+
+
+def test_npz_with_a_test_part_is_taken_as_it_is(own):
+    x, y = np.ones([4, 3, 3], np.float32), np.array([[0], [1], [2], [1]])
+    found = data.load(own(x_train=x, y_train=y, x_test=x[:1] * 2, y_test=y[:1]))
+    assert (len(found.x_train), found.scale, found.classes) == (4, 1.0, 3)
+    np.testing.assert_array_equal(found.x_valid, x[:1] * 2)
+    np.testing.assert_array_equal(found.y_train, [0, 1, 2, 1])
+
+
+X, Y = np.zeros([4, 2], np.float32), np.zeros([4], int)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": X}, "has images: it needs x_train and y_train"),
+        ({"x_train": X, "y_train": Y[:3]}, r"\(4, 2\) examples do not fit \(3,\) labels"),
+        ({"x_train": X, "y_train": Y.astype(float)}, "labels of type float64 must be integers"),
+        ({"x_train": X, "y_train": Y - 1}, "must be integers from 0"),
+        ({"x_train": X.astype(complex), "y_train": Y}, "complex128 must be uint8 or floating"),
+        ({"x_train": X[:1], "y_train": Y[:1]}, "0 training and 1 validation examples"),
+        ({"x_train": X, "y_train": Y, "x_test": X[:, :1], "y_test": Y}, r"\(4, 1\)"),
+    ],
+)
+def test_npz_that_does_not_serve_is_told_why(own, arrays, message):
+    with pytest.raises(ValueError, match=message):
+        data.load(own(**arrays))
+
+
+def test_a_file_that_is_no_npz(tmp_path):
+    (tmp_path / "own.npz").write_text("no")
+    with pytest.raises(ValueError, match="is no readable npz file"):
+        data.load(f"npz:{tmp_path}/own.npz")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+def test_a_copy_on_disk(tmp_path, name):
+    x, y = np.full([3, 4, 4], 255, np.uint8), np.array([1, 0, 2])
+    np.savez(tmp_path / f"{name}.npz", x_train=x, y_train=y, x_test=x[:1], y_test=y[:1])
+    found = data.load(name, str(tmp_path))
+    np.testing.assert_array_equal(found.x_train * found.scale, np.ones([3, 4, 4]))
+    np.testing.assert_array_equal(found.y_valid, [1])
+
+
+def test_a_copy_as_mnist_is_distributed(tmp_path):
+    def write(name: str, array: np.ndarray) -> None:
+        head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+        with gzip.open(tmp_path / f"{name}-ubyte.gz", "wb") as file:
+            file.write(head + array.tobytes())
+
+    x, y = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3), np.array([4, 2], np.uint8)
+    write("train-images-idx3", x)
+    write("train-labels-idx1", y)
+    write("t10k-images-idx3", x[:1])
+    write("t10k-labels-idx1", y[:1])
+    found = data.load("fashion_mnist", str(tmp_path))
+    np.testing.assert_array_equal(found.x_train, x)
+    np.testing.assert_array_equal(found.y_train, [4, 2])
+    assert found.shape == (3, 3)
+
+
+def test_no_copy_on_disk(tmp_path):
+    with pytest.raises(ValueError, match=r"has no cifar10\.npz: put it there .* or leave --data_dir out"):
+        data.load("cifar10", str(tmp_path))
+
+
+def test_no_network(monkeypatch):
+    def load_data():
+        raise Exception("URL fetch failure on https://example.com: None --\n unreachable")
+
+    monkeypatch.setattr(tf.keras.datasets.mnist, "load_data", load_data)
+    with pytest.raises(
+        ValueError, match=r"mnist cannot be downloaded \(URL .* --data_dir=FOLDER, or take --data=digits"
+    ):
+        data.load("mnist")
+
+
+def test_a_network_that_does_not_answer(monkeypatch):
+    """A server that accepts and then says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/mnist.npz"
+
+        def load_data():
+            with urllib.request.urlopen(address) as response:
+                return response.read()
+
+        monkeypatch.setattr(tf.keras.datasets.mnist, "load_data", load_data)
+        monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT_SECONDS", 0.1)
+        with pytest.raises(ValueError, match=r"mnist cannot be downloaded \(.*timed out"):
+            data.load("mnist")
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_batch_of_more_than_there_is():
+    with pytest.raises(ValueError, match="--batch_size=2000 is more than the 1438 training examples: lower it"):
+        data.batches(data.load("digits"), 2000, 0)
