@@ -99,7 +99,7 @@ FAILING = {
     "the backward pass": (backward_passes, "Pass", r"ValueError: made to fail"),
     "the names": (layer_graph, "sources", r"ValueError: made to fail"),
     "a gradient": (reading, "dense", r"at .*first/kernel: ValueError: made to fail"),
-    "a layer's numbers": (activations, "flat", r"at first: ValueError: made to fail"),
+    "a layer's numbers": (layer_statistics, "flat_mask", r"at first: ValueError: made to fail"),
     "the histograms": (histograms, "codes", r"ValueError: made to fail"),
     "the end": (merging, "layers", r"ValueError: made to fail"),
 }
@@ -123,8 +123,12 @@ def test_a_failure_anywhere_leaves_the_plain_step_and_one_warning(where, monkeyp
 
 
 def test_the_layer_that_fails_is_named(monkeypatch):
-    real = activations.flat
-    monkeypatch.setattr(activations, "flat", lambda kind, a: breaks() if kind.name == "tanh" else real(kind, a))
+    real = layer_statistics.flat_mask
+
+    def fails_for_tanh(activation, a):
+        return breaks() if activation.name == "tanh" else real(activation, a)
+
+    monkeypatch.setattr(layer_statistics, "flat_mask", fails_for_tanh)
     _, probe, _ = trained(tapescope.Probe, steps=1)
     assert probe.failure == "at second: ValueError: made to fail"
 

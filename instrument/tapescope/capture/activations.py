@@ -23,7 +23,7 @@ _INF = math.inf
 
 
 class Activation(NamedTuple):
-    """What `saturation` needs to know of a function. Without `function`, the thresholds are on the output."""
+    """What `saturation_masks` needs to know of a function. Without `function`, the thresholds are on the output."""
 
     name: str
     saturated: tuple[float, float] = (-_INF, _INF)
@@ -139,24 +139,3 @@ def _differentiated(function: Any) -> Activation:
     if np.allclose(together, values, rtol=1e-4, atol=1e-6) and 0 < largest <= 1.01 * inner:
         return Activation(name, function=function, largest=float(largest))
     return Activation(name, defined=False)
-
-
-def saturation(activation: Activation, z: tf.Tensor | None, a: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-    """Where the elements of `a` are saturated low and high: boolean tensors of its shape, None where none can be."""
-    if activation.function is not None and z is not None:
-        with tf.GradientTape() as tape:
-            tape.watch(z)
-            value = activation.function(z)
-        slope = tf.cast(tf.convert_to_tensor(tape.gradient(value, z)), tf.float32)
-        small = tf.abs(slope) < SATURATED_SHARE * activation.largest
-        return small & (z < 0), small & (z >= 0)
-    low, high = activation.saturated
-    return (a <= low if low > -_INF else None), (a >= high if high < _INF else None)
-
-
-def flat(activation: Activation, a: tf.Tensor) -> tf.Tensor | None:
-    """Where a bounded function's derivative is exactly 0: a boolean tensor of the shape of `a`, or None."""
-    if activation.flat is None:
-        return None
-    low, high = activation.flat
-    return (a <= low) | (a >= high)

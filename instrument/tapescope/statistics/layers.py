@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tapescope.capture import activations
+from tapescope.capture.activations import SATURATED_SHARE, Activation
 from tapescope.capture.layer_hooks import Call
 from tapescope.failsafe import blaming
 from tapescope.statistics import histograms
@@ -179,11 +179,43 @@ def _flags(groups: Sequence[Group], calls: Sequence[Call]) -> list[tf.Tensor]:
 
         with blaming(call.name):
             zeros = counted(R.Equal(x=x, y=zero))
-            low, high = activations.saturation(call.activation, _z(call), x)
+            low, high = saturation_masks(call.activation, _z(call), x)
             relu = call.activation.nonnegative and call.activation.saturated[0] == 0  # its saturated low are its zeros
-            flat = activations.flat(call.activation, x)
+            flat = flat_mask(call.activation, x)
         found.append((zeros, counted(flat), zeros if relu else counted(low), counted(high)))
     return [_by_unit(row) for row in zip(*found, strict=True)]
+
+
+def saturation_masks(
+    activation: Activation, z: tf.Tensor | None, a: tf.Tensor
+) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+    """Return which elements of `a` are saturated low and which high.
+
+    Args:
+      activation: the function that made `a`.
+      z: its argument, of the shape of `a`; needed only where `activation.function` is set.
+      a: the layer's output, float32 [..., U].
+
+    Returns:
+      Two boolean tensors of the shape of `a`. One of them is None where no element can be saturated on that side.
+    """
+    if activation.function is not None and z is not None:
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            value = activation.function(z)
+        slope = tf.cast(tf.convert_to_tensor(tape.gradient(value, z)), tf.float32)
+        small = tf.abs(slope) < SATURATED_SHARE * activation.largest
+        return small & (z < 0), small & (z >= 0)
+    low, high = activation.saturated
+    return (a <= low if low > -np.inf else None), (a >= high if high < np.inf else None)
+
+
+def flat_mask(activation: Activation, a: tf.Tensor) -> tf.Tensor | None:
+    """Return where the derivative of a bounded function is exactly 0: bool, of the shape of `a`; else None."""
+    if activation.flat is None:
+        return None
+    low, high = activation.flat
+    return (a <= low) | (a >= high)
 
 
 def _deltas(measured: Sequence[Measured]) -> tuple[tf.Tensor, tf.Tensor]:
