@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import numpy as np
-from tests.trainers.processes import Trainer, newest, until, variables, workers
+from scripts.testbed.processes import Trainer, newest, until, variables, workers
 
 import tapescope
 from tapescope_trainers import flags

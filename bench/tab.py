@@ -21,9 +21,9 @@ from typing import NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from scripts import page
+from scripts.testbed import synthetic
+from scripts.testbed.synthetic import Spec
 from selenium.webdriver.common.by import By
-from tests.plugin import synthetic
-from tests.plugin.synthetic import Spec
 
 MIB = 1 << 20
 

@@ -13,8 +13,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import tensorflow as tf
 from bench.faults.rows import Row, told
-from tests.instrument.storage.test_event_file import loaded
-from tests.instrument.test_long import readings
+from scripts.testbed.records import loaded, readings
 
 import tapescope
 from tapescope.storage import event_file

@@ -14,9 +14,9 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import numpy as np
 from bench.faults.rows import Row, told
+from scripts.testbed.records import eager_steps, loaded
 from tensorboard.data import server_ingester
 from tensorboard.util import grpc_util
-from tests.instrument.storage.test_event_file import eager_steps, loaded
 
 import tapescope
 

@@ -21,8 +21,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 from bench.faults.rows import Row, told
 from scripts import page
-from tests.plugin import synthetic
-from tests.plugin.synthetic import Spec
+from scripts.testbed import synthetic
+from scripts.testbed.synthetic import Spec
 
 VIEWERS, LIVE = 8, 4
 POLL_SECONDS = 1.0

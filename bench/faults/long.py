@@ -14,7 +14,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import numpy as np
 from bench.faults.rows import Row, told
-from tests.instrument.test_long import held, readings, write
+from scripts.testbed.records import held, readings, write
 
 import tapescope
 

@@ -8,7 +8,7 @@ import tempfile
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 from bench.faults.rows import Row, told
-from tests.instrument.test_nonfinite import cases, poisoned_backward, poisoned_forward
+from scripts.testbed.nonfinite import cases, poisoned_backward, poisoned_forward
 
 DTYPES = {
     "float32": "float32",

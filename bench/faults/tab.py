@@ -11,9 +11,9 @@ import warnings
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 from bench.faults.rows import Row, told
-from tests.plugin import test_cut as cutting
-from tests.plugin.hostile import SMALL, Tab, good, request, spoiled
-from tests.plugin.synthetic import Spec
+from scripts.testbed import cut_files as cutting
+from scripts.testbed.hostile import SMALL, Tab, good, request, spoiled
+from scripts.testbed.synthetic import Spec
 
 REQUESTS = 25
 """To each set of runs."""

@@ -15,8 +15,8 @@ tf.config.set_logical_device_configuration(
 )
 
 from bench.faults.rows import Row, told
-from tests.instrument import networks  # noqa: E402
-from tests.instrument import test_failsafe as on
+from scripts.testbed import failing as on
+from scripts.testbed import networks  # noqa: E402
 
 import tapescope  # noqa: E402
 from tapescope.statistics import layers as layer_statistics

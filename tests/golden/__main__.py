@@ -3,9 +3,10 @@
 import pathlib
 import sys
 
+from scripts.testbed import synthetic
+from scripts.testbed.synthetic import Spec
+
 from tensorboard_plugin_tapescope import metadata
-from tests.plugin import synthetic
-from tests.plugin.synthetic import Spec
 
 
 def main() -> None:

@@ -11,12 +11,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scripts.testbed.models import dense_chain, mirrored
 
 import tapescope
 from tapescope.statistics import reading
 from tapescope.storage import event_file, summaries, unit_ledger
 from tensorboard_plugin_tapescope import metadata
-from tests.instrument.steps import dense_chain, mirrored
 
 HOST = {"PyFunc", "EagerPyFunc", "PyFuncStateless", "Print", "PrintV2", "_Send", "_HostSend", "Recv", "WriteSummary"}
 

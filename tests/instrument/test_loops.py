@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scripts.testbed.models import dense_chain
 
 import tapescope
-from tests.instrument.steps import dense_chain
 
 RNG = np.random.default_rng(3)
 X, Y = (tf.constant(RNG.normal(size=[16, n]), tf.float32) for n in (6, 2))

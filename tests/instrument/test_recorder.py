@@ -6,12 +6,12 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from scripts.testbed.models import dense_chain
 from tensorboard.backend.event_processing import event_file_loader, plugin_event_accumulator
 
 import tapescope
 from tapescope.storage import summaries
 from tensorboard_plugin_tapescope import metadata
-from tests.instrument.steps import dense_chain
 
 RNG = np.random.default_rng(5)
 X, Y = RNG.normal(size=[32, 6]).astype(np.float32), RNG.normal(size=[32, 2]).astype(np.float32)

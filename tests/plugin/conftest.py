@@ -18,22 +18,11 @@ with warnings.catch_warnings():  # a library within TensorBoard warns about itse
     from tensorboard.backend.application import TensorBoardWSGIApp
     from tensorboard.plugins.core import core_plugin
 
-from tensorboard_plugin_tapescope.loader import Loader
-from tests.plugin import synthetic
-from tests.plugin.synthetic import Spec
+from scripts.testbed import synthetic
+from scripts.testbed.hostile import HOSTILE
+from scripts.testbed.synthetic import Spec
 
-HOSTILE = (
-    "<script>alert(1)</script>",
-    "\"double' quotes",
-    "../../etc/passwd",
-    "a/b\\c",
-    "two\nlines\tand a tab",
-    "слой_層_طبقة",
-    "%2e%2e%2f&x=1#y",
-    "=1+1",
-    "",
-)
-"""Names that a page must show as text."""
+from tensorboard_plugin_tapescope.loader import Loader
 
 WAIT_SECONDS = 20
 STEPS = range(0, 400, 10)

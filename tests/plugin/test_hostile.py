@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from scripts.testbed import hostile
+from scripts.testbed.hostile import NAMES, Datum, Tab, good, request, spoiled
+from scripts.testbed.synthetic import Spec
 
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import csv_export
 from tensorboard_plugin_tapescope.series import tables
-from tests.plugin import hostile
-from tests.plugin.hostile import NAMES, Datum, Tab, good, request, spoiled
-from tests.plugin.synthetic import Spec
 
 # The same examples every time; no deadline, for nothing here is timed.
 property_test = settings(

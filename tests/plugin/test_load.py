@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 import pytest
+from scripts.testbed.hostile import Provider, Tab, good
 
 from tensorboard_plugin_tapescope.data import table_cache
 from tensorboard_plugin_tapescope.figures.csv_export import array
-from tests.plugin.hostile import Provider, Tab, good
 
 LOOK = ("step", "status", "findings", "variables", "layers")
 

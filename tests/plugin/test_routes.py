@@ -9,15 +9,16 @@ import random
 import numpy as np
 import pytest
 from plotly import graph_objects
+from scripts.testbed import synthetic
+from scripts.testbed.hostile import HOSTILE
+from scripts.testbed.synthetic import Spec
 
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import csv_export
 from tensorboard_plugin_tapescope.plugin import VIEWS, pages
 from tensorboard_plugin_tapescope.series import tables
 from tensorboard_plugin_tapescope.views import overview
-from tests.plugin import synthetic
-from tests.plugin.conftest import HOSTILE, STEPS, application
-from tests.plugin.synthetic import Spec
+from tests.plugin.conftest import STEPS, application
 
 WEIRD = "we <b>ird/'quoted\""
 

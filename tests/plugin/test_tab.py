@@ -10,13 +10,13 @@ import urllib.parse
 
 import pytest
 from scripts import page
+from scripts.testbed import synthetic
+from scripts.testbed.hostile import HOSTILE
+from scripts.testbed.synthetic import Spec
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tensorboard_plugin_tapescope.views.flow import GRID_COLUMNS
-from tests.plugin import synthetic
-from tests.plugin.conftest import HOSTILE
-from tests.plugin.synthetic import Spec
 
 pytestmark = pytest.mark.browser
 

@@ -1,9 +1,9 @@
-"""Trainers in one process: its mirrored strategies have to be shared, see `tests.instrument.steps.mirrored`."""
+"""Trainers in one process: its mirrored strategies have to be shared, see `scripts.testbed.models.mirrored`."""
 
 import pytest
+from scripts.testbed.models import mirrored
 
 from tapescope_trainers.distributed import strategy
-from tests.instrument.steps import mirrored
 
 _make = strategy.make
 

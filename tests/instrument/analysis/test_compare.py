@@ -6,11 +6,11 @@ import math
 import keras
 import numpy as np
 import pytest
+from scripts.testbed.models import dense_chain
 
 import tapescope
 from tapescope import cli
 from tapescope.analysis import compare, scaling
-from tests.instrument.steps import dense_chain
 
 RNG = np.random.default_rng(4)
 X, Y = RNG.normal(size=[32, 6]).astype(np.float32), RNG.normal(size=[32, 2]).astype(np.float32)

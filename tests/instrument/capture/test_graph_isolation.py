@@ -6,9 +6,9 @@ import keras
 import pytest
 import tensorflow as tf
 from keras import layers
+from scripts.testbed import networks
 
 import tapescope
-from tests.instrument import networks
 
 DENSE, IMAGE = (24,), (8, 8, 4)
 

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scripts.testbed.models import dense_chain
 
 import tapescope
-from tests.instrument.steps import dense_chain
 
 Dense = keras.layers.Dense
 

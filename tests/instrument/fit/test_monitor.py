@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scripts.testbed.models import dense_chain, mirrored
 
 import tapescope
-from tests.instrument.steps import dense_chain, mirrored
 
 RNG = np.random.default_rng(2)
 X, Y = RNG.normal(size=[96, 6]).astype(np.float32), RNG.normal(size=[96, 2]).astype(np.float32)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scripts.testbed.models import mirrored
 
 import tapescope
 from tapescope import cli
@@ -13,7 +14,6 @@ from tapescope.capture import keras_replica_issues, optimizer_hooks
 from tapescope.rules import engine, finding, record_view
 from tapescope.rules.record_view import Record
 from tests.instrument.rules.test_rules import LAYERS, VARIABLES, healthy, put
-from tests.instrument.steps import mirrored
 from tests.instrument.test_cli import DETAILS
 
 NAMES = sorted(engine.replica_issues.NAMES)

@@ -4,12 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scripts.testbed.models import dense_chain, mirrored
 
 import tapescope
 from tapescope.analysis import noise
 from tapescope.statistics import layers as layer_statistics
 from tapescope.storage import summaries
-from tests.instrument.steps import dense_chain, mirrored
 
 RNG = np.random.default_rng(3)
 X, Y = RNG.normal(size=[32, 6]).astype(np.float32), RNG.normal(size=[32, 2]).astype(np.float32)

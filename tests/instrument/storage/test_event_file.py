@@ -11,34 +11,12 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorboard.backend.event_processing import plugin_event_accumulator
+from scripts.testbed.records import eager_steps, loaded
 
 import tapescope
 from tapescope.storage import event_file
 from tapescope.storage.backlog import Backlog
 from tapescope.storage.run import event_files
-from tests.instrument.steps import dense_chain
-
-
-def eager_steps(poisoned_at=None):
-    """A small model's probe, and a function that takes a step of it and returns its reading."""
-    model = dense_chain([3, 2], ["tanh", "linear"], 4)
-    probe = tapescope.Probe(model, histograms=False)
-    x = tf.ones([8, 4])
-
-    def step(n):
-        with probe.tape(True) as tape:
-            loss = tf.reduce_sum(model(x)) * (np.nan if n == poisoned_at else 1.0)
-        tape.gradient(loss, model.trainable_variables)
-        return tape.reading()
-
-    return probe, step
-
-
-def loaded(logdir, tag="loss"):
-    """Steps of a tag as TensorBoard's Python loader has them."""
-    accumulator = plugin_event_accumulator.EventAccumulator(str(logdir), tensor_size_guidance={"tensors": 0}).Reload()
-    return [event.step for event in accumulator.Tensors(tag)]
 
 
 @pytest.fixture
@@ -283,7 +261,7 @@ _PROGRAM = """
 import os, sys, signal
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 import tapescope
-from tests.instrument.test_files import eager_steps
+from scripts.testbed.records import eager_steps
 probe, step = eager_steps()
 recorder = tapescope.Recorder(sys.argv[1], probe)
 child = os.fork()

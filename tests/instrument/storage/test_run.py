@@ -5,12 +5,12 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from scripts.testbed import synthetic
+from scripts.testbed.synthetic import Spec
 
 import tapescope
 from tapescope.storage import event_file
 from tensorboard_plugin_tapescope.metadata import REPLICA_COLUMNS
-from tests.plugin import synthetic
-from tests.plugin.synthetic import Spec
 
 FOUND = synthetic.finding(None, 40, "warning", message="the gradient of <script>alert(1)</script> spikes")
 

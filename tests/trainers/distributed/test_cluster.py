@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripts.testbed import processes
+from scripts.testbed.processes import Trainer, newest, until, variables, workers
 
 import tapescope
 from tapescope_trainers.distributed import cluster, link, strategy
 from tapescope_trainers.distributed.cluster import Cluster
-from tests.trainers import processes
-from tests.trainers.processes import Trainer, newest, until, variables, workers
 
 make = strategy.make  # before conftest.py replaces it
 FLAGS = {"batch_size": 64, "seed": 0}

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scripts.testbed.models import mirrored
 
 import tapescope
 from tapescope.capture import keras_replica_issues
 from tapescope_trainers.training import step
-from tests.instrument.steps import mirrored
 
 RNG = np.random.default_rng(4)
 X = RNG.normal(3, 2, size=[64, 5]).astype(np.float32)

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scripts.testbed import processes
+from scripts.testbed.processes import Trainer, newest, until, variables
 from tensorboard import context
 
 import tapescope
@@ -17,8 +19,6 @@ from tapescope.storage.unit_ledger import Ledger
 from tapescope_trainers import flags, train
 from tapescope_trainers.training import build, checkpoints, data, resume
 from tests.plugin.conftest import application
-from tests.trainers import processes
-from tests.trainers.processes import Trainer, newest, until, variables
 
 STEPS, EVERY = 550, 20
 ARGUMENTS = (

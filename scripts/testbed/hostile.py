@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+from scripts.testbed import synthetic
+from scripts.testbed.synthetic import Spec
 from tensorboard.plugins.base_plugin import TBContext
 from werkzeug.datastructures import MultiDict
 from werkzeug.test import Client, TestResponse
@@ -18,10 +20,19 @@ from werkzeug.test import Client, TestResponse
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.plugin import VIEWS, GradientsPlugin
 from tensorboard_plugin_tapescope.series import tables
-from tests.plugin import synthetic
-from tests.plugin.conftest import HOSTILE
-from tests.plugin.synthetic import Spec
 
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\"double' quotes",
+    "../../etc/passwd",
+    "a/b\\c",
+    "two\nlines\tand a tab",
+    "слой_層_طبقة",
+    "%2e%2e%2f&x=1#y",
+    "=1+1",
+    "",
+)
+"""Names that a page must show as text."""
 NAMES = (*HOSTILE, "\ud800", "\x00", "</script><script>alert(3)</script>", "__proto__", "a" * 5000, "@SUM(A1)", "\n=1")
 NUMBERS = (float("nan"), float("inf"), -3e38, 0.0, 3e38, -1.0)
 
