@@ -1,4 +1,4 @@
-# Everything runs in an environment of its own, .venv, made on first use.
+# Every target runs in the virtual environment .venv, which is created on first use.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,21 +7,22 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3 p
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
 PYTEST_ARGS ?= -n 2
 
-.PHONY: help demo study faults bench test oldest audit check docs format screenshots clean
+.PHONY: help demo study faults bench test coverage oldest audit check docs format screenshots clean
 
 help:
-	@echo 'make demo         train three networks on real digits and see them in TensorBoard'
-	@echo 'make study        test the claims of the text: train 275 networks, write docs/study.md (some minutes)'
-	@echo 'make bench        measure what measuring costs, write docs/overhead.md (a quarter of an hour; BENCH_ARGS=--quick)'
-	@echo 'make faults       kill, fill, cut, fuzz, load: what becomes of training and records, in docs/faults.md (half an hour)'
-	@echo 'make test         run the tests (PYTEST_ARGS="-n 2")'
-	@echo 'make oldest       the same, but for browser and processes, with the oldest versions that setup.cfg allows'
-	@echo 'make audit        ask for known weaknesses of what is installed; never fails'
-	@echo 'make check        run the linters (ruff, pyright) and build the documentation'
-	@echo 'make docs         build the documentation into site/'
-	@echo 'make format       let ruff format the code'
-	@echo 'make screenshots  draw docs/screenshots from the runs of make demo and one of four replicas'
-	@echo 'make clean        delete the environment, the runs and all that was built'
+	@echo 'make demo         Train three networks on real digits and watch them in TensorBoard'
+	@echo 'make study        Test the claims of docs/study.md: train 275 networks (some minutes)'
+	@echo 'make bench        Measure what a measured step costs; write docs/overhead.md (25 minutes; BENCH_ARGS=--quick)'
+	@echo 'make faults       Kill, fill disks, cut files, fuzz, load; write docs/faults.md (half an hour)'
+	@echo 'make test         Run the tests in two processes (PYTEST_ARGS="-n 2 -k flags" for some of them)'
+	@echo 'make coverage     Run the tests and print which lines they do not reach'
+	@echo 'make oldest       Run the fast tests on the oldest versions that setup.cfg allows'
+	@echo 'make audit        Check installed packages for known vulnerabilities (informational)'
+	@echo 'make check        Run the linters (ruff, words, pyright) and build the documentation'
+	@echo 'make docs         Build the documentation into site/'
+	@echo 'make format       Format the code with ruff'
+	@echo 'make screenshots  Draw docs/screenshots from the runs of make demo and a run of four replicas'
+	@echo 'make clean        Delete the environment, the runs and everything that was built'
 
 demo: $(VENV)/.demo
 	rm -rf runs/demo
@@ -39,7 +40,10 @@ faults: $(VENV)/.dev
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# Python 3.10 or 3.11: of later ones the oldest pandas has no wheel.
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS) --cov --cov-report=term
+
+# Python 3.10 or 3.11: the oldest pandas has no wheel for a later Python.
 oldest:
 	"$(PYTHON)" -m venv $(VENV)-oldest
 	"$(PYTHON)" scripts/oldest.py >$(VENV)-oldest/oldest.txt
@@ -52,6 +56,7 @@ audit: $(VENV)/.dev
 check: $(VENV)/.dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/words.py
 	$(BIN)/pyright
 
 docs: $(VENV)/.dev
@@ -67,10 +72,10 @@ screenshots: $(VENV)/.dev
 	$(BIN)/python scripts/screenshots.py runs/demo docs/screenshots
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest runs site build dist *.egg-info .pytest_cache .ruff_cache tests/artifacts
+	rm -rf $(VENV) $(VENV)-oldest runs site build dist *.egg-info .pytest_cache .ruff_cache .coverage tests/artifacts
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps say what is installed: only a change of what is needed installs again.
+# The stamps record what is installed: pip runs again only when setup.cfg or pyproject.toml changed.
 $(VENV)/.demo: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[trainers]'
 	@touch $@
@@ -80,7 +85,7 @@ $(VENV)/.dev: setup.cfg pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.demo
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(FITS)' || { echo "TensorFlow has wheels for Python 3.10 to 3.13 only, \
-	and $(or $(PYTHON),none of these) is what was found: install one of them, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(FITS)' || { echo "TensorFlow has wheels for Python 3.10 to 3.13 only; \
+	found $(or $(PYTHON),no such Python). Install one of them, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
