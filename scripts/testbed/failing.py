@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import tensorflow as tf
-from scripts.testbed.models import mirrored
+from scripts.testbed.steps import mirrored
 
 STEPS = 30  # the benchmark takes 200
 RNG = np.random.default_rng(11)

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import tensorflow as tf
-from scripts.testbed.models import dense_chain
+from scripts.testbed.steps import dense_chain
 from tensorboard.backend.event_processing import plugin_event_accumulator
 
 import tapescope

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from scripts.testbed.models import dense_chain
+from scripts.testbed.steps import dense_chain
 
 import tapescope
 

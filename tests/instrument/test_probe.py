@@ -6,11 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from scripts.testbed.models import dense_chain, mirrored
+from scripts.testbed.steps import dense_chain, measured_step, mirrored, squared_error
 
 import tapescope
 from tapescope.storage import summaries
-from tests.instrument.steps import measured_step, squared_error
 
 RNG = np.random.default_rng(3)
 X, Y = RNG.normal(size=[16, 6]).astype(np.float32), RNG.normal(size=[16, 2]).astype(np.float32)

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-from scripts.testbed.models import dense_chain
+from scripts.testbed.steps import dense_chain
 from tensorboard.backend.event_processing import event_file_loader, plugin_event_accumulator
 
 import tapescope

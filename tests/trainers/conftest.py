@@ -1,7 +1,7 @@
-"""Trainers in one process: its mirrored strategies have to be shared, see `scripts.testbed.models.mirrored`."""
+"""Trainers in one process: its mirrored strategies have to be shared, see `scripts.testbed.steps.mirrored`."""
 
 import pytest
-from scripts.testbed.models import mirrored
+from scripts.testbed.steps import mirrored
 
 from tapescope_trainers.distributed import strategy
 

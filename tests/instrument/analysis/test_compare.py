@@ -6,7 +6,7 @@ import math
 import keras
 import numpy as np
 import pytest
-from scripts.testbed.models import dense_chain
+from scripts.testbed.steps import dense_chain
 
 import tapescope
 from tapescope import cli

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from scripts.testbed.models import mirrored
+from scripts.testbed.steps import mirrored
 
 import tapescope
 from tapescope import cli

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from scripts.testbed import steps
 
 from tapescope.capture import activations
 from tapescope.capture.layer_hooks import Call
@@ -11,7 +12,7 @@ from tapescope.statistics import layers as layer_statistics
 from tapescope.statistics import tensors as tensor_statistics
 from tapescope.statistics.reading import LAYER_COLUMNS, VARIABLE_COLUMNS
 from tensorboard_plugin_tapescope import metadata
-from tests.instrument import oracle, steps
+from tests.instrument import oracle
 
 ACTIVATIONS = sorted(oracle.FUNCTIONS)
 
