@@ -10,7 +10,7 @@ from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import basic, csv_export, distributions, since, style
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
 from tensorboard_plugin_tapescope.metadata import COLUMNS, Family
-from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series import findings, tables
 from tensorboard_plugin_tapescope.series.tables import Table
 
 
@@ -123,12 +123,6 @@ def test_units_that_make_no_sense_count_as_none(units):
 
 
 def test_the_budget_follows_what_feeds_each_layer():
-    names = ("in", "side", "mid", "out")
-    family = Family("layers", (), names, {"sources": [[], [0], [0, 1], [2]]})
-    assert tables.backward_path(family) == [3, 2, 1]
-    assert tables.backward_path(Family("layers", (), names)) == [3, 2, 1]
-    assert tables.backward_path(Family("layers", (), names, {"sources": [[], [0], [0], [2]]})) == [3, 2]
-    assert tables.backward_path(Family("layers", (), names, {"sources": [[3], [3], [3], [3]]})) == []
     parts = {"flow_gate": np.array([-1.0, np.nan]), "flow_weight": np.array([0.5, -2.0])}
     figure = layer_figures.budget(["out", "mid"], parts)
     bases = [csv_export.array(trace["base"]).tolist() for trace in figure["data"][:2]]
@@ -168,7 +162,7 @@ def test_findings_that_are_none_are_counted_and_the_rest_is_sorted():
     texts = [json.dumps({"rule": "r", "severity": s, "step": 1, "message": "m"}) for s in ("info", "error")]
     endless = '{"rule": "r", "severity": "info", "message": "m", "step": Infinity}'
     data = [Datum(0, 0.0, np.array([*texts, "{", "[]", '{"rule": 1}', "[" * 99999, endless], object))]
-    found, unread = tables.findings(tables.table(Family("findings"), data))
+    found, unread = findings.parse_findings(tables.texts(tables.table(Family("findings"), data)))
     assert ([f["severity"] for f in found], unread) == (["error", "info"], 5)
 
 

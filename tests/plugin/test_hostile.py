@@ -17,7 +17,7 @@ from scripts.testbed.synthetic import Spec
 
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import csv_export
-from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series import flow_path, tables
 
 # The same examples every time; no deadline, for nothing here is timed.
 property_test = settings(
@@ -93,7 +93,7 @@ def test_a_table_has_the_declared_shape_whatever_the_records_are(name, columns, 
     assert len(table.steps) == len(table.seconds) == len(table.values) <= len(data)
     expected = tables.shape(family)
     assert expected is None or table.values.shape[1:] == expected
-    assert all(0 < i < width for i in tables.backward_path(family))
+    assert all(0 <= i < width for i in flow_path.backward_path(detail, width))
     for column in tables.column_names(family) if name in ("layers", "variables") else ():
         assert tables.column(table, column).shape == (len(table.values), width)
 

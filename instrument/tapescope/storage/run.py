@@ -1,5 +1,6 @@
-"""Run: a run read back from its event files, by the names that the wire has."""
+"""A run read back from its event files, by the names of the wire contract. No TensorFlow is needed."""
 
+import html
 import itertools
 import json
 import os
@@ -7,17 +8,20 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from tensorboard.backend.event_processing import event_file_loader
 
-from tapescope.analysis import plotting
-from tapescope.storage import event_file
+from tapescope.rules.record_view import Record
+from tapescope.storage import event_reader
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
-from tensorboard_plugin_tapescope.series.unit_lives import Lives, lives
+from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series.unit_lives import Lives, count_lives
 
 FIRST_NONFINITE = ("first_nonfinite_forward", "first_nonfinite_backward")
 FIRST_EVENTS = 20
-"""Of a file, in which to look for tapescope's records; it begins with the status, hyperparameters and maybe a graph."""
+"""Events of a file among which tapescope's first is. Hyperparameters and a graph may come before a record."""
+
+_SEVERITY_COLORS = {"error": "#d93025", "warning": "#b06000", "info": "#5f6368"}
+"""Colors that can be read on a light page and on a dark one."""
 
 
 class Series(NamedTuple):
@@ -31,117 +35,156 @@ class Series(NamedTuple):
     tensors: list[np.ndarray]
 
 
-NO_RECORD = Series(Family("variables"), np.zeros(0, np.int64), np.zeros(0), [])
-"""Of a run that ended before its first."""
+EMPTY_SERIES = Series(
+    family=Family("variables"), steps=np.zeros(0, np.int64), wall_times=np.zeros(0), tensors=list[np.ndarray]()
+)
+"""The variables of a run that ended before its first record."""
 
 
 class Run:
-    """What one directory of event files holds. Read at once, and not again: make a new one to see more.
+    """The records of one directory of event files, read when the object is made.
 
     `run["gradient_norm"]` is a column by its name: float32 `[T, V]` for variables, `[T, L]` for layers, float64 `[T]`
     for the step's own, `[T, R, V]` for the replicas'. Histograms are int32 `[T, V or L, B]`, `first_nonfinite` is
-    `[T, 2]`, and `unit_state` uint8 `[W, sum U]` over the W steps at which a window of examples closed.
+    `[T, 2]`, and `unit_state` is uint8 `[W, sum U]` over the W steps at which a window of examples closed.
 
-    Raises FileNotFoundError where there is no event file, and ValueError where the run has no tapescope records or is
-    of a newer schema.
+    Args:
+      logdir: the run's directory. What is written to it later is seen by a new Run.
+
+    Raises:
+      FileNotFoundError: the directory has no event file.
+      ValueError: the event files have no records of tapescope, or records of a newer schema.
     """
 
     def __init__(self, logdir: str | os.PathLike[str]):
         self.logdir: str = os.fspath(logdir)
-        files = event_files(self.logdir)
+        files = event_reader.list_event_files(self.logdir)
         if not files:
             raise FileNotFoundError(
-                f"`logdir` ({self.logdir}) has no event file; a run is written by tapescope.Recorder"
+                f"`logdir` must be a directory with event files, which tapescope.Recorder writes; {self.logdir} has "
+                "no event file"
             )
-        self._series = _read(files)
+        self._series = _read_series(files)
         if not self._series:
-            raise ValueError(f"`logdir` ({self.logdir}) has event files, but none with tapescope's records")
+            raise ValueError(
+                f"`logdir` must be the directory of a run; {self.logdir} has event files, but none with tapescope's "
+                "records"
+            )
 
     @property
     def steps(self) -> np.ndarray:
         """The T recorded steps, int64 [T]; T is 0 for a run that ended before its first record."""
-        return self._series.get("variables", NO_RECORD).steps
+        return self._series.get("variables", EMPTY_SERIES).steps
 
     @property
     def wall_times(self) -> np.ndarray:
         """When each was recorded, seconds since 1970, float64 [T]."""
-        return self._series.get("variables", NO_RECORD).wall_times
+        return self._series.get("variables", EMPTY_SERIES).wall_times
 
     @property
     def variables(self) -> tuple[str, ...]:
         """Names of the V trainable variables."""
-        return self._family("variables").family.names
+        return self._require_series("variables").family.names
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the L layers, in forward order."""
-        return self._family("layers").family.names if "layers" in self._series else ()
+        return self._series["layers"].family.names if "layers" in self._series else ()
 
     @property
     def details(self) -> dict[str, Any]:
-        """What is known of the layers: "units", "activations", "variables" (indices of each one's own), "skipped"; and
-        of several replicas: "replicas", their number, and "faults", what Keras does otherwise with them.
+        """Facts about the layers and replicas.
+
+        Of the layers: "units", "activations", "variables" (indices of each one's own), "sources", "skipped". Of several
+        replicas: "replicas" (their number) and "faults" (what Keras does differently with them).
         """
-        known = [self._series[f].family.details for f in ("layers", "replicas") if f in self._series]
-        return {name: detail for details in known for name, detail in details.items()}
+        merged: dict[str, Any] = {}
+        for family in ("layers", "replicas"):
+            if family in self._series:
+                merged.update(self._series[family].family.details)
+        return merged
 
     @property
     def status(self) -> dict[str, Any]:
-        """How the run stands: "state" ("training" or "ended"), "reason", and what it was started with."""
-        return json.loads(self._family("status").tensors[-1].item()) if "status" in self._series else {}
+        """State of the run: "state" ("training" or "ended"), "reason", and what it was started with."""
+        if "status" not in self._series:
+            return {}
+        return json.loads(self._series["status"].tensors[-1].item())
 
     @property
     def findings(self) -> list[dict[str, Any]]:
-        """What the rules found while it trained."""
-        series = self._series.get("findings")
-        return [json.loads(text) for text in series.tensors[-1]] if series else []
+        """The findings that were recorded during training."""
+        if "findings" not in self._series:
+            return []
+        return [json.loads(text) for text in self._series["findings"].tensors[-1]]
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The names that `run[...]` knows."""
-        families = [s.family for s in self._series.values()]
-        whole = [f.family for f in families if f.family.endswith("_histogram")]
-        named = [column for f in families for column in f.columns]
-        return (*named, *whole, *(("unit_state",) if "units" in self._series else ()))
+        families = [series.family for series in self._series.values()]
+        names = [column for family in families for column in family.columns]
+        names += [family.family for family in families if family.family.endswith("_histogram")]
+        if "units" in self._series:
+            names.append("unit_state")
+        return tuple(names)
 
     def __getitem__(self, column: str) -> np.ndarray:
+        """Return one column; see the class for shapes.
+
+        Raises:
+          KeyError: the run has no such column.
+        """
         if column == "first_nonfinite":
             return np.stack([self[name] for name in FIRST_NONFINITE], axis=1)
-        if column in self._series and column.endswith("_histogram"):
-            return np.stack(self._series[column].tensors)
-        if column == "unit_state" and "units" in self._series:
-            return np.stack(self._series["units"].tensors)
-        for series in self._series.values():
-            if column in series.family.columns:
-                return _column(series, column)
-        raise self._no(column)
+        series = self._find_series(column)
+        tensors = np.stack(series.tensors)
+        if column in series.family.columns:
+            return tables.unpack_column(series.family, tensors, column)
+        return tensors
 
     def units(self, layer: str) -> tuple[np.ndarray, np.ndarray]:
-        """The steps [W] at which a window of examples closed, and each unit's state then, uint8 [W, U]."""
-        series = self._family("units")
+        """Return the state of each unit of a layer over time.
+
+        Returns:
+          The W steps at which a window of examples closed, int64 [W], and the states, uint8 [W, U], as indices into
+          `tensorboard_plugin_tapescope.metadata.UNIT_STATES`.
+
+        Raises:
+          KeyError: the run has no such layer, or no window has closed.
+        """
+        series = self._require_series("units")
         if layer not in series.family.names:
             raise KeyError(f"no layer {layer!r} in {self.logdir}; it has: {', '.join(series.family.names)}")
-        index, sizes = series.family.names.index(layer), series.family.details["units"]
+        index = series.family.names.index(layer)
+        sizes = series.family.details["units"]
         start = sum(sizes[:index])
         return series.steps, self["unit_state"][:, start : start + sizes[index]]
 
     def lives(self, layer: str) -> Lives:
-        """How often each unit of a layer died and revived, and for how many windows it has been as it is now."""
-        return lives(self.units(layer)[1])
+        """Return how often each unit of a layer died and revived, and how long it has been in its present state."""
+        return count_lives(self.units(layer)[1])
 
     def frame(self, column: str) -> Any:
-        """A pandas DataFrame of one column: a row a step, a column a variable or layer. Needs pandas.
+        """Return a pandas DataFrame of one column: a row for each step, a column for each variable or layer.
 
         Two have two levels of columns: "unit_state" layer and unit (its rows are the steps at which a window closed),
-        the replicas' columns replica and variable.
+        and the replicas' columns replica and variable.
+
+        Raises:
+          ImportError: pandas is not installed.
+          KeyError: the run has no such column.
+          ValueError: the column is a histogram, which has three axes.
         """
         try:
             import pandas
         except ImportError:
             raise ImportError("`Run.frame` needs pandas: pip install pandas") from None
-        values, series = self[column], self._holder(column)
+        values = self[column]
+        series = self._find_series(column)
         if column.endswith("_histogram"):
-            raise ValueError(f"`column` ({column!r}) has 3 axes and a DataFrame 2: take run[{column!r}], an array")
+            raise ValueError(
+                f"`column` must have two axes; {column!r} has three: use run[{column!r}], which is an array"
+            )
         names: Any = list(series.family.names)
         if column == "first_nonfinite":
             names = list(FIRST_NONFINITE)
@@ -156,96 +199,135 @@ class Run:
         return pandas.DataFrame(values, index=pandas.Index(series.steps, name="step"), columns=names)
 
     def plot(self, column: str, row: str | None = None, dark: bool = False) -> Any:
-        """The tab's figure of a column as a `plotly.graph_objects.Figure`; see `tapescope.analysis.plotting.plot`."""
+        """Return the Gradients tab's figure of a column as a `plotly.graph_objects.Figure`.
+
+        Args:
+          column: its name on the wire; "flow_budget" draws the budget of the last records.
+          row: a variable or layer. Needed for histograms and "unit_state"; elsewhere that row alone is drawn.
+          dark: whether the page is dark.
+
+        Raises:
+          KeyError: the run has no such column.
+          ValueError: a row is needed, or the run does not have it.
+        """
+        # The only import upwards, and only when called: to write and to read a run needs no drawing code.
         from plotly import graph_objects
+
+        from tapescope.analysis import plotting
 
         return graph_objects.Figure(plotting.plot(self, column, row, dark))
 
+    def rows(self, column: str) -> tuple[str, ...]:
+        """Return the names along the rows of a column: layers or variables; empty for a column of the step."""
+        return self._find_series(column).family.names
+
     def __repr__(self) -> str:
-        return f"<tapescope.Run {self.logdir!r}: {plotting.summary(self)}>"
+        return f"<tapescope.Run {self.logdir!r}: {self._summarize()}>"
 
     def _repr_html_(self) -> str:
-        return plotting.summary_html(self)
+        summary = f"<p><b>{html.escape(self.logdir)}</b>: {html.escape(self._summarize())}</p>"
+        items = []
+        for finding in self.findings:
+            color = _SEVERITY_COLORS.get(finding["severity"], _SEVERITY_COLORS["info"])
+            items.append(
+                f'<li><b style="color:{color}">{html.escape(finding["severity"])}</b> step {finding["step"]}: '
+                f"{html.escape(finding['message'])}. <i>{html.escape(finding['advice'])}</i></li>"
+            )
+        return f"{summary}<ul>{''.join(items)}</ul>" if items else summary
 
-    def rows(self, column: str) -> tuple[str, ...]:
-        """The names along the rows of a column: the layers or the variables; none for a column of the steps."""
-        return self._holder(column).family.names
+    def _summarize(self) -> str:
+        """Return state, size and loss of the run in one line."""
+        state = " ".join(filter(None, (self.status.get("state", "unknown"), self.status.get("reason"))))
+        if not len(self.steps):
+            return f"{state}, no record yet"
+        parts = [
+            state,
+            f"{len(self.steps)} records up to step {self.steps[-1]}",
+            f"{len(self.layers)} layers, {len(self.variables)} variables",
+        ]
+        losses = self["loss"][np.isfinite(self["loss"])]
+        if losses.size:
+            parts.append(f"loss {losses[0]:.3g} to {losses[-1]:.3g}")
+        return ", ".join(parts)
 
-    def _holder(self, column: str) -> Series:
-        """The tensors that a column is part of."""
-        whole = {"unit_state": "units", "first_nonfinite": "step"}
-        for series in self._series.values():
-            if series.family.family in (column, whole.get(column)) or column in series.family.columns:
+    def _find_series(self, column: str) -> Series:
+        """Return the tensors that a column is part of."""
+        families = {"unit_state": "units", "first_nonfinite": "step"}
+        for name, series in self._series.items():
+            is_whole_tensor = column.endswith("_histogram") and name == column
+            if is_whole_tensor or name == families.get(column) or column in series.family.columns:
                 return series
-        raise self._no(column)
+        raise KeyError(f"no column {column!r} in {self.logdir}; it has: {', '.join(self.columns)}")
 
-    def _no(self, column: str) -> KeyError:
-        return KeyError(f"no column {column!r} in {self.logdir}; it has: {', '.join(self.columns)}")
+    def _require_series(self, family: str) -> Series:
+        if family not in self._series:
+            raise KeyError(f"{self.logdir} has no {family}; it has: {', '.join(self._series)}")
+        return self._series[family]
 
-    def _family(self, name: str) -> Series:
-        if name not in self._series:
-            raise KeyError(f"{self.logdir} has no {name}; it has: {', '.join(self._series)}")
-        return self._series[name]
+
+def records(run: Run) -> Iterator[Record]:
+    """Yield the records of a run as the rules take them, the same as during training."""
+    columns = []
+    for series in run._series.values():
+        if series.family.columns:
+            index = {step: t for t, step in enumerate(series.steps.tolist())}
+            columns += [(index, name, run[name]) for name in series.family.columns]
+    for step in run.steps.tolist():
+        yield Record(step, {name: values[index[step]] for index, name, values in columns if step in index})
 
 
 def runs(logdir: str | os.PathLike[str]) -> list[str]:
-    """The directories at and below `logdir` that a Run can be made of, sorted; those of other programs are left out.
+    """Return the directories at and below `logdir` that a Run can be made of, sorted.
 
-    `[tapescope.Run(directory) for directory in tapescope.runs("runs")]` reads all of them. Raises FileNotFoundError
-    where `logdir` is no directory.
+    `[tapescope.Run(directory) for directory in tapescope.runs("runs")]` reads all of them. Runs of other programs are
+    left out.
+
+    Raises:
+      FileNotFoundError: `logdir` is not a directory.
     """
     if not os.path.isdir(logdir):
-        raise FileNotFoundError(f"`logdir` ({os.fspath(logdir)}) is no directory")
-    return sorted(directory for directory, _, _ in os.walk(logdir) if any(map(_is_ours, event_files(directory))))
+        raise FileNotFoundError(f"`logdir` must be a directory; got {os.fspath(logdir)}, which is not one")
+    return sorted(
+        directory
+        for directory, _, _ in os.walk(logdir)
+        if any(_is_tapescope_file(path) for path in event_reader.list_event_files(directory))
+    )
 
 
-def _is_ours(path: str) -> bool:
-    """Whether an event file has tapescope's records: its status is among the first events, or at least a record."""
-    return any(itertools.islice(_values([path], FIRST_EVENTS), 1))
+def _is_tapescope_file(path: str) -> bool:
+    return any(itertools.islice(_read_values([path], FIRST_EVENTS), 1))
 
 
-def event_files(directory: str | os.PathLike[str]) -> list[str]:
-    """The event files right in a directory, in the order they were begun."""
-    if not os.path.isdir(directory):
-        return []
-    return sorted(os.path.join(directory, name) for name in os.listdir(directory) if ".tfevents." in name)
-
-
-def _read(files: list[str]) -> dict[str, Series]:
+def _read_series(files: list[str]) -> dict[str, Series]:
+    """Return the series of all families in the files of one run."""
     points: dict[str, dict[int, tuple[float, np.ndarray]]] = {}
     families: dict[str, Family] = {}
-    for step, wall_time, value in _values(files):
+    for step, wall_time, value in _read_values(files):
         family = value.tag.removeprefix(f"{metadata.PLUGIN_NAME}/")
         if family not in families:
             families[family] = metadata.parse(value.metadata.plugin_data.content)
             points[family] = {}
-        of = points[family]
+        by_step = points[family]
         # A step at or below the last one means that the program was started again from there.
-        while of and next(reversed(of)) >= step:
-            of.popitem()
-        of[step] = wall_time, event_file.array(value.tag, value.tensor, step)
-    return {name: _series(families[name], of) for name, of in points.items()}
+        while by_step and next(reversed(by_step)) >= step:
+            by_step.popitem()
+        by_step[step] = wall_time, event_reader.to_array(value.tag, value.tensor, step)
+    return {
+        name: Series(
+            family=families[name],
+            steps=np.array(list(by_step), np.int64),
+            wall_times=np.array([wall_time for wall_time, _ in by_step.values()]),
+            tensors=[array for _, array in by_step.values()],
+        )
+        for name, by_step in points.items()
+    }
 
 
-def _series(family: Family, of: dict[int, tuple[float, np.ndarray]]) -> Series:
-    return Series(
-        family, np.array(list(of), np.int64), np.array([t for t, _ in of.values()]), [a for _, a in of.values()]
-    )
-
-
-def _values(files: list[str], most: int | None = None) -> Iterator[tuple[int, float, Any]]:
-    """Step, wall time and value of what is tapescope's in the files, in the first `most` events of each."""
+def _read_values(files: list[str], limit: int | None = None) -> Iterator[tuple[int, float, Any]]:
+    """Yield step, wall time and value of tapescope's summaries, in the first `limit` events of each file."""
     prefix = f"{metadata.PLUGIN_NAME}/"
     for path in files:
-        for event in itertools.islice(event_file_loader.EventFileLoader(path).Load(), most):
+        for event in itertools.islice(event_reader.read_events(path), limit):
             for value in event.summary.value:
                 if value.tag.startswith(prefix):
                     yield event.step, event.wall_time, value
-
-
-def _column(series: Series, column: str) -> np.ndarray:
-    index, tensors = series.family.columns.index(column), np.stack(series.tensors)
-    count = series.family.details.get("replicas")
-    if count is None:
-        return tensors[:, index]
-    return tensors.reshape(len(tensors), -1, count, tensors.shape[-1])[:, index]

@@ -13,6 +13,7 @@ from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import basic, style
 from tensorboard_plugin_tapescope.figures.style import PALETTE, Figure, labels, layout, typed, wrapped
 from tensorboard_plugin_tapescope.metadata import Column
+from tensorboard_plugin_tapescope.series import scaling as scaling_series
 
 RATIO = Column("ratio", "log10 of the second run's value over the first's; 0 is the same", "decades", "diverging")
 
@@ -161,8 +162,8 @@ def scaling(
     The line goes through the fastest of the runs with fewest replicas; efficiency is the rate over that line.
     """
     fewest = replicas.min()
-    base = rate[replicas == fewest].max() / fewest
-    efficiency = rate / (base * replicas)
+    base = scaling_series.base_rate(rate, replicas)
+    efficiency = scaling_series.scaling_efficiency(rate, replicas)
     ends = np.array([fewest, max(replicas.max(), fewest + 1)], np.float64)
     ink = style.soft_ink(dark)
     ideal: dict[str, Any] = {"type": "scatter", "mode": "lines", "name": "perfect scaling", "hoverinfo": "skip"}

@@ -1,16 +1,15 @@
-"""Records to arrays: what a tag's tensors say, as a table that figures can draw. Pure functions of arrays."""
+"""Tables: all records of one tag as arrays, and what their description says of the rows."""
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+import numbers
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Column, Family
-
-SEVERITIES = ("error", "warning", "info")
 
 DERIVED = {
     c.name: c
@@ -21,20 +20,22 @@ DERIVED = {
 }
 """Columns that no record holds: a count of units over the units of the layer."""
 
+_COUNT_OF_SHARE = {"dead_share": "units_dead", "dormant_share": "units_dormant"}
+
 COLUMNS = {**metadata.COLUMNS, **DERIVED}
 
-# Of these a small value is the bad one; of activation_mean one far from 0; of every other a large one.
 LOW_IS_BAD = {
     *("gradient_norm", "applied_norm", "delta_norm", "update_ratio", "activation_std", "activation_min"),
     *("flow_gate", "flow_weight", "replica_cosine", "replica_sign"),
 }
+"""Columns of which a small value is the bad one. Of activation_mean it is one far from 0, of all others a large one."""
 
-WHOLE = ("units", "gradient_histogram", "activation_histogram")
-"""Families of whole numbers: states and counts."""
+INTEGER_FAMILIES = ("units", "gradient_histogram", "activation_histogram")
+"""Families of integers: states and counts."""
 
 
 class Datum(Protocol):
-    """A record of one tag, as TensorBoard's data provider gives it."""
+    """A record of one tag, as TensorBoard's data provider returns it."""
 
     step: int
     wall_time: float
@@ -54,8 +55,9 @@ class Table(NamedTuple):
 
 
 def shape(family: Family) -> tuple[int, ...] | None:
-    """The shape of one tensor of the family; None where it may vary."""
-    rows, names = len(family.columns), len(family.names)
+    """Return the shape of one tensor of the family; None where it may vary."""
+    rows = len(family.columns)
+    names = len(family.names)
     shapes = {
         "variables": (rows, names),
         "layers": (rows, names),
@@ -69,139 +71,171 @@ def shape(family: Family) -> tuple[int, ...] | None:
 
 
 def table(family: Family, data: Iterable[Datum]) -> Table:
-    """The records as arrays. Those that are no numbers of the family's shape are left out: they can't be named."""
-    expected, kinds = shape(family), "iu" if family.family in WHOLE else "fiu"
+    """Return the records as arrays. Records that are not numbers of the family's shape are left out."""
+    expected = shape(family)
+    kinds = "iu" if family.family in INTEGER_FAMILIES else "fiu"
     kept = [d for d in data if expected is None or (d.numpy.shape == expected and d.numpy.dtype.kind in kinds)]
     steps = np.array([d.step for d in kept], np.int64)
     seconds = np.array([d.wall_time if math.isfinite(d.wall_time) else 0.0 for d in kept], np.float64)
     if expected is not None:
-        return Table(family, steps, seconds, np.stack([d.numpy for d in kept]) if kept else _none(expected))
+        values = np.stack([d.numpy for d in kept]) if kept else np.zeros((0, *expected), np.float32)
+        return Table(family, steps, seconds, values)
     values = np.empty(len(kept), object)
     values[:] = [d.numpy for d in kept]
     return Table(family, steps, seconds, values)
 
 
-def _none(shape: tuple[int, ...]) -> np.ndarray:
-    """No tensor of the shape."""
-    return np.zeros((0, *shape), np.float32)
-
-
-def joined(first: Table, more: Table) -> Table:
-    """Two tables of a tag, the second's steps all after the first's."""
-    return Table(first.family, *(np.concatenate([getattr(first, f), getattr(more, f)]) for f in Table._fields[1:]))
+def joined(first: Table, second: Table) -> Table:
+    """Return two tables of a tag as one; the second's steps are all after the first's."""
+    return Table(
+        family=first.family,
+        steps=np.concatenate([first.steps, second.steps]),
+        seconds=np.concatenate([first.seconds, second.seconds]),
+        values=np.concatenate([first.values, second.values]),
+    )
 
 
 def between(data: Table, first: int, last: int) -> Table:
-    """The records of the steps from first to last, both included; nothing is copied."""
+    """Return the records of the steps from `first` to `last`, both included, as views."""
     inside = slice(*np.searchsorted(data.steps, [first, last + 1]))
     return Table(data.family, data.steps[inside], data.seconds[inside], data.values[inside])
 
 
 def units(family: Family) -> list[int]:
-    """Units of each layer; zeros where the family doesn't say."""
-    counts = family.details.get("units")
-    if not isinstance(counts, list) or len(counts) != len(family.names):
-        return [0] * len(family.names)
-    return [n if isinstance(n, int) and 0 <= n < 2**31 else 0 for n in counts]
+    """Return the number of units of each layer; zeros where the family does not say."""
+    counts = _detail_for_each_name(family, "units")
+    return [int(n) if _is_index(n) and n < 2**31 else 0 for n in counts]
 
 
 def activations(family: Family) -> list[str]:
-    """What stands before "layer" in a sentence: `"sigmoid "` for a layer whose activation has a name, else nothing."""
-    kinds = family.details.get("activations")
-    if not isinstance(kinds, list) or len(kinds) != len(family.names):
-        return [""] * len(family.names)
-    named = [isinstance(kind, str) and kind.isidentifier() and kind not in ("linear", "unknown") for kind in kinds]
-    return [f"{kind} " if has else "" for kind, has in zip(kinds, named, strict=True)]
+    """Return the name of each layer's activation; "unknown" where the family does not say."""
+    return [kind if isinstance(kind, str) else "unknown" for kind in _detail_for_each_name(family, "activations")]
+
+
+def activation_adjectives(family: Family) -> list[str]:
+    """Return what stands before "layer" in a sentence: `"sigmoid "` for an activation with a name, else nothing."""
+    named = [kind.isidentifier() and kind not in ("linear", "unknown") for kind in activations(family)]
+    return [f"{kind} " if has else "" for kind, has in zip(activations(family), named, strict=True)]
+
+
+def owned_variables(family: Family) -> list[list[int]]:
+    """Return for each layer of the `layers` family the indices of its own variables."""
+    owned = family.details.get("variables")
+    owned = list(owned[: len(family.names)]) if isinstance(owned, list | tuple) else []
+    owned += [()] * (len(family.names) - len(owned))
+    return [[int(i) for i in indices if _is_index(i)] if isinstance(indices, list | tuple) else [] for indices in owned]
 
 
 def replicas(family: Family) -> int:
-    """Replicas of a `replicas` family, 0 where it doesn't say."""
+    """Return the number of replicas of a `replicas` family, 0 where it does not say."""
     number = family.details.get("replicas")
-    return number if isinstance(number, int) and 0 < number < 2**16 else 0
+    return int(number) if _is_index(number) and number < 2**16 else 0
 
 
-def own_variables(family: Family, layer: str) -> list[int]:
-    """Indices of a layer's own variables, from the `layers` family."""
-    owned = family.details.get("variables")
-    index = family.names.index(layer)
-    mine = owned[index] if isinstance(owned, list) and index < len(owned) else []
-    return [i for i in mine if isinstance(i, int)] if isinstance(mine, list) else []
+def _detail_for_each_name(family: Family, detail: str) -> list[Any]:
+    """Return a list of the family's details; None for each name where it is damaged."""
+    values = family.details.get(detail)
+    if not isinstance(values, list | tuple) or len(values) != len(family.names):
+        return [None] * len(family.names)
+    return list(values)
 
 
-def backward_path(family: Family) -> list[int]:
-    """Layers from the last back towards the first, each followed by the last of those that feed it.
-
-    The layer at the end is left out: what its own gate and weights take is not lost on the way to it. A family that
-    does not say what feeds a layer is a chain.
-    """
-    sources = family.details.get("sources")
-    at, path = len(family.names) - 1, []
-    while at > 0:
-        fed = sources[at] if isinstance(sources, list) and at < len(sources) else [at - 1]
-        before = [i for i in fed if isinstance(i, int) and 0 <= i < at] if isinstance(fed, list) else []
-        if not before:
-            break
-        path.append(at)
-        at = max(before)
-    return path
+def _is_index(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0
 
 
 def column_names(family: Family) -> tuple[str, ...]:
-    """Names of the columns that a table of the family can give, those derived with them."""
-    derived = tuple(name for name in DERIVED if _count_of(name) in family.columns and any(units(family)))
+    """Return the names of the columns that `column` knows for a table of the family, derived ones included."""
+    derived = tuple(name for name in DERIVED if _COUNT_OF_SHARE[name] in family.columns and any(units(family)))
     return tuple(c for c in family.columns if c in COLUMNS) + derived
 
 
 def column(data: Table, name: str) -> np.ndarray:
-    """float32 [T, N] (or [T] of the `step` family): one column of a table. ValueError where it has none."""
-    columns = data.family.columns
-    if name in DERIVED and _count_of(name) in columns:
+    """Return one column of a table.
+
+    Returns:
+      float32 [T, N]; [T] for the `step` family, [T, R, V] for the replicas'.
+
+    Raises:
+      ValueError: the table has no such column.
+    """
+    if name in DERIVED and _COUNT_OF_SHARE[name] in data.family.columns:
         sizes = np.array(units(data.family), np.float32)
-        return data.values[:, columns.index(_count_of(name))] / np.where(sizes > 0, sizes, np.nan)
-    if name not in columns:
-        raise ValueError(f"{name} is not among the columns of {data.family.tag}")
-    return data.values[:, columns.index(name)]
+        return unpack_column(data.family, data.values, _COUNT_OF_SHARE[name]) / np.where(sizes > 0, sizes, np.nan)
+    return unpack_column(data.family, data.values, name)
 
 
-def replica_column(data: Table, name: str) -> np.ndarray:
-    """[T, R, V]: one column of the `replicas` family."""
-    number = replicas(data.family)
-    start = data.family.columns.index(name) * number
-    return data.values[:, start : start + number]
+def unpack_column(family: Family, values: np.ndarray, name: str) -> np.ndarray:
+    """Return one column of stacked tensors. The `replicas` family has R consecutive rows for each column.
+
+    Args:
+      family: what the tensors are.
+      values: the tensors, [T, C, ...], or [T, C R, V] of the `replicas` family.
+      name: of the column.
+
+    Returns:
+      [T, ...], or [T, R, V] for the `replicas` family.
+
+    Raises:
+      ValueError: the family has no such column, or the tensors have too few rows for it.
+    """
+    if name not in family.columns:
+        raise ValueError(f"{name} is not among the columns of {family.tag}: {', '.join(family.columns)}")
+    index = family.columns.index(name)
+    if family.family == "replicas":
+        count = replicas(family)
+        rows = slice(index * count, (index + 1) * count)
+    else:
+        count = 1
+        rows = index
+    if values.ndim < 2 or not count or values.shape[1] < (index + 1) * count:
+        raise ValueError(
+            f"{family.tag} must have {len(family.columns)} columns of {count or 'several'} row(s); got tensors of "
+            f"shape {values.shape[1:]}: the file is damaged"
+        )
+    return values[:, rows]
 
 
-def _count_of(name: str) -> str:
-    return {"dead_share": "units_dead", "dormant_share": "units_dormant"}[name]
+def finite_mean(values: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Return the mean over one axis of the finite values, in float64; NaN where there is none."""
+    values = np.asarray(values, np.float64)
+    finite = np.isfinite(values)
+    count = finite.sum(axis=axis)
+    return np.where(finite, values, 0.0).sum(axis=axis) / np.where(count > 0, count, np.nan)
 
 
 def badness(name: str, latest: np.ndarray) -> np.ndarray:
-    """[N] larger is worse: the latest value of each row, seen from the column's bad side; an absent one is best."""
-    values = np.asarray(latest, np.float64)
-    values = -values if name in LOW_IS_BAD else np.abs(values) if name == "activation_mean" else values
-    nonfinite = np.isinf(np.asarray(latest, np.float64))
-    return np.where(nonfinite, np.inf, np.nan_to_num(values, nan=-np.inf))
+    """Return the latest value of each row, [N], such that larger is worse. An absent value is the best."""
+    latest = np.asarray(latest, np.float64)
+    if name in LOW_IS_BAD:
+        values = -latest
+    elif name == "activation_mean":
+        values = np.abs(latest)
+    else:
+        values = latest
+    return np.where(np.isinf(latest), np.inf, np.nan_to_num(values, nan=-np.inf))
 
 
 def worst_first(name: str, values: np.ndarray) -> np.ndarray:
-    """[N] row numbers of [T, N], the worst latest value first; rows equally bad stay in forward order."""
+    """Return the row numbers of `values` [T, N], the worst latest value first; equal rows stay in forward order."""
     return np.argsort(-badness(name, values[-1]), kind="stable") if len(values) else np.arange(values.shape[1])
 
 
 def as_of(steps: np.ndarray, other: Table, values: np.ndarray) -> np.ndarray:
-    """`values` [T', N] of `other` at each of `steps`: its last record at or before the step, NaN before its first."""
+    """Return `values` [T', N] of `other` at each of `steps`: its last record so far, NaN before its first."""
     index = np.searchsorted(other.steps, steps, side="right") - 1
     found = values[np.clip(index, 0, None)] if len(values) else np.full((len(steps), values.shape[1]), np.nan)
     return np.where((index >= 0)[:, None], found, np.nan)
 
 
 def texts(data: Table) -> list[str]:
-    """The strings of the last record of a text family."""
+    """Return the strings of the last record of a text family."""
     last = np.ravel(data.values[-1]) if len(data.values) else []
     return [t.decode("utf-8", "replace") if isinstance(t, bytes) else str(t) for t in last]
 
 
 def status(data: Table) -> dict[str, Any]:
-    """The last status; empty where there is none that can be read."""
+    """Return the last status; empty where none can be read."""
     for text in texts(data):
         try:
             fields = json.loads(text)
@@ -210,37 +244,3 @@ def status(data: Table) -> dict[str, Any]:
         if isinstance(fields, dict):
             return fields
     return {}
-
-
-def findings(data: Table) -> tuple[list[dict[str, Any]], int]:
-    """All findings, the most severe first and then by step, and how many could not be read."""
-    good = []
-    for text in (read := texts(data)):
-        try:
-            good.append(_finding(json.loads(text)))
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            continue
-    good.sort(key=lambda f: (SEVERITIES.index(f["severity"]), f["step"]))
-    return good, len(read) - len(good)
-
-
-def _finding(raw: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(raw, dict):
-        raise TypeError("a finding is an object")
-    evidence = raw.get("evidence")
-    pairs = evidence.items() if isinstance(evidence, dict) else ()
-    numbers = {str(k): float(v) for k, v in pairs if isinstance(v, int | float)}
-    return {
-        "rule": str(raw["rule"]),
-        "severity": raw["severity"] if raw["severity"] in SEVERITIES else "info",
-        "layer": None if raw.get("layer") is None else str(raw["layer"]),
-        "step": int(raw["step"]),
-        "message": str(raw["message"]),
-        "evidence": {k: v if np.isfinite(v) else str(v) for k, v in numbers.items()},
-        "advice": str(raw.get("advice") or ""),
-    }
-
-
-def count(severities: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """How many findings of each severity."""
-    return {s: sum(f["severity"] == s for f in severities) for s in SEVERITIES}

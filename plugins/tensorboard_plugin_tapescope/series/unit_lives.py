@@ -1,4 +1,4 @@
-"""How long each unit has lived or been dead: from the states of one window of examples after another. Pure NumPy."""
+"""Deaths, revivals and ages of units, from their states in one window of examples after another."""
 
 from typing import NamedTuple
 
@@ -10,20 +10,21 @@ _DEAD = UNIT_STATES.index("dead")
 
 
 class Lives(NamedTuple):
-    """Of each unit of a layer, over the windows that have closed; int32 [U]."""
+    """Deaths and revivals of each unit of a layer over the windows that have closed; int32 [U]."""
 
     deaths: np.ndarray
-    """Windows in which it was dead and not in the one before. One that was dead in the first window died once."""
+    """Windows in which the unit was dead and was not in the window before. A unit that was dead in the first window
+    died once."""
     revivals: np.ndarray
-    """Windows in which it was not dead, and in the one before it was."""
+    """Windows in which the unit was not dead and was in the window before."""
     age_windows: np.ndarray
-    """The last windows in which it was all the time dead, or all the time not: 1 where that is new; 0 before any."""
+    """Windows for which the unit has now been dead, or not dead: 1 where that is new; 0 before any window."""
     dead: np.ndarray
-    """Whether it was dead in the last window, bool [U]."""
+    """Whether the unit was dead in the last window, bool [U]."""
 
 
-def lives(codes: np.ndarray) -> Lives:
-    """`codes` [W, U]: indices into `UNIT_STATES`, a row a window."""
+def count_lives(codes: np.ndarray) -> Lives:
+    """Count deaths and revivals in `codes` [W, U]: indices into `UNIT_STATES`, a row for each window."""
     dead = np.asarray(codes) == _DEAD
     before = np.concatenate([np.zeros_like(dead[:1]), dead[:-1]])
     turns = (dead != before).cumsum(axis=0)
@@ -36,12 +37,17 @@ def lives(codes: np.ndarray) -> Lives:
     )
 
 
-def in_words(codes: np.ndarray, window_examples: float) -> str:
-    """One sentence about the units of a layer; `window_examples` NaN where it is not known."""
-    of = lives(codes)
-    count, windows = of.dead.sum(), f"{len(codes)} {'window' if len(codes) == 1 else 'windows'}"
+def describe_lives(codes: np.ndarray, window_examples: float) -> str:
+    """Return one sentence about the units of a layer; `window_examples` is NaN where it is not known."""
+    lives = count_lives(codes)
+    count = lives.dead.sum()
     size = f" of {window_examples:,.0f} examples" if window_examples > 0 else ""
-    oldest = of.age_windows[of.dead].max(initial=0)
-    now = f"{count} of {len(of.dead)} units are dead" if count else f"None of the {len(of.dead)} units is dead"
-    since = f", the longest for {oldest} {'window' if oldest == 1 else 'windows'}" if count else ""
-    return f"{now}{since}; {of.deaths.sum()} deaths and {of.revivals.sum()} revivals in {windows}{size}."
+    since = f", the longest for {_windows(lives.age_windows[lives.dead].max())}" if count else ""
+    return (
+        f"{count} of {len(lives.dead)} units are dead{since}; {lives.deaths.sum()} deaths and "
+        f"{lives.revivals.sum()} revivals in {_windows(len(codes))}{size}."
+    )
+
+
+def _windows(count: int) -> str:
+    return f"{count} window{'' if count == 1 else 's'}"

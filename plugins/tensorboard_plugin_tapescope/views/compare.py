@@ -7,9 +7,9 @@ import numpy as np
 from tensorboard_plugin_tapescope.data.table_cache import Snapshot
 from tensorboard_plugin_tapescope.figures import basic, distributions, style
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
-from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series import matching, scaling, tables
 from tensorboard_plugin_tapescope.series.tables import COLUMNS, Table
-from tensorboard_plugin_tapescope.views.flow import Grid, absent, drawn, grid, matched_by, owners
+from tensorboard_plugin_tapescope.views.flow import Grid, absent, drawn, grid, owners
 from tensorboard_plugin_tapescope.views.query import Panel, Query, Refused, quoted
 
 SIDE_BY_SIDE = 8
@@ -54,10 +54,9 @@ def compare(snapshot: Snapshot, query: Query) -> list[Panel]:
 
 def _ratio(first: str, second: str, a: Grid, b: Grid, query: Query) -> Panel:
     """log10 of b over a, per layer that both have and step of a, from where both have begun."""
-    rows_b = {key: i for i, key in enumerate(b.keys)}
-    common = [(i, rows_b[key]) for i, key in enumerate(a.keys) if key in rows_b]
-    unmatched = _only(first, [key for key in a.keys if key not in rows_b])
-    unmatched += _only(second, [key for key in b.keys if key not in set(a.keys)])
+    common = matching.match_rows(a.names, a.owners, b.names, b.owners)
+    unmatched = _only(first, [key for i, key in enumerate(a.keys) if i not in {mine for mine, _ in common}])
+    unmatched += _only(second, [key for i, key in enumerate(b.keys) if i not in {theirs for _, theirs in common}])
     key, title = f"ratio {second}", f"{second} over {first}"
     if not common:
         return Panel(key, title, empty=f"The two runs have no layer in common.{unmatched}")
@@ -116,7 +115,7 @@ def _histogram_rows(snapshot: Snapshot, run: str, family: str) -> dict[str, int]
         return {}
     names = tags[family].family.names
     same = "variables" in tags and tags["variables"].family.names == names
-    keys = matched_by(names, owners(snapshot, run, "variables")) if same else names
+    keys = matching.matching_keys(names, owners(snapshot, run, "variables")) if same else names
     return {key: i for i, key in enumerate(keys)} | {name: i for i, name in enumerate(names)}
 
 
@@ -142,14 +141,13 @@ def _disagreement(table: Table, query: Query) -> list[Panel]:
     for name in ("replica_norm", "replica_cosine", "replica_sign"):
         if name not in table.family.columns:
             continue
-        column, values = COLUMNS[name], tables.replica_column(table, name)
+        column, values = COLUMNS[name], tables.column(table, name)
         if query.variable:
             curves, of = values[:, :, names.index(query.variable)], query.variable
         elif name == "replica_norm":
             curves, of = np.sqrt(np.nansum(np.square(values, dtype=np.float64), axis=2)), "all variables together"
         else:
-            finite = np.isfinite(values)
-            curves = np.where(finite, values, 0).sum(axis=2) / np.maximum(finite.sum(axis=2), 1)
+            curves = tables.finite_mean(values, axis=2)
             of = "the mean over variables"
         title = {"replica_norm": "Norm", "replica_cosine": "Cosine to the mean", "replica_sign": "Sign agreement"}[name]
         figure = basic.series(table.steps, labels, curves.astype(np.float32), column, query.dark, 2 * query.most)
@@ -172,12 +170,8 @@ def rate(table: Table) -> float:
     """Examples per second of steps that are not measured: examples of a step over `step_ms`; NaN where unknown."""
     if not {"examples_seen", "step_ms"} <= set(table.family.columns) or len(table.steps) < 2:
         return float("nan")
-    examples = np.diff(tables.column(table, "examples_seen")) / np.diff(table.steps)
-    milliseconds = tables.column(table, "step_ms")
-    if not np.isfinite(examples).any() or not np.isfinite(milliseconds).any():
-        return float("nan")
-    step = float(np.nanmedian(milliseconds))
-    return 1000 * float(np.nanmedian(examples)) / step if step > 0 else float("nan")
+    examples_seen, step_ms = (tables.column(table, name) for name in ("examples_seen", "step_ms"))
+    return scaling.unmeasured_rate(table.steps, examples_seen, step_ms)
 
 
 def _scaling(snapshot: Snapshot, query: Query) -> Panel:

@@ -8,7 +8,7 @@ from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.data.table_cache import Snapshot
 from tensorboard_plugin_tapescope.figures import basic, style
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
-from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series import flow_path, matching, tables
 from tensorboard_plugin_tapescope.series.tables import COLUMNS, Table
 from tensorboard_plugin_tapescope.views.query import Panel, Query, Refused, quoted
 
@@ -34,7 +34,7 @@ class Grid(NamedTuple):
     @property
     def keys(self) -> tuple[str, ...]:
         """What a row is matched by in another run: a variable's own name may begin with its model's."""
-        return matched_by(self.names, self.owners)
+        return matching.matching_keys(self.names, self.owners)
 
 
 def grid(snapshot: Snapshot, run: str, column: str) -> Grid | None:
@@ -57,14 +57,7 @@ def owners(snapshot: Snapshot, run: str, family: str) -> tuple[str, ...]:
     if family == "layers" or "layers" not in tags:
         return names
     layers = tags["layers"].family
-    owner = {i: layer for layer in layers.names for i in tables.own_variables(layers, layer)}
-    return tuple(owner.get(i, name) for i, name in enumerate(names))
-
-
-def matched_by(names: tuple[str, ...], owners: tuple[str, ...]) -> tuple[str, ...]:
-    """`output/kernel` for `my_model/output/kernel` of layer `output`; the names where that is not unambiguous."""
-    keys = tuple(n if n == o else f"{o}/{n.rsplit('/', 1)[-1]}" for n, o in zip(names, owners, strict=True))
-    return keys if len(set(keys)) == len(keys) else names
+    return matching.row_owners(names, layers.names, tables.owned_variables(layers))
 
 
 def flow(snapshot: Snapshot, query: Query) -> list[Panel]:
@@ -117,25 +110,17 @@ def budget(snapshot: Snapshot, query: Query) -> list[Panel]:
         words = "This run has no flow budget: what wrote it did not measure the gains of gates and weights."
         return [Panel("budget", title, empty=words, wide=True)]
     inside = slice(None) if query.ranged else slice(-1, None)  # the steps asked for, or the last that was recorded
-    path = tables.backward_path(table.family)
-    if not path:
+    budget = flow_path.flow_budget({part: g[inside] for part, g in gains.items()}, table.family.details.get("sources"))
+    if not budget.path:
         words = "No recorded layer feeds the last one, so there is no way on which the gradient could be lost."
         return [Panel("budget", title, empty=words, wide=True)]
-    means = {part: np.nan_to_num(_mean(gain[inside])[path]) for part, gain in gains.items()}
-    names = [table.family.names[i] for i in path]
-    figure = layer_figures.budget(names, means, query.dark)
-    kinds = tables.activations(table.family)
-    words = _budget_words(names, [kinds[i] for i in path], means, table.steps[inside])
-    beside = len(table.family.names) - len(path) - 1
+    names = [table.family.names[i] for i in budget.path]
+    figure = layer_figures.budget(names, budget.gains, query.dark)
+    kinds = tables.activation_adjectives(table.family)
+    words = _budget_words(names, [kinds[i] for i in budget.path], budget.gains, table.steps[inside])
+    beside = len(table.family.names) - len(budget.path) - 1
     words += f" {beside} layers lie beside this path, or before its end." if beside > 0 else ""
     return [Panel("budget", title, figure, words, rows=names, wide=True)]
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is finite, NaN where nothing is."""
-    finite = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(finite, values, 0).sum(axis=0) / np.where(finite.any(axis=0), finite.sum(axis=0), np.nan)
 
 
 def _budget_words(names: list[str], kinds: list[str], means: dict[str, np.ndarray], steps: np.ndarray) -> str:

@@ -26,8 +26,11 @@ def layer(snapshot: Snapshot, query: Query) -> list[Panel]:
     name = query.layer or [*layers, *variables][0]
     if name not in layers and name not in variables:
         raise Refused(404, f"The run has no layer {quoted(name)}.")
-    own = tables.own_variables(tags["layers"].family, name) if name in layers else [variables.index(name)]
-    own = [i for i in own if 0 <= i < len(variables)]
+    if name in layers:
+        owned = tables.owned_variables(tags["layers"].family)[layers.index(name)]
+        own = [i for i in owned if i < len(variables)]
+    else:
+        own = [variables.index(name)]
     gradient = [_variables(snapshot, query, own, column) for column in ("gradient_norm", "update_ratio")]
     weight = [_variables(snapshot, query, own, "weight_norm")]
     spread = [_distribution(snapshot, query, "gradient", i, f"Gradient of {variables[i]}") for i in own]
@@ -110,7 +113,7 @@ def _units(snapshot: Snapshot, query: Query, index: int) -> Panel:
     codes = table.values[:, start : start + sizes[index]]
     figure = layer_figures.unit_map(table.steps, codes, query.dark, query.most)
     note = "What each unit did in the last full window of examples, at each step where one closed. "
-    note += unit_lives.in_words(codes, _window_examples(snapshot, query.runs[0]))
+    note += unit_lives.describe_lives(codes, _window_examples(snapshot, query.runs[0]))
     if sizes[index] > layer_figures.MOST_UNITS:
         note += f" Of {sizes[index]:,} units at most {layer_figures.MOST_UNITS:,} are drawn, evenly spaced."
     return Panel("units", title, figure, note, wide=True)

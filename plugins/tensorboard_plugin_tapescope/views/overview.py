@@ -9,7 +9,7 @@ import numpy as np
 
 from tensorboard_plugin_tapescope.data.listing import Run
 from tensorboard_plugin_tapescope.data.table_cache import LAST, SEEN, Snapshot
-from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series import findings, tables
 from tensorboard_plugin_tapescope.series.tables import Table
 
 QUIET_SECONDS = 60.0
@@ -33,7 +33,7 @@ def row(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
     step, status = snapshot.seen(name, "step"), snapshot.last(name, "status")
     said = tables.status(status) if status is not None else {}
     raw = snapshot.last(name, "findings")
-    found, unread = tables.findings(raw) if raw is not None else ([], 0)
+    found, unread = findings.parse_findings(tables.texts(raw)) if raw is not None else ([], 0)
     steps = said.get("steps")
     return {
         "name": name,
@@ -50,7 +50,7 @@ def row(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
         "overhead": overhead(step),
         "measure_ms": _median(step, "measure_ms"),
         "looked": raw is not None,
-        "findings": tables.count(found),
+        "findings": findings.count_severities(f["severity"] for f in found),
         "headline": found[0] if found else None,
         "worst": worst_layer(snapshot, name, found),
         "problems": [*run.problems, *([f"{unread} findings can't be read"] if unread else [])],
@@ -123,7 +123,7 @@ def about(snapshot: Snapshot, name: str) -> dict[str, Any]:
         "layers": list(tags["layers"].family.names) if "layers" in tags else [],
         "variables": list(tags["variables"].family.names) if "variables" in tags else [],
         "columns": [c for columns in held.values() for c in columns],
-        "findings": tables.findings(raw)[0] if raw is not None else None,
+        "findings": findings.parse_findings(tables.texts(raw))[0] if raw is not None else None,
         "problems": list(snapshot.runs[name].problems),
     }
 

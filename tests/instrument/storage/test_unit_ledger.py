@@ -6,7 +6,6 @@ import pytest
 from tapescope.statistics import layers as layer_statistics
 from tapescope.storage.unit_ledger import Ledger
 from tensorboard_plugin_tapescope.metadata import UNIT_STATES
-from tensorboard_plugin_tapescope.series import unit_lives
 
 
 def rows(a, low=(), high=(), flat=()):
@@ -83,30 +82,3 @@ def test_layers_are_counted_apart_and_positions_are_elements(positions):
     a = np.array([[0.0, 1.0, 0.0]] * 5 * positions)
     ledger.add(rows(a), np.array([2, 1]) * len(a), 5)
     np.testing.assert_array_equal(ledger.verdict.counts["units_dead"], [1, 1])
-
-
-def test_deaths_revivals_and_age():
-    code = {name: n for n, name in enumerate(UNIT_STATES)}
-    history = [
-        ["dead", "alive", "alive", "always_on"],
-        ["dead", "dead", "dead", "alive"],
-        ["revived", "dead", "dormant", "alive"],
-        ["dead", "dead", "saturated_low", "alive"],
-    ]
-    of = unit_lives.lives(np.array([[code[name] for name in row] for row in history], np.uint8))
-    assert of.deaths.tolist() == [2, 1, 1, 0]
-    assert of.revivals.tolist() == [1, 0, 1, 0]
-    assert of.age_windows.tolist() == [1, 3, 2, 4]
-    assert of.dead.tolist() == [True, True, False, False]
-    none = unit_lives.lives(np.zeros([0, 3], np.uint8))
-    assert [part.tolist() for part in none] == [[0] * 3] * 3 + [[False] * 3]
-
-
-def test_lives_in_words():
-    dead = np.full([2, 3], UNIT_STATES.index("dead"))
-    assert unit_lives.in_words(dead, 1024) == (
-        "3 of 3 units are dead, the longest for 2 windows; 3 deaths and 0 revivals in 2 windows of 1,024 examples."
-    )
-    assert unit_lives.in_words(dead[:1] * 0, np.nan) == (
-        "None of the 3 units is dead; 0 deaths and 0 revivals in 1 window."
-    )

@@ -1,0 +1,65 @@
+"""Matching the rows of two runs whose models have different names.
+
+A variable's name may begin with its model's: `relu_sigmoid/hidden/kernel` in one run is `sigmoid_relu/hidden/kernel` in
+the other. The layer that owns it is recorded without the model's name, so rows are matched by layer and last part.
+"""
+
+from collections.abc import Sequence
+
+
+def row_owners(variables: Sequence[str], layers: Sequence[str], owned: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    """Return the layer that owns each variable; a variable of no recorded layer stands for itself.
+
+    Args:
+      variables: names of the variables.
+      layers: names of the layers.
+      owned: for each layer the indices of its variables, as `tables.owned_variables` returns them.
+    """
+    owner = {index: layer for layer, indices in zip(layers, owned, strict=False) for index in indices}
+    return tuple(owner.get(index, name) for index, name in enumerate(variables))
+
+
+def matching_keys(names: Sequence[str], owners: Sequence[str]) -> tuple[str, ...]:
+    """Return what each row is matched by in another run, such as `hidden/kernel` for `my_model/hidden/kernel`.
+
+    The keys are the names themselves where the keys would not be unique.
+
+    Args:
+      names: of the rows: variables or layers.
+      owners: of the rows; see `row_owners`. A layer is its own owner.
+    """
+    prefixes = {_model_prefix(name, owner) for name, owner in zip(names, owners, strict=True) if name != owner}
+    prefix = prefixes.pop() if len(prefixes) == 1 else ""
+    keys = tuple(
+        name.removeprefix(prefix) if name == owner else f"{owner}/{_last_part(name)}"
+        for name, owner in zip(names, owners, strict=True)
+    )
+    return keys if len(set(keys)) == len(keys) else tuple(names)
+
+
+def _model_prefix(name: str, owner: str) -> str:
+    """Return what stands before the owner in a variable's name, with its slash; empty if nothing does."""
+    start = name.find(f"/{owner.split('#')[0]}/")  # "#2" is the second call of a shared layer
+    return name[: start + 1]
+
+
+def _last_part(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
+
+
+def match_rows(
+    first_names: Sequence[str], first_owners: Sequence[str], second_names: Sequence[str], second_owners: Sequence[str]
+) -> list[tuple[int, int]]:
+    """Return pairs of rows of two runs that stand for the same variable or layer, in the order of the first run.
+
+    Rows of equal names match. Of the others those match whose `matching_keys` are equal.
+    """
+    second_rows = {name: row for row, name in enumerate(second_names)}
+    keys = matching_keys(second_names, second_owners)
+    rows_by_key = {key: row for row, key in enumerate(keys) if second_names[row] not in set(first_names)}
+    pairs = []
+    for row, (name, key) in enumerate(zip(first_names, matching_keys(first_names, first_owners), strict=True)):
+        match = second_rows.get(name, rows_by_key.get(key))
+        if match is not None:
+            pairs.append((row, match))
+    return pairs

@@ -1,0 +1,55 @@
+"""Rows of two runs matched without the names of their models."""
+
+from tensorboard_plugin_tapescope.series import matching
+
+
+def rows(model, layers=("hidden", "output"), others=()):
+    """Names and owners of the kernels and biases of some layers, and of variables that no layer owns."""
+    prefix = f"{model}/" if model else ""
+    names = [f"{prefix}{layer}/{kind}" for layer in layers for kind in ("kernel", "bias")]
+    owned = [[2 * i, 2 * i + 1] for i in range(len(layers))]
+    names += [f"{prefix}{other}" for other in others]
+    return names, matching.row_owners(names, layers, owned)
+
+
+def test_a_variable_belongs_to_the_layer_that_owns_it():
+    assert rows("m", ["a"], ["scale"])[1] == ("a", "a", "m/scale")
+
+
+def test_owners_that_are_damaged_leave_variables_to_themselves():
+    assert matching.row_owners(["v", "w"], ["a"], [[7, 1]]) == ("v", "a")
+
+
+def test_variables_match_without_the_name_of_the_model():
+    assert matching.match_rows(*rows("relu_sigmoid"), *rows("sigmoid_relu")) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+
+
+def test_variables_of_no_recorded_layer_match_without_the_name_of_the_model():
+    pairs = matching.match_rows(*rows("one", ["a"], ["embedding/table"]), *rows("two", ["a"], ["embedding/table"]))
+    assert (2, 2) in pairs
+
+
+def test_a_model_without_a_name_matches_one_with_a_name():
+    assert matching.match_rows(*rows("one"), *rows("")) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+
+
+def test_layers_that_only_one_run_has_do_not_match():
+    assert matching.match_rows(*rows("one", ["a", "b"]), *rows("two", ["b", "c"])) == [(2, 0), (3, 1)]
+
+
+def test_the_second_call_of_a_shared_layer_is_found_in_the_name_of_its_variables():
+    assert matching.matching_keys(["m/a/kernel", "m/free"], ["a#2", "m/free"]) == ("a#2/kernel", "free")
+
+
+def test_keys_that_would_not_be_unique_are_the_names():
+    names = ("m/a/x/kernel", "m/a/y/kernel")
+    assert matching.matching_keys(names, ("a", "a")) == names
+
+
+def test_equal_names_match_where_keys_would_not_be_unique():
+    names = ("m/a/x/kernel", "m/a/y/kernel")
+    assert matching.match_rows(names, ("a", "a"), names[:1], ("a",)) == [(0, 0)]
+
+
+def test_runs_without_rows_have_no_match():
+    assert matching.match_rows([], [], *rows("m")) == []

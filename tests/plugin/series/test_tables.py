@@ -1,0 +1,84 @@
+"""Columns, replicas and means, of tables whose description may be damaged."""
+
+import numpy as np
+import pytest
+
+from tensorboard_plugin_tapescope.metadata import Family
+from tensorboard_plugin_tapescope.series import tables
+
+REPLICAS = Family("replicas", ("replica_norm", "replica_cosine"), ("a", "b", "c"), {"replicas": 2})
+ROWS = np.arange(24.0).reshape(2, 4, 3)
+
+
+def test_rows_of_replicas_are_unpacked_column_by_column():
+    cosines = tables.unpack_column(REPLICAS, ROWS, "replica_cosine")
+    assert cosines[0].tolist() == [[6, 7, 8], [9, 10, 11]]
+
+
+def test_a_column_of_a_table_is_unpacked_the_same_way():
+    table = tables.Table(REPLICAS, np.arange(2), np.zeros(2), ROWS)
+    assert tables.column(table, "replica_norm").shape == (2, 2, 3)
+
+
+def test_a_column_of_variables_is_one_row():
+    family = Family("variables", ("gradient_norm", "weight_norm"), ("a", "b", "c"))
+    assert tables.unpack_column(family, ROWS, "weight_norm")[0].tolist() == [3, 4, 5]
+
+
+def test_a_column_of_steps_is_one_number_a_record():
+    assert tables.unpack_column(Family("step", ("loss", "skipped")), np.ones([5, 2]), "loss").shape == (5,)
+
+
+@pytest.mark.parametrize("replicas", [None, "2", 2.0, -2, 0, True, 3])
+def test_a_damaged_number_of_replicas_is_refused(replicas):
+    family = REPLICAS._replace(details={"replicas": replicas})
+    with pytest.raises(ValueError, match=r"tapescope/replicas must have 2 columns .* the file is damaged"):
+        tables.unpack_column(family, ROWS, "replica_cosine")
+
+
+def test_tensors_with_too_few_rows_are_refused():
+    with pytest.raises(ValueError, match="the file is damaged"):
+        tables.unpack_column(REPLICAS, ROWS[:, :3], "replica_cosine")
+
+
+def test_a_column_that_the_family_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="loss is not among the columns of tapescope/replicas: replica_norm"):
+        tables.unpack_column(REPLICAS, ROWS, "loss")
+
+
+def test_the_mean_leaves_out_what_is_not_finite():
+    values = np.array([[1.0, np.nan, np.inf], [3.0, 5.0, -np.inf]])
+    np.testing.assert_array_equal(tables.finite_mean(values, axis=0), [2, 5, np.nan])
+
+
+def test_the_mean_of_no_records_is_not_a_number():
+    np.testing.assert_array_equal(tables.finite_mean(np.zeros([0, 2])), [np.nan, np.nan])
+
+
+@pytest.mark.parametrize("units", [None, "many", [4], [4, 4, 4], 7, {}])
+def test_units_of_a_damaged_description_are_zero(units):
+    assert tables.units(Family("layers", (), ("a", "b"), {"units": units})) == [0, 0]
+
+
+@pytest.mark.parametrize("count", [None, "4", -4, 2**40, 4.0, True, [4]])
+def test_a_damaged_number_of_units_is_zero(count):
+    assert tables.units(Family("layers", (), ("a", "b"), {"units": [count, 3]})) == [0, 3]
+
+
+@pytest.mark.parametrize("kinds", [None, "relu", ["relu"], [1, None]])
+def test_activations_of_a_damaged_description_are_unknown(kinds):
+    assert tables.activations(Family("layers", (), ("a", "b"), {"activations": kinds})) == ["unknown"] * 2
+
+
+def test_an_activation_with_a_name_is_said_before_the_layer():
+    family = Family("layers", (), ("a", "b", "c"), {"activations": ["sigmoid", "linear", "<lambda>"]})
+    assert tables.activation_adjectives(family) == ["sigmoid ", "", ""]
+
+
+@pytest.mark.parametrize("owned", [None, "x", [], [[]], [None, 3], [["0"], [-1, 2.0]], {}])
+def test_damaged_variables_of_layers_are_left_out(owned):
+    assert tables.owned_variables(Family("layers", (), ("a", "b"), {"variables": owned})) == [[], []]
+
+
+def test_variables_of_layers_beyond_the_last_are_left_out():
+    assert tables.owned_variables(Family("layers", (), ("a",), {"variables": [[0], [1]]})) == [[0]]
