@@ -18,7 +18,7 @@ from werkzeug import wrappers
 
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.data.table_cache import Records, Snapshot
-from tensorboard_plugin_tapescope.figures import basic, csv_export, since
+from tensorboard_plugin_tapescope.figures import basic, csv_export, updates
 from tensorboard_plugin_tapescope.series import tables
 from tensorboard_plugin_tapescope.views import compare, flow, layer, overview, query
 from tensorboard_plugin_tapescope.views.query import Panel, Query, Refused
@@ -124,9 +124,9 @@ def view(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     asked = query.parse(request.args, snapshot)
     panels = draw(query.within(snapshot, asked), asked)
     if (step := asked.step) is not None:
-        panels = [p._replace(figure=p.figure and basic.marked(p.figure, step, asked.dark)) for p in panels]
+        panels = [p._replace(figure=p.figure and basic.mark_step(p.figure, step, asked.dark)) for p in panels]
     if (step := asked.since) is not None:
-        panels = [p._replace(figure=p.figure and since.since(p.figure, step)) for p in panels]
+        panels = [p._replace(figure=p.figure and updates.newer_part(p.figure, step)) for p in panels]
     whole = {"whole_until": min(snapshot.whole_until)} if snapshot.whole_until else {}
     return _json({"panels": [panel._asdict() for panel in panels], **whole}), FIGURE
 
@@ -134,7 +134,7 @@ def view(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
 def csv(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     """The numbers behind one panel, all recorded steps."""
     draw = VIEWS[query.choice(request.args, "view", VIEWS, "flow", 404)]
-    asked = query.parse(request.args, snapshot)._replace(most=csv_export.EVERY_STEP)
+    asked = query.parse(request.args, snapshot)._replace(max_steps=csv_export.EVERY_STEP)
     panels = {p.key: p for p in draw(query.within(snapshot.complete(), asked), asked)}
     panel = panels[query.choice(request.args, "panel", panels, next(iter(panels)), 404)]
     if panel.figure is None:

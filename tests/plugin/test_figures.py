@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tensorboard_plugin_tapescope import metadata
-from tensorboard_plugin_tapescope.figures import basic, csv_export, distributions, since, style
+from tensorboard_plugin_tapescope.figures import basic, csv_export, distributions, encoding, style, updates
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
 from tensorboard_plugin_tapescope.metadata import COLUMNS, Family
 from tensorboard_plugin_tapescope.series import findings, tables
@@ -35,21 +35,21 @@ def test_typed_arrays_come_back_as_they_were():
         np.array([np.nan, -np.inf]),
         np.zeros((0, 4)),
     ):
-        np.testing.assert_array_equal(csv_export.array(style.typed(array)), array)
-    assert style.typed(np.arange(3))["dtype"] == "f8"  # browsers have no 64-bit integers that Plotly takes
+        np.testing.assert_array_equal(encoding.decode(encoding.encode(array)), array)
+    assert encoding.encode(np.arange(3))["dtype"] == "f8"  # browsers have no 64-bit integers that Plotly takes
 
 
 def test_a_heatmap_gives_zero_a_colour_of_its_own_and_leaves_out_what_is_absent():
     values = np.array([[1e-4, 0.0, np.nan], [1e-1, 1e-2, np.inf]], np.float32)
     (trace,) = basic.heatmap(np.array([0, 5]), ["a", "b", "c"], values, COLUMNS["gradient_norm"])["data"]
-    z = csv_export.array(trace["z"])
+    z = encoding.decode(trace["z"])
     assert (trace["zmin"], trace["zmax"]) == (-5, -1)
     assert trace["colorscale"][:2] == [[0, basic.ZERO], [0.25, basic.ZERO]]
     assert dict(zip(trace["colorbar"]["tickvals"], trace["colorbar"]["ticktext"], strict=True))[-4.5] == "0"
     np.testing.assert_allclose(z[0], [-4, -1], atol=1e-6)
     assert z[1, 0] == -4.5
     assert np.isnan(z[2, 0])
-    np.testing.assert_array_equal(csv_export.array(trace["customdata"]), values.T)
+    np.testing.assert_array_equal(encoding.decode(trace["customdata"]), values.T)
 
 
 def test_thinning_keeps_the_last_of_each_bucket_and_the_largest_count():
@@ -69,20 +69,20 @@ def test_thinning_keeps_the_last_of_each_bucket_and_the_largest_count():
 def test_columns_are_evenly_spaced_whatever_steps_were_kept():
     steps = np.sort(np.random.default_rng(0).choice(np.arange(0, 8000, 4), 1000, replace=False))
     even, kept = basic.thin(steps, steps[:, None], COLUMNS["gradient_norm"], 300, even=True)
-    assert set(np.diff(even)) == {basic.bucket_steps(steps, 300)} == {32}
+    assert set(np.diff(even)) == {basic.bucket_width(steps, 300)} == {32}
     assert even[0] - 31 == steps[0]
     last = steps[np.searchsorted(steps, even, side="right") - 1]
     np.testing.assert_array_equal(kept[:, 0], last)  # the last record up to that step
-    assert basic.bucket_steps(steps, 1000) == 1
-    assert basic.bucket_steps(np.zeros(9, np.int64), 3) == 1
+    assert basic.bucket_width(steps, 1000) == 1
+    assert basic.bucket_width(np.zeros(9, np.int64), 3) == 1
 
 
 def test_labels_are_escaped_short_and_different():
     names = ["<b>x</b>", "a\nb", "", "block/" * 20 + "one", "block/" * 20 + "one"]
-    made = style.labels(names)
+    made = style.unique_labels(names)
     assert made[:3] == ["&lt;b&gt;x&lt;/b&gt;", "a b", "(no name)"]
-    assert style.labels(["net/a/kernel", "net/a/bias", "net/ab"]) == ["a/kernel", "a/bias", "ab"]
-    assert style.labels(["net/a/kernel"]) == ["net/a/kernel"]
+    assert style.unique_labels(["net/a/kernel", "net/a/bias", "net/ab"]) == ["a/kernel", "a/bias", "ab"]
+    assert style.unique_labels(["net/a/kernel"]) == ["net/a/kernel"]
     assert len(set(made)) == 5
     assert all(len(label) < 60 for label in made)
 
@@ -124,10 +124,10 @@ def test_units_that_make_no_sense_count_as_none(units):
 
 def test_the_budget_follows_what_feeds_each_layer():
     parts = {"flow_gate": np.array([-1.0, np.nan]), "flow_weight": np.array([0.5, -2.0])}
-    figure = layer_figures.budget(["out", "mid"], parts)
-    bases = [csv_export.array(trace["base"]).tolist() for trace in figure["data"][:2]]
+    figure = layer_figures.flow_budget(["out", "mid"], parts)
+    bases = [encoding.decode(trace["base"]).tolist() for trace in figure["data"][:2]]
     assert bases == [[0, -0.5], [-1, -0.5]]
-    assert csv_export.array(figure["data"][-1]["y"]).tolist() == [-0.5, -2.5]
+    assert encoding.decode(figure["data"][-1]["y"]).tolist() == [-0.5, -2.5]
 
 
 def test_as_of_takes_the_last_record_before_a_step():
@@ -143,7 +143,7 @@ def test_a_distribution_keeps_shares_and_leaves_out_the_gap_about_zero():
         counts[:, np.searchsorted(edges, value, side="right") - 1] += 5
     counts[:, metadata.SIDE_BINS] += 5
     (trace,) = distributions.distribution(np.array([0, 1]), counts, "gradient")["data"]
-    share = csv_export.array(trace["z"])
+    share = encoding.decode(trace["z"])
     np.testing.assert_allclose(np.nansum(share, axis=0), 1)
     assert len(share) < metadata.BINS / 2
     ticks = distributions.distribution(np.array([0, 1]), counts, "gradient")["layout"]["yaxis"]
@@ -154,7 +154,7 @@ def test_a_distribution_keeps_shares_and_leaves_out_the_gap_about_zero():
 
 
 def test_scaling_states_efficiency_against_the_fewest_replicas():
-    figure = layer_figures.scaling(["a", "b"], np.array([1.0, 4.0]), np.array([100.0, 300.0]))
+    figure = layer_figures.scaling_chart(["a", "b"], np.array([1.0, 4.0]), np.array([100.0, 300.0]))
     assert [trace["text"] for trace in figure["data"][1:]] == [["100%"], ["75%"]]
 
 
@@ -168,18 +168,18 @@ def test_findings_that_are_none_are_counted_and_the_rest_is_sorted():
 
 def test_what_is_new_of_a_figure_is_the_rest_of_what_was_drawn():
     values = np.random.default_rng(0).random((50, 3)).astype(np.float32)
-    whole = basic.heatmap(np.arange(50), list("abc"), values, COLUMNS["gradient_norm"], most=20)
-    new = since.since(whole, 45)
+    whole = basic.heatmap(np.arange(50), list("abc"), values, COLUMNS["gradient_norm"], max_steps=20)
+    new = updates.newer_part(whole, 45)
     (old,), (trace,) = whole["data"], new["data"]
     assert (new["since"], new["begins"]) == (45, [3.0])
-    assert csv_export.array(trace["x"]).tolist() == [47, 51]  # of buckets of four, the last is not yet full
+    assert encoding.decode(trace["x"]).tolist() == [47, 51]  # of buckets of four, the last is not yet full
     for name in ("z", "customdata"):
-        np.testing.assert_array_equal(csv_export.array(trace[name]), csv_export.array(old[name])[:, -2:])
+        np.testing.assert_array_equal(encoding.decode(trace[name]), encoding.decode(old[name])[:, -2:])
     assert (trace["y"], trace["zmin"]) == (old["y"], old["zmin"])
-    line = basic.series(np.arange(50), ["a"], values[:, :1], COLUMNS["loss"])
-    np.testing.assert_array_equal(csv_export.array(since.since(line, 48)["data"][0]["y"]), values[48:, 0])
-    bars = layer_figures.budget(["out"], {"flow_gate": np.zeros(1)})
-    assert since.since(bars, 48) is bars
+    line = basic.line_chart(np.arange(50), ["a"], values[:, :1], COLUMNS["loss"])
+    np.testing.assert_array_equal(encoding.decode(updates.newer_part(line, 48)["data"][0]["y"]), values[48:, 0])
+    bars = layer_figures.flow_budget(["out"], {"flow_gate": np.zeros(1)})
+    assert updates.newer_part(bars, 48) is bars
 
 
 def test_csv_never_starts_a_cell_as_a_formula():
@@ -188,7 +188,7 @@ def test_csv_never_starts_a_cell_as_a_formula():
 
 
 def test_a_line_marks_a_step_only_where_x_is_of_steps():
-    line = basic.series(np.arange(3), ["a"], np.ones((3, 1)), COLUMNS["loss"])
-    assert basic.marked(line, 2)["layout"]["shapes"][0]["x0"] == 2
-    bars = layer_figures.budget(["out"], {"flow_gate": np.zeros(1)})
-    assert basic.marked(bars, 2) is bars
+    line = basic.line_chart(np.arange(3), ["a"], np.ones((3, 1)), COLUMNS["loss"])
+    assert basic.mark_step(line, 2)["layout"]["shapes"][0]["x0"] == 2
+    bars = layer_figures.flow_budget(["out"], {"flow_gate": np.zeros(1)})
+    assert basic.mark_step(bars, 2) is bars

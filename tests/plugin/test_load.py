@@ -8,7 +8,7 @@ import pytest
 from scripts.testbed.hostile import Provider, Tab, good
 
 from tensorboard_plugin_tapescope.data import table_cache
-from tensorboard_plugin_tapescope.figures.csv_export import array
+from tensorboard_plugin_tapescope.figures.encoding import decode
 
 LOOK = ("step", "status", "findings", "variables", "layers")
 
@@ -110,7 +110,7 @@ def test_while_a_run_writes_its_tables_grow_by_the_last_record_until_it_is_time_
     def view(**asked):
         answer = tab.get("view", run="run 4", **asked).json
         (trace,) = answer["panels"][0]["figure"]["data"]
-        return array(trace["x"]).tolist(), answer.get("whole_until")
+        return decode(trace["x"]).tolist(), answer.get("whole_until")
 
     monkeypatch.setattr(table_cache, "READING_SHARE", 1e-9)  # not before the end of this test
     assert view() == ([0, 1, 2, 3, 4, 5], None)

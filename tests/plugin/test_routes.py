@@ -14,7 +14,7 @@ from scripts.testbed.hostile import HOSTILE
 from scripts.testbed.synthetic import Spec
 
 from tensorboard_plugin_tapescope import metadata
-from tensorboard_plugin_tapescope.figures import csv_export
+from tensorboard_plugin_tapescope.figures import encoding
 from tensorboard_plugin_tapescope.plugin import VIEWS, pages
 from tensorboard_plugin_tapescope.series import tables
 from tensorboard_plugin_tapescope.views import overview
@@ -65,8 +65,8 @@ def test_flow_holds_the_recorded_numbers(tensorboard, logdir):
     rng, spec = np.random.default_rng(0), Spec(decay=0.9)
     row = [c.name for c in metadata.LAYER_COLUMNS].index("delta_norm")
     deltas = [synthetic.record(spec, step, 390, rng)["layers"][row] for step in range(0, 400, 10)]
-    np.testing.assert_array_equal(csv_export.array(trace["customdata"]), np.stack(deltas, axis=1))
-    np.testing.assert_array_equal(csv_export.array(trace["x"]), range(0, 400, 10))
+    np.testing.assert_array_equal(encoding.decode(trace["customdata"]), np.stack(deltas, axis=1))
+    np.testing.assert_array_equal(encoding.decode(trace["x"]), range(0, 400, 10))
     assert trace["y"] == list(spec.layer_names()) == panel["rows"]
     assert metadata.COLUMNS["delta_norm"].definition in trace["hovertemplate"].replace("<br>", " ")
 
@@ -74,7 +74,7 @@ def test_flow_holds_the_recorded_numbers(tensorboard, logdir):
 def test_worst_first_puts_the_smallest_gradient_on_top(tensorboard):
     forward = panels(tensorboard.get("view", view="flow", run="vanishing"))["flow"]
     worst = panels(tensorboard.get("view", view="flow", run="vanishing", order="worst"))["flow"]
-    last = csv_export.array(worst["figure"]["data"][0]["customdata"])[:, -1]
+    last = encoding.decode(worst["figure"]["data"][0]["customdata"])[:, -1]
     assert (np.diff(last) >= 0).all()
     assert sorted(worst["rows"]) == sorted(forward["rows"])
     assert forward["rows"][0] == "hidden_1"
@@ -115,7 +115,7 @@ def test_what_a_run_lacks_is_said_in_words(tensorboard):
 def test_a_range_of_steps_is_drawn_alone_and_its_numbers_too(tensorboard):
     for view, key in (("flow", "flow"), ("layer", "gradient_norm"), ("compare", "run vanishing")):
         asked = {"view": view, "run": ["vanishing", "healthy"], "first": 95, "last": 200}
-        x = csv_export.array(panels(tensorboard.get("view", **asked))[key]["figure"]["data"][0]["x"])
+        x = encoding.decode(panels(tensorboard.get("view", **asked))[key]["figure"]["data"][0]["x"])
         assert (x[0], x[-1], len(x)) == (100, 200, 11)
         lines = tensorboard.get("csv", panel=key, **asked).get_data(as_text=True).splitlines()[1:]
         assert lines[0].split(",")[-3 if view != "layer" else 1] == "100"
@@ -134,7 +134,7 @@ def test_csv_holds_every_number_of_a_figure(tensorboard):
     assert len(lines) == 40 * 10
     assert lines[0].keys() == {"step", "row", "value"}
     figure = panels(tensorboard.get("view", view="flow", run="healthy"))["flow"]["figure"]
-    shown = csv_export.array(figure["data"][0]["customdata"]).ravel()
+    shown = encoding.decode(figure["data"][0]["customdata"]).ravel()
     np.testing.assert_allclose([float(line["value"]) for line in lines], shown, rtol=1e-6)
     keys = panels(tensorboard.get("view", view="layer", run="healthy"))
     for key in keys:

@@ -9,7 +9,7 @@ from tapescope.capture import layer_graph
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import basic, distributions
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
-from tensorboard_plugin_tapescope.figures.basic import Figure
+from tensorboard_plugin_tapescope.figures.style import Figure
 
 if TYPE_CHECKING:
     from tapescope.storage.run import Run
@@ -42,28 +42,28 @@ def plot(run: "Run", column: str, row: str | None = None, dark: bool = False) ->
         return distributions.distribution(run.steps, values[:, index], column.removesuffix("_histogram"), dark)
     described = metadata.COLUMNS.get(column, metadata.Column(column, ""))
     if values.ndim == 1:
-        return basic.series(run.steps, [column], values[:, None], described, dark)
+        return basic.line_chart(run.steps, [column], values[:, None], described, dark)
     if column == "first_nonfinite":
-        return basic.series(run.steps, ["forward", "backward"], values, _FIRST_NONFINITE, dark)
+        return basic.line_chart(run.steps, ["forward", "backward"], values, _FIRST_NONFINITE, dark)
     names = run.rows(column)
     if values.ndim == 3:  # of the replicas
         index = _index(names, _required(row, column))
         replicas = [f"replica {i}" for i in range(values.shape[1])]
-        return basic.series(run.steps, replicas, values[:, :, index], described, dark)
+        return basic.line_chart(run.steps, replicas, values[:, :, index], described, dark)
     if row is not None:
         index = _index(names, row)
-        return basic.series(run.steps, [row], values[:, [index]], described, dark)
+        return basic.line_chart(run.steps, [row], values[:, [index]], described, dark)
     return basic.heatmap(run.steps, names, values, described, dark)
 
 
 def budget(run: "Run", dark: bool = False, last: int = 10) -> Figure:
     """The flow budget of the whole path, averaged over the last records (the parts are logarithms)."""
-    columns = {name: _mean(run[name][-last:]) for name in layer_figures.BUDGET if name in run.columns}
+    columns = {name: _mean(run[name][-last:]) for name in layer_figures.BUDGET_PARTS if name in run.columns}
     sources = run.details.get("sources") or [[i - 1] if i else [] for i in range(len(run.layers))]
     columns.setdefault("flow_between", np.full(len(run.layers), np.nan))
     parts = layer_graph.budget(run.layers, columns, sources)
-    table = {name: np.array([getattr(p, name.removeprefix("flow_")) for p in parts]) for name in layer_figures.BUDGET}
-    return layer_figures.budget([p.layer for p in parts], table, dark)
+    table = {name: np.array([getattr(p, name.removeprefix("flow_")) for p in parts]) for name in layer_figures.BUDGET_PARTS}
+    return layer_figures.flow_budget([p.layer for p in parts], table, dark)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

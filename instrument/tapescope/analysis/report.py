@@ -16,7 +16,7 @@ from plotly import offline
 from tapescope.analysis import plotting
 from tapescope.storage.run import Run
 from tensorboard_plugin_tapescope import metadata
-from tensorboard_plugin_tapescope.figures import basic
+from tensorboard_plugin_tapescope.figures import basic, style
 from tensorboard_plugin_tapescope.metadata import Column
 
 _FLOW = ("gradient_norm", "delta_norm", "update_ratio", "saturated", "units_dead")
@@ -96,7 +96,7 @@ def _compared(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
         ),
     }
     return [
-        _figure(title, column, basic.series(np.array(common), names, np.stack(values, 1), column))
+        _figure(title, column, basic.line_chart(np.array(common), names, np.stack(values, 1), column))
         for title, (column, values) in columns.items()
     ]
 
@@ -117,14 +117,14 @@ def _figures(run: Run) -> list[str]:
     for name in _FLOW:
         if name in run.columns and np.isfinite(run[name]).any():
             column = metadata.COLUMNS[name]
-            found.append(_figure(basic.title(column).capitalize(), column, plotting.plot(run, name)))
+            found.append(_figure(style.column_title(column).capitalize(), column, plotting.plot(run, name)))
     if len(run.layers) > 1 and "flow_gate" in run.columns:
         about = Column("", "what each layer cost the gradient on its way from the loss to the input; last ten records")
         found.append(_figure("Flow budget", about, plotting.budget(run)))
     return found
 
 
-def _figure(title: str, column: Column, figure: basic.Figure) -> str:
+def _figure(title: str, column: Column, figure: style.Figure) -> str:
     # "</" in a name must not end the script.
     drawn = json.dumps(figure).replace("</", "<\\/")
     sentence = column.definition[:1].upper() + column.definition[1:]

@@ -1,67 +1,63 @@
-"""A figure's numbers as CSV: one line a point, whatever the figure is."""
+"""The numbers of a figure as CSV, one line a point."""
 
-import base64
 import csv as csv_module
 import html
 import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
+from tensorboard_plugin_tapescope.figures.encoding import decode
 from tensorboard_plugin_tapescope.figures.style import Figure
 
 EVERY_STEP = 1 << 40
-"""As `most`: leaves no step out."""
-FORMULAS = tuple("=+-@＝＋－＠")  # noqa: RUF001 (spreadsheets take the wide ones as well)
-CONTROLS = ("\t", "\r", "\n")
+"""As `max_steps` of a figure: leave no step out."""
 
-
-def array(value: Any) -> np.ndarray:
-    """A figure's array: Plotly's typed encoding or a list."""
-    if not isinstance(value, dict):
-        return np.asarray(value)
-    flat = np.frombuffer(base64.b64decode(value["bdata"]), np.dtype(value["dtype"]))
-    return flat.reshape([int(n) for n in value["shape"].split(",")]) if "shape" in value else flat
+FORMULA_STARTS = tuple("=+-@＝＋－＠")  # noqa: RUF001 (spreadsheets take the wide ones as well)
+CONTROL_CHARACTERS = ("\t", "\r", "\n")
 
 
 def csv(figure: Figure) -> str:
-    """Columns name, x, y and value for heatmaps; name, x and y for the rest."""
+    """Return the CSV of a figure: step, row and value for heatmaps; series, x and y for the rest."""
     out = io.StringIO()
-    writer = csv_module.writer(out)  # lines end with CR LF: a name with either is quoted, as RFC 4180 has it
-    heat = any(trace["type"] == "heatmap" for trace in figure["data"])
-    axes = [figure["layout"].get(axis, {}).get("title", {}).get("text") or axis[0] for axis in ("xaxis", "yaxis")]
-    writer.writerow(["step", "row", "value"] if heat else ["series", *axes])
-    for trace in figure["data"]:
-        writer.writerows(_heat(trace) if heat else _line(trace))
+    writer = csv_module.writer(out)  # lines end with CR LF, so a name with either is quoted, as in RFC 4180
+    if any(trace["type"] == "heatmap" for trace in figure["data"]):
+        writer.writerow(["step", "row", "value"])
+        for trace in figure["data"]:
+            writer.writerows(_heatmap_lines(trace))
+    else:
+        titles = [figure["layout"].get(axis, {}).get("title", {}).get("text") for axis in ("xaxis", "yaxis")]
+        writer.writerow(["series", titles[0] or "x", titles[1] or "y"])
+        for trace in figure["data"]:
+            writer.writerows(_trace_lines(trace))
     return out.getvalue()
 
 
-def _heat(trace: dict[str, Any]) -> Iterator[tuple]:
-    """Row by row; of a logarithmic heatmap the values themselves, not their logarithms."""
-    meta = trace.get("meta", {"rows": array(trace["y"]).tolist(), "value": "z"})
-    x, values = array(trace["x"]).tolist(), array(trace[meta["value"]])
-    for name, row in zip(map(plain, meta["rows"]), values, strict=True):
-        yield from ((_whole(step), name, _short(value)) for step, value in zip(x, row.tolist(), strict=True))
+def _heatmap_lines(trace: dict[str, Any]) -> Iterator[tuple]:
+    """Yield lines row by row; of a logarithmic heatmap the values themselves, not their logarithms."""
+    meta = trace.get("meta", {"rows": decode(trace["y"]).tolist(), "value": "z"})
+    steps = decode(trace["x"]).tolist()
+    for name, row in zip(map(escape_formula, meta["rows"]), decode(trace[meta["value"]]), strict=True):
+        yield from ((_whole(step), name, _number(value)) for step, value in zip(steps, row.tolist(), strict=True))
 
 
-def _line(trace: dict[str, Any]) -> Iterable[tuple]:
-    name = plain(trace.get("meta", html.unescape(trace.get("name", ""))))
-    x, y = array(trace["x"]).tolist(), array(trace["y"]).tolist()
-    return ((name, _whole(plain(a)), _short(b)) for a, b in zip(x, y, strict=True))
+def _trace_lines(trace: dict[str, Any]) -> Iterable[tuple]:
+    name = escape_formula(trace.get("meta", html.unescape(trace.get("name", ""))))
+    points = zip(decode(trace["x"]).tolist(), decode(trace["y"]).tolist(), strict=True)
+    return ((name, _whole(escape_formula(x)), _number(y)) for x, y in points)
 
 
-def plain(text: Any) -> Any:
-    """A name that no spreadsheet takes for a formula."""
-    if not isinstance(text, str):
-        return text
-    text = text.replace("\0", "")  # which ends the file for some readers
-    return f"'{text}" if text[:1] in CONTROLS or text.lstrip()[:1] in FORMULAS else text
+def escape_formula(cell: Any) -> Any:
+    """Return a cell such that no spreadsheet takes it for a formula; a number is returned unchanged."""
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\0", "")  # which ends the file for some readers
+    dangerous = cell[:1] in CONTROL_CHARACTERS or cell.lstrip()[:1] in FORMULA_STARTS
+    return f"'{cell}" if dangerous else cell
 
 
 def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _short(value: float) -> str:
+def _number(value: float) -> str:
     return f"{value:.7g}"

@@ -1,7 +1,7 @@
-"""Histograms on signed logarithmic bins to plotly figures: over steps, and several laid over one another.
+"""Histograms on signed logarithmic bins: over steps as a heatmap, and of several runs as overlaid curves.
 
-The axis counts bins, so zero and both signs fit on it; bins that stay empty are left out, and of the wide gap
-about zero only a little is kept to show that there is one.
+The axis counts bins, so that zero and both signs have a place on it. Empty bins at both ends are left out, and so is
+most of the gap around zero.
 """
 
 import math
@@ -12,107 +12,130 @@ import numpy as np
 
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import basic, style
-from tensorboard_plugin_tapescope.figures.style import PALETTE, Figure, labels, layout, typed
+from tensorboard_plugin_tapescope.figures.encoding import encode
+from tensorboard_plugin_tapescope.figures.style import PALETTE, Figure, display_name, layout, unique_labels
 from tensorboard_plugin_tapescope.metadata import Column
 
 SHARE = Column("share", "share of the tensor's elements in the bin, which is half an octave wide", "", "fraction")
-GAP = 3
-"""Empty bins kept either side of zero."""
-MOST_TICKS = 9
+
+GAP_BINS = 3
+"""Empty bins that are drawn on either side of zero."""
+
+MAX_TICKS = 9
 
 
-class Axis(NamedTuple):
-    """The bins that are drawn, one place each, and the ticks at powers of ten among them."""
+class BinAxis(NamedTuple):
+    """The bins that are drawn, one place each, and the axis' ticks."""
 
     bins: np.ndarray
+    """Indices of bins [K]."""
     centres: np.ndarray
-    fields: dict[str, Any]
+    """Geometric mean of each bin's edges [K]; 0 for the middle bin."""
+    ticks: dict[str, Any]
+    """`tickvals` and `ticktext` of a Plotly axis."""
 
 
 def distribution(
-    steps: np.ndarray, counts: np.ndarray, quantity: str, dark: bool = False, most: int = basic.BUCKETS
+    steps: np.ndarray, counts: np.ndarray, quantity: str, dark: bool = False, max_steps: int = basic.MAX_STEPS
 ) -> Figure:
-    """`counts` [T, BINS] as a heatmap of steps x value."""
-    when = basic.hovered(steps, most)
-    steps, counts = basic.thin(steps, counts, SHARE, most, even=True)
-    axis = _axis(counts)
-    share = _share(counts)[:, axis.bins]
-    away = share[:, axis.bins != metadata.SIDE_BINS]  # exact zeros would drown the rest
-    high = float(np.percentile(away.max(axis=1), 95)) if away.size else 0.0
+    """Return histograms over steps as a heatmap, a row for each bin.
+
+    Args:
+      steps: ascending steps [T].
+      counts: counts [T, BINS].
+      quantity: what the histograms are of; the axis' title.
+      dark: whether the page is dark.
+      max_steps: most steps that are drawn.
+    """
+    hover = basic.hover_step(steps, max_steps)
+    steps, counts = basic.thin(steps, counts, SHARE, max_steps, even=True)
+    axis = _bin_axis(counts)
+    share = _shares(counts)[:, axis.bins]
+    nonzero = share[:, axis.bins != metadata.SIDE_BINS]  # the many exact zeros would take the whole colour range
+    high = float(np.percentile(nonzero.max(axis=1), 95)) if nonzero.size else 0.0
     trace = {
         "type": "heatmap",
-        "x": typed(steps),
-        "y": typed(np.arange(len(axis.bins), dtype=np.int32)),
-        "z": typed(np.where(share > 0, share, np.nan).T.astype(np.float32)),
-        "customdata": typed(np.repeat(axis.centres[:, None], len(steps), 1).astype(np.float32)),
+        "x": encode(steps),
+        "y": encode(np.arange(len(axis.bins), dtype=np.int32)),
+        "z": encode(np.where(share > 0, share, np.nan).T.astype(np.float32)),
+        "customdata": encode(np.repeat(axis.centres[:, None], len(steps), 1).astype(np.float32)),
         "meta": {"rows": axis.centres.tolist(), "value": "z"},
         "zmin": 0,
         "zmax": high or 1.0,
-        "colorscale": style.evenly(style.VIRIDIS) if dark else style.evenly(style.VIRIDIS[::-1]),
+        "colorscale": style.even_stops(style.VIRIDIS if dark else style.VIRIDIS[::-1]),
         "colorbar": style.colour_bar("share of elements", dark, tickformat=".2~p"),
-        "hovertemplate": f"about <b>%{{customdata:.3~g}}</b><br>{when}<br>"
-        f"<b>%{{z:.1%}}</b><br><br>{style.wrapped(SHARE.definition)}<extra></extra>",
+        "hovertemplate": f"about <b>%{{customdata:.3~g}}</b><br>{hover}<br>"
+        f"<b>%{{z:.1%}}</b><br><br>{style.wrap_lines(SHARE.definition)}<extra></extra>",
     }
-    yaxis = {"title": style.shown(quantity), **axis.fields, "zeroline": False, "showgrid": False}
-    xaxis = {"title": "step", "showgrid": False, "zeroline": False}
-    return {"data": [trace], "layout": layout(dark, height=300, xaxis=xaxis, yaxis=yaxis)}
+    yaxis = {"title": display_name(quantity), **axis.ticks, "zeroline": False, "showgrid": False, "automargin": False}
+    xaxis = style.step_axis(showgrid=False, zeroline=False, automargin=False)
+    margin = {"l": style.LEFT_MARGIN, **style.HEATMAP_MARGIN}
+    return {"data": [trace], "layout": layout(dark, height=300, xaxis=xaxis, yaxis=yaxis, margin=margin)}
 
 
 def overlay(
     names: Sequence[str], counts: np.ndarray, quantity: str, dark: bool = False, colours: Sequence[str] = PALETTE
 ) -> Figure:
-    """`counts` [K, BINS] of K runs or steps as one curve each, over the same bins."""
-    axis, share = _axis(counts), _share(counts)
+    """Return histograms [K, BINS] of K runs or steps as one curve each, over the same bins."""
+    axis = _bin_axis(counts)
+    share = _shares(counts)
     traces = [
         {
             "type": "scatter",
             "mode": "lines",
             "name": label,
             "meta": names[i],
-            "x": typed(np.arange(len(axis.bins), dtype=np.int32)),
-            "y": typed(share[i, axis.bins].astype(np.float32)),
-            "customdata": typed(axis.centres),
+            "x": encode(np.arange(len(axis.bins), dtype=np.int32)),
+            "y": encode(share[i, axis.bins].astype(np.float32)),
+            "customdata": encode(axis.centres),
             "line": {"color": colours[i % len(colours)], "width": 1.8, "shape": "hvh"},
             "fill": "tozeroy",
-            "fillcolor": style.faint(colours[i % len(colours)]),
+            "fillcolor": style.with_opacity(colours[i % len(colours)]),
             "hovertemplate": f"<b>{label}</b><br>about %{{customdata:.3~g}}<br><b>%{{y:.1%}}</b> of the elements"
             "<extra></extra>",
         }
-        for i, label in enumerate(labels(names))
+        for i, label in enumerate(unique_labels(names))
     ]
-    xaxis = {"title": style.shown(quantity), **axis.fields, "zeroline": False}
+    xaxis = {"title": display_name(quantity), **axis.ticks, "zeroline": False}
     yaxis = {"title": "share of elements", "tickformat": ".0%", "rangemode": "tozero"}
     return {"data": traces, "layout": layout(dark, height=300, xaxis=xaxis, yaxis=yaxis, showlegend=True)}
 
 
-def _share(counts: np.ndarray) -> np.ndarray:
+def _shares(counts: np.ndarray) -> np.ndarray:
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
-def _axis(counts: np.ndarray) -> Axis:
-    """Bins from the first to the last that anything fell into, without most of the gap about zero."""
+def _bin_axis(counts: np.ndarray) -> BinAxis:
+    """Return the bins from the first to the last that is not empty, without most of the gap around zero."""
     filled = np.flatnonzero(counts.any(axis=0))
     middle = metadata.SIDE_BINS
     bins = np.arange(filled[0], filled[-1] + 1) if filled.size else np.array([middle])
-    below, above = filled[filled < middle], filled[filled > middle]
-    near = np.abs(bins - middle) <= GAP
-    inside = (bins <= (below[-1] if below.size else -1)) | (bins >= (above[0] if above.size else metadata.BINS))
-    bins = bins[inside | near]
+    below = filled[filled < middle]
+    above = filled[filled > middle]
+    last_below = below[-1] if below.size else -1
+    first_above = above[0] if above.size else metadata.BINS
+    near_zero = np.abs(bins - middle) <= GAP_BINS
+    bins = bins[(bins <= last_below) | (bins >= first_above) | near_zero]
     edges = metadata.bin_edges()
     centres = np.sign(edges[1:]) * np.sqrt(np.abs(edges[:-1] * edges[1:]))
     centres[middle] = 0
-    return Axis(bins, centres[bins], _ticks(bins, edges))
+    return BinAxis(bins, centres[bins], _bin_ticks(bins, edges))
 
 
-def _ticks(bins: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
-    """Ticks at zero and at powers of ten within the bins drawn, as few as fit."""
-    lowest, highest = (exponent * math.log10(2) for exponent in (metadata.LOW_EXPONENT, metadata.HIGH_EXPONENT))
-    powers = range(math.ceil(lowest), math.floor(highest) + 1)
-    signed = [(sign * 10.0**p, f"{'-' if sign < 0 else ''}10<sup>{p}</sup>", p) for p in powers for sign in (-1, 1)]
-    places = np.interp([value for value, _, _ in signed], edges, np.arange(len(edges)) - 0.5)
-    near = np.abs(places[:, None] - bins[None, :]).min(axis=1) <= 0.5
-    stride = max(1, math.ceil(near.sum() / MOST_TICKS))
-    kept = [(places[i], text) for i, (_, text, power) in enumerate(signed) if near[i] and power % stride == 0]
-    kept += [(float(metadata.SIDE_BINS), "0")] if metadata.SIDE_BINS in bins else []
-    at = np.interp([place for place, _ in kept], bins, np.arange(len(bins)))
-    return {"tickvals": at.tolist(), "ticktext": [text for _, text in kept]}
+def _bin_ticks(bins: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
+    """Return ticks at zero and at powers of ten within the bins that are drawn, at most about MAX_TICKS."""
+    lowest = math.ceil(metadata.LOW_EXPONENT * math.log10(2))
+    highest = math.floor(metadata.HIGH_EXPONENT * math.log10(2))
+    powers = [(sign, power) for power in range(lowest, highest + 1) for sign in (-1, 1)]
+    places = np.interp([sign * 10.0**power for sign, power in powers], edges, np.arange(len(edges)) - 0.5)
+    drawn = np.abs(places[:, None] - bins[None, :]).min(axis=1) <= 0.5
+    stride = max(1, math.ceil(drawn.sum() / MAX_TICKS))
+    ticks = [
+        (place, f"{'−' if sign < 0 else ''}10<sup>{power}</sup>".replace("-", "−"))
+        for place, (sign, power), inside in zip(places, powers, drawn, strict=True)
+        if inside and power % stride == 0
+    ]
+    if metadata.SIDE_BINS in bins:
+        ticks.append((float(metadata.SIDE_BINS), "0"))
+    positions = np.interp([place for place, _ in ticks], bins, np.arange(len(bins)))
+    return {"tickvals": positions.tolist(), "ticktext": [text for _, text in ticks]}

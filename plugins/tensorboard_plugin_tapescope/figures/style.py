@@ -1,12 +1,9 @@
-"""The look that all figures share: colours, axes, names shown as text, arrays in Plotly's typed encoding."""
+"""Style shared by all figures: colours, axes, margins and the text of labels."""
 
-import base64
 import html
 import os
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from tensorboard_plugin_tapescope.metadata import Column
 
@@ -16,30 +13,44 @@ PALETTE = ("#12b5cb", "#e52592", "#f9ab00", "#9334e6", "#7cb342", "#e8710a", "#4
 """TensorBoard's own colours of runs, its grey-blue last."""
 
 FONT = "Roboto, 'Helvetica Neue', Arial, sans-serif"
+TEXT_SIZE = 12
+TICK_SIZE = 11
 
-_INKS = {False: ("#202124", "#5f6368", "#e3e5e8"), True: ("#e8eaed", "#a6abb2", "#3c4043")}
+POWER_TICK_SIZE = TICK_SIZE / 1.25
+"""Font size of an axis with `exponentformat="power"`, whose labels plotly.js enlarges by 1.25."""
+
+LEFT_MARGIN = 64
+"""Pixels left of the plot where no row labels need more, so that figures below each other are aligned."""
+
+HEATMAP_MARGIN = {"r": 104, "t": 8, "b": 44, "autoexpand": False}
+"""Margins in pixels of every heatmap. They are fixed, so that heatmaps side by side are equally wide."""
+
+_LIGHT = {"text": "#202124", "secondary": "#5f6368", "grid": "#e3e5e8"}
+_DARK = {"text": "#e8eaed", "secondary": "#a6abb2", "grid": "#3c4043"}
+
+VIRIDIS = ("#440154", "#48186a", "#424086", "#33638d", "#26828e", "#1fa088", "#3fbc73", "#84d44b", "#d8e219", "#fde725")
+CIVIDIS = ("#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")
+"""Colour scales for colour-blind readers, dark to light: matplotlib's, in ten stops."""
 
 
-def typed(array: Any) -> dict[str, str]:
-    """An array in Plotly's typed-array encoding; 64-bit integers as float64, which browsers have."""
-    array = np.asarray(array)
-    array = array.astype(np.float64) if array.dtype.kind in "iu" and array.dtype.itemsize == 8 else array
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    encoded = {"dtype": array.dtype.str[1:], "bdata": base64.b64encode(array.tobytes()).decode()}
-    return encoded if array.ndim == 1 else {**encoded, "shape": ", ".join(map(str, array.shape))}
-
-
-def shown(name: str, most: int = 34) -> str:
-    """A name as Plotly may draw it: markup as text, on one line, the middle of a long one left out."""
+def display_name(name: str, limit: int = 34) -> str:
+    """Return a name as Plotly may draw it: markup escaped, on one line, the middle of a long one left out."""
     line = " ".join(name.split()) or "(no name)"
-    short = line if len(line) <= most else f"{line[: most // 2 - 1]}…{line[-(most // 2) :]}"
+    short = line if len(line) <= limit else f"{line[: limit // 2 - 1]}…{line[-(limit // 2) :]}"
     return html.escape(short, quote=False)
 
 
-def labels(names: Sequence[str]) -> list[str]:
-    """A different label for each name: without the scope that all are in, and whatever `shown` left out of them."""
-    scope = os.path.commonprefix(list(names)).rpartition("/")[0] if len(names) > 1 else ""
-    texts = [shown(name[len(scope) + 1 :] if scope else name) for name in names]
+def unique_labels(names: Sequence[str], parts: int = 1) -> list[str]:
+    """Return a different label for each name.
+
+    Args:
+      names: names with "/" between their parts.
+      parts: the scope that all names share is left out, except for so many last parts of a name. With 2, the
+        variables of a single layer keep the layer's name.
+    """
+    scope = os.path.commonprefix(list(names)).split("/")[:-1] if len(names) > 1 else []
+    dropped = min([len(scope), *(max(0, name.count("/") + 1 - parts) for name in names)])
+    texts = [display_name("/".join(name.split("/")[dropped:])) for name in names]
     seen: dict[str, int] = {}
     for i, text in enumerate(texts):
         seen[text] = seen.get(text, 0) + 1
@@ -47,78 +58,99 @@ def labels(names: Sequence[str]) -> list[str]:
     return texts
 
 
-def title(column: Column) -> str:
-    """`gradient norm`, with the unit where there is one."""
+def column_title(column: Column) -> str:
+    """Return a column's name as text, with the unit if it has one: `step ms`, `noise scale (examples)`."""
     words = column.name.replace("_", " ")
     return f"{words} ({column.unit})" if column.unit and column.unit not in words else words
 
 
-def wrapped(sentence: str, width: int = 46) -> str:
-    """A sentence in lines that fit a hover label."""
+def wrap_lines(sentence: str, width: int = 46) -> str:
+    """Return a sentence with line breaks, so that it fits a hover label; markup is escaped."""
     lines = [""]
     for word in html.escape(sentence, quote=False).split():
-        lines[-1:] = [f"{lines[-1]} {word}".strip()] if len(lines[-1]) + len(word) < width else [lines[-1], word]
+        if len(lines[-1]) + len(word) < width:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+        else:
+            lines.append(word)
     return "<br>".join(lines)
 
 
 def layout(dark: bool = False, **fields: Any) -> dict[str, Any]:
-    """The look that all figures share; `fields` are laid over it, axes one level deep."""
-    ink, soft, grid = _INKS[dark]
+    """Return a figure's layout.
+
+    Args:
+      dark: whether the page is dark.
+      **fields: fields of the layout that replace the defaults. Those of an axis are merged into its defaults, and an
+        axis' title is a text.
+    """
+    colours = _DARK if dark else _LIGHT
     axis = {
-        "gridcolor": grid,
-        "linecolor": grid,
-        "zerolinecolor": grid,
-        "tickcolor": grid,
-        "tickfont": {"color": soft, "size": 11},
+        "gridcolor": colours["grid"],
+        "linecolor": colours["grid"],
+        "zerolinecolor": colours["grid"],
+        "tickcolor": colours["grid"],
+        "tickfont": {"color": colours["secondary"], "size": TICK_SIZE},
         "automargin": True,
-        "title": {"font": {"color": soft, "size": 12}, "standoff": 8},
+        "title": {"font": {"color": colours["secondary"], "size": TEXT_SIZE}, "standoff": 8},
     }
     base: dict[str, Any] = {
-        "font": {"family": FONT, "color": ink, "size": 12},
+        "font": {"family": FONT, "color": colours["text"], "size": TEXT_SIZE},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 56, "r": 16, "t": 12, "b": 44},
+        "margin": {"l": LEFT_MARGIN, "r": 16, "t": 12, "b": 44},
         "hoverlabel": {
             "align": "left",
-            "font": {"family": FONT, "color": ink, "size": 12},
+            "font": {"family": FONT, "color": colours["text"], "size": TEXT_SIZE},
             "bgcolor": "#303134" if dark else "#ffffff",
-            "bordercolor": grid,
+            "bordercolor": colours["grid"],
         },
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"color": soft, "size": 11}},
+        "legend": {
+            "orientation": "h",
+            "y": 1.02,
+            "yanchor": "bottom",
+            "x": 0,
+            "font": {"color": colours["secondary"], "size": TICK_SIZE},
+        },
         "colorway": list(PALETTE),
     }
     for name, value in {"xaxis": {}, "yaxis": {}, **fields}.items():
-        if "axis" in name:
-            head = {**axis["title"], "text": value.get("title", "")}
-            base[name] = {**axis, **value, "title": head}
-        else:
+        if not name.endswith("axis"):
             base[name] = value
+            continue
+        title = {**axis["title"], "text": value.get("title", "")}
+        tickfont = {**axis["tickfont"], **value.get("tickfont", {})}
+        base[name] = {**axis, **value, "title": title, "tickfont": tickfont}
     return base
 
 
-def soft_ink(dark: bool) -> str:
-    """The colour of what is said in a low voice."""
-    return _INKS[dark][1]
+def step_axis(**fields: Any) -> dict[str, Any]:
+    """Return the x axis of a figure over steps."""
+    return {"title": "step", "separatethousands": True, **fields}
 
 
-def faint(colour: str, alpha: float = 0.12) -> str:
-    """A `#rrggbb` colour that shows what is behind it."""
+def secondary_text_colour(dark: bool) -> str:
+    """Return the colour of secondary text, such as tick labels."""
+    return (_DARK if dark else _LIGHT)["secondary"]
+
+
+def with_opacity(colour: str, alpha: float = 0.12) -> str:
+    """Return a `#rrggbb` colour as a translucent one."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def colour_bar(words: str, dark: bool, **fields: Any) -> dict[str, Any]:
-    """A thin colour bar with its title alongside."""
-    head = {"text": words, "side": "right", "font": {"color": soft_ink(dark), "size": 12}}
-    ticks = {"color": soft_ink(dark), "size": 11}
-    return {"thickness": 10, "outlinewidth": 0, "tickfont": ticks, "title": head, **fields}
+def colour_bar(title: str, dark: bool, **fields: Any) -> dict[str, Any]:
+    """Return a thin colour bar with its title to the right."""
+    colour = secondary_text_colour(dark)
+    return {
+        "thickness": 10,
+        "outlinewidth": 0,
+        "tickfont": {"color": colour, "size": TICK_SIZE},
+        "title": {"text": title, "side": "right", "font": {"color": colour, "size": TEXT_SIZE}},
+        **fields,
+    }
 
 
-VIRIDIS = ("#440154", "#48186a", "#424086", "#33638d", "#26828e", "#1fa088", "#3fbc73", "#84d44b", "#d8e219", "#fde725")
-CIVIDIS = ("#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")
-"""Colour scales that the colour-blind can read, dark to light: of matplotlib, in ten stops."""
-
-
-def evenly(stops: Sequence[str]) -> list[list[Any]]:
-    """Plotly's colour scale with the stops at equal distances."""
-    return [[i / (len(stops) - 1), colour] for i, colour in enumerate(stops)]
+def even_stops(colours: Sequence[str]) -> list[list[Any]]:
+    """Return Plotly's colour scale with the colours at equal distances."""
+    return [[i / (len(colours) - 1), colour] for i, colour in enumerate(colours)]

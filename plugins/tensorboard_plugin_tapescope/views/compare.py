@@ -39,7 +39,7 @@ def compare(snapshot: Snapshot, query: Query) -> list[Panel]:
             panels.append(Panel(f"run {run}", run, empty=absent(name, missing and missing.table)))
             continue
         g = good[run]
-        figure = basic.heatmap(g.table.steps, g.names, g.values, column, query.dark, query.most, span)
+        figure = basic.heatmap(g.table.steps, g.names, g.values, column, query.dark, query.max_steps, span)
         note = drawn(g, query, name)
         panels.append(Panel(f"run {run}", run, figure, note, rows=g.owners))
     first = next(iter(good), None)
@@ -68,7 +68,7 @@ def _ratio(first: str, second: str, a: Grid, b: Grid, query: Query) -> Panel:
     if not np.isfinite(ratio).any():
         return Panel(key, title, empty=f"No ratio is finite: one of the two is 0 or absent everywhere.{unmatched}")
     names = [a.keys[i] for i in mine]
-    figure = basic.heatmap(a.table.steps, names, ratio, layer_figures.RATIO, query.dark, query.most)
+    figure = basic.heatmap(a.table.steps, names, ratio, layer_figures.RATIO, query.dark, query.max_steps)
     note = f"Decades by which {second} is above (red) or below (blue) {first}, at each step of {first}.{unmatched}"
     return Panel(key, title, figure, note, rows=[a.owners[i] for i in mine])
 
@@ -150,7 +150,7 @@ def _disagreement(table: Table, query: Query) -> list[Panel]:
             curves = tables.finite_mean(values, axis=2)
             of = "the mean over variables"
         title = {"replica_norm": "Norm", "replica_cosine": "Cosine to the mean", "replica_sign": "Sign agreement"}[name]
-        figure = basic.series(table.steps, labels, curves.astype(np.float32), column, query.dark, 2 * query.most)
+        figure = basic.line_chart(table.steps, labels, curves.astype(np.float32), column, query.dark, 2 * query.max_steps)
         panels.append(Panel(name, title, figure, f"{column.definition.capitalize()}: {of}."))
     return panels
 
@@ -161,7 +161,7 @@ def _noise(snapshot: Snapshot, query: Query) -> list[Panel]:
     values = tables.column(table, name) if table is not None and name in table.family.columns else np.zeros(0)
     if table is None or not np.isfinite(values).any():
         return [Panel("noise", "Gradient noise scale", empty="The noise scale needs two replicas.")]
-    figure = basic.series(table.steps, [name], values[:, None], COLUMNS[name], query.dark, 2 * query.most)
+    figure = basic.line_chart(table.steps, [name], values[:, None], COLUMNS[name], query.dark, 2 * query.max_steps)
     note = "The batch size beyond which more examples a step bring little (McCandlish et al. 2018)."
     return [Panel("noise", "Gradient noise scale", figure, note)]
 
@@ -187,6 +187,6 @@ def _scaling(snapshot: Snapshot, query: Query) -> Panel:
         return Panel("scaling", title, empty=words, wide=True)
     shades = colours(snapshot, tuple(rates))
     arrays = np.array(list(numbers.values()), np.float64), np.array(list(rates.values()))
-    figure = layer_figures.scaling(list(rates), *arrays, query.dark, shades)
+    figure = layer_figures.scaling_chart(list(rates), *arrays, query.dark, shades)
     note = "Examples per second of steps that are not measured; the percentage is the efficiency."
     return Panel("scaling", title, figure, note, wide=True)

@@ -64,12 +64,12 @@ def flow(snapshot: Snapshot, query: Query) -> list[Panel]:
     """Layers x steps of one column."""
     run, name = query.runs[0], query.column or "gradient_norm"
     column, found = COLUMNS[name], grid(snapshot, run, name)
-    heading = style.title(column).capitalize()
+    heading = style.column_title(column).capitalize()
     if found is None or not np.isfinite(found.values).any():
         return [Panel("flow", heading, empty=absent(name, found and found.table), wide=True)]
     order = tables.worst_first(name, found.values) if query.order == "worst" else np.arange(len(found.names))
     values = found.values[:, order]
-    figure = basic.heatmap(found.table.steps, [found.names[i] for i in order], values, column, query.dark, query.most)
+    figure = basic.heatmap(found.table.steps, [found.names[i] for i in order], values, column, query.dark, query.max_steps)
     sides = "the layer that is worst at the last step" if query.order == "worst" else "the input side"
     note = f"{sentence(column.definition)} {sides.capitalize()} is at the top. {drawn(found, query, name)}"
     return [Panel("flow", heading, figure, note, rows=[found.owners[i] for i in order], wide=True)]
@@ -79,7 +79,7 @@ def drawn(grid: Grid, query: Query, column: str) -> str:
     """Says how many steps a heatmap shows, how some were left out, and what grey is, where there is any."""
     steps = grid.table.steps
     words = f"{len(steps):,} recorded step{'s' if len(steps) > 1 else ''}"
-    if (width := basic.bucket_steps(steps, query.most)) > 1:
+    if (width := basic.bucket_width(steps, query.max_steps)) > 1:
         kept = "the largest" if COLUMNS[column].scale == "count" else "the last"
         words += f", drawn in buckets of {width:,} steps, {kept} value of each: drag over a range to see it in full"
     return f"{words}.{'' if np.isfinite(grid.values).all() else ' Grey: absent, or not a number.'}"
@@ -87,7 +87,7 @@ def drawn(grid: Grid, query: Query, column: str) -> str:
 
 def absent(column: str, table: Table | None) -> str:
     """Why there is no figure of a column: its table has none, or holds no finite value of it."""
-    words = style.title(COLUMNS[column])
+    words = style.column_title(COLUMNS[column])
     if table is not None and not len(table.values):
         return f"This run has no record of {table.family.tag} here, or none of the shape that it declares."
     if table is not None:
@@ -104,7 +104,7 @@ def budget(snapshot: Snapshot, query: Query) -> list[Panel]:
     """Where the gradient was lost between the loss and the first layer, over the steps first .. last."""
     table = snapshot.table(query.runs[0], "layers")
     title = "Backward gain from the loss to the first layer"
-    held = [part for part in layer_figures.BUDGET if table is not None and part in table.family.columns]
+    held = [part for part in layer_figures.BUDGET_PARTS if table is not None and part in table.family.columns]
     gains = {part: tables.column(table, part) for part in held} if table is not None else {}
     if table is None or not any(np.isfinite(g).any() for g in gains.values()):
         words = "This run has no flow budget: what wrote it did not measure the gains of gates and weights."
@@ -115,7 +115,7 @@ def budget(snapshot: Snapshot, query: Query) -> list[Panel]:
         words = "No recorded layer feeds the last one, so there is no way on which the gradient could be lost."
         return [Panel("budget", title, empty=words, wide=True)]
     names = [table.family.names[i] for i in budget.path]
-    figure = layer_figures.budget(names, budget.gains, query.dark)
+    figure = layer_figures.flow_budget(names, budget.gains, query.dark)
     kinds = tables.activation_adjectives(table.family)
     words = _budget_words(names, [kinds[i] for i in budget.path], budget.gains, table.steps[inside])
     beside = len(table.family.names) - len(budget.path) - 1
@@ -134,7 +134,7 @@ def _budget_words(names: list[str], kinds: list[str], means: dict[str, np.ndarra
     least = int(np.argmin(total))
     if total[least] >= 0:
         return f"{words}; no layer takes any away."
-    part = layer_figures.BUDGET[min(means, key=lambda part: means[part][least])][0]
+    part = layer_figures.BUDGET_PARTS[min(means, key=lambda part: means[part][least])][0]
     return f"{words}. The {kinds[least]}layer {names[least]} costs it most, {decades(total[least])}, mainly by {part}."
 
 

@@ -44,7 +44,7 @@ def layer(snapshot: Snapshot, query: Query) -> list[Panel]:
 
 
 def _variables(snapshot: Snapshot, query: Query, own: list[int], column: str) -> Panel:
-    title = style.title(COLUMNS[column]).capitalize()
+    title = style.column_title(COLUMNS[column]).capitalize()
     if not own:
         return Panel(column, title, empty="This layer has no recorded variable of its own.")
     names = snapshot.runs[query.runs[0]].tags["variables"].family.names
@@ -61,7 +61,7 @@ def _column(
     values = tables.column(table, column)[:, rows]
     if not np.isfinite(values).any():
         return Panel(column, title, empty=absent(column, table))
-    figure = basic.series(table.steps, names, values, COLUMNS[column], query.dark, 2 * query.most)
+    figure = basic.line_chart(table.steps, names, values, COLUMNS[column], query.dark, 2 * query.max_steps)
     return Panel(column, title, figure, sentence(COLUMNS[column].definition))
 
 
@@ -71,7 +71,7 @@ def _output(snapshot: Snapshot, query: Query, index: int) -> Panel:
     if table is not None and set(parts) <= set(table.family.columns):
         curves = [tables.column(table, part)[:, index] for part in parts]
         if np.isfinite(curves[0]).any():
-            figure = layer_figures.bands(table.steps, *curves, dark=query.dark, most=2 * query.most)
+            figure = layer_figures.output_bands(table.steps, *curves, dark=query.dark, max_steps=2 * query.max_steps)
             note = "Mean of the layer's output, one standard deviation either side, and its smallest and largest."
             return Panel("output", "Output", figure, note)
     return Panel("output", "Output", empty="The moments of this layer's output were not recorded.")
@@ -86,9 +86,9 @@ def _shares(snapshot: Snapshot, query: Query, index: int) -> Panel:
     curves = {column: curve for column, curve in curves.items() if np.isfinite(curve).any()}
     if table is None or not curves:
         return Panel("shares", title, empty="No share of zeros, saturated or dead units was recorded for this layer.")
-    names = [style.title(COLUMNS[column]) for column in curves]
+    names = [style.column_title(COLUMNS[column]) for column in curves]
     values = np.stack(list(curves.values()), axis=1)
-    figure = basic.series(table.steps, names, values, layer_figures.UNIT_SHARE, query.dark, 2 * query.most)
+    figure = basic.line_chart(table.steps, names, values, layer_figures.UNIT_SHARE, query.dark, 2 * query.max_steps)
     meant = "; ".join(f"{name}: {COLUMNS[column].definition}" for name, column in zip(names, curves, strict=True))
     return Panel("shares", title, figure, sentence(meant))
 
@@ -98,7 +98,7 @@ def _distribution(snapshot: Snapshot, query: Query, kind: str, row: int, title: 
     if table is None or row >= len(table.family.names) or not table.values[:, row].any():
         return Panel(key, title, empty=f"This run has no {kind} histograms of this layer.")
     quantity = "gradient" if kind == "gradient" else "output"
-    figure = distributions.distribution(table.steps, table.values[:, row], quantity, query.dark, query.most // 2)
+    figure = distributions.distribution(table.steps, table.values[:, row], quantity, query.dark, query.max_steps // 2)
     return Panel(key, title, figure, "Share of the elements by value; the axis is logarithmic, and signed.")
 
 
@@ -111,11 +111,11 @@ def _units(snapshot: Snapshot, query: Query, index: int) -> Panel:
     if not sizes[index]:
         return Panel("units", title, empty="The units of this layer are not counted.", wide=True)
     codes = table.values[:, start : start + sizes[index]]
-    figure = layer_figures.unit_map(table.steps, codes, query.dark, query.most)
+    figure = layer_figures.unit_map(table.steps, codes, query.dark, query.max_steps)
     note = "What each unit did in the last full window of examples, at each step where one closed. "
     note += unit_lives.describe_lives(codes, _window_examples(snapshot, query.runs[0]))
-    if sizes[index] > layer_figures.MOST_UNITS:
-        note += f" Of {sizes[index]:,} units at most {layer_figures.MOST_UNITS:,} are drawn, evenly spaced."
+    if sizes[index] > layer_figures.MAX_UNITS:
+        note += f" Of {sizes[index]:,} units at most {layer_figures.MAX_UNITS:,} are drawn, evenly spaced."
     return Panel("units", title, figure, note, wide=True)
 
 

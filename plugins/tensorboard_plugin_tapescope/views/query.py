@@ -51,7 +51,7 @@ class Query(NamedTuple):
     since: int | None = None
     """Only what is new is sent: from this step on."""
     dark: bool = False
-    most: int = basic.BUCKETS
+    max_steps: int = basic.MAX_STEPS
     """Most steps that a heatmap draws."""
 
     @property
