@@ -1,11 +1,26 @@
-"""Many tensors, few graph nodes: small ones of equal shape are stacked and reduced together, and what the quick way
-could have got wrong is done again, in a branch that costs next to nothing where it is not taken.
+"""Reductions of many tensors with few graph nodes.
 
-Tracing and TensorFlow's own rewriting take about a millisecond a node, so a model of 500 layers must not get dozens
-for each. A tensor too large to be copied is reduced where it lies. The second way is traced once and called, and the
-branch around it is not inlined (`tf.cond` would be): it is not even made ready before it is needed.
+Tracing a node and rewriting it in Grappler takes about a millisecond. So small tensors of one shape are stacked and
+reduced together, and equal constants share a node. A tensor too large to be copied is reduced by nodes of its own.
 
-Letters: M elements of a unit, N elements of a tensor, n tensors, U units.
+Statistics have two paths. The *fast path* reads each tensor a few times and writes little: plain sums, sums of squares,
+largest and smallest values. It is wrong in three cases:
+
+- An element is NaN or Inf. Every sum over it is then NaN or Inf.
+- A sum of squares leaves 1e-30 to 1e30. Below it, squares underflow: that of 1e-23 is 0 in float32. Above it, they
+  overflow: that of 1e20 is Inf. The limits are far enough from float32's own (1.2e-38, 3.4e38) that no digit is lost.
+- A variance, taken as the difference of two sums, is below 1/256 of the mean square. Cancellation then costs more than
+  8 of float32's 24 bits.
+
+The *exact path* reduces the same tensors again. It masks non-finite elements, divides by the largest magnitude before
+it squares, and takes variances in two passes. `with_exact_fallback` puts it into a branch that is not taken otherwise.
+The fast path's sums detect all three cases, so no further pass over the data is needed.
+docs/decisions/0002-fast-path-and-exact-path.md gives the reasons and what was tried besides.
+
+The raw operations skip the conversions and the dispatch of TensorFlow's public wrappers, two thirds of the time that it
+takes to make a node.
+
+Letters: K statistics, M elements of a unit, N elements of a tensor, n tensors, U units.
 """
 
 import functools
@@ -16,233 +31,291 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.ops import gen_xla_ops
-from tensorflow.python.ops import control_flow_util
+from tensorflow import raw_ops
 
-R = tf.raw_ops
-"""Without the conversions and the dispatch of the public wrappers: a third of the time to make a node."""
+from tapescope.capture import private_api
 
-STACKED = 1 << 15
-"""Elements of a tensor above which copying it costs more than reductions of its own."""
-TOGETHER = 1 << 18
-"""Elements of all tensors in one group: 1 MiB."""
-BLOCK = 16
-"""Neighbours of a large tensor that are looked at together: a line of the processor's cache."""
-CHUNK = 16
-"""Groups that are done again together; what the quick way needs must stay in memory until then."""
+MAX_STACKED_SIZE = 1 << 15
+"""Elements above which copying a tensor into a stack costs more than reductions of its own: 128 KiB of float32."""
+MAX_GROUP_SIZE = 1 << 18
+"""Elements of all tensors in one group: 1 MiB of float32."""
+SAMPLE_BLOCK = 16
+"""Neighbouring elements of a large tensor that are sampled as one block: a cache line of 64 bytes."""
+CHUNK_GROUPS = 16
+"""Groups that share one exact path. All their tensors stay in memory until the fast path has been checked."""
 
 
 class _Constants(threading.local):
-    """Of this thread, by graph: replicas are traced in threads of their own, and have devices of their own."""
+    """This thread's constant nodes, by graph. Replicas are traced in threads and on devices of their own."""
 
     def __init__(self) -> None:
-        self.of: weakref.WeakKeyDictionary[Any, dict[Hashable, tf.Tensor]] = weakref.WeakKeyDictionary()
+        self.by_graph: weakref.WeakKeyDictionary[Any, dict[Hashable, tf.Tensor]] = weakref.WeakKeyDictionary()
 
 
 _constants = _Constants()
 
 
 def constant(value: Any, dtype: tf.DType | None = None) -> tf.Tensor:
-    """int32 or float32 unless said otherwise; one node in a graph for all that are equal."""
+    """Return a constant, as one node for all equal ones of a graph; int32 or float32 unless `dtype` is given."""
     array = np.asarray(value)
     kind = dtype or {"i": tf.int32, "f": tf.float32}.get(array.dtype.kind)
     if tf.executing_eagerly():
         return tf.constant(array, kind)
-    of = _constants.of.setdefault(tf.compat.v1.get_default_graph(), {})
+    constants = _constants.by_graph.setdefault(tf.compat.v1.get_default_graph(), {})
     key = kind, array.shape, array.tobytes()
-    if key not in of:
-        of[key] = tf.constant(array, kind)
-    return of[key]
+    if key not in constants:
+        constants[key] = tf.constant(array, kind)
+    return constants[key]
 
 
 class Group(NamedTuple):
-    """One tensor, or several of the same shape as one."""
+    """One tensor, or several of one shape that are stacked."""
 
     indices: tuple[int, ...]
-    """Which of the tensors."""
-    x: tf.Tensor
-    """[N] or [M, U] of one; [n, N] or [n, M, U] of several."""
-    many: bool
+    """Positions of the n tensors in the list that was grouped."""
+    tensor: tf.Tensor
+    """[N] or [M, U]; stacked, [n, N] or [n, M, U]."""
+    stacked: bool
     stride: int = 1
-    """Every how manieth block of BLOCK neighbours is looked at; see `tapescope.statistics.histograms`."""
+    """Sampling stride in blocks of SAMPLE_BLOCK elements; 1 reads every block. See the module `histograms`."""
 
 
-def grouped(tensors: Sequence[tf.Tensor], units: bool = False, keys: Sequence[Hashable] | None = None) -> list[Group]:
-    """The groups of some tensors; each becomes `[N]`, or `[M, U]` if its `units` are to stay. Single ones come first,
-    and of these the large ones.
+def group_by_shape(
+    tensors: Sequence[tf.Tensor], keep_units: bool = False, keys: Sequence[Hashable] | None = None
+) -> list[Group]:
+    """Stack small tensors of one shape, and flatten all.
 
-    Only tensors with the same key and the same, completely known, shape are stacked.
+    Args:
+      tensors: float32 tensors of any shape. Those of an unknown dimension are not stacked: two may differ in it.
+      keep_units: keep the last axis, [M, U], instead of flattening to [N].
+      keys: one for each tensor; only tensors with equal keys are stacked.
+
+    Returns:
+      The groups: large single tensors first, then small single ones, then stacks.
     """
-    kinds: dict[Hashable, list[list[int]]] = {}
-    for i, x in enumerate(tensors):
-        size = x.shape.num_elements()
-        small = size is not None and 0 < size <= STACKED
-        batches = kinds.setdefault((tuple(x.shape), keys[i] if keys else None) if small else i, [[]])
-        if size is not None and (len(batches[-1]) + 1) * size > TOGETHER:
+    by_kind: dict[Hashable, list[list[int]]] = {}
+    for i, tensor in enumerate(tensors):
+        size = tensor.shape.num_elements()
+        if size is not None and 0 < size <= MAX_STACKED_SIZE:
+            kind = (tuple(tensor.shape), keys[i] if keys else None)
+        else:
+            kind = i
+        batches = by_kind.setdefault(kind, [[]])
+        if size is not None and (len(batches[-1]) + 1) * size > MAX_GROUP_SIZE:
             batches.append([])
         batches[-1].append(i)
-    found = []
-    for batch in (batch for batches in kinds.values() for batch in batches if batch):
-        many = len(batch) > 1
-        x = R.Pack(values=[tensors[i] for i in batch]) if many else tensors[batch[0]]
-        shape = (*[len(batch)] * many, -1, *([x.shape[-1]] if units else []))
-        if len(shape) != x.shape.rank:
-            x = R.Reshape(tensor=x, shape=constant(shape))
-        found.append(Group(tuple(batch), x, many, 1 if many else _stride(x.shape.num_elements() or 0)))
-    return sorted(found, key=lambda group: (group.many, group.stride == 1))
+    groups = []
+    for batches in by_kind.values():
+        groups += [_group([tensors[i] for i in batch], tuple(batch), keep_units) for batch in batches if batch]
+    return sorted(groups, key=lambda group: (group.stacked, group.stride == 1))
 
 
-def _stride(size: int) -> int:
-    return next((k for k in (13, 11, 7, 5, 3) if size >= k * (STACKED + BLOCK) and size % k), 1)
+def _group(tensors: Sequence[tf.Tensor], indices: tuple[int, ...], keep_units: bool) -> Group:
+    stacked = len(tensors) > 1
+    tensor = raw_ops.Pack(values=list(tensors)) if stacked else tensors[0]
+    shape = [len(tensors), -1] if stacked else [-1]
+    if keep_units:
+        shape.append(tensor.shape[-1])
+    if len(shape) != tensor.shape.rank:
+        tensor = raw_ops.Reshape(tensor=tensor, shape=constant(shape))
+    stride = 1 if stacked else _sampling_stride(tensor.shape.num_elements() or 0)
+    return Group(indices, tensor, stacked, stride)
 
 
-def axes(groups: Sequence[Group]) -> list[tf.Tensor]:
-    """Of each group the axes of a tensor, without that of the group."""
-    rank = len(groups[0].x.shape) - groups[0].many
-    return [constant(range(group.many, group.many + rank)) for group in groups]
+def _sampling_stride(size: int) -> int:
+    """Return the largest of some primes that leaves MAX_STACKED_SIZE elements and does not divide `size`, or 1."""
+    for stride in (13, 11, 7, 5, 3):
+        if size >= stride * (MAX_STACKED_SIZE + SAMPLE_BLOCK) and size % stride:
+            return stride
+    return 1
 
 
-def joined(parts: Sequence[tf.Tensor], groups: Sequence[Group]) -> tf.Tensor:
-    """[n, ...] of all tensors in the groups' order, from one part of each group: [...] of one, [n, ...] of several."""
-    alone = [part for part, group in zip(parts, groups, strict=True) if not group.many]
-    several = [part for part, group in zip(parts, groups, strict=True) if group.many]
-    return concat(([R.Pack(values=alone)] if alone else []) + several, 0)
+def reduction_axes(groups: Sequence[Group]) -> list[tf.Tensor]:
+    """Return for each group the axes of one tensor, without the axis along which tensors are stacked."""
+    rank = len(groups[0].tensor.shape) - int(groups[0].stacked)
+    return [constant(range(1, 1 + rank) if group.stacked else range(rank)) for group in groups]
+
+
+def concat_parts(parts: Sequence[tf.Tensor], groups: Sequence[Group]) -> tf.Tensor:
+    """Concatenate one part of each group, [...] or stacked [n, ...], to the [n, ...] of all tensors."""
+    single = [part for part, group in zip(parts, groups, strict=True) if not group.stacked]
+    stacks = [part for part, group in zip(parts, groups, strict=True) if group.stacked]
+    return concat(([raw_ops.Pack(values=single)] if single else []) + stacks, 0)
 
 
 def concat(parts: Sequence[tf.Tensor], axis: int) -> tf.Tensor:
-    return parts[0] if len(parts) == 1 else R.ConcatV2(values=list(parts), axis=constant(axis))
+    """Concatenate along `axis`; a single part is returned without a node."""
+    return parts[0] if len(parts) == 1 else raw_ops.ConcatV2(values=list(parts), axis=constant(axis))
 
 
-def in_order(rows: tf.Tensor, groups: Sequence[Group], sizes: Sequence[int] | None = None) -> tf.Tensor:
-    """`[K, n]` from the groups' order to the tensors' own; where `sizes` says so, each has several columns."""
+def restore_order(rows: tf.Tensor, groups: Sequence[Group], widths: Sequence[int] | None = None) -> tf.Tensor:
+    """Sort columns from the groups' order to that of the tensors.
+
+    Args:
+      rows: [K, n], or [K, sum of widths].
+      groups: the groups, in whose order the columns are.
+      widths: columns of each tensor, in the tensors' order; one by default.
+
+    Returns:
+      `rows`, its columns sorted.
+    """
     order = [i for group in groups for i in group.indices]
     if order == sorted(order):
         return rows
-    owner = np.repeat(order, 1 if sizes is None else [sizes[i] for i in order])  # the tensor of each column
-    columns = np.argsort(owner, kind="stable").astype(np.int32)
-    return R.GatherV2(params=rows, indices=constant(columns), axis=constant(1))
+    owners = np.repeat(order, 1 if widths is None else [widths[i] for i in order])
+    columns = np.argsort(owners, kind="stable").astype(np.int32)
+    return raw_ops.GatherV2(params=rows, indices=constant(columns), axis=constant(1))
 
 
-def different(tensors: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
-    """Those that are there, each once."""
+def distinct_tensors(tensors: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
+    """Return each tensor once, in order, without None."""
     return list({id(t): t for t in tensors if t is not None}.values())
 
 
-def spread(rows: tf.Tensor, tensors: Sequence[tf.Tensor | None], absent: float = np.nan) -> tf.Tensor:
-    """A column for every tensor, `[K, n]`, from those of the different tensors that are there, in their order."""
-    place: dict[int, int] = {}
-    columns = [-1 if t is None else place.setdefault(id(t), len(place)) for t in tensors]
-    if columns == list(range(len(place))):
+def expand_columns(rows: tf.Tensor, tensors: Sequence[tf.Tensor | None], absent: float = np.nan) -> tf.Tensor:
+    """Return a column for every element of `tensors`, from one column for each distinct tensor.
+
+    Args:
+      rows: [K, d], a column for each of the d tensors that `distinct_tensors(tensors)` returns.
+      tensors: n of them.
+      absent: what fills the columns of None.
+
+    Returns:
+      [K, n].
+    """
+    positions: dict[int, int] = {}
+    columns = [-1 if t is None else positions.setdefault(id(t), len(positions)) for t in tensors]
+    if columns == list(range(len(positions))):
         return rows
     if -1 in columns:
-        paddings, nothing = constant([[0, 0], [0, 1]]), constant(absent, rows.dtype)
-        rows = R.PadV2(input=rows, paddings=paddings, constant_values=nothing)
-    columns = [len(place) if c < 0 else c for c in columns]
-    return R.GatherV2(params=rows, indices=constant(columns), axis=constant(1))
+        paddings = constant([[0, 0], [0, 1]])
+        fill = constant(absent, rows.dtype)
+        rows = raw_ops.PadV2(input=rows, paddings=paddings, constant_values=fill)
+    columns = [len(positions) if c < 0 else c for c in columns]
+    return raw_ops.GatherV2(params=rows, indices=constant(columns), axis=constant(1))
 
 
 def chunks(groups: Sequence[Group]) -> Iterator[list[Group]]:
-    for start in range(0, len(groups), CHUNK):
-        yield list(groups[start : start + CHUNK])
+    """Yield runs of up to CHUNK_GROUPS groups. One branch for the whole model would keep all its tensors in memory."""
+    for start in range(0, len(groups), CHUNK_GROUPS):
+        yield list(groups[start : start + CHUNK_GROUPS])
 
 
-def compiled() -> bool:
-    """Whether what is traced here is compiled by XLA."""
-    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+def fusion_barrier(x: tf.Tensor) -> tf.Tensor:
+    """Return `x`, such that XLA does not fuse what makes it with the reduction that reads it.
 
-
-def settled(x: tf.Tensor) -> tf.Tensor:
-    """The tensor, apart from what reduces it. On a processor XLA leaves a sum of what is there to a library, which
-    takes a third of the time of its own loops, that make one element after another and add it up.
+    XLA on a CPU hands a sum over a tensor in memory to a library (0.4 ms for three sums of a million elements). A fused
+    sum becomes a loop over single elements (3.6 ms). Outside XLA no node is added.
     """
-    if not compiled():
-        return x
-    apart: Any = gen_xla_ops.xla_optimization_barrier([x])
-    return apart[0]
+    return private_api.optimization_barrier(x) if private_api.in_xla_context() else x
 
 
-Numbers = Sequence[tf.Tensor]
-"""Each `[K, m]`, its columns in the order of the groups."""
-Safe = Callable[[tf.Tensor], Numbers]
-"""From the tensors of a group, `[n, ...]`, to their numbers."""
+Rows = Sequence[tf.Tensor]
+"""Statistics, each [K, m]; the columns are in the order of the groups."""
+ExactPath = Callable[[tf.Tensor], Rows]
+"""A function from one group's tensor, [n, ...], to its statistics. Must be defined in a module: traces are cached."""
 
 
-def again(good: tf.Tensor, quick: Numbers, groups: Sequence[Group], safe: Safe) -> Numbers:
-    """`quick`, or the same by `safe` from the groups' tensors unless all of `good` are true."""
-    fine = R.All(input=good, axis=constant([0]))
-    redo = _redo(safe, tuple(group.many for group in groups), len(quick), compiled())
-    inputs = [*quick, *(group.x for group in groups)]
+def with_exact_fallback(valid: tf.Tensor, fast: Rows, groups: Sequence[Group], exact: ExactPath) -> Rows:
+    """Return the fast path's statistics, or the exact path's where one tensor needs it.
+
+    Args:
+      valid: bool [n], whether the fast path is right for each tensor of `groups`.
+      fast: the fast path's statistics, each [K, m].
+      groups: a chunk; if one of its tensors is not valid, all are reduced again.
+      exact: the exact path. It is traced once in a process, and its branch is not inlined.
+
+    Returns:
+      The statistics, as many as `fast` and of the same shapes.
+    """
+    all_valid = raw_ops.All(input=valid, axis=constant([0]))
+    stacked = tuple(group.stacked for group in groups)
+    exact_branch = _exact_branch(exact, stacked, len(fast), private_api.in_xla_context())
+    inputs = [*fast, *(group.tensor for group in groups)]
     if tf.executing_eagerly():
-        return quick if fine else redo(*inputs)
-    return R.StatelessIf(
-        cond=fine,
+        return fast if all_valid else exact_branch(*inputs)
+    # Not `tf.cond`: it would be traced, inlined and rewritten for every chunk, and made up half of the graph.
+    return raw_ops.StatelessIf(
+        cond=all_valid,
         input=inputs,
-        Tout=[t.dtype for t in quick],
-        then_branch=_keep(len(quick), len(groups)),
-        else_branch=redo,
-        output_shapes=[t.shape for t in quick],
+        Tout=[t.dtype for t in fast],
+        then_branch=_fast_branch(len(fast), len(groups)),
+        else_branch=exact_branch,
+        output_shapes=[t.shape for t in fast],
     )
-
-
-def safely(groups: Sequence[Group], safe: Safe) -> Numbers:
-    """The groups' numbers by `safe`."""
-    parts = [safe(group.x if group.many else R.ExpandDims(input=group.x, axis=constant(0))) for group in groups]
-    return [concat(part, 1) for part in zip(*parts, strict=True)]
 
 
 _ANY: Any = tf.TensorSpec(None, tf.float32)  # type: ignore[arg-type]
 
 
 @functools.cache
-def _once(safe: Safe, xla: bool) -> Any:
-    return tf.function(safe, input_signature=[_ANY], autograph=False, jit_compile=xla or None)
+def _traced_once(exact: ExactPath, xla: bool) -> Any:
+    return tf.function(exact, input_signature=[_ANY], autograph=False, jit_compile=xla or None)
 
 
 @functools.cache
-def _redo(safe: Safe, many: tuple[bool, ...], numbers: int, xla: bool) -> Any:
-    def redo(*inputs: tf.Tensor) -> Numbers:
-        return safely([Group((), x, m) for x, m in zip(inputs[numbers:], many, strict=True)], _once(safe, xla))
+def _exact_branch(exact: ExactPath, stacked: tuple[bool, ...], outputs: int, xla: bool) -> Any:
+    reduce_group = _traced_once(exact, xla)
 
-    return _made(redo, numbers + len(many))
+    def branch(*inputs: tf.Tensor) -> Rows:
+        parts = []
+        for tensor, is_stack in zip(inputs[outputs:], stacked, strict=True):
+            stack = tensor if is_stack else raw_ops.ExpandDims(input=tensor, axis=constant(0))
+            parts.append(reduce_group(stack))
+        return [concat(part, 1) for part in zip(*parts, strict=True)]
+
+    return _concrete(branch, outputs + len(stacked))
 
 
 @functools.cache
-def _keep(numbers: int, groups: int) -> Any:
-    return _made(lambda *inputs: [tf.identity(t) for t in inputs[:numbers]], numbers + groups)
+def _fast_branch(outputs: int, groups: int) -> Any:
+    def branch(*inputs: tf.Tensor) -> Rows:
+        return [tf.identity(t) for t in inputs[:outputs]]
+
+    return _concrete(branch, outputs + groups)
 
 
-def _made(function: Any, count: int) -> Any:
+def _concrete(function: Any, inputs: int) -> Any:
     with tf.init_scope():
-        return tf.function(function, input_signature=[_ANY] * count, autograph=False).get_concrete_function()
+        return tf.function(function, input_signature=[_ANY] * inputs, autograph=False).get_concrete_function()
 
 
-def elements(groups: Sequence[Group]) -> tf.Tensor:
-    """Elements of each tensor, float32 [n]."""
-    known = [group.x.shape.num_elements() for group in groups]
-    if all(size is not None for size in known):
-        counts = [[size // len(g.indices)] * len(g.indices) for size, g in zip(known, groups, strict=True)]
+def element_counts(groups: Sequence[Group]) -> tf.Tensor:
+    """Return the number of elements of each tensor, float32 [n], in the order of the groups."""
+    sizes = [group.tensor.shape.num_elements() for group in groups]
+    if all(size is not None for size in sizes):
+        counts = [[size // len(g.indices)] * len(g.indices) for size, g in zip(sizes, groups, strict=True)]
         return constant(np.concatenate(counts), tf.float32)
-    parts, lasts = [], []
-    for group, size in zip(groups, known, strict=True):
+    parts = []
+    units = []
+    for group, size in zip(groups, sizes, strict=True):
         n = len(group.indices)
-        if size is None:  # of one tensor alone
-            thin, last = first_unit(group.x)
-            part = R.Size(input=thin)
+        if size is None:  # a single tensor: only those of known shape are stacked
+            first, last = first_unit(group.tensor)
+            parts.append(raw_ops.Size(input=first))
+            units.append(last)
         else:
-            part, last = constant([size // n] * n if group.many else size), 1
-        parts.append(part)
-        lasts += [last] * n
-    return tf.cast(joined(parts, groups) * constant(lasts), tf.float32)
+            parts.append(constant([size // n] * n if group.stacked else size))
+            units += [1] * n
+    return tf.cast(concat_parts(parts, groups) * constant(units), tf.float32)
 
 
 def first_unit(x: tf.Tensor) -> tuple[tf.Tensor, int]:
-    """`x[..., :1]`, to ask for a shape that is not known before, and how many there are; else all of it, and 1.
+    """Return `x[..., :1]` and the number of units U, to ask for a shape that is known only when the graph runs.
 
-    TensorFlow asks the input of an elementwise operation for the shape of its output, and an operation of which two
-    others want something is not merged with the one behind it.
+    Grappler lets a question for a shape read the input of the elementwise operation that made the tensor. That input
+    then has two consumers and is no longer fused, which would change the step's rounding. A slice stops it.
+
+    Args:
+      x: [M, U] or [N].
+
+    Returns:
+      The slice and U; all of `x` and 1 where U is not known.
     """
-    last = x.shape[-1] if x.shape.rank else None
-    if last is None:
+    units = x.shape[-1] if x.shape.rank else None
+    if units is None:
         return x, 1
-    begin, end, strides = (constant(at) for at in ([0, 0], [0, 1], [1, 1]))
-    return R.StridedSlice(input=x, begin=begin, end=end, strides=strides, ellipsis_mask=1), last
+    begin = constant([0, 0])
+    end = constant([0, 1])
+    strides = constant([1, 1])
+    return raw_ops.StridedSlice(input=x, begin=begin, end=end, strides=strides, ellipsis_mask=1), units

@@ -1,10 +1,10 @@
-"""Counts of a tensor's elements over half octaves, by the top 10 bits of a float32: no logarithm, one pass that counts.
+"""Histograms of a tensor's elements over half octaves, without a logarithm: the top 10 bits of a float32 are the bin.
 
-A large tensor is not looked at in full: of 98,352 elements and more, every k-th block of 16 neighbours is, k the
-largest prime up to 13 that leaves at least 32,768 elements and does not divide their number, so that no unit, row or
-position is left out. What is counted is then scaled to the number of finite elements. A share p comes out with a
-standard error of sqrt(p (1 - p) / 32768), 0.28 % at most, where neighbours do not depend on each other; where they are
-all alike it is four times that. What smaller tensors have is exact, and so is the sum of all.
+Large tensors are sampled. Of 98,352 elements and more, every k-th block of 16 neighbours is counted. k is the largest
+prime up to 13 that leaves at least 32,768 elements and does not divide their number, so that no unit, row or position
+is left out. The counts are then scaled to the number of finite elements. The standard error of a share p is
+sqrt(p (1 - p) / 32768), at most 0.28 %, where neighbours are independent. Where the neighbours in a block are all equal
+it is four times that. Counts of smaller tensors are exact. The total is exact for all.
 
 Letters: B bins, n tensors.
 """
@@ -13,18 +13,26 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow import raw_ops
 
-from tapescope.statistics.batched_ops import BLOCK, Group, R, axes, constant, joined, settled
+from tapescope.statistics.batched_ops import (
+    SAMPLE_BLOCK,
+    Group,
+    concat_parts,
+    constant,
+    fusion_barrier,
+    reduction_axes,
+)
 from tensorboard_plugin_tapescope.metadata import BINS, BINS_PER_OCTAVE, LOW_EXPONENT, SIDE_BINS
 
 CODES = 1024
 """Values of a float32's sign, exponent and first mantissa bit."""
 _ZERO_CODES = (0, 1, 512, 513)
-"""0, and what is too small for a normal float32: TensorFlow computes with it as 0."""
+"""Codes of 0 and of subnormal numbers, with which TensorFlow computes as if they were 0."""
 
 
 def _bin_of_code() -> np.ndarray:
-    """The wire's bin of each code, int32 [CODES]; -1 for the codes of NaN and Inf."""
+    """Return the wire's bin of each code, int32 [CODES]; -1 for the codes of NaN and Inf."""
     code = np.arange(CODES // 2)
     magnitude = np.clip(code - (127 + LOW_EXPONENT) * BINS_PER_OCTAVE + 1, 0, SIDE_BINS)
     nonfinite = code >= 255 * BINS_PER_OCTAVE
@@ -32,55 +40,73 @@ def _bin_of_code() -> np.ndarray:
     return np.concatenate(sides).astype(np.int32)
 
 
-def codes(groups: Sequence[Group]) -> tf.Tensor:
-    """How many elements of each tensor have each code, int32 [n, CODES]; of a large one, of those that are counted."""
-    shift, size, weights, parts = constant(22, tf.uint32), constant(CODES), constant([], tf.int32), []
+def count_codes(groups: Sequence[Group]) -> tf.Tensor:
+    """Return how many elements of each tensor have each code, int32 [n, CODES]; of a large one, how many sampled."""
+    shift = constant(22, tf.uint32)
+    size = constant(CODES)
+    weights = constant([], tf.int32)
+    parts = []
     for group in groups:
-        x = _looked_at(group)
-        code = R.Bitcast(input=R.RightShift(x=R.Bitcast(input=x, type=tf.uint32), y=shift), type=tf.int32)
-        if code.shape.rank != 1 + group.many:
-            code = R.Reshape(tensor=code, shape=constant([len(group.indices), -1] if group.many else [-1]))
-        parts.append(R.DenseBincount(input=code, size=size, weights=weights, binary_output=False))
-    return joined(parts, groups)
+        bits = raw_ops.Bitcast(input=_sample(group), type=tf.uint32)
+        code = raw_ops.Bitcast(input=raw_ops.RightShift(x=bits, y=shift), type=tf.int32)
+        shape = [len(group.indices), -1] if group.stacked else [-1]
+        if code.shape.rank != len(shape):
+            code = raw_ops.Reshape(tensor=code, shape=constant(shape))
+        parts.append(raw_ops.DenseBincount(input=code, size=size, weights=weights, binary_output=False))
+    return concat_parts(parts, groups)
 
 
-def _looked_at(group: Group) -> tf.Tensor:
-    """A group's tensor; of a large one every so manieth block."""
+def _sample(group: Group) -> tf.Tensor:
+    """Return a group's tensor; of a large one every `stride`-th block, [rows, SAMPLE_BLOCK]."""
     if group.stride == 1:
-        return group.x
-    width = group.stride * BLOCK
-    rows = (group.x.shape.num_elements() or 0) // width
-    flat = group.x if group.x.shape.rank == 1 else R.Reshape(tensor=group.x, shape=constant([-1]))
-    whole = R.Slice(input=flat, begin=constant([0]), size=constant([rows * width]))
-    table = R.Reshape(tensor=whole, shape=constant([rows, width]))
-    return R.Slice(input=table, begin=constant([0, 0]), size=constant([rows, BLOCK]))
+        return group.tensor
+    width = group.stride * SAMPLE_BLOCK
+    rows = (group.tensor.shape.num_elements() or 0) // width
+    flat = group.tensor
+    if flat.shape.rank != 1:
+        flat = raw_ops.Reshape(tensor=flat, shape=constant([-1]))
+    whole_rows = raw_ops.Slice(input=flat, begin=constant([0]), size=constant([rows * width]))
+    table = raw_ops.Reshape(tensor=whole_rows, shape=constant([rows, width]))
+    return raw_ops.Slice(input=table, begin=constant([0, 0]), size=constant([rows, SAMPLE_BLOCK]))
 
 
-def folded(counts: tf.Tensor, groups: Sequence[Group], finite: tf.Tensor) -> tf.Tensor:
-    """Counts over the wire's bins, int32 [B, n], from those by code; they add up to `finite`, float32 [n]."""
-    by_code = R.Transpose(x=counts, perm=constant([1, 0]))
-    # Those of no bin have an index below 0, which the sum leaves out.
-    bins = R.UnsortedSegmentSum(data=by_code, segment_ids=constant(_bin_of_code()), num_segments=constant(BINS))
+def fold_into_bins(counts: tf.Tensor, groups: Sequence[Group], finite: tf.Tensor) -> tf.Tensor:
+    """Sum counts by code to counts over the wire's bins.
+
+    Args:
+      counts: from `count_codes`, int32 [n, CODES].
+      groups: the groups that were counted.
+      finite: number of finite elements of each tensor, float32 [n]: the total of its counts, also where it was sampled.
+
+    Returns:
+      int32 [B, n].
+    """
+    by_code = raw_ops.Transpose(x=counts, perm=constant([1, 0]))
+    # NaN and Inf have bin -1, and a segment below 0 is left out of the sum.
+    segments = constant(_bin_of_code())
+    bins = raw_ops.UnsortedSegmentSum(data=by_code, segment_ids=segments, num_segments=constant(BINS))
     if all(group.stride == 1 for group in groups):
         return bins
-    # What lies below each bin's end is scaled and rounded, not each bin: so the sum is exact.
-    below = tf.cumsum(tf.cast(bins, tf.float64))
-    scaled = tf.round(below * tf.math.divide_no_nan(tf.cast(finite, tf.float64), below[-1]))
+    # The cumulative counts are scaled and rounded, not each bin: so the total is exact.
+    cumulative = tf.cumsum(tf.cast(bins, tf.float64))
+    scaled = tf.round(cumulative * tf.math.divide_no_nan(tf.cast(finite, tf.float64), cumulative[-1]))
     return tf.cast(scaled - tf.pad(scaled[:-1], [[1, 0], [0, 0]]), tf.int32)
 
 
-def zeros(counts: tf.Tensor) -> tf.Tensor:
-    """The share of each tensor that is 0, float32 [n], from the counts by code."""
-    found = R.GatherV2(params=counts, indices=constant(_ZERO_CODES), axis=constant(1))
-    part, whole = (R.Cast(x=R.Sum(input=c, axis=constant([1])), DstT=tf.float32) for c in (found, counts))
-    return R.RealDiv(x=part, y=whole)
+def zero_share_of_counts(counts: tf.Tensor) -> tf.Tensor:
+    """Return the share of each tensor's elements that are 0, float32 [n], from the counts by code [n, CODES]."""
+    zeros = raw_ops.GatherV2(params=counts, indices=constant(_ZERO_CODES), axis=constant(1))
+    part, whole = (raw_ops.Cast(x=raw_ops.Sum(input=c, axis=constant([1])), DstT=tf.float32) for c in (zeros, counts))
+    return raw_ops.RealDiv(x=part, y=whole)
 
 
-def compared(groups: Sequence[Group]) -> tf.Tensor:
-    """The share of each tensor that is 0, float32 [n], where nothing is counted."""
-    parts, zero = [], constant(0.0)
-    for group, axis in zip(groups, axes(groups), strict=True):
-        x = _looked_at(group)
-        axis = axis if group.stride == 1 else constant([0, 1])
-        parts.append(R.Mean(input=settled(R.Cast(x=R.Equal(x=x, y=zero), DstT=tf.float32)), axis=axis))
-    return joined(parts, groups)
+def zero_share(groups: Sequence[Group]) -> tf.Tensor:
+    """Return the share of each tensor's elements that are 0, float32 [n], where no histogram is counted."""
+    parts = []
+    zero = constant(0.0)
+    for group, axes in zip(groups, reduction_axes(groups), strict=True):
+        x = _sample(group)
+        sample_axes = axes if group.stride == 1 else constant([0, 1])
+        is_zero = fusion_barrier(raw_ops.Cast(x=raw_ops.Equal(x=x, y=zero), DstT=tf.float32))
+        parts.append(raw_ops.Mean(input=is_zero, axis=sample_axes))
+    return concat_parts(parts, groups)

@@ -1,4 +1,7 @@
-"""Of layers: what one replica's outputs and their gradients say, from tensors to numbers, as `tapescope.statistics.tensors` does it.
+"""Statistics of layers: one replica's outputs, and the gradients of the loss with respect to them.
+
+As in `tapescope.statistics.tensors`, there is a fast path and an exact path. An *output* is what a layer's activation
+returns, a. Its *pre-activation* z is the activation's argument.
 
 Letters: B bins, K statistics, L layers, M elements of a unit, n tensors, U units.
 """
@@ -7,28 +10,28 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow import raw_ops
 
 from tapescope.capture.activations import SATURATED_SHARE, Activation
-from tapescope.capture.layer_hooks import Call
-from tapescope.failsafe import blaming
+from tapescope.capture.layer_hooks import LayerCall
+from tapescope.failsafe import attribute_errors_to
 from tapescope.statistics import histograms
 from tapescope.statistics import tensors as tensor_statistics
 from tapescope.statistics.batched_ops import (
     Group,
-    R,
-    again,
-    axes,
     chunks,
     concat,
+    concat_parts,
     constant,
-    different,
-    elements,
+    distinct_tensors,
+    element_counts,
+    expand_columns,
     first_unit,
-    grouped,
-    in_order,
-    joined,
-    settled,
-    spread,
+    fusion_barrier,
+    group_by_shape,
+    reduction_axes,
+    restore_order,
+    with_exact_fallback,
 )
 from tensorboard_plugin_tapescope.metadata import BINS
 
@@ -36,7 +39,7 @@ LAYER_ROWS = (
     "elements",
     "nonfinite",
     "mean",
-    "m2",  # sum of squared differences from the mean: what merges without cancellation
+    "m2",  # sum of squared differences from the mean: replicas' are merged without cancellation
     "min",
     "max",
     "zero",
@@ -48,142 +51,207 @@ LAYER_ROWS = (
     "input_nonfinite",
     "examples",
 )
-UNIT_ROWS = ("absolute_sum", "zero", "flat", "low", "high")
+"""Statistics of a layer, over the finite elements of its output: sums and extremes that `reading` can merge.
 
-_CANCELLED = 1 / 256
-"""A variance below this part of the mean square has lost too many digits as a difference of the two."""
+`zero`, `saturated` and `*nonfinite` are counts of elements. `input_nonfinite` and `examples` are of the first layer.
+"""
+UNIT_ROWS = ("absolute_sum", "zero", "flat", "low", "high")
+"""Statistics of a unit over the batch: sum of magnitudes, and counts of the elements that are 0, flat, or saturated."""
+
+_CANCELLATION = 1 / 256
+"""A variance below this share of the mean square has lost 8 bits and more, as the difference of two sums."""
 
 
 def by_unit(output: tf.Tensor) -> tf.Tensor:
-    """A layer's output with its units along the last axis; a scalar or a vector over the batch is one unit."""
+    """Return a layer's output with its units along the last axis; a scalar or a vector over the batch is one unit."""
     return output if output.shape.rank is not None and output.shape.rank > 1 else tf.reshape(output, [-1, 1])
 
 
-Measured = tuple[Call, Sequence[tf.Tensor | None]]
-"""A call, and the gradients of the loss with respect to its a, z and input."""
+def layer_rows(calls: Sequence[LayerCall], histogram: bool = False) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """Return the statistics of all layers and of all their units.
 
+    The pre-activation z is not read where the output determines saturation. A second consumer would keep Grappler from
+    fusing the activation into the matrix product, and the step's rounding would change.
 
-def layer_rows(measured: Sequence[Measured], histogram: bool = False) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-    """LAYER_ROWS of each call, float32 [K, L]; UNIT_ROWS of all their units, float32 [K, sum U]; counts over bins if
-    asked, int32 [L, B].
+    Args:
+      calls: the calls of the L layers, with their gradients.
+      histogram: whether elements of the outputs are counted over bins.
 
-    The pre-activation z is not read where the output tells as much: a second reader would keep TensorFlow from fusing
-    the activation into the matrix product, whose rounding differs, and a measured step must train to the same bits.
+    Returns:
+      LAYER_ROWS, float32 [K, L]; UNIT_ROWS of the units of all layers in order, float32 [K, sum U]; and the counts,
+      int32 [L, B], or None if not asked for.
     """
-    if not measured:
+    if not calls:
         return tf.zeros([len(LAYER_ROWS), 0]), tf.zeros([len(UNIT_ROWS), 0]), tf.zeros([0, BINS], tf.int32)
-    calls = [call for call, _ in measured]
     outputs = [tf.cast(_output(call), tf.float32) for call in calls]
-    kinds = [id(call) if call.activation.function else call.activation for call in calls]
-    groups = grouped(outputs, True, kinds)
-    parts = [_outputs(chunk, calls) for chunk in chunks(groups)]
-    rows, sums = (concat(part, 1) for part in zip(*parts, strict=True))
-    flags = _flags(groups, calls)
-    units = [int(a.shape[-1] or 0) for a in outputs]
-    of_layer = np.repeat(np.arange(len(calls)), [units[i] for group in groups for i in group.indices])
-    counts = R.Pack(values=[flags[0], flags[2] + flags[3]], axis=1)
-    counts = R.UnsortedSegmentSum(data=counts, segment_ids=constant(of_layer), num_segments=constant(len(calls)))
-    zero, saturated = tf.unstack(counts, axis=1)
-    defined = [0.0 if calls[i].activation.defined else np.nan for group in groups for i in group.indices]
-    sizes = elements(groups)
+    # A function that is differentiated has a z of its own call, so its output is not stacked with others.
+    keys = [id(call) if call.activation.function else call.activation for call in calls]
+    groups = group_by_shape(outputs, keep_units=True, keys=keys)
+    parts = [_moments(chunk, calls) for chunk in chunks(groups)]
+    moments, absolute_sums = (concat(part, 1) for part in zip(*parts, strict=True))
+    unit_counts = _unit_counts(groups, calls)
+    widths = [int(a.shape[-1] or 0) for a in outputs]
+    zero, saturated = _sum_by_layer(unit_counts, groups, widths)
+    undefined = [0.0 if calls[i].activation.defined else np.nan for group in groups for i in group.indices]
+    sizes = element_counts(groups)
     bins = None
     if histogram:
-        counted = histograms.folded(histograms.codes(groups), groups, sizes - rows[0])
-        bins = tf.transpose(in_order(counted, groups))
-    rows = in_order(concat([sizes[None], rows, R.Pack(values=[zero, saturated + defined])], 0), groups)
-    by_unit_ = in_order(concat([sums, R.Pack(values=flags)], 0), groups, units)
-    lengths, bad = _deltas(measured)
-    given = constant(0.0) if calls[0].given is None else _nonfinite(tf.cast(calls[0].given, tf.float32))
-    first = calls[0].read
-    examples = tf.cast(tf.shape(first_unit(first)[0])[0], tf.float32) if first.shape.rank else constant(1.0)
-    inputs = tf.pad(tf.stack([[given], [examples]]), constant([[0, 0], [0, len(calls) - 1]]))
-    return concat([rows, lengths, bad[None], inputs], 0), by_unit_, bins
+        counts = histograms.count_codes(groups)
+        folded = histograms.fold_into_bins(counts, groups, finite=sizes - moments[0])
+        bins = tf.transpose(restore_order(folded, groups))
+    rows = concat([sizes[None], moments, raw_ops.Pack(values=[zero, saturated + undefined])], 0)
+    rows = restore_order(rows, groups)
+    units = restore_order(concat([absolute_sums, raw_ops.Pack(values=unit_counts)], 0), groups, widths)
+    norms, nonfinite = _delta_rows([call.deltas for call in calls])
+    first_input = _first_input_rows(calls)
+    return concat([rows, norms, nonfinite[None], first_input], 0), units, bins
 
 
-def _output(call: Call) -> tf.Tensor:
-    """Of a function that is differentiated at z its value there: such a function (SiLU, GELU) ends in a product, which
-    TensorFlow merges with what a dropout multiplies by only where nothing else reads it.
+def _sum_by_layer(
+    unit_counts: Sequence[tf.Tensor], groups: Sequence[Group], widths: Sequence[int]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return how many elements of each layer are 0 and how many saturated, each [L], in the order of the groups."""
+    zero, _, low, high = unit_counts
+    layers = len(widths)
+    layer_of_unit = np.repeat(np.arange(layers), [widths[i] for group in groups for i in group.indices])
+    counts = raw_ops.Pack(values=[zero, low + high], axis=1)
+    sums = raw_ops.UnsortedSegmentSum(data=counts, segment_ids=constant(layer_of_unit), num_segments=constant(layers))
+    zeros, saturated = tf.unstack(sums, axis=1)
+    return zeros, saturated
+
+
+def _first_input_rows(calls: Sequence[LayerCall]) -> tf.Tensor:
+    """Return the last two LAYER_ROWS, float32 [2, L]: in the first column those of the first layer, else 0."""
+    first = calls[0]
+    nonfinite = (
+        constant(0.0) if first.measured_input is None else _count_nonfinite(tf.cast(first.measured_input, tf.float32))
+    )
+    if first.measured.shape.rank:
+        examples = tf.cast(tf.shape(first_unit(first.measured)[0])[0], tf.float32)
+    else:
+        examples = constant(1.0)
+    return tf.pad(tf.stack([[nonfinite], [examples]]), constant([[0, 0], [0, len(calls) - 1]]))
+
+
+def _output(call: LayerCall) -> tf.Tensor:
+    """Return a layer's output with its units last; of a function that is differentiated at z, its value at z.
+
+    Such a function (SiLU, GELU) ends in a product. Grappler merges that product with the one of a dropout behind it
+    only if it has no other consumer.
     """
-    z, function = _z(call), call.activation.function
-    return by_unit(call.read) if z is None or function is None else tf.convert_to_tensor(function(z))
+    z = _pre_activation(call)
+    function = call.activation.function
+    return by_unit(call.measured) if z is None or function is None else tf.convert_to_tensor(function(z))
 
 
-def _z(call: Call) -> tf.Tensor | None:
-    """The z at which the function is to be differentiated, with the units along the second axis.
+def _pre_activation(call: LayerCall) -> tf.Tensor | None:
+    """Return z with its units along the second axis, [M, U]; None where it is not differentiated.
 
-    By a name that TensorFlow keeps: on a processor it makes one operation of SiLU, which bears no mark of ours, and
-    would take that for the step's own where both are of the same tensor.
+    oneDNN makes one operation of SiLU, which loses the mark of measuring. Common-subexpression elimination would then
+    share it with the step if both read the same tensor, hence an `EnsureShape` between, which Grappler keeps.
     """
     if not call.differentiated:
         return None
-    z = tf.reshape(call.read, [-1, by_unit(call.a).shape[-1]])
-    return R.EnsureShape(input=z, shape=z.shape)
+    z = tf.reshape(call.measured, [-1, by_unit(call.a).shape[-1]])
+    return raw_ops.EnsureShape(input=z, shape=z.shape)
 
 
-def _nonfinite(x: tf.Tensor) -> tf.Tensor:
-    """How many elements are NaN or Inf, float32 []."""
+def _count_nonfinite(x: tf.Tensor) -> tf.Tensor:
+    """Return how many elements are NaN or Inf, float32 []."""
     return tf.cast(tf.reduce_sum(tf.cast(~tf.math.is_finite(x), tf.int32)), tf.float32)
 
 
-def _outputs(groups: Sequence[Group], calls: Sequence[Call]) -> Sequence[tf.Tensor]:
-    """Non-finite elements, mean, m2, smallest and largest of each output, `[5, n]`; absolute sums `[1, sum U]`."""
-    inner, first, second, end = axes(groups), constant([0]), constant([1]), constant([-1])
-    across = [second if group.many else first for group in groups]
-    sums = [R.Sum(input=g.x, axis=axis) for g, axis in zip(groups, across, strict=True)]
-    total = joined([R.Sum(input=s, axis=end) for s in sums], groups)
-    highest = joined([R.Max(input=g.x, axis=axis) for g, axis in zip(groups, inner, strict=True)], groups)
-    lowest = joined([R.Min(input=g.x, axis=axis) for g, axis in zip(groups, inner, strict=True)], groups)
-    square = tensor_statistics.squares(groups)
-    mean = total / elements(groups)
+def _moments(groups: Sequence[Group], calls: Sequence[LayerCall]) -> Sequence[tf.Tensor]:
+    """Return the moments of one chunk's outputs, and the units' sums of magnitudes.
+
+    The fast path takes m2 = sum(x^2) - sum(x)^2 / N.
+
+    Returns:
+      Number of non-finite elements, mean, m2, min and max, float32 [5, n]; and the sums, float32 [1, sum U].
+    """
+    axes = reduction_axes(groups)
+    batch_axis = constant([0])
+    batch_axis_of_stack = constant([1])
+    last_axis = constant([-1])
+    batch_axes = [batch_axis_of_stack if group.stacked else batch_axis for group in groups]
+    unit_sums = [raw_ops.Sum(input=g.tensor, axis=axis) for g, axis in zip(groups, batch_axes, strict=True)]
+    total = concat_parts([raw_ops.Sum(input=s, axis=last_axis) for s in unit_sums], groups)
+    highest = concat_parts([raw_ops.Max(input=g.tensor, axis=a) for g, a in zip(groups, axes, strict=True)], groups)
+    lowest = concat_parts([raw_ops.Min(input=g.tensor, axis=a) for g, a in zip(groups, axes, strict=True)], groups)
+    square = tensor_statistics.sums_of_squares(groups)
+    mean = total / element_counts(groups)
     m2 = square - total * mean
-    same = R.Equal(x=highest, y=lowest)
-    good = same | (m2 > _CANCELLED * square) & tensor_statistics.in_range(square)
-    quick = R.Pack(values=[0 * square, mean, R.SelectV2(condition=same, t=0 * square, e=m2), lowest, highest])
-    for i, (group, axis) in enumerate(zip(groups, across, strict=True)):
+    is_constant = raw_ops.Equal(x=highest, y=lowest)
+    valid = is_constant | (m2 > _CANCELLATION * square) & tensor_statistics.is_in_range(square)
+    no_nonfinite = 0 * square
+    m2 = raw_ops.SelectV2(condition=is_constant, t=0 * square, e=m2)
+    fast = raw_ops.Pack(values=[no_nonfinite, mean, m2, lowest, highest])
+    absolute_sums = []
+    for group, axis, unit_sum in zip(groups, batch_axes, unit_sums, strict=True):
         if not calls[group.indices[0]].activation.nonnegative:
-            sums[i] = R.Sum(input=settled(R.Abs(x=group.x)), axis=axis)
-    return again(good, [quick, _by_unit(sums)[None]], groups, _safe_output)
+            unit_sum = raw_ops.Sum(input=fusion_barrier(raw_ops.Abs(x=group.tensor)), axis=axis)
+        absolute_sums.append(unit_sum)
+    return with_exact_fallback(valid, [fast, _concat_units(absolute_sums)[None]], groups, _exact_moments)
 
 
-def _by_unit(parts: Sequence[tf.Tensor]) -> tf.Tensor:
-    """`[sum U]` from `[U]` or `[n, U]` of each group."""
-    return concat([p if p.shape.rank == 1 else R.Reshape(tensor=p, shape=constant([-1])) for p in parts], 0)
+def _concat_units(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Concatenate one part of each group, [U] or stacked [n, U], to [sum U]."""
+    return concat([p if p.shape.rank == 1 else raw_ops.Reshape(tensor=p, shape=constant([-1])) for p in parts], 0)
 
 
-def _safe_output(x: tf.Tensor) -> Sequence[tf.Tensor]:
-    """As `_outputs`, of one group, `[n, M, U]`: of the finite elements, in two passes."""
-    inner, mask = constant([1, 2]), R.IsFinite(x=x)
-    values, largest, bad = tensor_statistics.finite(x, mask, inner)
-    sane = R.Sub(x=constant(1.0), y=bad)
-    total, number, nonfinite = (R.Sum(input=t, axis=inner, keep_dims=True) for t in (values, sane, bad))
-    mean = R.DivNoNan(x=total, y=number)
-    m2 = R.Sum(input=settled(R.Square(x=(values - mean) * sane)), axis=inner, keep_dims=True) * largest * largest
-    lowest, highest = (settled(R.SelectV2(condition=mask, t=x, e=end)) for end in (np.inf, -np.inf))
-    lowest, highest = R.Min(input=lowest, axis=inner, keep_dims=True), R.Max(input=highest, axis=inner, keep_dims=True)
-    rows = R.Pack(values=[nonfinite, mean * largest, m2, lowest, highest])
-    absolute = R.Sum(input=settled(R.Abs(x=values)), axis=constant([1]), keep_dims=True) * largest
-    return R.Reshape(tensor=rows, shape=constant([5, -1])), R.Reshape(tensor=absolute, shape=constant([1, -1]))
+def _exact_moments(x: tf.Tensor) -> Sequence[tf.Tensor]:
+    """Return what `_moments` does, of one group [n, M, U]: over the finite elements, m2 in two passes."""
+    axes = constant([1, 2])
+    mask = raw_ops.IsFinite(x=x)
+    values, largest, nonfinite = tensor_statistics.scale_finite(x, mask, axes)
+    finite = raw_ops.Sub(x=constant(1.0), y=nonfinite)
+    total, number, bad = (raw_ops.Sum(input=t, axis=axes, keep_dims=True) for t in (values, finite, nonfinite))
+    mean = raw_ops.DivNoNan(x=total, y=number)
+    difference = (values - mean) * finite
+    scaled_m2 = raw_ops.Sum(input=fusion_barrier(raw_ops.Square(x=difference)), axis=axes, keep_dims=True)
+    m2 = scaled_m2 * largest * largest
+    no_high = fusion_barrier(raw_ops.SelectV2(condition=mask, t=x, e=np.inf))
+    no_low = fusion_barrier(raw_ops.SelectV2(condition=mask, t=x, e=-np.inf))
+    lowest = raw_ops.Min(input=no_high, axis=axes, keep_dims=True)
+    highest = raw_ops.Max(input=no_low, axis=axes, keep_dims=True)
+    rows = raw_ops.Pack(values=[bad, mean * largest, m2, lowest, highest])
+    magnitude = fusion_barrier(raw_ops.Abs(x=values))
+    absolute_sums = raw_ops.Sum(input=magnitude, axis=constant([1]), keep_dims=True) * largest
+    return (
+        raw_ops.Reshape(tensor=rows, shape=constant([5, -1])),
+        raw_ops.Reshape(tensor=absolute_sums, shape=constant([1, -1])),
+    )
 
 
-def _flags(groups: Sequence[Group], calls: Sequence[Call]) -> list[tf.Tensor]:
-    """The UNIT_ROWS but the first: how many elements of each unit are 0, flat, saturated low and high, `[sum U]`."""
-    first, second, zero, found = constant([0]), constant([1]), constant(0.0), []
+def _unit_counts(groups: Sequence[Group], calls: Sequence[LayerCall]) -> list[tf.Tensor]:
+    """Return all UNIT_ROWS but the first, in their order: counts of each unit's elements, each float32 [sum U]."""
+    batch_axis = constant([0])
+    batch_axis_of_stack = constant([1])
+    zero = constant(0.0)
+    counts = []
     for group in groups:
-        call, x = calls[group.indices[0]], group.x
-        nothing = tf.zeros([*[len(group.indices)] * group.many, x.shape[-1]])
-
-        def counted(where: tf.Tensor | None, many: bool = group.many, none: tf.Tensor = nothing) -> tf.Tensor:
-            if where is None:
-                return none
-            return R.Sum(input=settled(R.Cast(x=where, DstT=tf.float32)), axis=second if many else first)
-
-        with blaming(call.name):
-            zeros = counted(R.Equal(x=x, y=zero))
-            low, high = saturation_masks(call.activation, _z(call), x)
-            relu = call.activation.nonnegative and call.activation.saturated[0] == 0  # its saturated low are its zeros
+        call = calls[group.indices[0]]
+        x = group.tensor
+        axis = batch_axis_of_stack if group.stacked else batch_axis
+        units = x.shape[-1]
+        none = tf.zeros([len(group.indices), units] if group.stacked else [units])
+        with attribute_errors_to(call.name):
+            zeros = _count(raw_ops.Equal(x=x, y=zero), axis, none)
+            low, high = saturation_masks(call.activation, _pre_activation(call), x)
             flat = flat_mask(call.activation, x)
-        found.append((zeros, counted(flat), zeros if relu else counted(low), counted(high)))
-    return [_by_unit(row) for row in zip(*found, strict=True)]
+        # What is saturated low of a ReLU are its zeros.
+        is_relu = call.activation.nonnegative and call.activation.saturated[0] == 0
+        flat_count = _count(flat, axis, none)
+        low_count = zeros if is_relu else _count(low, axis, none)
+        counts.append((zeros, flat_count, low_count, _count(high, axis, none)))
+    return [_concat_units(row) for row in zip(*counts, strict=True)]
+
+
+def _count(mask: tf.Tensor | None, axis: tf.Tensor, none: tf.Tensor) -> tf.Tensor:
+    """Return how many elements are true along `axis`, float32; `none` without a mask."""
+    if mask is None:
+        return none
+    return raw_ops.Sum(input=fusion_barrier(raw_ops.Cast(x=mask, DstT=tf.float32)), axis=axis)
 
 
 def saturation_masks(
@@ -218,16 +286,20 @@ def flat_mask(activation: Activation, a: tf.Tensor) -> tf.Tensor | None:
     return (a <= low) | (a >= high)
 
 
-def _deltas(measured: Sequence[Measured]) -> tuple[tf.Tensor, tf.Tensor]:
-    """L2 norms of the gradients with respect to a, z and input, [3, L], NaN where there is none; and the number of
-    their non-finite elements, [L].
+def _delta_rows(deltas: Sequence[Sequence[tf.Tensor | None]]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return L2 norms and non-finite elements of the gradients with respect to a, z and input of L calls.
+
+    Returns:
+      The norms, float32 [3, L], NaN where there is no gradient; and the number of non-finite elements, summed over the
+      three, float32 [L].
     """
-    deltas = [delta for _, of_call in measured for delta in of_call]
-    # Along a chain, that of a layer's output is that of the next one's input: one tensor.
-    there = different(deltas)
-    if not there:
-        return tf.fill([3, len(measured)], np.nan), tf.zeros([len(measured)])
-    groups = grouped(there)
-    rows = in_order(tensor_statistics.lengths(groups), groups)
-    lengths, bad = (spread(rows[i : i + 1], deltas, absent) for i, absent in ((0, np.nan), (2, 0.0)))
-    return tf.transpose(tf.reshape(lengths, [-1, 3])), tf.reduce_sum(tf.reshape(bad, [-1, 3]), 1)
+    flat = [delta for of_call in deltas for delta in of_call]
+    # Along a chain a layer's output is the next one's input, so the gradient is one tensor and reduced once.
+    distinct = distinct_tensors(flat)
+    if not distinct:
+        return tf.fill([3, len(deltas)], np.nan), tf.zeros([len(deltas)])
+    groups = group_by_shape(distinct)
+    rows = restore_order(tensor_statistics.norm_rows(groups), groups)
+    norms = expand_columns(rows[0:1], flat)
+    nonfinite = expand_columns(rows[2:3], flat, absent=0.0)
+    return tf.transpose(tf.reshape(norms, [-1, 3])), tf.reduce_sum(tf.reshape(nonfinite, [-1, 3]), 1)

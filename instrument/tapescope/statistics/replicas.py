@@ -1,101 +1,161 @@
-"""What replicas know of each other: one small collective a measured step, and what they disagree on.
+"""Statistics that need several replicas: one small collective a measured step, and how replicas' gradients differ.
 
-A replica's statistics differ from the next one's in kind (sums, extremes, means), so they are not reduced but gathered:
-each replica adds its vector into a row of its own of `[R, K]` zeros, and one SUM all-reduce gives all rows to all.
-Histograms are summed in the same call, as two float32 halves of 12 and 19 bits, so that counts stay exact.
+A replica's statistics are of different kinds (sums, extremes, means), so they are gathered, not reduced. Each replica
+writes its vector into its own row of [R, K] zeros, and one SUM all-reduce gives all rows to all replicas. Histograms
+are summed in the same call, as two float32 parts of 12 and 19 bits, so that counts stay exact.
+See docs/decisions/0003-one-collective-per-measured-step.md.
+
+Letters: K statistics, N elements, n tensors, R replicas, V variables.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow import raw_ops
 
-from tapescope.statistics.batched_ops import R, concat, constant, grouped, in_order, spread
+from tapescope.statistics.batched_ops import concat, constant, expand_columns, group_by_shape, restore_order
 
-_HALF = 4096
+_COUNT_BASE = 4096
+"""Counts are sent as quotient and remainder: below 2^31 / 4096 and 4096, with room for their sums in float32's 2^24."""
 
 
 def context() -> tuple[tf.distribute.ReplicaContext | None, int]:
-    """The replica context that this code runs in, if any, and the number of replicas R."""
-    here = tf.distribute.get_replica_context()
-    return here, (here.num_replicas_in_sync if here is not None else 1)
+    """Return the replica context that this code runs in, or None, and the number of replicas R."""
+    replica_context = tf.distribute.get_replica_context()
+    return replica_context, (replica_context.num_replicas_in_sync if replica_context is not None else 1)
 
 
-def speaks_for_all(variables: Sequence[Any]) -> bool:
-    """Whether this process is the one that writes: False on all workers but the chief, of those that share these."""
+def should_write(variables: Sequence[Any]) -> bool:
+    """Return whether this process writes records: of the workers that share `variables`, the chief alone does."""
     values = [getattr(v, "value", v) for v in variables]  # of a Keras variable
     strategy = next((getattr(v, "distribute_strategy", None) for v in values), None)
     return strategy is None or bool(strategy.extended.should_save_summary)
 
 
-def gather(here: tf.distribute.ReplicaContext, vector: tf.Tensor, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Every replica's float32 `vector`, `[K]` to `[R, K]`, and the sum of the int32 `counts` `[N]` over replicas."""
-    replicas = here.num_replicas_in_sync
-    mine = tf.range(replicas) == tf.cast(here.replica_id_in_sync_group, tf.int32)
-    rows = tf.where(mine[:, None], vector[None, :], 0.0)
-    halves = [tf.cast(half, tf.float32) for half in (tf.math.floordiv(counts, _HALF), tf.math.floormod(counts, _HALF))]
-    packed = tf.concat([tf.reshape(rows, [-1]), *halves], 0)
-    summed = here.all_reduce(tf.distribute.ReduceOp.SUM, packed)
-    rows, high, low = tf.split(summed, [tf.size(rows), tf.size(counts), tf.size(counts)])
+def gather(
+    replica_context: tf.distribute.ReplicaContext, vector: tf.Tensor, counts: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Gather a vector and sum counts over replicas, in one collective.
+
+    Args:
+      replica_context: of this replica.
+      vector: float32 [K].
+      counts: int32 [N].
+
+    Returns:
+      All replicas' vectors, float32 [R, K], and the sums, int32 [N].
+    """
+    replicas = replica_context.num_replicas_in_sync
+    is_own_row = tf.range(replicas) == tf.cast(replica_context.replica_id_in_sync_group, tf.int32)
+    rows = tf.where(is_own_row[:, None], vector[None, :], 0.0)
+    quotient = tf.math.floordiv(counts, _COUNT_BASE)
+    remainder = tf.math.floormod(counts, _COUNT_BASE)
+    count_parts = [tf.cast(part, tf.float32) for part in (quotient, remainder)]
+    packed = tf.concat([tf.reshape(rows, [-1]), *count_parts], 0)
+    summed = replica_context.all_reduce(tf.distribute.ReduceOp.SUM, packed)
+    rows, quotient, remainder = tf.split(summed, [tf.size(rows), tf.size(counts), tf.size(counts)])
     rows = tf.reshape(rows, [replicas, vector.shape[0]])
-    return rows, tf.cast(high, tf.int32) * _HALF + tf.cast(low, tf.int32)
+    return rows, tf.cast(quotient, tf.int32) * _COUNT_BASE + tf.cast(remainder, tf.int32)
 
 
-def all_reduce(here: tf.distribute.ReplicaContext, parts: Sequence[tf.Tensor | None]) -> list[tf.Tensor | None]:
-    """The sum over replicas of each gradient, in one batched collective; None stays None."""
-    summed = iter(here.all_reduce(tf.distribute.ReduceOp.SUM, [p for p in parts if p is not None]))
-    return [None if p is None else next(summed) for p in parts]
+def all_reduce(
+    replica_context: tf.distribute.ReplicaContext, gradients: Sequence[tf.Tensor | None]
+) -> list[tf.Tensor | None]:
+    """Return the sum over replicas of each gradient, in one batched collective; None stays None."""
+    summed = iter(replica_context.all_reduce(tf.distribute.ReduceOp.SUM, [g for g in gradients if g is not None]))
+    return [None if g is None else next(summed) for g in gradients]
 
 
-def lens(own: Sequence[tf.Tensor | None], total: Sequence[tf.Tensor | None]) -> tf.Tensor:
-    """How one replica's gradients stand to the aggregate, `[3, V]`: L2 norm, cosine, share of elements of equal sign.
+def replica_rows(
+    replica_gradients: Sequence[tf.Tensor | None], summed_gradients: Sequence[tf.Tensor | None]
+) -> tf.Tensor:
+    """Compare this replica's part of each gradient with the sum over replicas.
 
-    NaN where there is no gradient, and for the cosine where a norm is 0.
+    Args:
+      replica_gradients: of this replica, V of them; None where a variable has no gradient.
+      summed_gradients: their sums over replicas.
+
+    Returns:
+      `metadata.REPLICA_COLUMNS`, float32 [3, V]: L2 norm, cosine to the sum, share of elements of equal sign. NaN where
+      there is no gradient. The cosine is NaN where a norm is 0.
     """
-    pairs = {id(x): (x, y) for x, y in zip(own, total, strict=True) if x is not None and y is not None}
+    pairs = {
+        id(x): (x, y)
+        for x, y in zip(replica_gradients, summed_gradients, strict=True)
+        if x is not None and y is not None
+    }
     if not pairs:
-        return tf.fill([3, len(own)], float("nan"))
-    totals, rows = [y for _, y in pairs.values()], []
-    groups = grouped([x for x, _ in pairs.values()])
+        return tf.fill([3, len(replica_gradients)], float("nan"))
+    sums = [y for _, y in pairs.values()]
+    rows = []
+    groups = group_by_shape([x for x, _ in pairs.values()])
     for group in groups:
-        others = [totals[i] for i in group.indices]
-        pair = group.x, R.Pack(values=others) if group.many else others[0]
-        shape = constant([len(others), -1])
-        rows.append(_compared(*(R.Reshape(tensor=t, shape=shape) for t in pair)))
-    there = [x if x is not None and id(x) in pairs else None for x in own]
-    return spread(in_order(concat(rows, 1), groups), there)
+        group_sums = [sums[i] for i in group.indices]
+        other = raw_ops.Pack(values=group_sums) if group.stacked else group_sums[0]
+        shape = constant([len(group_sums), -1])
+        own = raw_ops.Reshape(tensor=group.tensor, shape=shape)
+        rows.append(_compare(own, raw_ops.Reshape(tensor=other, shape=shape)))
+    present = [x if x is not None and id(x) in pairs else None for x in replica_gradients]
+    return expand_columns(restore_order(concat(rows, 1), groups), present)
 
 
-def _compared(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """`[3, n]` of two `[n, N]`; in float64: the product of two gradients of 1e-25 is below the smallest float32."""
-    last, none = constant([1]), constant(0.0)
-    x, y = (R.SelectV2(condition=R.IsFinite(x=t), t=t, e=none) for t in (x, y))
-    same = R.Mean(input=R.Cast(x=R.Equal(x=R.Sign(x=x), y=R.Sign(x=y)), DstT=tf.float32), axis=last)
-    a, b = (R.Cast(x=t, DstT=tf.float64) for t in (x, y))
-    inner, length, length_all = (R.Sum(input=R.Mul(x=p, y=q), axis=last) for p, q in ((a, b), (a, a), (b, b)))
-    length = R.Sqrt(x=length)
-    cosine = inner / (length * R.Sqrt(x=length_all))  # 0 / 0 is NaN
-    return R.Pack(values=[*(R.Cast(x=t, DstT=tf.float32) for t in (length, cosine)), same])
+def _compare(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Return norm of `x`, cosine and share of equal signs, float32 [3, n], of two [n, N].
 
-
-def noise_scale(own: tf.Tensor, total: tf.Tensor, examples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The simple noise scale tr(S) / |G|^2 in examples: per variable `[V]`, and over all of them `[]`.
-
-    `own` [R, V] are the norms of the replicas' parts of the gradient, whose sum has norms `total` [V]; `examples` is
-    the global batch. Unbiased estimates of numerator and denominator from two batch sizes: McCandlish, Kaplan, Amodei,
-    "An Empirical Model of Large-Batch Training", 2018, appendix A.1. One step's value is noisy and may be negative.
+    Sums are float64: the product of two gradients of 1e-25 is below the smallest float32.
     """
-    replicas = tf.cast(tf.shape(own)[0], tf.float32)
-    big, small = examples, examples / replicas
+    last = constant([1])
+    zero = constant(0.0)
+    x, y = (raw_ops.SelectV2(condition=raw_ops.IsFinite(x=t), t=t, e=zero) for t in (x, y))
+    equal_sign = raw_ops.Equal(x=raw_ops.Sign(x=x), y=raw_ops.Sign(x=y))
+    sign_share = raw_ops.Mean(input=raw_ops.Cast(x=equal_sign, DstT=tf.float32), axis=last)
+    a, b = (raw_ops.Cast(x=t, DstT=tf.float64) for t in (x, y))
+    product, square_x, square_y = (
+        raw_ops.Sum(input=raw_ops.Mul(x=p, y=q), axis=last) for p, q in ((a, b), (a, a), (b, b))
+    )
+    norm = raw_ops.Sqrt(x=square_x)
+    cosine = product / (norm * raw_ops.Sqrt(x=square_y))  # 0 / 0 is NaN
+    norm, cosine = (raw_ops.Cast(x=t, DstT=tf.float32) for t in (norm, cosine))
+    return raw_ops.Pack(values=[norm, cosine, sign_share])
+
+
+def noise_scale(
+    replica_norms: tf.Tensor, gradient_norms: tf.Tensor, examples: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Estimate the simple noise scale B = tr(S) / |G|^2 of one step, in examples.
+
+    S is the covariance of one example's gradient and G the mean gradient. Mean gradients g of b and g' of B examples
+    give unbiased estimates of both: McCandlish, Kaplan, Amodei, "An Empirical Model of Large-Batch Training", 2018,
+    appendix A.1:
+
+        tr(S) = (|g|^2 - |g'|^2) / (1/b - 1/B)
+        |G|^2 = (B |g'|^2 - b |g|^2) / (B - b)
+
+    The small batch is a replica's, the large one the global batch. One step's ratio is noisy and may be negative.
+    `tensorboard_plugin_tapescope.series.noise_scale` averages the two estimates over a run, with an interval.
+
+    Args:
+      replica_norms: L2 norms of the replicas' parts of the gradient, float32 [R, V].
+      gradient_norms: L2 norms of their sum, float32 [V].
+      examples: the global batch, float32 [].
+
+    Returns:
+      The noise scale of each variable, float32 [V], and over all of them, float32 [].
+    """
+    replicas = tf.cast(tf.shape(replica_norms)[0], tf.float32)
+    big = examples
+    small = examples / replicas
     # A replica's part is 1/R of its own mean gradient.
-    norm2_small = tf.reduce_mean(tf.square(own * replicas), 0)
-    norm2_big = tf.square(total)
+    small_squares = tf.reduce_mean(tf.square(replica_norms * replicas), 0)
+    big_squares = tf.square(gradient_norms)
 
     def ratio(small2: tf.Tensor, big2: tf.Tensor) -> tf.Tensor:
         trace = (small2 - big2) / (1 / small - 1 / big)
         gradient2 = (big * big2 - small * small2) / (big - small)
         return trace / gradient2
 
-    present = tf.math.logical_not(tf.math.is_nan(norm2_big))
-    sums = [tf.reduce_sum(tf.where(present, x, 0.0)) for x in (norm2_small, norm2_big)]
-    return ratio(norm2_small, norm2_big), ratio(*sums)
+    present = tf.math.logical_not(tf.math.is_nan(big_squares))
+    small_sum = tf.reduce_sum(tf.where(present, small_squares, 0.0))
+    big_sum = tf.reduce_sum(tf.where(present, big_squares, 0.0))
+    return ratio(small_squares, big_squares), ratio(small_sum, big_sum)

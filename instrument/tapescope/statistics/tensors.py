@@ -1,10 +1,8 @@
-"""Of gradients and weights: pure functions from tensors to numbers, in eager, `tf.function`, XLA and replicas alike.
+"""Statistics of gradients and weights: pure functions, in eager steps, `tf.function`, XLA and replicas alike.
 
-All arithmetic is float32 or better whatever the tensor's dtype. A NaN or Inf element is counted and then left out, so
-that one of them does not hide the rest; norms keep their digits from 1e-38 to 1e38. Both cost several passes over the
-data, so everything is first computed the quick way, which reads each tensor a few times and writes little. If a sum
-comes out that the quick way could have got wrong, the tensors it belongs to are done again the safe way: masked, and
-divided by their largest magnitude. See `tapescope.statistics.batched_ops` for how many tensors are reduced by few nodes.
+All arithmetic is float32 or better whatever the tensor's dtype. NaN and Inf elements are counted and then left out, so
+that one of them does not hide the rest. Norms are accurate from 1e-38 to 1e38. Both need the exact path of
+`tapescope.statistics.batched_ops`, which is taken only where the fast path may be wrong.
 
 Letters: B bins, K statistics, N elements, n tensors, V variables.
 """
@@ -13,120 +11,165 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow import raw_ops
 
+from tapescope.capture import private_api
 from tapescope.statistics import histograms
 from tapescope.statistics.batched_ops import (
     Group,
-    R,
-    again,
-    axes,
     chunks,
-    compiled,
     concat,
+    concat_parts,
     constant,
-    different,
-    elements,
-    grouped,
-    in_order,
-    joined,
-    settled,
-    spread,
+    distinct_tensors,
+    element_counts,
+    expand_columns,
+    fusion_barrier,
+    group_by_shape,
+    reduction_axes,
+    restore_order,
+    with_exact_fallback,
 )
 from tensorboard_plugin_tapescope.metadata import BINS
 
 GRADIENT_ROWS = ("norm", "max", "zero", "nonfinite")
 WEIGHT_ROWS = ("norm", "change", "nonfinite")
-_DECADES = 30
-"""A sum of squares outside of 1e-30 to 1e30 may have lost digits, or be 0 though no element is."""
+_SQUARE_DECADES = 30
+"""A sum of squares outside 1e-30 to 1e30 may have lost digits, or be 0 although no element is."""
 
 
-def squares(groups: Sequence[Group]) -> tf.Tensor:
-    """Sum of squares of each tensor, float32 [n], in one pass where it lies alone."""
-    pairs = zip(groups, axes(groups), strict=True)
-    if compiled():
-        return joined([R.Sum(input=settled(R.Square(x=g.x)), axis=axis) for g, axis in pairs], groups)
-    parts = [R.Sum(input=R.Square(x=g.x), axis=axis) if g.many else R.L2Loss(t=g.x) for g, axis in pairs]
-    return joined(parts, groups) * constant([2.0 - g.many for g in groups for _ in g.indices])
+def sums_of_squares(groups: Sequence[Group]) -> tf.Tensor:
+    """Return the sum of squares of each tensor, float32 [n]. Outside XLA a single tensor takes one pass, by L2Loss."""
+    pairs = zip(groups, reduction_axes(groups), strict=True)
+    if private_api.in_xla_context():
+        parts = [raw_ops.Sum(input=fusion_barrier(raw_ops.Square(x=g.tensor)), axis=axes) for g, axes in pairs]
+        return concat_parts(parts, groups)
+    parts = [
+        raw_ops.Sum(input=raw_ops.Square(x=g.tensor), axis=axes) if g.stacked else raw_ops.L2Loss(t=g.tensor)
+        for g, axes in pairs
+    ]
+    factors = [1.0 if g.stacked else 2.0 for g in groups for _ in g.indices]  # L2Loss is half of the sum
+    return concat_parts(parts, groups) * constant(factors)
 
 
-def _safe_rows(x: tf.Tensor) -> Sequence[tf.Tensor]:
-    """L2 norm and largest magnitude of the finite elements, and the number of the others: `[n, N]` to `[3, n]`."""
-    inner = constant([1])
-    values, largest, bad = finite(x, R.IsFinite(x=x), inner)
-    length = R.Sqrt(x=R.Sum(input=settled(R.Square(x=values)), axis=inner, keep_dims=True)) * largest
-    rows = R.Pack(values=[length, largest, R.Sum(input=bad, axis=inner, keep_dims=True)])
-    return (R.Reshape(tensor=rows, shape=constant([3, -1])),)
+def scale_finite(x: tf.Tensor, mask: tf.Tensor, axes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Divide a tensor by the largest magnitude of its finite elements, such that no square overflows or underflows.
 
+    Args:
+      x: float32 [n, ...].
+      mask: bool, of the shape of `x`: whether an element is finite.
+      axes: all axes but the first.
 
-def finite(x: tf.Tensor, mask: tf.Tensor, inner: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """A tensor divided by the largest magnitude of its finite elements, which `mask` says, with 0 for the others; that
-    magnitude, over the axes `inner`, which are kept; and 1 for the others, 0 for the finite. No square of what is
-    within 1 leaves float32.
+    Returns:
+      The scaled elements, 0 where not finite, of the shape of `x`; the largest magnitudes, [n, 1, ...]; and 1 for
+      each element that is not finite, else 0, of the shape of `x`.
     """
-    values = settled(R.SelectV2(condition=mask, t=x, e=0.0))
-    largest = R.Max(input=settled(R.Abs(x=values)), axis=inner, keep_dims=True)
-    return R.DivNoNan(x=values, y=largest), largest, settled(R.Cast(x=R.LogicalNot(x=mask), DstT=tf.float32))
+    values = fusion_barrier(raw_ops.SelectV2(condition=mask, t=x, e=0.0))
+    largest = raw_ops.Max(input=fusion_barrier(raw_ops.Abs(x=values)), axis=axes, keep_dims=True)
+    scaled = raw_ops.DivNoNan(x=values, y=largest)
+    nonfinite = fusion_barrier(raw_ops.Cast(x=raw_ops.LogicalNot(x=mask), DstT=tf.float32))
+    return scaled, largest, nonfinite
 
 
-def in_range(square: tf.Tensor) -> tf.Tensor:
-    """Whether a sum of squares lies where float32 keeps its digits, bool [n]; False for NaN."""
-    return R.Less(x=R.Abs(x=R.Log(x=square)), y=constant(_DECADES * np.log(10)))
+def is_in_range(square: tf.Tensor) -> tf.Tensor:
+    """Return whether float32 keeps all digits of a sum of squares, bool [n]; False for 0, NaN and Inf."""
+    return raw_ops.Less(x=raw_ops.Abs(x=raw_ops.Log(x=square)), y=constant(_SQUARE_DECADES * np.log(10)))
 
 
-def lengths(groups: Sequence[Group], good: Callable[[tf.Tensor], tf.Tensor] = in_range) -> tf.Tensor:
-    """L2 norm (twice) and number of non-finite elements of each tensor, `[3, n]` in the order of `groups`."""
+def _exact_norm_rows(x: tf.Tensor) -> Sequence[tf.Tensor]:
+    """Return L2 norm and largest magnitude of the finite elements, and how many are not: [n, N] to [3, n]."""
+    axes = constant([1])
+    values, largest, nonfinite = scale_finite(x, raw_ops.IsFinite(x=x), axes)
+    square = raw_ops.Sum(input=fusion_barrier(raw_ops.Square(x=values)), axis=axes, keep_dims=True)
+    norm = raw_ops.Sqrt(x=square) * largest
+    rows = raw_ops.Pack(values=[norm, largest, raw_ops.Sum(input=nonfinite, axis=axes, keep_dims=True)])
+    return (raw_ops.Reshape(tensor=rows, shape=constant([3, -1])),)
+
+
+def norm_rows(groups: Sequence[Group], is_valid: Callable[[tf.Tensor], tf.Tensor] = is_in_range) -> tf.Tensor:
+    """Return L2 norm, a row without meaning, and number of non-finite elements of each tensor.
+
+    Args:
+      groups: n tensors, flat.
+      is_valid: from sums of squares [n] to whether the fast path is right, bool [n].
+
+    Returns:
+      float32 [3, n], in the order of the groups.
+    """
     rows = []
     for chunk in chunks(groups):
-        square = squares(chunk)
-        length = R.Sqrt(x=square)
-        quick = R.Pack(values=[length, length, R.ZerosLike(x=length)])
-        rows += again(good(square), [quick], chunk, _safe_rows)
+        square = sums_of_squares(chunk)
+        norm = raw_ops.Sqrt(x=square)
+        # The exact path's second row is the largest magnitude, which nobody here asks for: any row of its shape serves.
+        fast = raw_ops.Pack(values=[norm, norm, raw_ops.ZerosLike(x=norm)])
+        rows += with_exact_fallback(is_valid(square), [fast], chunk, _exact_norm_rows)
     return concat(rows, 1)
 
 
 def norms(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
-    """L2 norm of the finite elements of each, float32 [n]; NaN for None."""
-    groups = grouped(different(tensors))
-    return spread(in_order(lengths(groups), groups)[:1], tensors)[0]
+    """Return the L2 norm of the finite elements of each tensor, float32 [n]; NaN for None."""
+    groups = group_by_shape(distinct_tensors(tensors))
+    return expand_columns(restore_order(norm_rows(groups), groups)[:1], tensors)[0]
 
 
 def gradient_rows(gradients: Sequence[tf.Tensor | None], histogram: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """GRADIENT_ROWS of each variable's gradient, float32 [K, V], NaN where there is none; counts over bins if asked,
-    int32 [V, B], 0 where there is none.
+    """Return the statistics of each variable's gradient.
+
+    Args:
+      gradients: V of them, dense, float32; None where a variable has no gradient.
+      histogram: whether elements are counted over bins.
+
+    Returns:
+      GRADIENT_ROWS, float32 [K, V], NaN for None; and the counts, int32 [V, B], 0 for None, or None if not asked for.
     """
-    there = different(gradients)
-    if not there:
-        nothing = tf.zeros([len(gradients), BINS], tf.int32) if histogram else None
-        return tf.fill([len(GRADIENT_ROWS), len(gradients)], np.nan), nothing
-    groups = grouped(there)
-    rows = concat([_gradients(c) for c in chunks(groups)], 1)
-    length, largest, nonfinite = tf.unstack(rows)
+    distinct = distinct_tensors(gradients)
+    if not distinct:
+        no_counts = tf.zeros([len(gradients), BINS], tf.int32) if histogram else None
+        return tf.fill([len(GRADIENT_ROWS), len(gradients)], np.nan), no_counts
+    groups = group_by_shape(distinct)
+    rows = concat([_norm_max_nonfinite(chunk) for chunk in chunks(groups)], 1)
+    norm, largest, nonfinite = tf.unstack(rows)
+    bins = None
     if histogram:
-        counts = histograms.codes(groups)
-        zeros = histograms.zeros(counts)
-        bins = in_order(histograms.folded(counts, groups, elements(groups) - nonfinite), groups)
-        bins = tf.transpose(spread(bins, gradients, 0))
+        counts = histograms.count_codes(groups)
+        zero = histograms.zero_share_of_counts(counts)
+        folded = histograms.fold_into_bins(counts, groups, element_counts(groups) - nonfinite)
+        bins = tf.transpose(expand_columns(restore_order(folded, groups), gradients, absent=0))
     else:
-        zeros, bins = histograms.compared(groups), None
-    rows = R.Pack(values=[length, largest, zeros, nonfinite])
-    return spread(in_order(rows, groups), gradients), bins
+        zero = histograms.zero_share(groups)
+    rows = raw_ops.Pack(values=[norm, largest, zero, nonfinite])
+    return expand_columns(restore_order(rows, groups), gradients), bins
 
 
-def _gradients(groups: Sequence[Group]) -> tf.Tensor:
-    inner = axes(groups)
-    square = squares(groups)
-    highest = joined([R.Max(input=g.x, axis=axis) for g, axis in zip(groups, inner, strict=True)], groups)
-    lowest = joined([R.Min(input=g.x, axis=axis) for g, axis in zip(groups, inner, strict=True)], groups)
-    largest = R.Maximum(x=highest, y=R.Neg(x=lowest))
-    length = R.Sqrt(x=square)
-    quick = R.Pack(values=[length, largest, R.ZerosLike(x=length)])
-    nothing = R.Cast(x=R.Equal(x=largest, y=constant(0.0)), DstT=tf.float32)
-    return again(in_range(square + nothing), [quick], groups, _safe_rows)[0]
+def _norm_max_nonfinite(groups: Sequence[Group]) -> tf.Tensor:
+    """Return L2 norm, largest magnitude and number of non-finite elements of one chunk's tensors, float32 [3, n]."""
+    axes = reduction_axes(groups)
+    square = sums_of_squares(groups)
+    highest = concat_parts([raw_ops.Max(input=g.tensor, axis=a) for g, a in zip(groups, axes, strict=True)], groups)
+    lowest = concat_parts([raw_ops.Min(input=g.tensor, axis=a) for g, a in zip(groups, axes, strict=True)], groups)
+    largest = raw_ops.Maximum(x=highest, y=raw_ops.Neg(x=lowest))
+    norm = raw_ops.Sqrt(x=square)
+    fast = raw_ops.Pack(values=[norm, largest, raw_ops.ZerosLike(x=norm)])
+    # A gradient that is 0 everywhere has the sum of squares 0, which is right: 1 is tested in its place.
+    all_zero = raw_ops.Cast(x=raw_ops.Equal(x=largest, y=constant(0.0)), DstT=tf.float32)
+    (rows,) = with_exact_fallback(is_in_range(square + all_zero), [fast], groups, _exact_norm_rows)
+    return rows
 
 
 def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> tf.Tensor:
-    """WEIGHT_ROWS of each variable, float32 [K, V]. A weight of 1e-16 is as good as 0."""
-    old, new = (grouped([tf.cast(v, tf.float32) for v in values]) for values in (before, after))
-    change = [g._replace(x=R.Sub(x=m.x, y=g.x)) for g, m in zip(old, new, strict=True)]
-    (length, _, nonfinite), (moved, _, _) = (tf.unstack(lengths(groups, tf.math.is_finite)) for groups in (old, change))
-    return in_order(R.Pack(values=[length, moved, nonfinite]), old)
+    """Return the statistics of each variable and of its change in a step.
+
+    The exact path is taken for NaN and Inf only. Squares that underflow are left: a weight of 1e-16 is as good as 0.
+
+    Args:
+      before: V variables before the optimizer's step.
+      after: the same ones after it.
+
+    Returns:
+      WEIGHT_ROWS, float32 [K, V]: L2 norm before, L2 norm of the change, number of non-finite elements before.
+    """
+    old, new = (group_by_shape([tf.cast(v, tf.float32) for v in values]) for values in (before, after))
+    change = [o._replace(tensor=raw_ops.Sub(x=n.tensor, y=o.tensor)) for o, n in zip(old, new, strict=True)]
+    norm, _, nonfinite = tf.unstack(norm_rows(old, tf.math.is_finite))
+    change_norm, _, _ = tf.unstack(norm_rows(change, tf.math.is_finite))
+    return restore_order(raw_ops.Pack(values=[norm, change_norm, nonfinite]), old)

@@ -31,7 +31,11 @@ def test_nonfinite_elements_are_in_no_bin():
 
 
 def test_up_to_the_limit_all_are_counted():
-    x = np.random.default_rng(0).normal(size=[3 * (batched_ops.STACKED + batched_ops.BLOCK) - 1]).astype(np.float32)
+    x = (
+        np.random.default_rng(0)
+        .normal(size=[3 * (batched_ops.MAX_STACKED_SIZE + batched_ops.SAMPLE_BLOCK) - 1])
+        .astype(np.float32)
+    )
     np.testing.assert_array_equal(counted(x)[1], oracle.histogram(x, EDGES))
 
 
@@ -53,7 +57,7 @@ def test_of_a_large_tensor_a_part_is_counted(shape):
     np.testing.assert_allclose(list(row.values()), lean, rtol=1e-6)
     share = true / x.size
     assert not np.array_equal(bins, true)
-    np.testing.assert_array_less(abs(bins / x.size - share), 4 * np.sqrt((share + 1e-4) / batched_ops.STACKED))
+    np.testing.assert_array_less(abs(bins / x.size - share), 4 * np.sqrt((share + 1e-4) / batched_ops.MAX_STACKED_SIZE))
 
 
 def test_a_large_tensor_with_nan_adds_up_to_its_finite_elements():
@@ -78,11 +82,11 @@ def test_xla_counts_the_same():
 
 @pytest.mark.parametrize("size", [401_408, 262_144, 524_288, 98_304, 98_353, 3 * 5 * 7 * 11 * 13 * 100, 10**7])
 def test_no_row_length_is_a_multiple_of_the_stride(size):
-    (group,) = batched_ops.grouped([tf.zeros([size])])
+    (group,) = batched_ops.group_by_shape([tf.zeros([size])])
     assert group.stride == 1 or np.gcd(size, group.stride) == 1
-    counted = int(histograms.codes([group]).numpy().sum())
-    assert counted >= batched_ops.STACKED
-    assert 0 <= size - counted * group.stride < batched_ops.BLOCK * group.stride
+    counted = int(histograms.count_codes([group]).numpy().sum())
+    assert counted >= batched_ops.MAX_STACKED_SIZE
+    assert 0 <= size - counted * group.stride < batched_ops.SAMPLE_BLOCK * group.stride
 
 
 def test_zeros_and_ones_are_never_estimated():
