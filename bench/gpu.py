@@ -25,7 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 from bench.cost import page
-from bench.cost.networks import ABOUT, Trained
+from bench.cost.networks import TITLES, Trained
 from bench.cost.steps import interleaved
 
 import tapescope
@@ -41,7 +41,7 @@ def read_on(device, name):
     with tf.device(device):
         step, _ = Trained(name).probed()
         read: Any = step(True)[1]
-    return summaries.on_host(read)
+    return summaries.to_host(read)
 
 
 def differences(read, expected):
@@ -85,7 +85,7 @@ def mirrored(name):
         strategy.experimental_distribute_values_from_function(lambda c, p=p: tf.constant(p[c.replica_id_in_sync_group]))
         for p in parts
     )
-    return count, summaries.on_host(tf.function(lambda: strategy.run(in_replica, (x, y)))())
+    return count, summaries.to_host(tf.function(lambda: strategy.run(in_replica, (x, y)))())
 
 
 def launches(run, steps=5):
@@ -125,7 +125,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", default="gpu.json")
     parser.add_argument("--repeats", type=int, default=40)
-    parser.add_argument("--networks", default=",".join(ABOUT))
+    parser.add_argument("--networks", default=",".join(TITLES))
     parser.add_argument("--cpu", action="store_true", help="run the program itself on the CPU: to see that it works")
     given = parser.parse_args()
     gpus = tf.config.list_physical_devices("GPU")
@@ -146,7 +146,7 @@ def main():
             of["cost"] = cost(name, given.repeats)
         for program, row in of["cost"].items():
             print(
-                f"| {ABOUT[name]} | {program} | {row['ms']:.3f} | {row['ratio']:.3f} | {row['launches']} |", flush=True
+                f"| {TITLES[name]} | {program} | {row['ms']:.3f} | {row['ratio']:.3f} | {row['launches']} |", flush=True
             )
         wrong |= any(found for what, found in of.items() if "differ" in what)
     print("\n" + ("readings differ: see below" if wrong else "all readings agree"))

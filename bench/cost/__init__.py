@@ -1,1 +1,1 @@
-"""What measuring costs. See `__main__.py`."""
+"""The cost of measuring: step time, memory, first call and record size. See `__main__.py`."""

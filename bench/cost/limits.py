@@ -1,4 +1,4 @@
-"""What must stay bounded: memory, tracing against depth, the size of a record, and all that could grow."""
+"""Bounds: memory, tracing time against depth, the size of a record, a slow disk, and growth over many steps."""
 
 import gc
 import os
@@ -10,12 +10,17 @@ import time
 import numpy as np
 from bench.cost.networks import Trained
 from bench.cost.steps import first_call, interleaved, warm_up
+from tensorboard.backend.event_processing import event_file_loader
 
 import tapescope
+from tapescope.storage import event_file
+
+TEXT = 7
+"""`DT_STRING`: status and findings, which are written when they change."""
 
 
 def memory(name, measured, steps=8):
-    """The process' largest resident memory after some steps, MiB, and how much more than before the first."""
+    """Return the largest resident memory of the process, in MiB: after some steps, and before the first one."""
     trained = Trained(name)
     before = _peak_mib()
     if measured:
@@ -34,23 +39,24 @@ def _peak_mib():
 
 
 def depth(layers, repeats):
-    """Tracing and a measured step of a chain of so many layers."""
+    """Time the first call and a measured step of a chain of that many layers."""
     warm_up()
     trained = Trained(f"chain{layers}")
-    plain, (step, _) = trained.plain(), trained.probed()
-    table = {
+    plain = trained.plain()
+    step, _ = trained.probed()
+    programs = {
         "plain": lambda: plain().numpy(),
         "unmeasured": lambda: step(False)[0].numpy(),
         "all": lambda: step(True)[0].numpy(),
     }
-    first = {program: first_call(run) for program, run in table.items()}
-    del table["unmeasured"]
+    first = {program: first_call(run) for program, run in programs.items()}
+    del programs["unmeasured"]
     ratio = (first["unmeasured"] + first["all"]) / first["plain"]
-    return interleaved(table, repeats) | {"first call": {"plain_s": first["plain"], "ratio": ratio}}
+    return interleaved(programs, repeats) | {"first call": {"plain_s": first["plain"], "ratio": ratio}}
 
 
 def record(name="chain100"):
-    """Bytes that a record takes in the event file, by what it is for."""
+    """Return the bytes that a record takes in the event file: our families, and the tags of TensorBoard's own tabs."""
     trained = Trained(name)
     step, probe = trained.probed()
     logdir = tempfile.mkdtemp()
@@ -60,37 +66,40 @@ def record(name="chain100"):
             recorder.write(n, step(True)[1])
             recorder.state()
             sizes.append(sum(os.path.getsize(os.path.join(logdir, file)) for file in os.listdir(logdir)))
-    families, numbers, own, rest = 0, 0, 0, 0
-    from tensorboard.backend.event_processing import event_file_loader
-
+    families = 0
+    numbers = 0
+    own_bytes = 0
+    builtin_bytes = 0
     path = os.path.join(logdir, os.listdir(logdir)[0])
     for event in event_file_loader.EventFileLoader(path).Load():
         if event.step == 3:
             for value in event.summary.value:
                 if not value.tag.startswith("tapescope/"):
-                    rest += value.ByteSize()
-                elif value.tensor.dtype != 7:  # text: status and findings come once, or when they change
-                    families, own = families + 1, own + value.ByteSize()
+                    builtin_bytes += value.ByteSize()
+                elif value.tensor.dtype != TEXT:
+                    families += 1
+                    own_bytes += value.ByteSize()
                     numbers += int(np.prod([d.size for d in value.tensor.tensor_shape.dim]))
     return {
         "families": families,
         "numbers": numbers,
-        "own_bytes": own,
-        "bytes_a_number": own / numbers,
-        "builtin_tabs_bytes": rest,
+        "own_bytes": own_bytes,
+        "bytes_a_number": own_bytes / numbers,
+        "builtin_tabs_bytes": builtin_bytes,
         "bytes_a_record": sizes[3] - sizes[2],
     }
 
 
 def slow_disk(steps, bytes_a_second=1_000_000, name="chain10"):
-    """Every step measured and written, with a disk of so many bytes a second and with one that takes all at once.
+    """Compare a slow and a fast disk while every step is measured and recorded.
 
-    The backlog is made 1 MiB, so that it is full within these steps.
+    The queue is limited to 1 MiB, so that it fills up within these steps.
     """
     trained = Trained(name)
     step, probe = trained.probed()
     step(True)
-    seconds, left_out = {}, 0
+    seconds = {}
+    left_out = 0
     for kind in ("fast", "slow", "fast again", "slow again"):
         with tapescope.Recorder(tempfile.mkdtemp(), probe) as recorder:
             recorder.state()
@@ -112,25 +121,24 @@ def slow_disk(steps, bytes_a_second=1_000_000, name="chain10"):
 
 
 def _throttle(recorder, bytes_a_second):
-    """Makes every write of this recorder's file take its time, and keeps little waiting."""
-    from tapescope.storage import event_file
-
-    true = event_file.EventFile._append
-    recorder._writer.backlog._most_bytes = 1 << 20
+    """Slow down the writes of this recorder's file, and limit its queue."""
+    original = event_file.EventFile._append
+    recorder._writer.queue.max_bytes = 1 << 20
 
     def append(file, event):
         if file.path.startswith(recorder.logdir):
             time.sleep(event.ByteSize() / bytes_a_second)
-        true(file, event)
+        original(file, event)
 
     event_file.EventFile._append = append
 
 
 def growth(steps):
-    """Memory, threads, open files and step time over many steps of the smallest model, every tenth measured."""
+    """Return the growth of memory, threads, open files and step time over many steps, every tenth measured."""
     trained = Trained("chain1")
     step, probe = trained.probed()
-    when, marks = tapescope.every(10), []
+    when = tapescope.every(10)
+    marks = []
     with tapescope.Recorder(tempfile.mkdtemp(), probe, when) as recorder:
         start = time.perf_counter()
         for n in range(steps + 1):

@@ -1,4 +1,4 @@
-"""The networks whose training is timed, and the programs that train them."""
+"""Networks whose training is timed, and the programs that train them."""
 
 from typing import Any
 
@@ -8,36 +8,39 @@ import tensorflow as tf
 
 import tapescope
 from tapescope.capture import layer_hooks
+from tapescope_trainers.training import models
 
 layers = keras.layers
 
 
 def mlp():
+    """Build the MLP; return it and the shape of a batch, as all functions of `NETWORKS` do."""
     hidden = [layers.Dense(512, "relu") for _ in range(4)]
     return keras.Sequential([keras.Input((784,)), *hidden, _output()]), (128, 784)
 
 
 def cnn():
+    """Build six convolutions, with pooling after every second one."""
     blocks = []
     for i, width in enumerate((32, 32, 64, 64, 128, 128)):
         blocks.append(layers.Conv2D(width, 3, padding="same", activation="relu"))
-        blocks += [layers.MaxPooling2D()] * (i % 2)
+        if i % 2 == 1:
+            blocks.append(layers.MaxPooling2D())
     return keras.Sequential([keras.Input((32, 32, 3)), *blocks, layers.Flatten(), _output()]), (64, 32, 32, 3)
 
 
 def resnet():
-    from tapescope_trainers.training import models
-
+    """Build the trainers' residual network."""
     return models.build("resnet", (16, 16), 10, width=32), (64, 256)
 
 
 def transformer():
-    from tapescope_trainers.training import models
-
+    """Build the trainers' transformer."""
     return models.build("transformer", (32, 32), 10, width=128), (64, 1024)
 
 
 def chain(depth):
+    """Build that many dense layers of 64 units."""
     hidden = [layers.Dense(64, "relu", kernel_initializer="he_normal") for _ in range(depth)]
     return keras.Sequential([keras.Input((64,)), *hidden, _output()]), (64, 64)
 
@@ -47,7 +50,7 @@ def _output():
 
 
 NETWORKS = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "transformer": transformer}
-ABOUT = {
+TITLES = {
     "mlp": "MLP 784-512x4-10, batch 128",
     "cnn": "CNN 32x32, six layers, batch 64",
     "resnet": "residual network, 16x16, batch 64",
@@ -56,12 +59,20 @@ ABOUT = {
 
 
 class Trained:
-    """A model with its optimizer and one batch."""
+    """A model with its optimizer and one batch.
+
+    Args:
+        name: A key of `NETWORKS`, or `chainN` for N layers of 64 units.
+        dtype: `float32`, or the narrow type of a mixed precision policy.
+    """
 
     def __init__(self, name: str, dtype: str = "float32"):
         keras.utils.set_random_seed(0)
         keras.mixed_precision.set_dtype_policy("float32" if dtype == "float32" else f"mixed_{dtype}")
-        self.model, shape = chain(int(name[5:])) if name.startswith("chain") else NETWORKS[name]()
+        if name.startswith("chain"):
+            self.model, shape = chain(int(name.removeprefix("chain")))
+        else:
+            self.model, shape = NETWORKS[name]()
         self.optimizer: Any = keras.optimizers.Adam(1e-4)
         self.optimizer.build(self.model.trainable_variables)
         rng = np.random.default_rng(0)
@@ -70,16 +81,18 @@ class Trained:
         self.y = tf.constant(np.eye(10)[self.labels], tf.float32)
 
     def loss(self, output) -> Any:
+        """Return the mean cross-entropy of the batch."""
         each: Any = keras.losses.categorical_crossentropy(self.y, tf.cast(output, tf.float32))
         return tf.reduce_mean(each)
 
     def apply(self, tape, loss) -> Any:
+        """Apply the gradients and return them."""
         gradients = tape.gradient(loss, self.model.trainable_variables)
         self.optimizer.apply(gradients, self.model.trainable_variables)
         return gradients
 
     def plain(self, jit=False):
-        """`step()`: as a user has it."""
+        """Return `step()`, a step as users write it without a probe."""
 
         @tf.function(jit_compile=jit)
         def step():
@@ -91,7 +104,7 @@ class Trained:
         return step
 
     def probed(self, jit=False, **options):
-        """`step(measure)`, which returns loss and reading; and its Probe."""
+        """Return `step(measure)`, whose result is the loss and the reading, and its Probe."""
         probe = tapescope.Probe(self.model, strict=True, **options)
 
         @tf.function(jit_compile=jit)
@@ -104,7 +117,7 @@ class Trained:
         return step, probe
 
     def summaries(self, logdir):
-        """`step()`: the same quantities through `tf.summary`, a tag each."""
+        """Return `step()` that writes the same quantities through `tf.summary`, each under its own tag."""
         writer = tf.summary.create_file_writer(logdir)
         chosen = [layer for layer in self.model.layers if layer_hooks.has_activation(layer)]
         outputs = keras.Model(self.model.inputs, [*(layer.output for layer in chosen), *self.model.outputs])
@@ -112,11 +125,11 @@ class Trained:
         @tf.function
         def step():
             with tf.GradientTape() as tape:
-                *seen, output = outputs(self.x, training=True)
+                *activations, output = outputs(self.x, training=True)
                 loss = self.loss(output)
             gradients = self.apply(tape, loss)
             with writer.as_default(step=tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int64)):
-                for i, tensor in enumerate([*gradients, *seen]):
+                for i, tensor in enumerate([*gradients, *activations]):
                     tensor = tf.cast(tensor, tf.float32)
                     tf.summary.histogram(f"histogram/{i}", tensor)
                     for name, value in (("norm", tf.norm(tensor)), ("mean", tf.reduce_mean(tensor))):

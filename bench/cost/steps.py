@@ -1,8 +1,9 @@
-"""What a step costs: programs that do the same training, interleaved, as ratios to the plain one."""
+"""The cost of a step: programs that do the same training, interleaved, as ratios to the plain one."""
 
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -11,27 +12,39 @@ from bench.cost.networks import Trained
 
 import tapescope
 
-PATIENCE, ROUNDS = 40, 8
-"""Seconds after which no further round begins, where there were at least so many."""
+PATIENCE_SECONDS = 40
+"""No further round begins after this time if `LEAST_ROUNDS` are done."""
+LEAST_ROUNDS = 8
+
+Program = Callable[[], object]
 
 
-def interleaved(programs, repeats, plain="plain"):
-    """By program: median milliseconds a call, and its ratio to the plain one by wall clock and by processor time.
+def interleaved(programs: dict[str, Program], repeats: int, plain: str = "plain") -> dict[str, dict[str, float]]:
+    """Time programs in turn, so that a machine that slows down does so for all of them.
 
-    All are run in turn, so a machine that becomes slower does so for all of them. The wall clock's ratio is the median
-    of the rounds' ratios, with the half width of its 95 % interval (from the order statistics of a median).
+    Args:
+        programs: Each is called once a round.
+        repeats: The number of rounds.
+        plain: The program that ratios are relative to.
+
+    Returns:
+        By program, the median milliseconds of a call (`ms`), the median of the rounds' ratios of wall-clock time
+        (`ratio`) with half the width of its 95 % interval (`error`, from the order statistics of a median), and the
+        ratio of the median processor times (`cpu_ratio`).
     """
-    wall, cpu = ({name: [] for name in programs} for _ in range(2))
+    wall = {name: [] for name in programs}
+    cpu = {name: [] for name in programs}
     began = time.perf_counter()
     for done in range(repeats):
-        if done >= ROUNDS and time.perf_counter() - began > PATIENCE:
+        if done >= LEAST_ROUNDS and time.perf_counter() - began > PATIENCE_SECONDS:
             repeats = done
             break
         for name, run in programs.items():
-            start, used = time.perf_counter(), time.process_time()
+            wall_start = time.perf_counter()
+            cpu_start = time.process_time()
             run()
-            wall[name].append(time.perf_counter() - start)
-            cpu[name].append(time.process_time() - used)
+            wall[name].append(time.perf_counter() - wall_start)
+            cpu[name].append(time.process_time() - cpu_start)
     result = {}
     for name in programs:
         ratios = np.sort(np.divide(wall[name], wall[plain]))
@@ -46,34 +59,34 @@ def interleaved(programs, repeats, plain="plain"):
     return result
 
 
-def warm_up(jit=False):
-    """What TensorFlow and Keras do once in a process, and is no step's own."""
+def warm_up(jit: bool = False) -> None:
+    """Run what TensorFlow and Keras do only once in a process, so that no timed program includes it."""
     Trained("chain1").plain(jit)()
 
 
-def first_call(run):
-    """Seconds of processor time until the first result: tracing, rewriting, compiling, one step."""
+def first_call(run: Program) -> float:
+    """Return the processor seconds until the first result: tracing, graph rewriting, compiling and one step."""
     start = time.process_time()
     run()
     return time.process_time() - start
 
 
-def steps(name, dtype, jit, repeats):
-    """The plain step, the one of the probe where it does not measure, and those that do, every step."""
+def steps(name: str, dtype: str, jit: bool, repeats: int) -> dict[str, dict[str, float]]:
+    """Compare the plain step, the probe's unmeasured step and its measured steps, every step measured."""
     warm_up(jit)
     trained = Trained(name, dtype)
     plain = trained.plain(jit)
     full, _ = trained.probed(jit)
-    table = {
+    programs = {
         "plain": lambda: plain().numpy(),
         "unmeasured": lambda: full(False)[0].numpy(),
         "all": lambda: full(True)[0].numpy(),
     }
     if not jit:
         lean, _ = trained.probed(jit, histograms=False)
-        table["lean"] = lambda: lean(True)[0].numpy()
-    first = {program: first_call(run) for program, run in table.items()}
-    result = interleaved(table, repeats)
+        programs["lean"] = lambda: lean(True)[0].numpy()
+    first = {program: first_call(run) for program, run in programs.items()}
+    result = interleaved(programs, repeats)
     result["floor"] = floor(trained.model, full(True)[1])
     result["first call"] = {
         "plain_s": first["plain"],
@@ -83,16 +96,18 @@ def steps(name, dtype, jit, repeats):
     if not jit and dtype == "float32":
         summaries = trained.summaries(tempfile.mkdtemp())
         summaries()
-        pair = {"plain": table["plain"], "tf.summary": lambda: summaries().numpy()}
+        pair = {"plain": programs["plain"], "tf.summary": lambda: summaries().numpy()}
         result["tf.summary"] = interleaved(pair, max(3, repeats // 6))["tf.summary"]
     return result
 
 
-def loops(name, dtype, blocks, steps=50):
-    """The loop of the README, every tenth step measured, all that it is by default: blocks of steps, interleaved."""
+def loops(name: str, dtype: str, blocks: int, steps: int = 50) -> dict[str, dict]:
+    """Compare blocks of steps: a plain loop, and the README's loop, which measures and records every tenth step."""
     trained = Trained(name, dtype)
-    plain, (step, probe) = trained.plain(), trained.probed()
-    when, number = tapescope.every(10), 0
+    plain = trained.plain()
+    step, probe = trained.probed()
+    when = tapescope.every(10)
+    number = 0
     with tapescope.Recorder(tempfile.mkdtemp(), probe, when) as recorder:
 
         def recorded():
@@ -104,65 +119,66 @@ def loops(name, dtype, blocks, steps=50):
                     recorder.write(number, reading, {"loss": loss})
                 number += 1
                 loss.numpy()
-            recorder.state()  # waits until all of it is written: none of the cost is left to the plain block
+            recorder.state()  # waits until everything is written, so that the plain block pays for none of it
 
-        def user():
+        def unrecorded():
             for _ in range(steps):
                 plain().numpy()
 
-        recorded(), user()
-        result = interleaved({"plain": user, "default": recorded}, blocks)
+        recorded()
+        unrecorded()
+        result = interleaved({"plain": unrecorded, "default": recorded}, blocks)
         cost = when.cost
     result["default"]["own estimate"] = [1 + cost.overhead_pct / 100, cost.overhead_error_pct / 100]
     return result
 
 
-def fit(name, epochs, steps=30):
-    """`model.fit`, an epoch at a time, with Keras' callback and with ours."""
-    runs = {}
-    for callback in ("plain", "TensorBoard(histogram_freq=1)", "TensorBoard(update_freq=1)", "Monitor"):
+def fit(name: str, epochs: int, steps: int = 30) -> dict[str, dict[str, float]]:
+    """Compare epochs of `model.fit` without a callback, with Keras' TensorBoard callback, and with Monitor."""
+    callbacks = {
+        "plain": lambda logdir: [],
+        "TensorBoard(histogram_freq=1)": lambda logdir: [keras.callbacks.TensorBoard(logdir, 1, write_graph=False)],
+        "TensorBoard(update_freq=1)": lambda logdir: [
+            keras.callbacks.TensorBoard(logdir, 1, write_graph=False, update_freq=1)  # type: ignore[arg-type]
+        ],
+        "Monitor": lambda logdir: [tapescope.Monitor(logdir)],
+    }
+    seconds = {}
+    for callback, make in callbacks.items():
         trained = Trained(name)
         trained.model.compile(trained.optimizer, "sparse_categorical_crossentropy")
         data = tf.data.Dataset.from_tensors((trained.x, trained.labels)).repeat(steps)
-        logdir = tempfile.mkdtemp()
-        own = {
-            "plain": lambda: [],
-            "TensorBoard(histogram_freq=1)": lambda d=logdir: [keras.callbacks.TensorBoard(d, 1, write_graph=False)],
-            "TensorBoard(update_freq=1)": lambda d=logdir: [
-                keras.callbacks.TensorBoard(d, 1, write_graph=False, update_freq=1)  # type: ignore[arg-type]
-            ],
-            "Monitor": lambda d=logdir: [tapescope.Monitor(d)],
-        }[callback]
         # One fit of many epochs: a callback sets itself up once, and the clock starts after the first epoch.
-        runs[callback] = _epochs(trained.model, data, own(), epochs)
-    plain = statistics.median(runs["plain"])
+        seconds[callback] = _epoch_seconds(trained.model, data, make(tempfile.mkdtemp()), epochs)
+    plain = statistics.median(seconds["plain"])
     return {
-        name: {"ms": 1000 * statistics.median(t) / steps, "ratio": statistics.median(t) / plain}
-        for name, t in runs.items()
+        callback: {"ms": 1000 * statistics.median(times) / steps, "ratio": statistics.median(times) / plain}
+        for callback, times in seconds.items()
     }
 
 
-def _epochs(model, data, callbacks, epochs):
+def _epoch_seconds(model, data, callbacks, epochs) -> list[float]:
     marks = []
     mark = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: marks.append(time.perf_counter()))
     model.fit(data, epochs=epochs + 1, verbose=0, callbacks=[*callbacks, mark])
     return np.diff(marks).tolist()
 
 
-def floor(model, read):
-    """Milliseconds that reading once all that is measured takes, over the memory bandwidth of this machine.
+def floor(model, read) -> dict[str, float]:
+    """Return how long it takes to read everything measured once at this machine's memory bandwidth.
 
-    Read once: the gradients, the weights before and after, the outputs, and the gradients with respect to outputs,
-    pre-activations and inputs.
+    Everything measured: the gradients, the weights before and after, the outputs, and the gradients with respect to
+    outputs, pre-activations and inputs.
     """
     outputs = float(tf.reduce_sum(read.elements))
     weights = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    size, bandwidth = 4 * (3 * weights + 4 * outputs), _bandwidth()
+    size = 4 * (3 * weights + 4 * outputs)
+    bandwidth = _bandwidth()
     return {"bytes": size, "gib_a_second": bandwidth / 2**30, "ms": 1000 * size / bandwidth}
 
 
-def _bandwidth(mib=256, repeats=5):
-    """Bytes a second that a sum over a large tensor reads, on all cores, at its best."""
+def _bandwidth(mib=256, repeats=5) -> float:
+    """Return the bytes a second that a sum over a large tensor reads on all cores: the best of some tries."""
     x = tf.random.uniform([mib * 2**18])
     total = tf.function(lambda: tf.nn.l2_loss(x))
     total().numpy()
