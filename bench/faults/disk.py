@@ -41,7 +41,7 @@ def slow(directory: pathlib.Path, steps: int) -> Row:
     real, tf.io.TFRecordWriter = tf.io.TFRecordWriter, SlowWriter
     try:
         with tapescope.Recorder(directory, probe) as recorder:
-            recorder._writer.backlog._most_bytes = 1 << 20
+            recorder._writer.queue.max_bytes = 1 << 20
             longest = waiting = 0.0
             began = time.monotonic()
             for n in range(steps):
@@ -49,7 +49,7 @@ def slow(directory: pathlib.Path, steps: int) -> Row:
                 since = time.monotonic()
                 recorder.write(n, read[n % len(read)][1], {"loss": 1.0})
                 longest = max(longest, time.monotonic() - since)
-                waiting = max(waiting, recorder._writer.backlog._bytes)
+                waiting = max(waiting, recorder._writer.queue.waiting_bytes)
             trained = time.monotonic() - began
     finally:
         tf.io.TFRecordWriter = real

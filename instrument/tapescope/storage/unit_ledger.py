@@ -1,9 +1,9 @@
-"""The unit ledger: what each unit did over a stated number of examples.
+"""The unit ledger: the state of each unit over a given number of examples.
 
-Windows follow one another and do not overlap: a window takes the examples of measured steps until it has at least
-`window_examples`, then it closes with a verdict on every unit, which stands until the next one closes. Before the first
-has closed there is no verdict. A batch is never split, so a window holds whole batches: `examples` says exactly how
-many. Plain NumPy on the host: the model gets no state, and replicas were summed before.
+Windows follow one another and do not overlap. A window takes the examples of measured steps until it has at least
+`window_examples`. Then it closes with a verdict on every unit, which holds until the next one closes. There is no
+verdict before the first window has closed. A batch is never split, so a window holds whole batches, and `examples` is
+their exact number. This is NumPy on the host: the model has no state for it, and replicas were summed before.
 
 Dormant units: Sokar et al., "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", 2023, with tau = 0.025.
 """
@@ -17,87 +17,116 @@ from tapescope.statistics import layers as layer_statistics
 from tensorboard_plugin_tapescope.metadata import UNIT_STATES
 
 DORMANT_SHARE = 0.025
+"""A unit is dormant when its mean absolute output is below this share of its layer's."""
 
 _CODE = {name: code for code, name in enumerate(UNIT_STATES)}
+_VERDICT_PREFIX = "verdict_"
 
 
 class Verdict(NamedTuple):
-    """What a closed window says."""
+    """Result of a closed window."""
 
     examples: int
-    """In the window."""
+    """Number of examples in the window."""
     state: np.ndarray
     """Index into UNIT_STATES by unit, uint8 [sum U]."""
     counts: dict[str, np.ndarray]
-    """`units_dead` and the like, float32 [L]."""
+    """`units_dead`, `units_dormant`, `units_saturated` and `units_revived`, float32 [L]."""
 
 
 class Ledger:
-    """Adds up `outputs.UNIT_ROWS` of measured steps, window by window."""
+    """Sums of `UNIT_ROWS` of measured steps, window by window.
+
+    Args:
+      units: number of units U of each layer, [L].
+      window_examples: smallest number of examples in a window.
+    """
 
     def __init__(self, units: Sequence[int], window_examples: int):
         self.window_examples = window_examples
         self.verdict: Verdict | None = None
-        self._layer = np.repeat(np.arange(len(units)), units)
+        """Of the last closed window."""
+        self._layer_of_unit = np.repeat(np.arange(len(units)), units)
         self._layers = len(units)
         self._units = np.asarray(units, np.float64)
-        self._start()
+        self._open_window()
 
     def add(self, rows: np.ndarray, elements: np.ndarray, examples: int) -> bool:
-        """Adds one step: `rows` float32 [5, sum U], `elements` [L]. True where that closes a window."""
+        """Add one step.
+
+        Args:
+          rows: `UNIT_ROWS` by unit, float32 [5, sum U].
+          elements: number of output elements of each layer, [L].
+          examples: number of examples in the batch.
+
+        Returns:
+          Whether the step closes a window.
+        """
         self._rows += rows
         self._elements += elements / self._units
         self._examples += examples
         if self._examples < self.window_examples:
             return False
-        self.verdict = self._close()
-        self._start()
+        self.verdict = self._close_window()
+        self._open_window()
         return True
 
     def state(self) -> dict[str, np.ndarray]:
-        """The window that is open and the last verdict, for `restore`."""
+        """Return the open window and the last verdict, for `restore`."""
         state = {"rows": self._rows, "elements": self._elements, "examples": np.array(self._examples)}
         if self.verdict:
-            verdict = {"examples": self.verdict.examples, "state": self.verdict.state, **self.verdict.counts}
-            state |= {f"verdict_{name}": np.array(value) for name, value in verdict.items()}
+            state[f"{_VERDICT_PREFIX}examples"] = np.array(self.verdict.examples)
+            state[f"{_VERDICT_PREFIX}state"] = self.verdict.state
+            for name, counts in self.verdict.counts.items():
+                state[f"{_VERDICT_PREFIX}{name}"] = counts
         return {name: array.copy() for name, array in state.items()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Goes on where the Ledger stood whose `state` this is; it must be of the same units."""
-        self._rows, self._elements = state["rows"].copy(), state["elements"].copy()
+        """Go on from the `state` of another Ledger of the same units."""
+        self._rows = state["rows"].copy()
+        self._elements = state["elements"].copy()
         self._examples = int(state["examples"])
-        verdict = {name[8:]: value for name, value in state.items() if name.startswith("verdict_")}
+        verdict = {
+            name.removeprefix(_VERDICT_PREFIX): value
+            for name, value in state.items()
+            if name.startswith(_VERDICT_PREFIX)
+        }
         if verdict:
-            self.verdict = Verdict(int(verdict.pop("examples")), verdict.pop("state"), verdict)
+            examples = int(verdict.pop("examples"))
+            unit_state = verdict.pop("state")
+            self.verdict = Verdict(examples, unit_state, counts=verdict)
 
-    def _start(self) -> None:
-        self._rows = np.zeros([len(layer_statistics.UNIT_ROWS), len(self._layer)])
+    def _open_window(self) -> None:
+        self._rows = np.zeros([len(layer_statistics.UNIT_ROWS), len(self._layer_of_unit)])
         self._elements = np.zeros(self._layers)
         self._examples = 0
 
-    def _close(self) -> Verdict:
-        of = dict(zip(layer_statistics.UNIT_ROWS, self._rows, strict=True))
-        every = self._elements[self._layer]
-        dead = (of["zero"] == every) | (of["flat"] == every)
-        saturated = of["low"] + of["high"] == every
-        mean = of["absolute_sum"] / every
-        layer_mean = self._count(mean) / self._units
-        dormant = mean < DORMANT_SHARE * layer_mean[self._layer]
-        before = self.verdict
-        revived = np.zeros_like(dead) if before is None else (before.state == _CODE["dead"]) & ~dead
+    def _close_window(self) -> Verdict:
+        """Return the verdict on every unit. Where several states hold, the last one below wins."""
+        sums = dict(zip(layer_statistics.UNIT_ROWS, self._rows, strict=True))
+        elements = self._elements[self._layer_of_unit]
+        dead = (sums["zero"] == elements) | (sums["flat"] == elements)
+        saturated = sums["low"] + sums["high"] == elements
+        mean = sums["absolute_sum"] / elements
+        layer_mean = self._sum_by_layer(mean) / self._units
+        dormant = mean < DORMANT_SHARE * layer_mean[self._layer_of_unit]
+        was_dead = np.zeros_like(dead) if self.verdict is None else self.verdict.state == _CODE["dead"]
 
         state = np.full(len(dead), _CODE["alive"], np.uint8)
-        for where, name in (  # the later ones have the last word
-            ((of["zero"] == 0) & (of["low"] + of["high"] == 0), "always_on"),
-            (revived, "revived"),
-            (dormant, "dormant"),
-            (of["low"] == every, "saturated_low"),
-            (of["high"] == every, "saturated_high"),
-            (dead, "dead"),
-        ):
-            state[where] = _CODE[name]
-        counts = {"units_dead": dead, "units_dormant": dormant, "units_saturated": saturated, "units_revived": revived}
-        return Verdict(self._examples, state, {k: self._count(v).astype(np.float32) for k, v in counts.items()})
+        state[(sums["zero"] == 0) & (sums["low"] + sums["high"] == 0)] = _CODE["always_on"]
+        state[was_dead & ~dead] = _CODE["revived"]
+        state[dormant] = _CODE["dormant"]
+        state[sums["low"] == elements] = _CODE["saturated_low"]
+        state[sums["high"] == elements] = _CODE["saturated_high"]
+        state[dead] = _CODE["dead"]
+        masks = {
+            "units_dead": dead,
+            "units_dormant": dormant,
+            "units_saturated": saturated,
+            "units_revived": was_dead & ~dead,
+        }
+        counts = {name: self._sum_by_layer(mask).astype(np.float32) for name, mask in masks.items()}
+        return Verdict(self._examples, state, counts)
 
-    def _count(self, values: np.ndarray) -> np.ndarray:
-        return np.bincount(self._layer, values, minlength=self._layers)
+    def _sum_by_layer(self, values: np.ndarray) -> np.ndarray:
+        return np.bincount(self._layer_of_unit, values, minlength=self._layers)
