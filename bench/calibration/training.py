@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from bench.calibration.data import Data
-from bench.calibration.rows import Setup
+from bench.calibration.setup import Setup
 
 import tapescope
 from tapescope.rules import finding
@@ -126,7 +126,7 @@ def _step(setup: Setup, model, optimizer, probe: tapescope.Probe, loss_of) -> Ca
         optimizer.apply_gradients(given)
         for (v, factor), old in zip(slowed, before, strict=True):
             v.assign(old + factor * (v - old))
-        more = _extras(tape._capture.calls, gradients, setup.batch) if measure and setup.replicas == 1 else {}
+        more = _extras(tape.calls, gradients, setup.batch) if measure and setup.replicas == 1 else {}
         return loss, tape.reading(applied=clipped), more
 
     return step

@@ -1,7 +1,7 @@
-"""Keeps what goes wrong inside measuring away from the training.
+"""Failures of measuring, kept away from the training.
 
-What a user asks wrongly of Probe, tape or reading is a misuse, and is raised. Anything else that fails here is a fault
-of measuring, not of the training: the step is then traced as the plain one, nothing more is measured, and one warning
+An argument of Probe, tape or reading that cannot be right raises a ValueError. Any other exception in the library's own
+code is a failure of measuring: the step goes on as the plain one, nothing is measured from then on, and one warning
 says where and why.
 """
 
@@ -11,50 +11,54 @@ from collections.abc import Iterator
 from absl import logging
 
 
-def misuse(message: str) -> ValueError:
-    """The error of an argument that cannot be right; the message names it, its value, and the cure.
+def misuse_error(message: str) -> ValueError:
+    """Return the error for an argument that cannot be right, marked so that a Failsafe raises it.
 
-    Marked, and no class of its own: AutoGraph makes a StagingError of any that it does not know.
+    It has no class of its own, because AutoGraph turns every class that it does not know into a StagingError.
+
+    Args:
+      message: names the argument, what was expected, what was received, and the cure.
     """
     error = ValueError(message)
     error.tapescope_misuse = True  # type: ignore[attr-defined]
     return error
 
 
-class Guard:
-    """Remembers whether measuring has failed."""
+class Failsafe:
+    """The failure of measuring, if there was one, and whether failures are raised."""
 
     def __init__(self, strict: bool):
         self.strict = strict
         self.failure: str | None = None
-        """Where and why."""
+        """Where and why measuring failed."""
 
     @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Ends its block at the first fault, and goes on behind it; where `strict`, the fault is raised."""
+    def contain(self) -> Iterator[None]:
+        """End the block at the first failure and go on after it. Misuse is raised, and if `strict` any failure."""
         try:
             yield
         except Exception as error:
             if self.strict or hasattr(error, "tapescope_misuse"):
                 raise
-            self.fail(error)
+            self.give_up(error)
 
-    def fail(self, error: Exception) -> None:
-        """Gives up measuring; says why, the first time."""
+    def give_up(self, error: Exception) -> None:
+        """Remember the first failure, and log it."""
+        if self.failure is not None:
+            return
         layer = getattr(error, "tapescope_layer", None)
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        if self.failure is None:
-            self.failure = f"at {layer}: {why}" if layer else why
-            logging.warning(
-                "tapescope: measuring failed %s; training goes on, and is not measured. "
-                "tapescope.Probe(..., strict=True) raises instead",
-                self.failure if layer else f"({why})",
-            )
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        self.failure = f"at {layer}: {reason}" if layer else reason
+        logging.warning(
+            "tapescope: measuring failed %s; training goes on, and is not measured. "
+            "tapescope.Probe(..., strict=True) raises instead",
+            self.failure if layer else f"({reason})",
+        )
 
 
 @contextlib.contextmanager
-def blaming(layer: str) -> Iterator[None]:
-    """Notes on whatever is raised within which layer or variable it was about."""
+def attribute_errors_to(layer: str) -> Iterator[None]:
+    """Attach the name of the layer or variable at hand to any exception, unless a block inside did so."""
     try:
         yield
     except Exception as error:

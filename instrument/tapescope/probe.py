@@ -1,33 +1,26 @@
-"""Probe: what of a model is measured; it makes the tapes that measure it.
+"""Probe: chooses what of a model is measured, and makes the tapes that measure it.
 
-The plain program holds a plain `tf.GradientTape`: its graph is the one that the user's own step would have. The
-measured program asks the same backward pass for a few gradients more (with respect to each layer's output,
-pre-activation and input) and reduces all of it to a `Reading`: a few small tensors, whatever the size of the model.
+The plain program holds a plain `tf.GradientTape`, so its graph is the one that the user's own step would have. The
+measured program asks the same backward pass for a few gradients more: with respect to each layer's output,
+pre-activation and input. All of it is reduced to a `Reading`, a few small tensors whatever the size of the model.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-from absl import logging
 
-from tapescope.capture import graph_isolation, keras_replica_issues, layer_graph, layer_hooks, optimizer_hooks
+from tapescope.capture.keras_replica_issues import ReplicaIssue
 from tapescope.capture.selection import Names, Selection
-from tapescope.failsafe import Guard, misuse
+from tapescope.capture.state import ProbeState
+from tapescope.failsafe import Failsafe
 from tapescope.statistics import reading as readings
-from tapescope.statistics import replicas
 from tapescope.statistics.reading import Partial, Reading
-from tapescope.tape import MeasuringTape, Tape, as_it_is, unscaled
-
-_NOT_SEEN = (
-    "it was not called inside the tape, or in a graph traced before, or by a layer around it that skips its "
-    "`__call__`, as TimeDistributed does: choose that one by `layers=`"
-)
+from tapescope.tape import MeasuringTape, Tape, complete_reading, without_autograph
 
 
 class Probe:
-    """Says what of a model is measured; makes the tapes that measure it.
+    """Chooses what of a model is measured, and makes the tapes that measure it.
 
     Args:
       model: a Keras 3 model of any kind, a `tf.Module`, a variable, or a list of these.
@@ -35,9 +28,13 @@ class Probe:
         activation or not. None: every layer that has one. Tapped tensors are always measured.
       window_examples: the number of examples on which a unit must be silent to count as dead.
       histograms: whether the elements of gradients and activations are also counted into histograms.
+      exact: whether a measured step keeps the bits of a plain one. Some operations are then computed twice or copied,
+        and some inputs in the traced graph are replaced. With False the graph of the step is left alone: every tensor
+        is measured as it is, and TensorFlow may round the step otherwise while it is measured.
       strict: raise what fails inside measuring. By default the step is then the plain one, and a warning says why.
 
-    Raises ValueError for a model without a trainable variable and for a pattern that matches nothing.
+    Raises:
+      ValueError: the model has no trainable variable, the pattern matches nothing, or an argument cannot be right.
     """
 
     def __init__(
@@ -47,50 +44,85 @@ class Probe:
         *,
         window_examples: int = 1024,
         histograms: bool = True,
+        exact: bool = True,
         strict: bool = False,
     ):
         if isinstance(window_examples, bool) or not isinstance(window_examples, int) or window_examples < 1:
-            raise ValueError(f"`window_examples` ({window_examples!r}) must be a positive number of examples")
-        self.window_examples = window_examples
-        self.histograms = histograms
-        self.names: Names | None = None
-        """What the rows of a reading are; None until a measured step was traced."""
-        self.skipped: dict[str, str] = {}
-        """Layers that could not be measured, and why."""
-        self.faults: tuple[keras_replica_issues.Fault, ...] | None = None
-        """What Keras does otherwise in this step with several replicas; None until one was measured."""
-        self._used = False
-        """Whether a measuring tape was entered."""
-        self._selection = Selection(model, layers)
-        self._guard = Guard(strict)
+            raise ValueError(f"`window_examples` must be a positive number of examples; got {window_examples!r}")
+        self._state = ProbeState(
+            Selection(model, layers),
+            Failsafe(strict),
+            window_examples=window_examples,
+            histograms=histograms,
+            exact=exact,
+        )
+
+    @property
+    def window_examples(self) -> int:
+        """The number of examples on which a unit must be silent to count as dead."""
+        return self._state.window_examples
+
+    @property
+    def histograms(self) -> bool:
+        """Whether elements are counted into histograms."""
+        return self._state.histograms
+
+    @property
+    def exact(self) -> bool:
+        """Whether a measured step keeps the bits of a plain one."""
+        return self._state.exact
+
+    @property
+    def names(self) -> Names | None:
+        """The rows of a reading; None until a measured step was traced."""
+        return self._state.names
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The layers that could not be measured, and why."""
+        return self._state.skipped
+
+    @property
+    def faults(self) -> tuple[ReplicaIssue, ...] | None:
+        """The replica issues: what Keras does otherwise in this step with several replicas; None until measured."""
+        return self._state.replica_issues
 
     @property
     def failure(self) -> str | None:
-        """Where and why measuring failed, after which nothing is measured; None where it did not."""
-        return self._guard.failure
+        """Where and why measuring failed, after which nothing is measured; None while it did not."""
+        return self._state.failure
 
     @property
     def variables(self) -> tuple[str, ...]:
         """Names of the V trainable variables."""
-        return self._selection.variable_names()
+        return self._state.selection.variable_names()
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the L layers in forward order; empty until a measured step was traced."""
         return self.names.layers if self.names else ()
 
-    @as_it_is
+    @without_autograph
     def tape(self, measure: bool, persistent: bool = False, watch_accessed_variables: bool = True) -> Tape:
-        """A `tf.GradientTape` that also has `reading()`; where `measure` is False it is nothing more than a tape."""
+        """Return a `tf.GradientTape` that also has `reading()`.
+
+        Args:
+          measure: whether it measures; if not, it is a plain tape whose readings are None.
+          persistent: as for `tf.GradientTape`.
+          watch_accessed_variables: as for `tf.GradientTape`.
+
+        Raises:
+          ValueError: `measure` is not a Python bool.
+        """
         if not isinstance(measure, (bool, np.bool_)):
             raise ValueError(
-                f"`measure` ({measure!r}) must be a Python bool, which makes two programs of one tf.function; "
+                f"`measure` must be a Python bool, which makes two programs of one tf.function; got {measure!r}: "
                 "pass `when(n)`, not a tensor"
             )
-        kind = MeasuringTape if measure and not self.failure else Tape
-        return kind(self, persistent, watch_accessed_variables)
+        tape_class = MeasuringTape if measure and not self.failure else Tape
+        return tape_class(self._state, persistent, watch_accessed_variables)
 
-    @as_it_is
+    @without_autograph
     def reading(
         self,
         partial: Partial | Sequence[Partial | None] | None,
@@ -100,81 +132,36 @@ class Probe:
         applied: Sequence[Any] | None = None,
         loss_scale: Any = None,
     ) -> Reading | None:
-        """Completes what `tape.partial()` returned, outside XLA and after the optimizer's step; None for None.
+        """Return the Reading that `tape.partial()` becomes, outside XLA and after the optimizer's step.
 
-        With several replicas the collectives are here: the gradients' all-reduce, unless `aggregated` spares it, and
-        one small one for everything else. All lists are in the order of the model's trainable variables.
+        With several replicas the collectives are here: the gradients' all-reduce, unless `aggregated` is passed, and a
+        small one for all other numbers. All lists are in the order of the model's trainable variables.
 
         Args:
-          partial: from `tape.partial()`, of this step; of one that accumulates, of each of its tapes in a list.
+          partial: from `tape.partial()`, of this step; of an accumulated step, a list of those of all its tapes.
           gradients: what `tape.gradient` returned, or its sum: under replicas, each one's own.
           aggregated: the gradient of the whole batch, where the program has it: summed over the replicas, or over the
             small batches of an accumulated step. It is the one recorded.
-          applied: what the optimizer was given, where it is not the same (clipped); summed over replicas if
-            `aggregated` is.
+          applied: what the optimizer got, where it differs (clipped); summed over replicas if `aggregated` is.
           loss_scale: what the loss was multiplied with before `tape.gradient`; gradients are recorded without it.
+
+        Returns:
+          The Reading; None where `partial` is None or holds None only.
+
+        Raises:
+          ValueError: a list does not have an element for each trainable variable.
         """
         if not isinstance(partial, Partial):
-            parts = [one for one in partial or () if one is not None]
+            parts = [part for part in partial or () if part is not None]
             partial = None
-            with self._guard():
-                partial = readings.accumulated(parts) if parts else None
-        if partial is None or self.names is None or self.failure:
-            return None
-        lists = {"gradients": gradients, "aggregated": aggregated, "applied": applied}
-        for name, given in lists.items():
-            if given is not None and len(given) != len(self.names.variables):
-                raise misuse(
-                    f"`{name}` has {len(given)} elements, the model {len(self.names.variables)} trainable variables: "
-                    "pass the whole list, with None where there is no gradient"
-                )
-        with self._guard():
-            return self._complete(partial, lists, loss_scale)
-        return None
-
-    def _complete(self, partial: Partial, lists: dict[str, Any], loss_scale: Any) -> Reading:
-        names: Any = self.names
-        if replicas.context()[1] > 1:
-            given_to = optimizer_hooks.optimizers(lists["gradients"])
-            if self.faults is None:  # else another replica's thread was here
-                self.faults = keras_replica_issues.of_step(self._selection.models, given_to)
-        own, total, given = (
-            None if gs is None else unscaled(graph_isolation.aside(gs), names.variables, loss_scale)
-            for gs in lists.values()
+            with self._state.failsafe.contain():
+                partial = readings.accumulate(parts) if parts else None
+        return complete_reading(
+            self._state,
+            partial,
+            gradients,
+            aggregated=aggregated,
+            applied=applied,
+            loss_scale=loss_scale,
+            dense={},
         )
-        owners = np.zeros([len(names.layers), len(names.variables)], bool)
-        for layer, variables in enumerate(names.layer_variables):
-            owners[layer, list(variables)] = True
-        weights = [tf.convert_to_tensor(v) for v in self._selection.variables()]
-        feeds = layer_graph.latest(names.sources)
-        return readings.complete(partial, own or [], total, given, weights, owners, feeds)
-
-    def _agree(self, calls: list[layer_hooks.Call], seen: list[layer_hooks.Capture]) -> None:
-        """Fixes the rows' names at the first trace; refuses a later one that has others."""
-        names = self._selection.names(calls)
-        if self.names is None:
-            self.skipped = {layer: why for one in seen for layer, why in one.skipped.items()}
-            for layer, why in self.skipped.items():
-                logging.warning("tapescope does not measure layer %s: %s", layer, why)
-            called, chosen = {id(call.layer) for call in calls}, seen[0].chosen
-            for layer, (path, _) in chosen.items():
-                if layer not in called:
-                    self.skipped.setdefault(path, _NOT_SEEN)
-            if chosen and not calls:
-                logging.warning("tapescope measures no layer: %s", "; ".join(map(": ".join, self.skipped.items())))
-            self.names = names
-        elif names._replace(sources=self.names.sources) != self.names:  # eager steps do not know their sources
-            raise misuse(
-                f"the step measures other rows than when it was first traced ({_difference(names, self.names)}): "
-                "the model was changed, or another program uses this Probe: make a new Probe, and a Recorder, for each"
-            )
-
-
-def _difference(now: Names, before: Names) -> str:
-    for rows, others in ((now.layers, before.layers), (now.variables, before.variables)):
-        if set(rows) != set(others):
-            return ", ".join(sorted(set(rows) ^ set(others)))
-    for layer, units, others in zip(now.layers, now.units, before.units, strict=False):
-        if units != others:
-            return f"`{layer}` has {units} units and had {others}"
-    return "their order, activations or variables"

@@ -1,36 +1,58 @@
-"""The tapes that a Probe makes: the plain program's, which is a `tf.GradientTape`, and the measured program's."""
+"""The tapes of a Probe: a `tf.GradientTape` for the plain program, and one that measures for the measured program.
+
+A number goes one way. The tape keeps layer calls and backward passes; `reading` merges the passes, reduces them to a
+Partial, and completes that to a Reading.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow as tf
 
-from tapescope.capture import backward_passes, graph_isolation, layer_hooks, optimizer_hooks
+from tapescope.capture import (
+    backward_passes,
+    graph_isolation,
+    keras_replica_issues,
+    layer_hooks,
+    optimizer_hooks,
+    private_api,
+)
+from tapescope.capture.backward_passes import BackwardPass
+from tapescope.capture.layer_hooks import Capture, LayerCall
 from tapescope.capture.selection import is_variable
-from tapescope.failsafe import blaming, misuse
+from tapescope.capture.state import ProbeState
+from tapescope.failsafe import attribute_errors_to, misuse_error
 from tapescope.statistics import reading as readings
 from tapescope.statistics import replicas
 from tapescope.statistics.reading import Partial, Reading
 
-if TYPE_CHECKING:
-    from tapescope.probe import Probe
+without_autograph = tf.autograph.experimental.do_not_convert
+"""AutoGraph would rewrite this whole library where it traces a step that calls it, which takes seconds."""
 
-as_it_is = tf.autograph.experimental.do_not_convert
-"""AutoGraph would rewrite this whole library where it traces a step that calls it: seconds, for nothing."""
+_pass_numbers = itertools.count()
 
-_numbers = itertools.count()
+DenseGradients = dict[int, tf.Tensor | None]
+"""Gradients as they are recorded (dense, float32, unscaled), by the id of what the tape or the optimizer has."""
 
 
 class Tape(tf.GradientTape):
     """The tape of the plain program; its readings are None."""
 
-    def __init__(self, probe: "Probe", persistent: bool, watch_accessed_variables: bool):
+    def __init__(self, state: ProbeState, persistent: bool, watch_accessed_variables: bool):
         super().__init__(persistent, watch_accessed_variables)
-        self._probe = probe
+        self._state = state
 
     def partial(self, *others: "Tape", loss_scale: Any = None) -> Partial | None:
-        """What this replica knows, for `Probe.reading`; for a step whose first part is compiled by XLA."""
+        """Return this replica's statistics for `Probe.reading`, for a step whose first part is compiled by XLA.
+
+        Args:
+          *others: as in `reading`.
+          loss_scale: as in `Probe.reading`.
+
+        Returns:
+          The Partial; None where the step is not measured.
+        """
         return None
 
     def reading(
@@ -40,10 +62,20 @@ class Tape(tf.GradientTape):
         applied: Sequence[Any] | None = None,
         loss_scale: Any = None,
     ) -> Reading | None:
-        """What this step showed; call it after the optimizer's step. See `Probe.reading` for the arguments.
+        """Return the Reading of this step; call it after the optimizer's step.
 
-        `others` are further tapes of the same probe in this step, as where a generator and a discriminator have one
-        each: each layer is read from the one that trains it.
+        Args:
+          *others: further tapes of the same probe in this step, as where a generator and a discriminator have one each.
+            Each layer is read from the tape that trains it.
+          aggregated: as in `Probe.reading`.
+          applied: as in `Probe.reading`.
+          loss_scale: as in `Probe.reading`.
+
+        Returns:
+          The Reading; None where the step is not measured.
+
+        Raises:
+          ValueError: an argument cannot be right.
         """
         return None
 
@@ -51,42 +83,47 @@ class Tape(tf.GradientTape):
 class MeasuringTape(Tape):
     """The tape of the measured program."""
 
-    def __init__(self, probe: "Probe", persistent: bool, watch_accessed_variables: bool):
-        super().__init__(probe, persistent, watch_accessed_variables)
-        self._capture: layer_hooks.Capture | None = None
-        self._passes: list[backward_passes.Pass] = []
+    def __init__(self, state: ProbeState, persistent: bool, watch_accessed_variables: bool):
+        super().__init__(state, persistent, watch_accessed_variables)
+        self._capture: Capture | None = None
+        self._passes: list[BackwardPass] = []
         self._entered: bool = False
         self.closed: bool = False
 
     @property
     def has_gradient(self) -> bool:
         """Whether a gradient of the model's variables was taken."""
-        return any(one.gradients for one in self._passes)
+        return any(each.gradients for each in self._passes)
 
-    @as_it_is
+    @property
+    def calls(self) -> list[LayerCall]:
+        """The layers' calls that the tape has seen, in forward order."""
+        return [] if self._capture is None else self._capture.calls
+
+    @without_autograph
     def __enter__(self) -> "MeasuringTape":
         if self._entered:
-            raise misuse("this tape was used before: call `probe.tape(measure)` once for every step")
+            raise misuse_error("a tape must be used once; this one was used before: call `probe.tape(measure)` again")
         self._entered = True
-        with self._probe._guard():  # first: what is raised here must leave no tape open
-            self._capture = layer_hooks.Capture(self._probe._selection.layers(), self._probe._guard)
-        # It must outlast a backward pass that fails, for the plain one that is then taken in its place.
-        asked, self._persistent = self._persistent, True
-        super().__enter__()
-        self._persistent = asked
-        self._probe._used = True
+        state = self._state
+        with state.failsafe.contain():  # first, because an error that is raised here must leave no tape open
+            self._capture = Capture(state.selection.layers(), state.failsafe)
+        # The plain backward pass needs the recording after the measured one has failed.
+        with private_api.record_persistently(self):
+            super().__enter__()
+        state.tape_entered = True
         if self._capture is not None:
             self._capture.__enter__()
         return self
 
-    @as_it_is
+    @without_autograph
     def __exit__(self, typ: Any, value: Any, traceback: Any) -> None:
         if self._capture is not None:
             self._capture.__exit__()
         super().__exit__(typ, value, traceback)
         self.closed = True
 
-    @as_it_is
+    @without_autograph
     def gradient(
         self,
         target: Any,
@@ -94,100 +131,142 @@ class MeasuringTape(Tape):
         output_gradients: Any = None,
         unconnected_gradients: tf.UnconnectedGradients = tf.UnconnectedGradients.NONE,
     ) -> Any:
-        """As `tf.GradientTape.gradient`: the values are those of the plain tape."""
+        """Return what `tf.GradientTape.gradient` returns, with the values of the plain tape.
+
+        Args:
+          target: as there.
+          sources: as there; variables must be the probe's.
+          output_gradients: as there.
+          unconnected_gradients: as there.
+
+        Raises:
+          ValueError: the tape was not entered, or a variable is not one of the probe's.
+        """
         if not self._entered:
-            raise misuse("`tape.gradient` was called outside a step: use `with probe.tape(measure) as tape:` first")
-        known = {id(v): v for v in self._probe._selection.variables()}
+            raise misuse_error(
+                "`tape.gradient` must be called after a step; got a tape that was not entered: "
+                "use `with probe.tape(measure) as tape:` first"
+            )
+        variables = {id(v): v for v in self._state.variables()}
         for source in tf.nest.flatten(sources):
-            if id(source) not in known and is_variable(source):
-                raise misuse(
-                    f"`sources` has a variable that the Probe does not know: {source.name}; "
+            if id(source) not in variables and is_variable(source):
+                raise misuse_error(
+                    f"`sources` must have variables of the Probe's models only; got {source.name}: "
                     "pass all models to Probe, as in Probe([generator, discriminator])"
                 )
-        guard, fault, held = self._probe._guard, None, self._tape
-        if self._capture is not None and not guard.failure:
+        failsafe = self._state.failsafe
+        failure = None
+        if self._capture is not None and not failsafe.failure:
+            recorded = private_api.recording(self)
             try:
-                return self._measured(target, sources, known, self._capture, output_gradients, unconnected_gradients)
+                return self._measured_gradient(target, sources, variables, output_gradients, unconnected_gradients)
             except Exception as error:
-                if guard.strict:
+                if failsafe.strict:
                     raise
-                fault, self._tape = error, held
+                failure = error
+                private_api.restore_recording(self, recorded)
         plain = super().gradient(target, sources, output_gradients, unconnected_gradients)
-        if fault is not None:  # else it was the user's own, and raised just now
-            guard.fail(fault)
+        if failure is not None:  # an error in the user's own code was raised by the plain pass just now
+            failsafe.give_up(failure)
         return plain
 
-    def _measured(
+    def _measured_gradient(
         self,
         target: Any,
         sources: Any,
-        known: Mapping[int, Any],
-        seen: layer_hooks.Capture,
+        variables: Mapping[int, Any],
         output_gradients: Any,
         unconnected_gradients: tf.UnconnectedGradients,
     ) -> Any:
-        """The gradients that were asked for; those that measuring needs besides are kept."""
-        flat, calls = tf.nest.flatten(sources), tuple(seen.calls)
-        tensors = [t for call in calls for t in (call.a, call.z, call.input)]
-        with layer_hooks.paused():
-            asked = [t for t in tensors if t is not None]
-            found = super().gradient(target, [*flat, *asked], output_gradients)
-        inputs = {id(call.input) for call in calls}
-        found = graph_isolation.at_once(found, [len(flat) + i for i, t in enumerate(asked) if id(t) in inputs])
-        own, more = found[: len(flat)], iter(found[len(flat) :])
-        deltas = [None if t is None else next(more) for t in tensors]
-        read = [call.z if call.differentiated else call.a for call in calls]
-        first = calls[0].input if calls else None
-        given, *others = graph_isolation.beside([first, *read, *deltas])
-        beside = iter(others)
-        calls = tuple(
-            call._replace(read=next(beside), given=None if number else given) for number, call in enumerate(calls)
+        """Return the gradients that were asked for; keep them, and those of the layers, as a pass."""
+        flat_sources = tf.nest.flatten(sources)
+        tensors = [t for call in self.calls for t in (call.a, call.z, call.input)]
+        present = [t for t in tensors if t is not None]
+        with layer_hooks.pause_capture():
+            gradients = super().gradient(target, [*flat_sources, *present], output_gradients)
+        if self._state.exact:
+            inputs = {id(call.input) for call in self.calls}
+            positions = [len(flat_sources) + i for i, t in enumerate(present) if id(t) in inputs]
+            gradients = graph_isolation.flatten_gradient_sums(gradients, positions)
+        requested = gradients[: len(flat_sources)]
+        remaining = iter(gradients[len(flat_sources) :])
+        deltas = [None if t is None else next(remaining) for t in tensors]
+        backward_pass = BackwardPass(
+            number=next(_pass_numbers),
+            calls=self._measurable_calls(deltas),
+            gradients={id(s): g for s, g in zip(flat_sources, requested, strict=True) if id(s) in variables},
+            weights={v: tf.convert_to_tensor(variable) for v, variable in variables.items()},
         )
-        deltas = list(beside)
-        self._passes.append(
-            backward_passes.Pass(
-                number=next(_numbers),
-                calls=calls,
-                deltas=list(zip(*[iter(deltas)] * 3, strict=True)),
-                gradients={id(s): g for s, g in zip(flat, own, strict=True) if id(s) in known},
-                weights={v: tf.convert_to_tensor(variable) for v, variable in known.items()},
-            )
-        )
+        self._passes.append(backward_pass)
         if replicas.context()[1] > 1:
-            optimizer_hooks.note()
+            optimizer_hooks.start_recording()
         if unconnected_gradients == tf.UnconnectedGradients.ZERO:
-            own = [tf.zeros_like(s) if g is None else g for s, g in zip(flat, own, strict=True)]
-        return tf.nest.pack_sequence_as(sources, own)
+            requested = [tf.zeros_like(s) if g is None else g for s, g in zip(flat_sources, requested, strict=True)]
+        return tf.nest.pack_sequence_as(sources, requested)
 
-    def _together(self, others: Sequence[Tape]) -> backward_passes.Together:
-        tapes = [self, *others]
-        for tape in tapes:
-            if not isinstance(tape, MeasuringTape) or tape._probe is not self._probe:
-                raise misuse("`others` must be measuring tapes of the same Probe and the same step")
+    def _measurable_calls(self, deltas: Sequence[Any]) -> list[LayerCall]:
+        """Return the calls with what is measured of each; `deltas` are the gradients of a, z and input of each."""
+        count = len(self.calls)
+        first_input = self.calls[0].input if self.calls else None
+        outputs = [call.z if call.differentiated else call.a for call in self.calls]
+        tensors = [first_input, *outputs, *deltas]
+        if self._state.exact:
+            tensors = graph_isolation.tensors_to_measure(tensors)
+        measurable = []
+        for i, call in enumerate(self.calls):
+            delta_a, delta_z, delta_input = tensors[1 + count + 3 * i : 4 + count + 3 * i]
+            measurable.append(
+                call._replace(
+                    measured=tensors[1 + i],
+                    measured_input=tensors[0] if i == 0 else None,
+                    deltas=(delta_a, delta_z, delta_input),
+                )
+            )
+        return measurable
+
+    def _merged_pass(self, others: Sequence[Tape]) -> BackwardPass:
+        passes: list[BackwardPass] = []
+        for tape in (self, *others):
+            if not isinstance(tape, MeasuringTape) or tape._state is not self._state:
+                raise misuse_error("`others` must be measuring tapes of the same Probe and the same step")
             if not tape._passes:
-                raise misuse("`tape.reading()` was called before `tape.gradient()`: there is no gradient to read yet")
-        return backward_passes.together([one for tape in tapes for one in tape._passes], self._probe._selection)
+                raise misuse_error(
+                    "`tape.reading()` must be called after `tape.gradient()`; this tape has no gradient yet"
+                )
+            passes.extend(tape._passes)
+        return backward_passes.merge_passes(passes, self._state.selection)
 
-    def own(self, *others: Tape) -> list[Any]:
-        """The gradients that these tapes gave, of the V variables."""
-        return self._together(others).gradients
+    def variable_gradients(self, *others: Tape) -> list[Any]:
+        """Return the gradients that these tapes gave, of the V variables; None where there is none."""
+        return list(self._merged_pass(others).gradients.values())
 
-    @as_it_is
+    @without_autograph
     def partial(self, *others: Tape, loss_scale: Any = None) -> Partial | None:
-        if self._probe.failure:
+        if self._state.failure:
             return None
-        with self._probe._guard(), graph_isolation.apart():
-            all_ = self._together(others)
-            captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape)]
-            self._probe._agree(all_.calls, [c for c in captures if c is not None])
-            own = unscaled(graph_isolation.aside(all_.gradients), self._probe.variables, loss_scale)
-            deltas = [
-                unscaled(ds, [call.name] * 3, loss_scale) for call, ds in zip(all_.calls, all_.deltas, strict=True)
-            ]
-            return readings.measure(all_.calls, deltas, own, all_.weights, self._probe.histograms)
+        with self._state.failsafe.contain():
+            return self._measure(self._merged_pass(others), others, loss_scale, dense={}, aggregated=False)
         return None
 
-    @as_it_is
+    def _measure(
+        self, merged: BackwardPass, others: Sequence[Tape], loss_scale: Any, dense: DenseGradients, aggregated: bool
+    ) -> Partial:
+        """Return the Partial; add the gradients to `dense`. Those of a sum that is `aggregated` are not reduced."""
+        state = self._state
+        captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape) and t._capture is not None]
+        with graph_isolation.measuring_scope():
+            state.set_names(merged.calls, captures)
+            gradients = dense_gradients(state, list(merged.gradients.values()), loss_scale, dense)
+            calls = []
+            for call in merged.calls:
+                with attribute_errors_to(call.name):
+                    delta_a, delta_z, delta_input = (_unscaled(delta, loss_scale) for delta in call.deltas)
+                calls.append(call._replace(deltas=(delta_a, delta_z, delta_input)))
+            summed_later = aggregated or replicas.context()[1] > 1
+            weights = list(merged.weights.values())
+            return readings.measure(calls, None if summed_later else gradients, weights, state.histograms)
+
+    @without_autograph
     def reading(
         self,
         *others: Tape,
@@ -195,16 +274,78 @@ class MeasuringTape(Tape):
         applied: Sequence[Any] | None = None,
         loss_scale: Any = None,
     ) -> Reading | None:
-        partial = self.partial(*others, loss_scale=loss_scale)
-        own = [] if partial is None else self.own(*others)
-        return self._probe.reading(partial, own, aggregated=aggregated, applied=applied, loss_scale=loss_scale)
+        if self._state.failure:
+            return None
+        partial = None
+        gradients: list[Any] = []
+        dense: DenseGradients = {}
+        with self._state.failsafe.contain():
+            merged = self._merged_pass(others)
+            gradients = list(merged.gradients.values())
+            partial = self._measure(merged, others, loss_scale, dense, aggregated=aggregated is not None)
+        return complete_reading(
+            self._state,
+            partial,
+            gradients,
+            aggregated=aggregated,
+            applied=applied,
+            loss_scale=loss_scale,
+            dense=dense,
+        )
 
 
-def unscaled(gradients: Sequence[Any], names: Sequence[str], loss_scale: Any) -> list[tf.Tensor | None]:
-    """Dense, float32, and without the loss scale."""
-    found = []
-    for name, gradient in zip(names, gradients, strict=True):
-        with blaming(name):
-            plain = readings.dense(gradient)
-            found.append(plain if plain is None or loss_scale is None else plain / tf.cast(loss_scale, tf.float32))
-    return found
+def complete_reading(
+    state: ProbeState,
+    partial: Partial | None,
+    gradients: Sequence[Any],
+    *,
+    aggregated: Sequence[Any] | None,
+    applied: Sequence[Any] | None,
+    loss_scale: Any,
+    dense: DenseGradients,
+) -> Reading | None:
+    """Return the Reading that a Partial becomes; see `Probe.reading` for the arguments.
+
+    `dense` holds gradients that were made ready before, for the same `loss_scale`.
+    """
+    if partial is None or state.names is None or state.failure:
+        return None
+    for name, values in (("gradients", gradients), ("aggregated", aggregated), ("applied", applied)):
+        if values is not None and len(values) != len(state.names.variables):
+            raise misuse_error(
+                f"`{name}` must have an element for each of the {len(state.names.variables)} trainable variables; "
+                f"got {len(values)}: pass the whole list, with None where there is no gradient"
+            )
+    with state.failsafe.contain():
+        if replicas.context()[1] > 1:
+            optimizers = optimizer_hooks.stop_recording(gradients)
+            if state.replica_issues is None:  # another replica's thread may have been here
+                state.replica_issues = keras_replica_issues.replica_issues(state.selection.models, optimizers)
+        return readings.complete(
+            partial,
+            dense_gradients(state, gradients, loss_scale, dense),
+            None if aggregated is None else dense_gradients(state, aggregated, loss_scale, dense),
+            None if applied is None else dense_gradients(state, applied, loss_scale, dense),
+            weights=[tf.convert_to_tensor(v) for v in state.variables()],
+            names=state.names,
+        )
+    return None
+
+
+def dense_gradients(
+    state: ProbeState, gradients: Sequence[Any], loss_scale: Any, dense: DenseGradients
+) -> list[tf.Tensor | None]:
+    """Return gradients as they are recorded, from `dense` where they are there; add the others to it."""
+    for name, gradient in zip(state.selection.variable_names(), gradients, strict=True):
+        if id(gradient) not in dense:
+            with attribute_errors_to(name):
+                measured = graph_isolation.gradient_to_measure(gradient) if state.exact else gradient
+                dense[id(gradient)] = _unscaled(measured, loss_scale)
+    return [dense[id(gradient)] for gradient in gradients]
+
+
+def _unscaled(gradient: Any, loss_scale: Any) -> tf.Tensor | None:
+    tensor = readings.dense(gradient)
+    if tensor is None or loss_scale is None:
+        return tensor
+    return tensor / tf.cast(loss_scale, tf.float32)

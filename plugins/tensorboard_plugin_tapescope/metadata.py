@@ -1,29 +1,29 @@
-"""The wire contract: which tags a run holds, what their tensors mean, and the version of that meaning.
+"""The wire contract: the tags of a run, the meaning of their tensors, and its schema version.
 
-One tensor summary a family and recorded step, under the tag `tapescope/<family>`:
+Each recorded step has one tensor summary for each family, under the tag `tapescope/<family>`:
 
-    family                 dtype    shape      one row a ...
+    family                 dtype    shape      one row for each ...
     variables              float32  [C, V]     column of VARIABLE_COLUMNS
     layers                 float32  [C, L]     column of LAYER_COLUMNS
     step                   float64  [C]        column of STEP_COLUMNS
     replicas               float32  [3 R, V]   column of REPLICA_COLUMNS and replica (column-major)
     gradient_histogram     int32    [V, B]     variable; B signed logarithmic bins, see `bin_edges`
     activation_histogram   int32    [L, B]     layer
-    units                  uint8    [sum U]    unit: index into UNIT_STATES, the layers' units one after another;
-                                               written only at the steps where a window of examples closes
-    findings               string   [n]        JSON of a finding; all that are known so far, so the last event has all
-    status                 string   []         JSON: what the run is and how it stands; first and last event
+    units                  uint8    [sum U]    unit, layer after layer: an index into UNIT_STATES;
+                                               written only at steps where a window of examples closes
+    findings               string   [n]        finding so far, as JSON; the last event has all
+    status                 string   []         JSON of the run's status; first and last event
 
-The first event of each tag carries `Family` as JSON in its plugin content. A reader takes every schema up to its
-own `SCHEMA`; a newer one raises `SchemaError`, whose text says what to do. Columns are found by name, never by
-position: a later version may add some.
+The first event of each tag carries `Family` as JSON in its plugin content. A reader accepts every schema up to its
+own `SCHEMA`, and raises `SchemaError` for a newer one. Columns are found by name and not by position, because a later
+version may add some.
 
 A finding is `{"rule", "version", "severity": "error" | "warning" | "info", "layer": name or null, "step",
 "message": one sentence, "evidence": {name: number}, "advice": one sentence}`. A status is `{"state": "training" |
-"ended", "reason": text, "replicas": R, "steps": planned or null, "started": seconds since 1970, ...}`; whether a run
-that says "training" has stalled is for the reader to judge from the wall time of its last event.
+"ended", "reason": text, "replicas": R, "steps": planned or null, "started": seconds since 1970, ...}`. A reader decides
+from the wall time of the last event whether a run whose state is "training" has stalled.
 
-This module needs numpy and the protocol buffers of tensorboard, nothing else.
+This module needs only numpy and tensorboard's protocol buffers.
 """
 
 import json
@@ -37,11 +37,11 @@ SCHEMA = 1
 
 
 class Column(NamedTuple):
-    """One measured quantity: its name on the wire, what it means, and how to draw it."""
+    """A measured quantity: its name on the wire, its definition and its scale."""
 
     name: str
     definition: str
-    """One sentence, shown wherever the numbers are."""
+    """A phrase that is shown with the numbers."""
     unit: str = ""
     scale: str = "linear"
     """"log" (decades), "linear", "fraction" (0 to 1), "count" or "diverging" (about 0)."""
@@ -49,12 +49,12 @@ class Column(NamedTuple):
 
 VARIABLE_COLUMNS = (
     Column("gradient_norm", "L2 norm of the gradient of the whole batch, before clipping", "", "log"),
-    Column("applied_norm", "L2 norm of the gradient that the optimizer was given, after clipping", "", "log"),
+    Column("applied_norm", "L2 norm of the gradient that the optimizer receives, after clipping", "", "log"),
     Column("weight_norm", "L2 norm of the weights before the update", "", "log"),
     Column("gradient_max", "largest absolute element of the gradient", "", "log"),
     Column("gradient_zero", "share of the gradient's elements that are exactly 0", "", "fraction"),
     Column("gradient_nonfinite", "number of NaN and Inf elements in the gradient", "elements", "count"),
-    Column("update_ratio", "L2 norm of the change the optimizer made, over that of the weights before it", "", "log"),
+    Column("update_ratio", "L2 norm of the optimizer's change, over the L2 norm of the weights before it", "", "log"),
     Column("noise_scale", "gradient noise scale (McCandlish et al. 2018); needs two replicas", "examples", "log"),
 )
 
@@ -76,7 +76,7 @@ LAYER_COLUMNS = (
     Column("flow_weight", "backward gain of the weights, log10 of |dL/dinput| over |dL/dz|", "decades", "diverging"),
     Column(
         "flow_between",
-        "log10 of |dL/da of the layer that feeds this one| over |dL/dinput|: what lies between, or comes by other ways",
+        "log10 of |dL/da of the layer that feeds this one| over |dL/dinput|: operations between, or other paths",
         "decades",
         "diverging",
     ),
@@ -87,14 +87,14 @@ LAYER_COLUMNS = (
 )
 
 STEP_COLUMNS = (
-    Column("loss", "the loss, as the program gave it to the recorder", "", "log"),
+    Column("loss", "loss that the program passed to the recorder", "", "log"),
     Column("examples_seen", "examples trained on up to and with this step", "examples", "count"),
     Column("window_examples", "examples in the last full window of the unit counts", "examples", "count"),
-    Column("measure_ms", "what measuring cost in this step", "ms", "linear"),
-    Column("step_ms", "how long a step takes that is not measured", "ms", "linear"),
+    Column("measure_ms", "time that measuring took in this step", "ms", "linear"),
+    Column("step_ms", "duration of a step that is not measured", "ms", "linear"),
     Column("first_nonfinite_forward", "index of the first layer in forward order with a NaN or Inf, or -1", "layer"),
     Column("first_nonfinite_backward", "index of the first layer in backward order with a NaN or Inf, or -1", "layer"),
-    Column("skipped", "1 where the gradient was not finite and no weight was changed, as by a loss scale; else 0"),
+    Column("skipped", "1 if the gradient was not finite and no weight was changed, as by a loss scale; else 0"),
     Column("noise_scale_total", "gradient noise scale over all variables; needs two replicas", "examples", "log"),
 )
 
@@ -118,37 +118,42 @@ BINS = 2 * SIDE_BINS + 1
 
 
 def bin_edges() -> np.ndarray:
-    """The `BINS + 1` ascending edges of the histograms' bins, float64."""
+    """Return the `BINS + 1` ascending edges of the histograms' bins, float64."""
     octave, half = np.divmod(np.arange(SIDE_BINS + 1), BINS_PER_OCTAVE)
     positive = np.exp2(LOW_EXPONENT + octave) * (1 + half / BINS_PER_OCTAVE)
     return np.concatenate([-positive[::-1], positive])
 
 
+CLIPPING_SETTINGS = ("clipnorm", "global_clipnorm", "clipvalue")
+"""Kinds of replica issues that are settings of Keras' optimizers."""
+
+
 class SchemaError(ValueError):
-    """The content of a tag cannot be read; the message says why, and what to do."""
+    """A tag's description that cannot be read; the message has the reason and what to do."""
 
 
 class Family(NamedTuple):
-    """What the tensors of one tag mean; written once, as JSON, with the tag's first event."""
+    """Description of one tag's tensors, written once as JSON with the tag's first event."""
 
     family: str
     columns: tuple[str, ...] = ()
-    """Names of the rows of one tensor; empty where the tensor has none."""
+    """Names of the rows of one tensor, empty if it has none."""
     names: tuple[str, ...] = ()
     """Names of the variables or layers along the other axis, in forward order."""
     details: dict[str, Any] = {}
-    """`layers`: "units" (U of each layer), "activations", "variables" (indices of each layer's own),
+    """`layers`: "units" (U of each layer), "activations", "variables" (indices of each layer's variables),
     "sources" (indices of the layers that feed each one), "skipped";
-    `units`: "units"; `replicas`: "replicas" (how many) and "faults" (what Keras does otherwise with several: lists of
-    kind, layer or null, setting or null)."""
+    `units`: "units"; `replicas`: "replicas" (their number) and "faults" (issues of Keras with several replicas: lists
+    of kind, layer or null, setting or null)."""
     schema: int = SCHEMA
 
     @property
     def tag(self) -> str:
+        """The tag of the family's summaries."""
         return tag(self.family)
 
     def metadata(self) -> summary_pb2.SummaryMetadata:
-        """The summary metadata that the first event of the tag carries."""
+        """Return the summary metadata that the first event of the tag carries."""
         content = json.dumps(self._asdict(), separators=(",", ":")).encode()
         return summary_pb2.SummaryMetadata(
             plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content),
@@ -157,24 +162,35 @@ class Family(NamedTuple):
 
 
 def tag(family: str) -> str:
-    """`tag("layers")` is `"tapescope/layers"`."""
+    """Return the tag of a family: `"tapescope/layers"` for `"layers"`."""
     return f"{PLUGIN_NAME}/{family}"
 
 
 def parse(content: bytes) -> Family:
-    """The Family in a tag's plugin content. Raises SchemaError for a newer schema and for what is no Family."""
+    """Return the Family in a tag's plugin content.
+
+    Raises:
+      SchemaError: the content is not a Family, or has a newer schema.
+    """
     try:
         fields = json.loads(content)
         schema = int(fields["schema"])
         if schema <= SCHEMA:
-            family, details = fields["family"], fields["details"]
-            columns, names = tuple(fields["columns"]), tuple(fields["names"])
-            texts = all(isinstance(text, str) for text in (family, *columns, *names))
-            if not texts or not isinstance(details, dict):
-                raise TypeError("a name is no text")
-            return Family(family, columns, names, details, schema)
+            return _family(fields, schema)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SchemaError(f"its description cannot be read ({type(error).__name__}: {error})") from None
     raise SchemaError(
         f"it was written with schema {schema}, and this tapescope reads up to {SCHEMA}: pip install -U tapescope"
     )
+
+
+def _family(fields: dict[str, Any], schema: int) -> Family:
+    family = fields["family"]
+    columns = tuple(fields["columns"])
+    names = tuple(fields["names"])
+    details = fields["details"]
+    if not all(isinstance(text, str) for text in (family, *columns, *names)):
+        raise TypeError("a name must be a string")
+    if not isinstance(details, dict):
+        raise TypeError("details must be an object")
+    return Family(family, columns, names, details, schema)

@@ -1,10 +1,10 @@
-"""Where an activation function stops passing gradient: one definition for every function.
+"""Activation functions, and where they are saturated: one definition for every function.
 
-An element is saturated where |f'(z)| is below 1 % of the largest |f'| of that function, and flat where a bounded
-f has f'(z) = 0 in the arithmetic it runs in. For the monotone functions below both are read off the output a = f(z)
-with a comparison or two; any other elementwise function is differentiated at z by TensorFlow.
+An element is saturated where |f'(z)| is below 1 % of the largest |f'| of that function. It is flat where a bounded f
+has f'(z) = 0 in the arithmetic that it runs in. For the monotone functions below, both are comparisons of the output
+a = f(z) with a threshold. TensorFlow differentiates any other elementwise function at z.
 
-Thresholds, from f' written in a: sigmoid a(1-a), tanh 1-a^2, softsign (1-|a|)^2, softplus 1-exp(-a),
+Thresholds, from f' written in terms of a: sigmoid a(1-a), tanh 1-a^2, softsign (1-|a|)^2, softplus 1-exp(-a),
 ELU a+alpha for z < 0, SELU a + scale*alpha for z < 0.
 """
 
@@ -18,24 +18,25 @@ import numpy as np
 import tensorflow as tf
 
 SATURATED_SHARE = 0.01
+"""Share of the largest |f'| below which an element is saturated."""
 
 _INF = math.inf
 
 
 class Activation(NamedTuple):
-    """What `saturation_masks` needs to know of a function. Without `function`, the thresholds are on the output."""
+    """Name and thresholds of an activation function. Without `function`, the thresholds are on the output."""
 
     name: str
     saturated: tuple[float, float] = (-_INF, _INF)
-    """Saturated low where a <= the first, high where a >= the second."""
+    """An element is saturated low where a <= the first, high where a >= the second."""
     flat: tuple[float, float] | None = None
-    """The bounds of a bounded function: its derivative is 0 where a <= the first or a >= the second."""
+    """Bounds of a bounded function: its derivative is 0 where a <= the first or a >= the second."""
     function: Callable[[tf.Tensor], tf.Tensor] | None = None
-    """Differentiated at z where no threshold on the output says the same."""
+    """The function itself, to be differentiated at z, where no threshold on the output says the same."""
     largest: float = 1.0
-    """The largest |f'|, for `function`."""
+    """Largest |f'| of `function`."""
     nonnegative: bool = False
-    """Whether no output is below 0."""
+    """Whether all outputs are 0 or above."""
     defined: bool = True
     """False where the function is not elementwise, or |f'| has no largest value: `saturated` is NaN."""
 
@@ -62,49 +63,49 @@ UNKNOWN = Activation("unknown", defined=False)
 _RELU = Activation("relu", (0.0, _INF), nonnegative=True)
 _SOFTPLUS = Activation("softplus", (-math.log1p(-SATURATED_SHARE), _INF), nonnegative=True)
 
-_a = keras.activations
+_k = keras.activations
 _KNOWN: dict[Any, Activation] = {
-    _a.linear: LINEAR,
-    _a.relu: _RELU,
+    _k.linear: LINEAR,
+    _k.relu: _RELU,
     tf.nn.relu: _RELU,
-    _a.relu6: _clipped_relu(6.0),
+    _k.relu6: _clipped_relu(6.0),
     tf.nn.relu6: _clipped_relu(6.0),
-    _a.leaky_relu: Activation("leaky_relu"),
+    _k.leaky_relu: Activation("leaky_relu"),
     tf.nn.leaky_relu: Activation("leaky_relu"),
-    _a.elu: _elu("elu"),
+    _k.elu: _elu("elu"),
     tf.nn.elu: _elu("elu"),
-    _a.selu: _elu("selu", 1.6732632423543772, 1.0507009873554805),
+    _k.selu: _elu("selu", 1.6732632423543772, 1.0507009873554805),
     tf.nn.selu: _elu("selu", 1.6732632423543772, 1.0507009873554805),
-    _a.sigmoid: _sigmoid_like("sigmoid"),
+    _k.sigmoid: _sigmoid_like("sigmoid"),
     tf.nn.sigmoid: _sigmoid_like("sigmoid"),
-    _a.hard_sigmoid: Activation("hard_sigmoid", (0.0, 1.0), flat=(0.0, 1.0), nonnegative=True),
-    _a.tanh: Activation("tanh", (-_TANH, _TANH), flat=(-1.0, 1.0)),
+    _k.hard_sigmoid: Activation("hard_sigmoid", (0.0, 1.0), flat=(0.0, 1.0), nonnegative=True),
+    _k.tanh: Activation("tanh", (-_TANH, _TANH), flat=(-1.0, 1.0)),
     tf.nn.tanh: Activation("tanh", (-_TANH, _TANH), flat=(-1.0, 1.0)),
-    _a.softsign: Activation("softsign", (-_SOFTSIGN, _SOFTSIGN)),
+    _k.softsign: Activation("softsign", (-_SOFTSIGN, _SOFTSIGN)),
     tf.nn.softsign: Activation("softsign", (-_SOFTSIGN, _SOFTSIGN)),
-    _a.softplus: _SOFTPLUS,
+    _k.softplus: _SOFTPLUS,
     tf.nn.softplus: _SOFTPLUS,
-    _a.softmax: Activation("softmax", nonnegative=True, defined=False),
+    _k.softmax: Activation("softmax", nonnegative=True, defined=False),
     tf.nn.softmax: Activation("softmax", nonnegative=True, defined=False),
-    _a.log_softmax: Activation("log_softmax", defined=False),
+    _k.log_softmax: Activation("log_softmax", defined=False),
 }
 
 
 def describe(function: Any) -> Activation:
-    """The Activation of a callable, of the name of one of Keras', or of None (linear)."""
+    """Return the Activation of a callable, of the name of one of Keras' functions, or of None (linear)."""
     if isinstance(function, str) or function is None:
         function = keras.activations.get(function)
     if isinstance(function, keras.layers.Layer):
         return describe_layer(function)
     try:
         known = _KNOWN.get(function)
-    except TypeError:  # not hashable
+    except TypeError:  # the function is not hashable
         known = None
     return known or _differentiated(function)
 
 
 def describe_layer(layer: keras.layers.Layer) -> Activation:
-    """The Activation of a layer that is one (`keras.layers.ReLU`) or has one (`Dense.activation`)."""
+    """Return the Activation of a layer that is one (`keras.layers.ReLU`) or has one (`Dense.activation`)."""
     if isinstance(layer, keras.layers.ReLU):
         if layer.threshold or layer.negative_slope:
             return _differentiated(layer)
@@ -124,18 +125,22 @@ def describe_layer(layer: keras.layers.Layer) -> Activation:
 
 @functools.lru_cache(maxsize=64)
 def _differentiated(function: Any) -> Activation:
-    """Tries the function on a grid, outside any graph: is it elementwise, and what is its largest |f'|?"""
+    """Return an Activation that TensorFlow differentiates; an undefined one where that is not possible.
+
+    The function is tried on a grid, outside any graph. It must be elementwise, and |f'| must have a largest value.
+    """
     name = getattr(function, "__name__", type(function).__name__)
     grid = np.linspace(-10, 10, 2001, dtype=np.float32)
     try:
         with tf.init_scope():
-            values = function(tf.constant(grid[:, None])).numpy()[:, 0]
-            together = function(tf.constant(grid[None, :])).numpy()[0]
-    except Exception:  # whatever a stranger's function raises, it only means that nothing is known of it
+            of_column = function(tf.constant(grid[:, None])).numpy()[:, 0]
+            of_row = function(tf.constant(grid[None, :])).numpy()[0]
+    except Exception:  # a user's function may raise anything; then nothing is known of it
         return Activation(name, defined=False)
-    # Central differences, for tapes do not record in an init_scope.
-    slopes = np.abs(np.gradient(values, grid))
-    largest, inner = slopes.max(), slopes[np.abs(grid) <= 5].max()
-    if np.allclose(together, values, rtol=1e-4, atol=1e-6) and 0 < largest <= 1.01 * inner:
+    slopes = np.abs(np.gradient(of_column, grid))  # central differences, because tapes do not record in an init_scope
+    largest = slopes.max()
+    largest_inside = slopes[np.abs(grid) <= 5].max()
+    is_elementwise = np.allclose(of_row, of_column, rtol=1e-4, atol=1e-6)
+    if is_elementwise and 0 < largest <= 1.01 * largest_inside:
         return Activation(name, function=function, largest=float(largest))
     return Activation(name, defined=False)

@@ -1,9 +1,9 @@
-"""The backward passes of one step, and which of them speaks for which layer.
+"""The backward passes of one step, and which of them is measured for which layer.
 
-A step may take several gradients: a GAN's generator and discriminator have a tape each, a persistent tape is asked
-twice. Each layer is then read from the pass that trains it, the last that asked for its variables, or, as an activation
-layer has none, for those of the nearest model around it: what the generator's loss says of the discriminator's layers
-trains nothing, and is no row.
+A step may take several gradients. A GAN's generator and discriminator have a tape each; a persistent tape is asked
+twice. Each layer is then measured in the pass that trains it, the last that asked for its variables. An activation
+layer has no variables and goes with the nearest model around it. The generator's loss trains no layer of the
+discriminator, so its gradients there are not recorded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,61 +11,57 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tapescope.capture.layer_hooks import Call
+from tapescope.capture.layer_hooks import LayerCall
 from tapescope.capture.selection import Selection
 
-Deltas = tuple[Any, Any, Any]
-"""Gradients with respect to the a, z and input of a call; None where there is none."""
 
-
-class Pass(NamedTuple):
-    """One call of `tape.gradient`."""
+class BackwardPass(NamedTuple):
+    """One call of `tape.gradient`, or several of one step merged."""
 
     number: int
-    """Counted over all tapes, so that those of several can be put in order."""
-    calls: Sequence[Call]
-    deltas: Sequence[Deltas]
+    """Position in the order of calls, over all tapes."""
+    calls: Sequence[LayerCall]
+    """Calls in forward order, with their gradients."""
     gradients: Mapping[int, Any]
-    """By the id of those of the model's variables that it was asked for."""
+    """Gradient by the id of each trainable variable that was asked for; None where there is none."""
     weights: Mapping[int, tf.Tensor]
-    """By id, all of the model's variables as they were."""
+    """Value of each of the V trainable variables before the update, by id."""
 
 
-class Together(NamedTuple):
-    """What all passes of a step say."""
+def merge_passes(passes: Sequence[BackwardPass], selection: Selection) -> BackwardPass:
+    """Return the one pass that holds each layer and variable from the pass that trains it.
 
-    calls: list[Call]
-    deltas: list[Deltas]
-    gradients: list[Any]
-    """Of the V variables; None where no pass asked for it, or found none."""
-    weights: list[tf.Tensor]
-    """The V variables before they were updated."""
+    Args:
+      passes: all passes of a step, at least one.
+      selection: the variables and layers that are measured.
 
-
-def together(passes: Sequence[Pass], selection: Selection) -> Together:
-    """One answer from all passes of a step."""
+    Returns:
+      A pass whose `gradients` and `weights` have all V variables, in their order.
+    """
     passes = sorted(passes, key=lambda p: p.number)
-    of_variable = {id(v): passes[0] for v in selection.variables()}
-    for one in passes:
-        of_variable.update(dict.fromkeys(one.gradients, one))
-    rows = {}
-    scopes = selection.scopes() if len(passes) > 1 else {}
-    for one in passes:
-        for call, deltas in zip(one.calls, one.deltas, strict=True):
-            if _speaks(passes, call, scopes) is one:
-                rows[call.number] = call, deltas
-    found = [rows[number] for number in sorted(rows)]
-    return Together(
-        calls=[call for call, _ in found],
-        deltas=[deltas for _, deltas in found],
-        gradients=[one.gradients.get(v) for v, one in of_variable.items()],
-        weights=[one.weights[v] for v, one in of_variable.items()],
+    pass_of_variable = {id(v): passes[0] for v in selection.variables()}
+    for each in passes:
+        pass_of_variable.update(dict.fromkeys(each.gradients, each))
+    scopes = selection.variable_scopes() if len(passes) > 1 else {}
+    calls: dict[int, LayerCall] = {}
+    for each in passes:
+        for call in each.calls:
+            if _training_pass(call, passes, scopes) is each:
+                calls[call.number] = call
+    return BackwardPass(
+        number=passes[-1].number,
+        calls=[calls[number] for number in sorted(calls)],
+        gradients={v: each.gradients.get(v) for v, each in pass_of_variable.items()},
+        weights={v: each.weights[v] for v, each in pass_of_variable.items()},
     )
 
 
-def _speaks(passes: Sequence[Pass], call: Call, scopes: Mapping[int, Sequence[frozenset[int]]]) -> Pass:
+def _training_pass(
+    call: LayerCall, passes: Sequence[BackwardPass], scopes: Mapping[int, Sequence[frozenset[int]]]
+) -> BackwardPass:
+    """Return the last pass that asked for variables of the layer, or of the nearest model around it that has some."""
     for variables in scopes.get(id(call.layer), ()):
-        training = [one for one in passes if not variables.isdisjoint(one.gradients)]
+        training = [each for each in passes if not variables.isdisjoint(each.gradients)]
         if training:
             return training[-1]
-    return [one for one in passes if any(c.name == call.name for c in one.calls)][-1]
+    return [each for each in passes if any(c.name == call.name for c in each.calls)][-1]

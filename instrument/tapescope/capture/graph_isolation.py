@@ -1,17 +1,20 @@
-"""What to read of a traced step so that its own arithmetic stays what it is without a reader, to the last bit.
+"""Tensors to measure such that measuring does not change the step's floating-point results.
 
-TensorFlow rewrites a graph before it runs it, and what a tensor is made into depends on who else reads it:
+Grappler rewrites a graph before it runs, and what it makes of an operation depends on who else reads the result:
 
-- A bias and an activation, or a bias and a sum, become one kernel with the matrix product, which rounds otherwise.
-- Factors that follow each other are multiplied first, and sums that follow each other become one `AddN`.
-- The gradient of a maximum over windows is another kernel, which adds in another order, unless it reads the very tensor
-  that it left. (A normalization across channels likewise.)
-- `AddN` adds into the first of its inputs that nothing else holds, and *starts* with it; a tensor that is measured is
-  held for as long as that takes. So it is with the gradients that come back from three consumers and more of a tensor.
+- The remapper fuses a matrix product with a bias and an activation, or with a bias and a sum, if each has one consumer
+  only. The fused kernel (oneDNN's on a CPU) rounds otherwise.
+- The arithmetic optimizer multiplies constant factors of consecutive products first, and makes one `AddN` of
+  consecutive sums, if there is no other consumer between.
+- The gradient of a maximum over windows, and of a normalization across channels, is another oneDNN kernel unless it
+  reads the very tensor that the forward operation returned.
+- `AddN` adds into the buffer of the first input that nothing else holds, and *starts* with it. A measured tensor is
+  held until it is reduced. So are the gradients that come back from three or more consumers of a tensor.
 
-Where a tensor would be merged with its only consumer, a twin of it is read in its place, which the same operations make
-of the same inputs a second time. Where it is added to others, the step gets a copy and the original is read, or, of
-such a maximum, a twin is read. All else is read as it is. Eager steps are not rewritten.
+Where a tensor would be fused with its only consumer, a twin is measured instead: the same operations on the same
+inputs, once more. Where it is added to others, the step gets a copy and the original is measured. All other tensors
+are measured as they are. Eager steps are not rewritten. docs/decisions/0001-measured-steps-keep-their-bits.md has the
+alternatives and what this costs.
 """
 
 import contextlib
@@ -19,151 +22,178 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.framework.attr_value_pb2 import AttrValue
+
+from tapescope.capture import private_api
 
 _VIEWS = {"ExpandDims", "Identity", "Reshape", "Slice", "Split", "Squeeze", "StopGradient", "StridedSlice", "Unpack"}
-"""Operations whose output may lie in the memory of their input."""
+"""Operations whose output may share the buffer of their input."""
 _RESHAPES = {"ExpandDims", "Reshape", "Squeeze"}
-"""Those of them that show all of it."""
+"""Those of them that show all elements."""
 _SHAPES = {"Shape", "ShapeN", "Size"}
-"""Operations that read no memory."""
-_GIVEN = {"Const", "Placeholder", "ReadVariableOp"}
-"""What a step does not make itself."""
+"""Operations that read no buffer."""
+_SOURCES = {"Const", "Placeholder", "ReadVariableOp"}
+"""Operations whose result the step does not compute."""
 _SUMS = {"Add", "AddN", "AddV2"}
 _PRODUCTS = {"Mul", "RealDiv"}
 _CONTRACTIONS = {"Conv2D", "MatMul"}
-_BY_RESULT = {"LRN", "MaxPool", "MaxPool3D"}
-"""Operations whose gradient depends on where their result comes from."""
+_GRADIENT_READS_RESULT = {"LRN", "MaxPool", "MaxPool3D"}
+"""Operations whose gradient kernel depends on which operation made their result."""
+_FUSED_ACTIVATIONS = {"Elu", "Sigmoid", "Tanh"}
+"""Activations that round otherwise inside the kernel of a matrix product; ReLU and its variants do not."""
 _MARK = "_tapescope"
+"""Attribute of operations that only measuring needs."""
 _TWIN = "tapescope_twin"
-_FUSED = {"Elu", "Sigmoid", "Tanh"}
-"""Activations that round otherwise inside the kernel of a matrix product; ReLU and its kin do not."""
+"""Name of twins, and attribute of operations of the step that it does not read any more."""
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[None]:
-    """Marks the operations that are made in it: TensorFlow does not take them for the same as those of the step."""
+def measuring_scope() -> Iterator[None]:
+    """Mark all operations created here, which keeps common-subexpression elimination from sharing the step's own."""
     if tf.executing_eagerly():
         yield
     else:
-        with tf.compat.v1.get_default_graph()._attr_scope({_MARK: AttrValue(b=True)}):
+        with private_api.mark_new_operations(_MARK):
             yield
 
 
-def beside(tensors: Sequence[Any]) -> list[Any]:
-    """What to read in place of each tensor; what is none, or eager, is given back.
+def tensors_to_measure(tensors: Sequence[Any]) -> list[Any]:
+    """Return the tensor to measure instead of each input. `None` and eager tensors are returned unchanged.
 
-    To be called when the forward and the backward pass are traced and nothing of them is measured yet.
+    Call it once the forward and the backward pass are traced and before any of these tensors is measured. Some
+    operations of the step get a copy as their input.
     """
-    roots = [_root(t) if _traced(t) else t for t in tensors]
-    own: list[tf.Tensor] = []
-    read = {id(t): _stand_in(t, own) for t in _distinct(filter(_traced, roots))}
-    for tensor in _distinct(own):
-        if tensor.op.type not in _GIVEN and any(map(_of_three, _consumers(tensor))):
-            _hand_on_a_copy(tensor)
-    return [read.get(id(root), t) for root, t in zip(roots, tensors, strict=True)]
+    roots = [_skip_identities(t) if _is_symbolic(t) else t for t in tensors]
+    shared: list[tf.Tensor] = []
+    measured = {id(t): _tensor_to_measure(t, shared) for t in _unique(filter(_is_symbolic, roots))}
+    for tensor in _unique(shared):
+        if tensor.op.type not in _SOURCES and any(map(_is_in_large_sum, _step_consumers(tensor))):
+            _copy_for_consumers(tensor)
+    return [measured.get(id(root), t) for root, t in zip(roots, tensors, strict=True)]
 
 
-def at_once(gradients: Sequence[Any], inputs: Sequence[int]) -> list[Any]:
-    """The gradients, summed as a plain step sums them.
+def flatten_gradient_sums(gradients: Sequence[Any], input_positions: Sequence[int]) -> list[Any]:
+    """Return the gradients, summed as in a plain step.
 
-    A layer knows its input by a name of its own (an identity), so that the tape adds up what comes back to it from this
-    layer before it adds that to what comes from others; without that name it adds up all at once. `inputs` are the
-    indices of the gradients of such names.
+    A measured layer reads its input through an identity. The tape therefore sums the gradients that come back from
+    this layer before it adds those of other layers; without the identity it sums all of them at once. This makes one
+    `AddN` of the two.
+
+    Args:
+      gradients: of one backward pass.
+      input_positions: which of them are gradients with respect to such an identity.
     """
-    found = list(gradients)
-    for part in (found[i] for i in inputs):
-        if not _traced(part) or part.op.type != "AddN":
+    result = list(gradients)
+    for position in input_positions:
+        part = result[position]
+        if not _is_symbolic(part) or part.op.type != "AddN":
             continue
-        after = [op for op in part.consumers() if not _is_ours(op)]
-        if [op.type for op in after] != ["AddN"]:
+        consumers = [op for op in part.consumers() if not _is_measuring_op(op)]
+        if [op.type for op in consumers] != ["AddN"]:
             continue
-        terms = [t for given in after[0].inputs for t in (part.op.inputs if given is part else [given])]
+        outer = consumers[0]
+        former = outer.outputs[0]
+        terms: list[tf.Tensor] = []
+        for term in outer.inputs:
+            terms.extend(part.op.inputs if term is part else [term])
         with part.graph.as_default(), tf.control_dependencies(None):
-            whole = tf.raw_ops.AddN(inputs=terms, name=after[0].name)
-        former = after[0].outputs[0]
-        _hand_on(former, whole, former.consumers())
-        for op in (part.op, after[0]):
-            op._set_attr(_TWIN, AttrValue(b=True))
-        found = [whole if gradient is former else gradient for gradient in found]
-    return found
+            total = tf.raw_ops.AddN(inputs=terms, name=outer.name)
+        _redirect_consumers(former, total, former.consumers())
+        for op in (part.op, outer):
+            private_api.mark_operation(op, _TWIN)
+        result = [total if gradient is former else gradient for gradient in result]
+    return result
 
 
-def aside(gradients: Sequence[Any]) -> list[Any]:
-    """As `beside`, of what an optimizer takes: that may be a product, and is multiplied by a learning rate.
+def gradient_to_measure(gradient: Any) -> Any:
+    """Return the tensor to measure instead of a gradient that an optimizer takes. `None` is returned unchanged.
 
-    May be called at any time, and again: TensorFlow keeps one of several equal twins.
+    Such a gradient may be a product, and the optimizer multiplies it by a learning rate. It may be called at any time,
+    also after tensors of the step were measured. Only products need a twin here.
     """
-    roots = [_root(g, "IdentityN") if _traced(g) else g for g in gradients]  # as the clipped ones are
-    return [_twin(r.op, []) if _traced(r) and r.op.type in _PRODUCTS else r for r in roots]
+    if not _is_symbolic(gradient):
+        return gradient
+    root = _skip_identities(gradient, "IdentityN")  # clipping by the global norm ends in one
+    return _twin(root.op, []) if root.op.type in _PRODUCTS else root
 
 
-def _traced(tensor: Any) -> bool:
+def _is_symbolic(tensor: Any) -> bool:
     return isinstance(tensor, tf.Tensor) and not hasattr(tensor, "numpy")
 
 
-def _distinct(tensors: Iterable[tf.Tensor]) -> Iterable[tf.Tensor]:
+def _unique(tensors: Iterable[tf.Tensor]) -> Iterable[tf.Tensor]:
     return {id(t): t for t in tensors}.values()
 
 
-def _root(tensor: tf.Tensor, *other: str) -> tf.Tensor:
+def _skip_identities(tensor: tf.Tensor, *other_types: str) -> tf.Tensor:
     op = tensor.op
-    return _root(op.inputs[tensor.value_index], *other) if op.type in ("Identity", *other) else tensor
+    if op.type not in ("Identity", *other_types):
+        return tensor
+    return _skip_identities(op.inputs[tensor.value_index], *other_types)
 
 
-def _consumers(tensor: tf.Tensor) -> Iterator[tf.Operation]:
-    """The operations of the step that read the tensor's memory."""
+def _step_consumers(tensor: tf.Tensor) -> Iterator[tf.Operation]:
+    """Yield the operations of the step that read the tensor's buffer, also through views of it."""
     for op in tensor.consumers():
-        if op.type in _VIEWS or _is_broadcast(op):
+        if op.type in _VIEWS or _is_broadcast_sum(op):
             for output in op.outputs:
-                yield from _consumers(output)
-        elif op.type not in _SHAPES and not _is_ours(op):
+                yield from _step_consumers(output)
+        elif op.type not in _SHAPES and not _is_measuring_op(op):
             yield op
 
 
-def _is_broadcast(op: tf.Operation) -> bool:
-    """Whether it undoes in a gradient what broadcasting did: nothing, where a size was not known and is the same."""
+def _is_broadcast_sum(op: tf.Operation) -> bool:
+    """Return whether a sum undoes broadcasting in a gradient.
+
+    Where a size is unknown when the step is traced, there is one even if nothing is broadcast: a sum over no axes.
+    """
     return op.type == "Sum" and op.inputs[1].op.type == "BroadcastGradientArgs"
 
 
-def _is_ours(op: tf.Operation) -> bool:
-    """Whether the step does not read it: a twin, or a sum that `at_once` took apart."""
+def _is_measuring_op(op: tf.Operation) -> bool:
+    """Return whether the step does not read it: a twin, or a sum that `flatten_gradient_sums` replaced."""
     return _TWIN in op.name or _TWIN in op.node_def.attr
 
 
-def _of_three(op: tf.Operation) -> bool:
-    """Whether it is, or becomes a part of, a sum of three and more."""
+def _is_in_large_sum(op: tf.Operation) -> bool:
+    """Return whether it is, or becomes part of, a sum of three or more terms."""
     if op.type not in _SUMS:
         return False
-    after = list(_consumers(op.outputs[0]))
-    near = [t.op for t in op.inputs if len(list(_consumers(t))) == 1] + after * (len(after) == 1)
-    return len(op.inputs) > 2 or any(other.type in _SUMS for other in near)
+    if len(op.inputs) > 2:
+        return True
+    neighbours = [t.op for t in op.inputs if len(list(_step_consumers(t))) == 1]
+    consumers = list(_step_consumers(op.outputs[0]))
+    if len(consumers) == 1:
+        neighbours += consumers
+    return any(neighbour.type in _SUMS for neighbour in neighbours)
 
 
-def _hand_on_a_copy(tensor: tf.Tensor) -> None:
-    """The copy has the tensor's place in the order of names, by which TensorFlow sorts what it adds."""
-    consumers = [op for op in tensor.consumers() if not _is_ours(op) and op.type not in _SHAPES]
+def _copy_for_consumers(tensor: tf.Tensor) -> None:
+    """Give the step's consumers a copy, so that measuring holds no buffer that they might add into."""
+    consumers = [op for op in tensor.consumers() if not _is_measuring_op(op) and op.type not in _SHAPES]
+    # Grappler sorts the terms of a sum by name: this one takes the tensor's place in that order.
+    name = f"{tensor.op.name}-{tensor.value_index}/"
     with tensor.graph.as_default(), tf.control_dependencies(None):
-        copy = tf.raw_ops.Snapshot(input=tensor, name=f"{tensor.op.name}-{tensor.value_index}/")
-    _hand_on(tensor, copy, consumers)
+        copy = tf.raw_ops.Snapshot(input=tensor, name=name)
+    _redirect_consumers(tensor, copy, consumers)
 
 
-def _hand_on(tensor: tf.Tensor, other: tf.Tensor, consumers: Iterable[tf.Operation]) -> None:
+def _redirect_consumers(tensor: tf.Tensor, replacement: tf.Tensor, consumers: Iterable[tf.Operation]) -> None:
     for op in consumers:
-        for i, given in enumerate(op.inputs):
-            if given is tensor:
-                op._update_input(i, other)
+        for index, term in enumerate(op.inputs):
+            if term is tensor:
+                private_api.replace_input(op, index, replacement)
 
 
-def _merges(tensor: tf.Tensor) -> bool:
-    """Whether TensorFlow makes one operation of what the tensor comes from and its only consumer."""
-    op, consumers = tensor.op, list(_consumers(tensor))
-    if _is_ours(op):
+def _is_fused_with_consumer(tensor: tf.Tensor) -> bool:
+    """Return whether TensorFlow makes one operation of the one that made the tensor and its only consumer."""
+    op = tensor.op
+    consumers = list(_step_consumers(tensor))
+    if _is_measuring_op(op):
         return True
     kinds = {consumer.type for consumer in consumers}
-    if op.type in _BY_RESULT:
-        return any(map(_of_three, consumers))
-    if op.type in _PRODUCTS:  # others that it may have are often gradients of constants, and pruned
+    if op.type in _GRADIENT_READS_RESULT:
+        return any(map(_is_in_large_sum, consumers))
+    if op.type in _PRODUCTS:  # further consumers are often gradients of constants, which are pruned
         return not kinds.isdisjoint(_PRODUCTS)
     if len(consumers) != 1:
         return False
@@ -173,40 +203,48 @@ def _merges(tensor: tf.Tensor) -> bool:
     if not contractions:
         return False
     if not kinds <= _SUMS:
-        return kinds <= _FUSED
+        return kinds <= _FUSED_ACTIVATIONS
     same_shape = all(str(t.shape) == str(tensor.shape) for t in consumers[0].inputs)
-    return "MatMul" in contractions and same_shape and not _of_three(consumers[0])
+    return "MatMul" in contractions and same_shape and not _is_in_large_sum(consumers[0])
 
 
-def _stand_in(tensor: tf.Tensor, own: list[tf.Tensor]) -> tf.Tensor:
-    """What to read in place of the tensor; notes in `own` what is read of the step for it."""
-    return _twin(tensor.op, own) if _merges(tensor) else _anew(tensor, own)
+def _tensor_to_measure(tensor: tf.Tensor, shared: list[tf.Tensor]) -> tf.Tensor:
+    """Return a twin or a view of the tensor; add to `shared` the tensors that the step reads as well."""
+    if _is_fused_with_consumer(tensor):
+        return _twin(tensor.op, shared)
+    return _separate_view(tensor, shared)
 
 
-def _twin(op: tf.Operation, own: list[tf.Tensor]) -> tf.Tensor:
+def _twin(op: tf.Operation, shared: list[tf.Tensor]) -> tf.Tensor:
+    """Return the result of the same operation on the same inputs, computed once more."""
     inputs = []
-    with op.graph.as_default(), tf.control_dependencies(None), apart():
+    with op.graph.as_default(), tf.control_dependencies(None), measuring_scope():
         for term in op.inputs:
-            if term.op.type in _CONTRACTIONS and op.type not in _SUMS | _BY_RESULT:
-                inputs.append(_again(term.op, term.op.inputs))
+            if term.op.type in _CONTRACTIONS and op.type not in _SUMS | _GRADIENT_READS_RESULT:
+                inputs.append(_duplicate(term.op, term.op.inputs))
             else:
-                inputs.append(_stand_in(term, own))
-        return _again(op, inputs)
+                inputs.append(_tensor_to_measure(term, shared))
+        return _duplicate(op, inputs)
 
 
-def _anew(tensor: tf.Tensor, own: list[tf.Tensor]) -> tf.Tensor:
-    """The same view of the same memory, which the step does not read."""
-    tensor = _root(tensor)
+def _separate_view(tensor: tf.Tensor, shared: list[tf.Tensor]) -> tf.Tensor:
+    """Return the same view of the same buffer, made for measuring alone; a tensor that is not a view is returned.
+
+    A view that the step and measuring share keeps Grappler from removing it in its first round, and then the terms of
+    an `AddN` come in another order.
+    """
+    tensor = _skip_identities(tensor)
     op = tensor.op
-    if op.type not in _RESHAPES and not _is_broadcast(op):
-        own.append(tensor)
+    if op.type not in _RESHAPES and not _is_broadcast_sum(op):
+        shared.append(tensor)
         return tensor
-    with op.graph.as_default(), tf.control_dependencies(None), apart():
-        return _again(op, [_anew(op.inputs[0], own), *op.inputs[1:]])
+    with op.graph.as_default(), tf.control_dependencies(None), measuring_scope():
+        return _duplicate(op, [_separate_view(op.inputs[0], shared), *op.inputs[1:]])
 
 
-def _again(op: tf.Operation, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
-    attributes, types = dict(op.node_def.attr), [t.dtype for t in op.outputs]
-    made = op.graph.create_op(op.type, inputs, types, name=_TWIN, attrs=attributes).outputs[0]
-    made.set_shape(op.outputs[0].shape)  # what Keras knew of it
-    return made
+def _duplicate(op: tf.Operation, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+    attributes = dict(op.node_def.attr)
+    types = [output.dtype for output in op.outputs]
+    output = op.graph.create_op(op.type, inputs, types, name=_TWIN, attrs=attributes).outputs[0]
+    output.set_shape(op.outputs[0].shape)  # Keras may know more than shape inference does
+    return output

@@ -1,10 +1,11 @@
-"""Sees the tensors that flow through a model while a measured step runs or is traced.
+"""Hooks that see the tensors of a model's layers while a measured step runs or is traced.
 
-One hook on `keras.layers.Layer.__call__`, set once, passes every call through untouched unless this thread is inside a
-measuring tape; then the chosen layers' calls are noted: the input, the tensor z that goes into the activation, and
-the output a. Where tapes are nested or open side by side (as a GAN's two are), each notes the layers of its own probe.
-Nothing is computed here and no layer is changed: while a layer runs, its `activation` attribute is stood in for by a
-`_Witness`, which is shared and counted because replica threads take turns inside one layer.
+One hook on `keras.layers.Layer.__call__` is installed once. It passes every call through, unless this thread is inside
+a measuring tape that measures the layer. It then keeps the layer's input, the pre-activation z and the output a. Tapes
+may be nested or open at the same time, as the two of a GAN are. Each keeps the layers of its own probe.
+
+Nothing is computed here. While a layer runs, an `_ObservedActivation` takes the place of its `activation` attribute.
+Replica threads take turns inside one layer, so its users are counted.
 """
 
 import contextlib
@@ -16,67 +17,71 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tapescope.capture import activations
+from tapescope.capture import activations, private_api
 from tapescope.capture.activations import Activation
-from tapescope.failsafe import Guard, blaming
+from tapescope.failsafe import Failsafe, attribute_errors_to
 
 
-class Call(NamedTuple):
-    """One call of a layer, or one tapped tensor."""
+class LayerCall(NamedTuple):
+    """One call of a layer, or one tapped tensor, with its gradients after the backward pass."""
 
     name: str
-    """The same for each call of a layer."""
+    """The same for every call of a layer."""
     activation: Activation
     input: tf.Tensor | None
     z: tf.Tensor | None
-    """Into the activation (pre-activation)."""
+    """Input of the activation (pre-activation)."""
     a: tf.Tensor
-    """Out of the layer."""
+    """Output of the layer."""
     layer: Any
     number: int
-    """In the order of calls; of one call the same on all tapes that see it."""
-    read: Any = None
-    """What is measured in place of `a`, or of z where that is differentiated."""
-    given: Any = None
-    """What is measured in place of the input, of the first call alone: the inputs of the others were outputs."""
+    """Position in the order of calls; every tape that sees a call has the same number for it."""
+    measured: Any = None
+    """Tensor to measure instead of `a`, or instead of `z` where the activation is differentiated."""
+    measured_input: Any = None
+    """Tensor to measure instead of the input of the first call; the inputs of later calls are outputs of layers."""
+    deltas: tuple[Any, Any, Any] = (None, None, None)
+    """Gradients of the loss with respect to a, z and input; None where there is none."""
 
     @property
     def differentiated(self) -> bool:
-        """Whether the function is applied to z again, for its derivative: then `a` is not read at all."""
+        """Whether the activation is applied to z again, for its derivative: then `a` is not measured."""
         return self.activation.function is not None and self.z is not None
 
 
 class Capture:
-    """What one tape has seen so far; a context manager that is among this thread's open ones while it is entered."""
+    """The calls that one tape has seen; a context manager that is active in this thread while it is entered."""
 
-    def __init__(self, chosen: dict[int, tuple[str, Activation]], guard: Guard):
+    def __init__(self, chosen: dict[int, tuple[str, Activation]], failsafe: Failsafe):
         self.chosen = chosen
-        """By the layer's id: what to call it, and what its activation is."""
-        self.guard = guard
+        """Name and activation of the layers to measure, by their id."""
+        self.failsafe = failsafe
         self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-        self.calls: list[Call] = []
+        self.calls: list[LayerCall] = []
         self.skipped: dict[str, str] = {}
+        """Reason by the name of each layer that cannot be measured."""
 
     def __enter__(self) -> "Capture":
-        _install()
+        _install_hook()
         _thread.captures = [*_thread.captures, self]
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         _thread.captures = [c for c in _thread.captures if c is not self]
 
-    def note(self, call: Call) -> None:
-        """Keeps a call whose output can be measured; says why of the others."""
-        why_not = self._why_not(call.a)
-        if why_not:
-            self.skipped[call.name] = why_not
+    def add(self, call: LayerCall) -> None:
+        """Keep a call whose output can be measured; keep the reason for any other."""
+        reason = self._why_not_measurable(call.a)
+        if reason:
+            self.skipped[call.name] = reason
             return
-        keep = [t if self._why_not(t) is None else None for t in (call.input, call.z)]
-        self.calls.append(call._replace(input=keep[0], z=keep[1]))
+        layer_input = call.input if self._why_not_measurable(call.input) is None else None
+        z = call.z if self._why_not_measurable(call.z) is None else None
+        self.calls.append(call._replace(input=layer_input, z=z))
 
-    def _why_not(self, tensor: Any) -> str | None:
+    def _why_not_measurable(self, tensor: Any) -> str | None:
         if not isinstance(tensor, tf.Tensor):
-            return f"its output is no tensor but {type(tensor).__name__}"
+            return f"its output is not a tensor but {type(tensor).__name__}"
         if not tensor.dtype.is_floating:
             return f"its output is {tensor.dtype.name}, not floating point"
         if tensor.shape.rank is None or (tensor.shape.rank > 1 and tensor.shape[-1] is None):
@@ -89,24 +94,41 @@ class Capture:
 
 @tf.autograph.experimental.do_not_convert
 def tap(name: str, tensor: tf.Tensor, activation: Any = None) -> tf.Tensor:
-    """Marks any tensor as a layer's output; returns it unchanged. Costs nothing in a step that is not measured.
+    """Mark a tensor as a layer's output and return it unchanged. It costs nothing in a step that is not measured.
 
-    For `tf.Module`s, plain functions, and Keras operations that are no layers. `activation` (a function, the name of
-    one of Keras', or None where not known) says when an element counts as saturated; None leaves `saturated` NaN.
+    It is for `tf.Module`s, plain functions, and Keras operations that are not layers.
+
+    Args:
+      name: of the row.
+      tensor: any floating-point tensor of the step.
+      activation: the function that made it, or the name of one of Keras'. It says when an element is saturated; without
+        it `saturated` is NaN.
+
+    Returns:
+      The same tensor.
     """
     if _thread.captures:
         described = activations.UNKNOWN if activation is None else activations.describe(activation)
-        call = Call(name, described, None, None, tensor, None, next(_numbers))
-        with _thread.captures[0].guard(), blaming(name):
+        call = LayerCall(
+            name=name,
+            activation=described,
+            input=None,
+            z=None,
+            a=tensor,
+            layer=None,
+            number=next(_numbers),
+        )
+        with _thread.captures[0].failsafe.contain(), attribute_errors_to(name):
             for capture in _thread.captures:
-                capture.note(call)
+                capture.add(call)
     return tensor
 
 
 @contextlib.contextmanager
-def paused() -> Iterator[None]:
-    """Notes nothing in this thread: a backward pass may run layers again, as that of `tf.recompute_grad` does."""
-    captures, _thread.captures = _thread.captures, []
+def pause_capture() -> Iterator[None]:
+    """Keep no calls of this thread: a backward pass may run layers again, as that of `tf.recompute_grad` does."""
+    captures = _thread.captures
+    _thread.captures = []
     try:
         yield
     finally:
@@ -114,21 +136,26 @@ def paused() -> Iterator[None]:
 
 
 def named_layers(model: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Every layer below `model` with its path, depth first: `"encoder/dense"`. Recurrent cells are no layers."""
+    """Yield every layer below `model` with its path, such as `"encoder/dense"`, depth first.
+
+    Recurrent cells are not layers here. Equal names in one model are numbered: `dense`, `dense_2`.
+    """
     taken: set[str] = set()
-    for layer in model._layers:
+    for layer in private_api.sublayers(model):
         if isinstance(layer, keras.layers.InputLayer):
             continue
-        name, again = prefix + layer.name, 2
+        name = prefix + layer.name
+        number = 2
         while name in taken:
-            name, again = f"{prefix}{layer.name}_{again}", again + 1
+            name = f"{prefix}{layer.name}_{number}"
+            number += 1
         taken.add(name)
         yield name, layer
         if not isinstance(layer, keras.layers.RNN):
             yield from named_layers(layer, f"{name}/")
 
 
-_LAYERS_THAT_ARE_ACTIVATIONS = (
+_ACTIVATION_LAYERS = (
     keras.layers.ReLU,
     keras.layers.LeakyReLU,
     keras.layers.PReLU,
@@ -138,17 +165,17 @@ _LAYERS_THAT_ARE_ACTIVATIONS = (
 
 
 def has_activation(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is measured unless the user chose others."""
-    return isinstance(layer, _LAYERS_THAT_ARE_ACTIVATIONS) or callable(getattr(layer, "activation", None))
+    """Return whether a layer is measured unless the user chose others."""
+    return isinstance(layer, _ACTIVATION_LAYERS) or callable(getattr(layer, "activation", None))
 
 
 class _Thread(threading.local):
     captures: Sequence[Capture] = ()
-    """Of the tapes that are open, the innermost last."""
+    """Captures of the tapes that are open, the innermost last."""
 
     def __init__(self) -> None:
-        self.running: list[list[tf.Tensor]] = []
-        """What went into the activation of each measured layer that is running now, innermost last."""
+        self.activation_inputs: list[list[tf.Tensor]] = []
+        """Inputs of the activation of each measured layer that is running now, the innermost layer last."""
 
 
 _thread = _Thread()
@@ -156,45 +183,46 @@ _numbers = itertools.count()
 _lock = threading.Lock()
 
 
-class _Witness:
-    """Stands in for `layer.activation` while the layer runs: notes what goes in, then calls the real one."""
+class _ObservedActivation:
+    """A layer's activation that keeps its input."""
 
-    def __init__(self, real: Any):
-        self.real = real
+    def __init__(self, function: Any):
+        self.function = function
         self.users = 0
 
     def __call__(self, z: Any, *args: Any, **kwargs: Any) -> Any:
-        if _thread.running:
-            _thread.running[-1].append(z)
-        return self.real(z, *args, **kwargs)
+        if _thread.activation_inputs:
+            _thread.activation_inputs[-1].append(z)
+        return self.function(z, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
+        return getattr(self.function, name)
 
 
 @contextlib.contextmanager
-def _witnessed(layer: keras.layers.Layer) -> Iterator[None]:
-    """Has a `_Witness` in the layer for the time of one call."""
-    fields = layer.__dict__
-    if not callable(fields.get("activation")):
+def _observe_activation(layer: keras.layers.Layer) -> Iterator[None]:
+    """Put an `_ObservedActivation` into the layer for the time of one call."""
+    attributes = layer.__dict__
+    if not callable(attributes.get("activation")):
         yield
         return
     with _lock:
-        witness = fields["activation"]
-        if not isinstance(witness, _Witness):
-            witness = fields["activation"] = _Witness(witness)
-        witness.users += 1
+        observed = attributes["activation"]
+        if not isinstance(observed, _ObservedActivation):
+            observed = _ObservedActivation(observed)
+            attributes["activation"] = observed
+        observed.users += 1
     try:
         yield
     finally:
         with _lock:
-            witness.users -= 1
-            if not witness.users:
-                fields["activation"] = witness.real
+            observed.users -= 1
+            if not observed.users:
+                attributes["activation"] = observed.function
 
 
-def _install() -> None:
-    """Hooks `Layer.__call__`, the first time that a measured step begins."""
+def _install_hook() -> None:
+    """Patch `Layer.__call__`, the first time that a measured step begins. It stays patched."""
     with _lock:
         original = keras.layers.Layer.__call__
         if getattr(original, "_tapescope", False):
@@ -212,39 +240,49 @@ def _install() -> None:
 
 
 def _measured_call(captures: Sequence[Capture], original: Any, layer: Any, args: tuple, kwargs: dict) -> Any:
-    name, mine, given = captures[0].chosen[id(layer)][0], None, args
-    with captures[0].guard(), blaming(name):
-        mine = _own(args[0]) if args else None
-        given = args if mine is None else (mine, *args[1:])
-    _thread.running.append([])
+    failsafe = captures[0].failsafe
+    name, _ = captures[0].chosen[id(layer)]
+    layer_input = None
+    with failsafe.contain(), attribute_errors_to(name):
+        layer_input = _separate_input(args[0]) if args else None
+        if layer_input is not None:
+            args = (layer_input, *args[1:])
+    _thread.activation_inputs.append([])
     try:
-        with _witnessed(layer):
-            output = original(layer, *given, **kwargs)
+        with _observe_activation(layer):
+            output = original(layer, *args, **kwargs)
     finally:
-        into_activation = _thread.running.pop()
-    with captures[0].guard(), blaming(name):
-        if isinstance(layer, _LAYERS_THAT_ARE_ACTIVATIONS):
-            z = mine
-        else:
-            z = into_activation[0] if len(into_activation) == 1 else None
-        first = next((t for t in tf.nest.flatten(output) if t is not None), output)
+        activation_inputs = _thread.activation_inputs.pop()
+    with failsafe.contain(), attribute_errors_to(name):
+        z = None
+        if isinstance(layer, _ACTIVATION_LAYERS):
+            z = layer_input
+        elif len(activation_inputs) == 1:
+            z = activation_inputs[0]
+        a = next((t for t in tf.nest.flatten(output) if t is not None), output)
         number = next(_numbers)
         for capture in captures:
             name, activation = capture.chosen[id(layer)]
-            capture.note(Call(name, activation, mine, z, first, layer, number))
+            call = LayerCall(
+                name=name,
+                activation=activation,
+                input=layer_input,
+                z=z,
+                a=a,
+                layer=layer,
+                number=number,
+            )
+            capture.add(call)
     return output
 
 
-def _own(given: Any) -> tf.Tensor | None:
-    """The layer's own name for what it is given (no data moves); None where that is no floating-point tensor.
+def _separate_input(tensor: Any) -> tf.Tensor | None:
+    """Wrap a layer's input in `tf.identity`, so that its gradient counts this layer's path only.
 
-    The gradient with respect to a layer's input must be the part that flows through this layer alone. Keras keeps masks
-    and logits as attributes of the tensor.
+    Return None for an input that is not a floating-point tensor. No data moves.
     """
-    if not (isinstance(given, tf.Tensor) and given.dtype.is_floating):
+    if not (isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating):
         return None
-    mine = tf.identity(given)
-    for attribute in ("_keras_mask", "_keras_logits"):
-        if hasattr(given, attribute):
-            setattr(mine, attribute, getattr(given, attribute))
-    return mine
+    separate = tf.identity(tensor)
+    private_api.copy_keras_metadata(tensor, separate)
+    return separate

@@ -1,8 +1,8 @@
-"""Which optimizers a measured step hands its gradients to, as the tape gave them, each replica its own.
+"""Hooks that see which optimizers take a measured step's gradients as the tape returned them, one replica's own.
 
-One hook on `apply` of Keras' optimizers, set once, passes every call through; those between a measuring tape's
-`gradient` and its reading, in the same thread, are noted. Only under replicas: there it makes a difference whether what
-an optimizer gets was summed before.
+One hook on `apply` of Keras' optimizers is installed once. It passes every call through, and keeps the calls of this
+thread between a measuring tape's `gradient` and its reading. Only steps with several replicas use it: there it matters
+whether the gradients were summed before `apply`.
 """
 
 import threading
@@ -12,37 +12,38 @@ from typing import Any
 
 import keras
 
-_REMEMBERED = 8
-"""Calls; more optimizers than that has no step, and one that never asks for its reading shall keep nothing alive."""
+_MOST_CALLS = 8
+"""Calls to keep. No step has more optimizers, and a step that never asks for its reading must not hold more tensors."""
 
 
 class _Thread(threading.local):
     calls: deque[tuple[Any, list[Any]]] | None = None
-    """Optimizers, and what they were given; None while no reading is due."""
+    """Optimizers and the gradients that they got; None while no reading is due."""
 
 
 _thread = _Thread()
 _lock = threading.Lock()
 
 
-def note() -> None:
-    """From here on this thread's calls of `apply` are noted."""
-    _install(keras.optimizers.Optimizer)
-    _install(keras.optimizers.LossScaleOptimizer)
+def start_recording() -> None:
+    """Keep this thread's calls of `apply` from here on."""
+    _install_hook(keras.optimizers.Optimizer)
+    _install_hook(keras.optimizers.LossScaleOptimizer)
     if _thread.calls is None:
-        _thread.calls = deque(maxlen=_REMEMBERED)
+        _thread.calls = deque(maxlen=_MOST_CALLS)
 
 
-def optimizers(gradients: Sequence[Any]) -> list[Any]:
-    """Those that since `note` were given one of these very gradients; ends the notes."""
-    calls, _thread.calls = _thread.calls or (), None
-    own = {id(g) for g in gradients if g is not None}
-    return [optimizer for optimizer, given in calls if own & {id(g) for g in given}]
+def stop_recording(gradients: Sequence[Any]) -> list[Any]:
+    """Return the optimizers that got one of these very gradients since `start_recording`, and keep no more calls."""
+    calls = _thread.calls or ()
+    _thread.calls = None
+    wanted = {id(g) for g in gradients if g is not None}
+    return [optimizer for optimizer, applied in calls if wanted & {id(g) for g in applied}]
 
 
-def _install(of: type) -> None:
+def _install_hook(optimizer_class: type) -> None:
     with _lock:
-        original: Any = of.apply  # type: ignore[attr-defined]
+        original: Any = optimizer_class.apply  # type: ignore[attr-defined]
         if getattr(original, "_tapescope", False):
             return
 
@@ -54,4 +55,4 @@ def _install(of: type) -> None:
 
         apply.__wrapped__ = original  # type: ignore[attr-defined]
         apply._tapescope = True  # type: ignore[attr-defined]
-        of.apply = apply  # type: ignore[attr-defined]
+        optimizer_class.apply = apply  # type: ignore[attr-defined]

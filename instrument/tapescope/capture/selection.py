@@ -1,8 +1,8 @@
-"""Which variables and layers of a model are measured, and what their rows are called."""
+"""The variables and layers of a model that are measured, and the names of their rows."""
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -10,31 +10,30 @@ import tensorflow as tf
 
 from tapescope.capture import activations, layer_graph, layer_hooks
 from tapescope.capture.activations import Activation
-from tapescope.capture.layer_hooks import Call
-from tapescope.failsafe import blaming
-from tapescope.statistics import layers as layer_statistics
+from tapescope.capture.layer_hooks import LayerCall
+from tapescope.failsafe import attribute_errors_to
 
 
 class Names(NamedTuple):
-    """What the rows of a reading are: known once a measured step was traced, and the same ever after."""
+    """The rows of a reading: known once a measured step was traced, and the same from then on."""
 
     variables: tuple[str, ...]
     layers: tuple[str, ...]
     """In forward order."""
     activations: tuple[str, ...]
-    """Of each layer."""
+    """Activation of each layer."""
     units: tuple[Any, ...]
-    """U of each layer: the size of its output's last axis."""
+    """Number of units U of each layer: the size of its output's last axis."""
     layer_variables: tuple[tuple[int, ...], ...]
     """Indices of each layer's own trainable variables."""
     sources: tuple[tuple[int, ...], ...]
-    """Indices of the layers that feed each one."""
+    """Indices of the layers that feed each layer."""
 
 
 class Selection:
-    """The trainable variables, and the layers that a pattern picks, of one or several models.
+    """The trainable variables of one or several models, and the layers that a pattern chooses.
 
-    Both are looked up when a step is traced, not before: Keras layers may build lazily.
+    Both are looked up whenever a step is traced, because Keras layers may build lazily.
     """
 
     def __init__(self, model: Any, pattern: str | None):
@@ -42,23 +41,24 @@ class Selection:
         for m in self.models:
             if not (hasattr(m, "trainable_variables") or is_variable(m)):
                 raise ValueError(
-                    f"`model` ({type(m).__name__}) must be a Keras model, a tf.Module, a variable, or a list of these"
+                    "`model` must be a Keras model, a tf.Module, a variable, or a list of these; "
+                    f"got {type(m).__name__}"
                 )
         try:
             self._pattern = None if pattern is None else re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"`layers` ({pattern!r}) is no regular expression: {error}") from None
+            raise ValueError(f"`layers` must be a valid regular expression; got {pattern!r} ({error})") from None
         built = all(getattr(m, "built", True) for m in self.models)
         if built and not self.variables():
-            raise ValueError("`model` has no trainable variable; build it first, or set `trainable = True` on a layer")
-        if built and pattern is not None and not self.layers():
-            paths = [path for path, _ in self._all_layers()]
             raise ValueError(
-                f"`layers` ({pattern!r}) matches none of the layers: {', '.join(paths) or 'there are none'}"
+                "`model` must have a trainable variable; got none. Build it first, or set `trainable = True` on a layer"
             )
+        if built and pattern is not None and not self.layers():
+            paths = ", ".join(path for path, _ in self._all_layers())
+            raise ValueError(f"`layers` must match a layer's path; got {pattern!r}, the layers are: {paths or 'none'}")
 
     def variables(self) -> list[Any]:
-        """The V trainable variables, each once, in the models' order."""
+        """Return the V trainable variables, each once, in the models' order."""
         found: dict[int, Any] = {}
         for m in self.models:
             for variable in [m] if is_variable(m) else m.trainable_variables:
@@ -66,40 +66,43 @@ class Selection:
         return list(found.values())
 
     def variable_names(self) -> tuple[str, ...]:
-        """Their paths; equal ones are told apart by `#2`, `#3`, ..."""
-        return numbered(getattr(v, "path", None) or v.name.removesuffix(":0") for v in self.variables())
+        """Return the paths of the V variables; equal ones are numbered: `#2`, `#3`, ..."""
+        return number_equal_names(getattr(v, "path", None) or v.name.removesuffix(":0") for v in self.variables())
 
     def layers(self) -> dict[int, tuple[str, Activation]]:
-        """By the layer's id: its path and activation. Without a pattern, every layer that has an activation."""
-        everything = self._all_layers()
-        inner = {id(getattr(layer, "activation", None)) for _, layer in everything}
+        """Return path and activation by layer id. Without a pattern, every layer that has an activation is chosen."""
+        all_layers = self._all_layers()
+        activation_ids = {id(getattr(layer, "activation", None)) for _, layer in all_layers}
         chosen = {}
-        for path, layer in everything:
+        for path, layer in all_layers:
             wanted = layer_hooks.has_activation(layer) if self._pattern is None else self._pattern.search(path)
-            if wanted and id(layer) not in inner and id(layer) not in chosen:
-                with blaming(path):
+            if wanted and id(layer) not in activation_ids and id(layer) not in chosen:
+                with attribute_errors_to(path):
                     chosen[id(layer)] = path, activations.describe_layer(layer)
         return chosen
 
-    def scopes(self) -> dict[int, list[frozenset[int]]]:
-        """By the layer's id: the ids of its own trainable variables, then of those of each layer and model around."""
+    def variable_scopes(self) -> dict[int, list[frozenset[int]]]:
+        """Return sets of variable ids by layer id: the layer's own, then those of each layer and model around it."""
         models = self._keras_models()
-        inside = dict(models) if len(models) > 1 else {}
-        inside.update(self._all_layers())
-        of = {path: frozenset(map(id, layer.trainable_variables)) for path, layer in inside.items()}
-        return {id(layer): [of[p] for p in _outwards(path) if p in of] for path, layer in inside.items()}
+        by_path = dict(models) if len(models) > 1 else {}
+        by_path.update(self._all_layers())
+        variables = {path: frozenset(map(id, layer.trainable_variables)) for path, layer in by_path.items()}
+        return {
+            id(layer): [variables[p] for p in _enclosing_paths(path) if p in variables]
+            for path, layer in by_path.items()
+        }
 
-    def names(self, calls: list[Call]) -> Names:
-        """What the rows will be called, after these calls."""
+    def names(self, calls: Sequence[LayerCall]) -> Names:
+        """Return the names of the rows of a step with these calls."""
         index = {id(v): i for i, v in enumerate(self.variables())}
-        own = [getattr(c.layer, "trainable_variables", ()) for c in calls]
+        own_variables = [getattr(c.layer, "trainable_variables", ()) for c in calls]
         return Names(
             variables=self.variable_names(),
-            layers=numbered(c.name for c in calls),
+            layers=number_equal_names(c.name for c in calls),
             activations=tuple(c.activation.name for c in calls),
-            units=tuple(layer_statistics.by_unit(c.a).shape[-1] for c in calls),
-            layer_variables=tuple(tuple(index[id(v)] for v in vs if id(v) in index) for vs in own),
-            sources=layer_graph.sources(calls),
+            units=tuple(_number_of_units(c.a) for c in calls),
+            layer_variables=tuple(tuple(index[id(v)] for v in vs if id(v) in index) for vs in own_variables),
+            sources=layer_graph.find_sources(calls),
         )
 
     def _all_layers(self) -> list[tuple[str, keras.layers.Layer]]:
@@ -111,18 +114,23 @@ class Selection:
 
     def _keras_models(self) -> dict[str, keras.layers.Layer]:
         found = [m for m in self.models if isinstance(m, keras.layers.Layer)]
-        return dict(zip(numbered(m.name for m in found), found, strict=True))
+        return dict(zip(number_equal_names(m.name for m in found), found, strict=True))
 
 
-def _outwards(path: str) -> Iterator[str]:
-    """`"a/b/c"`, `"a/b"`, `"a"`."""
+def _number_of_units(output: tf.Tensor) -> int | None:
+    """Return the size of the last axis; a scalar or a vector over the batch is one unit."""
+    return output.shape[-1] if (output.shape.rank or 0) > 1 else 1
+
+
+def _enclosing_paths(path: str) -> Iterator[str]:
+    """Yield `"a/b/c"`, `"a/b"`, `"a"`."""
     while path:
         yield path
         path = path.rpartition("/")[0]
 
 
-def numbered(names: Iterable[str]) -> tuple[str, ...]:
-    """Equal names are told apart by `#2`, `#3`, ...: the calls of a shared layer, say."""
+def number_equal_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names with `#2`, `#3`, ... added to those that come again, as the calls of a shared layer do."""
     seen: Counter[str] = Counter()
     found = []
     for name in names:
@@ -131,6 +139,6 @@ def numbered(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def is_variable(model: Any) -> bool:
-    """Whether it is a variable, of TensorFlow or Keras."""
-    return isinstance(model, (tf.Variable, keras.Variable))
+def is_variable(value: Any) -> bool:
+    """Return whether it is a variable of TensorFlow or Keras."""
+    return isinstance(value, (tf.Variable, keras.Variable))

@@ -157,7 +157,7 @@ class Monitor(keras.callbacks.Callback):
                 )
             last, *others = reversed(used)
             scale = scales[-1] if scales else None
-            variables, own = probe._selection.variables(), last.own(*others)
+            variables, own = probe._state.variables(), last.variable_gradients(*others)
             aggregated, applied = optimizer_steps.given(model.optimizer, before, variables, own, scale)
             reading = last.reading(*others, aggregated=aggregated, applied=applied, loss_scale=scale)
             parts = {} if reading is None else reading._asdict()

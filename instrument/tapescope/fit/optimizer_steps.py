@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tapescope.capture import private_api
 from tapescope.statistics.reading import dense
 
 
@@ -26,7 +27,7 @@ def updates(optimizer: Any, steps_per_execution: int = 1) -> bool:
     steps = _steps(optimizer)
     if steps == 1 or steps_per_execution > 1:
         return True
-    return (int(_inner(optimizer)._iterations) + 1) % steps == 0
+    return (private_api.batches_seen(_inner(optimizer)) + 1) % steps == 0
 
 
 def state(optimizer: Any) -> Mapping[int, tf.Tensor]:
@@ -34,8 +35,7 @@ def state(optimizer: Any) -> Mapping[int, tf.Tensor]:
     inner = _inner(optimizer)
     if _steps(inner) == 1 or not inner.built:
         return {}
-    sums = inner._accumulated_gradients
-    return {id(v): tf.identity(total) for v, total in zip(inner._trainable_variables, sums, strict=True)}
+    return {id(v): tf.identity(total) for v, total in private_api.accumulated_gradients(inner)}
 
 
 def given(

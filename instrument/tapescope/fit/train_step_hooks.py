@@ -48,7 +48,7 @@ def _tape(persistent: bool = False, watch_accessed_variables: bool = True) -> tf
     open_already = _here.tapes and not _here.tapes[-1].closed
     if _here.probe is None or _here.tapes is None or _here.probe.failure or open_already:
         return _real(persistent, watch_accessed_variables)
-    tape = MeasuringTape(_here.probe, persistent, watch_accessed_variables)
+    tape = MeasuringTape(_here.probe._state, persistent, watch_accessed_variables)
     _here.tapes.append(tape)
     return tape
 

@@ -1,7 +1,11 @@
-"""From the tensors of one measured step to a Reading of the global batch, in two parts.
+"""The Reading of one measured step over the global batch, made in two parts.
 
-`measure` is what one replica can say alone, and may run inside XLA. `complete` merges what all replicas said: with one
-replica it only computes; with several it holds the two collectives, the gradients' and one small one.
+`measure` reduces what one replica can reduce alone, and may run inside XLA. `complete` merges all replicas and finishes
+the columns. With one replica it only computes; with several it holds two collectives: the gradients' sum, and a small
+one for all other numbers.
+
+Letters: B bins, C columns, K statistics, L layers, M small batches of an accumulated step, R replicas, U units,
+V variables.
 """
 
 from collections.abc import Sequence
@@ -9,13 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow import raw_ops
 
-from tapescope.capture.layer_hooks import Call
+from tapescope.capture.layer_hooks import LayerCall
+from tapescope.capture.selection import Names
 from tapescope.statistics import layers as layer_statistics
-from tapescope.statistics import merging, replicas
+from tapescope.statistics import replicas
 from tapescope.statistics import tensors as tensor_statistics
 from tapescope.statistics.batched_ops import constant
 from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.series import flow_path
 
 UNIT_COLUMNS = ("units_dead", "units_dormant", "units_saturated", "units_revived")
 """The layers' columns that no single step can give: the recorder's ledger fills them."""
@@ -27,8 +34,9 @@ NAN = float("nan")
 
 
 class Reading(NamedTuple):
-    """What one step showed, over the global batch: the same on every replica. All are tensors, empty where there is
-    nothing to say, so that a reading may be the variable of a loop in a graph.
+    """The numbers of one step over the global batch, the same on every replica.
+
+    All fields are tensors, empty where there is nothing to record, so that a reading may be a loop variable in a graph.
     """
 
     variables: tf.Tensor
@@ -40,7 +48,7 @@ class Reading(NamedTuple):
     elements: tf.Tensor
     """Number of output elements, float32 [L]."""
     units: tf.Tensor
-    """`outputs.UNIT_ROWS` by unit, the layers' one after another, float32 [K, sum U]."""
+    """`layers.UNIT_ROWS` by unit, the layers' one after another, float32 [K, sum U]."""
     gradient_histogram: tf.Tensor
     """int32 [V, B]; empty where the probe takes no histograms."""
     activation_histogram: tf.Tensor
@@ -49,7 +57,17 @@ class Reading(NamedTuple):
     """`metadata.REPLICA_COLUMNS` of each replica's own gradients, float32 [3, R, V]; empty with one replica."""
 
     def column(self, name: str) -> Any:
-        """One column by its name on the wire, in the shape that its family has: [V], [L] or []."""
+        """Return one column.
+
+        Args:
+          name: of the column on the wire, such as "gradient_norm".
+
+        Returns:
+          The column in the shape of its family: [V], [L] or [].
+
+        Raises:
+          ValueError: a reading has no such column.
+        """
         for columns, values in (
             (VARIABLE_COLUMNS, self.variables),
             (LAYER_COLUMNS, self.layers),
@@ -58,130 +76,118 @@ class Reading(NamedTuple):
             if name in columns:
                 return values[columns.index(name)]
         known = ", ".join((*VARIABLE_COLUMNS, *LAYER_COLUMNS, *STEP_COLUMNS))
-        raise ValueError(f"`name` ({name!r}) is no column of a reading; there are: {known}")
-
-
-class GradientStats(NamedTuple):
-    """The statistics of a list of gradients."""
-
-    rows: tf.Tensor
-    """`stats.GRADIENT_ROWS`, float32 [K, V]; NaN where a variable has no gradient."""
-    histogram: tf.Tensor | None
-    """int32 [V, B]."""
+        raise ValueError(f"`name` must be a column of a reading; got {name!r}, the columns are: {known}")
 
 
 class Partial(NamedTuple):
-    """What one replica knows before it has heard of the others."""
+    """The statistics of one replica, before it has heard of the others; merged, those of all replicas."""
 
-    rows: tf.Tensor
-    """`outputs.LAYER_ROWS`, float32 [K, L]; of an accumulated step [M, K, L]."""
+    layer_rows: tf.Tensor
+    """`layers.LAYER_ROWS`, float32 [K, L]; of an accumulated step [M, K, L]; merged [R, ..., K, L]."""
     units: tf.Tensor
-    """`outputs.UNIT_ROWS`, float32 [K, sum U]."""
+    """`layers.UNIT_ROWS`, float32 [K, sum U]."""
     activation_histogram: tf.Tensor | None
     """int32 [L, B]."""
     weights: tuple[tf.Tensor, ...]
-    """The variables before the update."""
-    gradients: GradientStats | None
-    """None with several replicas: their sum is not known yet."""
+    """The V variables before the update."""
+    gradient_rows: tf.Tensor | None
+    """`tensors.GRADIENT_ROWS`, float32 [K, V], NaN where a variable has no gradient; None until the sum is known."""
+    gradient_histogram: tf.Tensor | None
+    """int32 [V, B]."""
 
 
-def accumulated(partials: Sequence[Partial]) -> Partial:
-    """Of a step that goes through its batch in M parts, what all of them showed; but for the gradient, their sum."""
+def accumulate(partials: Sequence[Partial]) -> Partial:
+    """Return the statistics of a step that goes through its batch in M parts, without those of the gradient's sum."""
     counts = [p.activation_histogram for p in partials if p.activation_histogram is not None]
     return partials[0]._replace(
-        rows=tf.stack([p.rows for p in partials]),
+        layer_rows=tf.stack([p.layer_rows for p in partials]),
         units=tf.add_n([p.units for p in partials]),
         activation_histogram=tf.add_n(counts) if counts else None,
-        gradients=None,
+        gradient_rows=None,
+        gradient_histogram=None,
     )
 
 
 def dense(gradient: Any) -> tf.Tensor | None:
-    """A gradient as one float32 tensor; duplicate rows of IndexedSlices are summed."""
+    """Return a gradient as one float32 tensor; duplicate rows of IndexedSlices are summed."""
     return None if gradient is None else tf.cast(tf.convert_to_tensor(gradient), tf.float32)
 
 
-def gradient_stats(gradients: Sequence[tf.Tensor | None], histograms: bool) -> GradientStats:
-    """Statistics of a list of V dense gradients."""
-    return GradientStats(*tensor_statistics.gradient_rows(gradients, histograms))
-
-
 def measure(
-    calls: Sequence[Call],
-    deltas: Sequence[Sequence[tf.Tensor | None]],
-    gradients: Sequence[tf.Tensor | None],
+    calls: Sequence[LayerCall],
+    gradients: Sequence[tf.Tensor | None] | None,
     weights: Sequence[tf.Tensor],
     histograms: bool,
 ) -> Partial:
-    """What one replica can say. `deltas` are the gradients with respect to a, z and input of each call, unscaled."""
-    rows, units, bins = layer_statistics.layer_rows(list(zip(calls, deltas, strict=True)), histograms)
-    _, count = replicas.context()
+    """Return the statistics of one replica.
+
+    Args:
+      calls: of L layers, with their gradients unscaled.
+      gradients: of the V variables, dense and unscaled; None where the one to record is known only later.
+      weights: the V variables before the update.
+      histograms: whether to count elements into bins.
+    """
+    rows, units, activation_histogram = layer_statistics.layer_rows(calls, histograms)
+    gradient_rows = None
+    gradient_histogram = None
+    if gradients is not None:
+        gradient_rows, gradient_histogram = tensor_statistics.gradient_rows(gradients, histograms)
     return Partial(
-        rows=rows,
+        layer_rows=rows,
         units=units,
-        activation_histogram=bins if calls else None,
+        activation_histogram=activation_histogram if calls else None,
         weights=tuple(weights),
-        gradients=gradient_stats(gradients, histograms) if count == 1 else None,
+        gradient_rows=gradient_rows,
+        gradient_histogram=gradient_histogram,
     )
-
-
-class _Merged(NamedTuple):
-    """The same as a Partial, over all R replicas."""
-
-    rows: tf.Tensor
-    """[R, K, L], or [R, M, K, L]."""
-    units: tf.Tensor
-    activation_histogram: tf.Tensor | None
-    gradients: GradientStats
-    applied: tf.Tensor | None
-    """L2 norms of the gradients that the optimizer was given, [V]; None where they are the same."""
-    lens: tf.Tensor | None
-    """[3, R, V]."""
 
 
 def complete(
     partial: Partial,
-    own: Sequence[tf.Tensor | None],
+    gradients: Sequence[tf.Tensor | None],
     aggregated: Sequence[tf.Tensor | None] | None,
     applied: Sequence[tf.Tensor | None] | None,
     weights: Sequence[tf.Tensor],
-    layer_variables: np.ndarray,
-    sources: Sequence[int],
+    names: Names,
 ) -> Reading:
-    """The Reading. Gradients are dense and unscaled; `applied` is aggregated where `aggregated` is given.
+    """Return the Reading. All gradients are dense and unscaled.
 
     Args:
       partial: of this replica.
-      own: this replica's gradients, V of them.
+      gradients: this replica's, of the V variables.
       aggregated: their sum over replicas and accumulated batches, where it is known.
-      applied: what the optimizer was given, where it is not the same.
-      weights: the variables after the update.
-      layer_variables: which variables are a layer's own, bool [L, V].
-      sources: the layer that feeds each one, or -1.
+      applied: what the optimizer got, where it differs; summed over replicas if `aggregated` is given.
+      weights: the V variables after the update.
+      names: of the rows.
     """
-    here, count = replicas.context()
-    if here is None or count == 1:
-        merged = _alone(partial, own, aggregated, applied)
-    else:
-        merged = _together(here, partial, own, aggregated, applied)
+    histograms = partial.activation_histogram is not None
+    replica_columns = None
+    context, count = replicas.context()
+    if context is not None and count > 1:
+        if aggregated is None:
+            aggregated = replicas.all_reduce(context, gradients)
+            applied = None if applied is None else replicas.all_reduce(context, applied)
+        partial, replica_columns = _gather(context, partial, replicas.replica_rows(gradients, aggregated))
+    if aggregated is not None or partial.gradient_rows is None:
+        recorded = gradients if aggregated is None else aggregated
+        rows, counts = tensor_statistics.gradient_rows(recorded, histograms)
+        partial = partial._replace(gradient_rows=rows, gradient_histogram=counts)
+    applied_norm = None if applied is None else tensor_statistics.norms(applied)
 
-    layers = merging.layers(tf.reshape(merged.rows, [-1, *partial.rows.shape[-2:]]), sources)
-    gradient = dict(zip(tensor_statistics.GRADIENT_ROWS, tf.unstack(merged.gradients.rows), strict=True))
-    examples = layers["examples"][0] if partial.rows.shape[-1] else constant(NAN)
-    if merged.lens is None:
-        noise, noise_total = constant([NAN] * len(own)), constant(NAN)
+    layer_rows = tf.reshape(partial.layer_rows, [-1, *partial.layer_rows.shape[-2:]])
+    layers = layer_columns(layer_rows, flow_path.followed_sources(names.sources, len(names.layers)))
+    gradient = dict(zip(tensor_statistics.GRADIENT_ROWS, tf.unstack(partial.gradient_rows), strict=True))
+    examples = layers["examples"][0] if names.layers else constant(NAN)
+    if replica_columns is None:
+        noise = constant([NAN] * len(names.variables))
+        noise_total = constant(NAN)
     else:
-        noise, noise_total = replicas.noise_scale(merged.lens[0], gradient["norm"], examples)
-    weight = dict(
-        zip(
-            tensor_statistics.WEIGHT_ROWS,
-            tf.unstack(tensor_statistics.weight_rows(partial.weights, weights)),
-            strict=True,
-        )
-    )
+        noise, noise_total = replicas.noise_scale(replica_columns[0], gradient["norm"], examples)
+    weight_rows = tf.unstack(tensor_statistics.weight_rows(partial.weights, weights))
+    weight = dict(zip(tensor_statistics.WEIGHT_ROWS, weight_rows, strict=True))
     variables = {
         "gradient_norm": gradient["norm"],
-        "applied_norm": gradient["norm"] if merged.applied is None else merged.applied,
+        "applied_norm": gradient["norm"] if applied_norm is None else applied_norm,
         "weight_norm": weight["norm"],
         "gradient_max": gradient["max"],
         "gradient_zero": gradient["zero"],
@@ -189,14 +195,15 @@ def complete(
         "update_ratio": weight["change"] / weight["norm"],
         "noise_scale": noise,
     }
-    # A layer counts if its output does, and also if what it works on does: ReLU makes a 0 of a NaN.
-    spoiled = tf.stack([gradient["nonfinite"], weight["nonfinite"]], 1) > 0
-    bad_gradient, bad_weight = tf.unstack(tf.reduce_any(layer_variables[:, :, None] & spoiled, 1), axis=1)
-    bad = layers["activation_nonfinite"] + layers["input_nonfinite"] > 0
+    # The input and the weights of a layer count as well as its output: ReLU turns NaN into 0.
+    nonfinite = tf.stack([gradient["nonfinite"], weight["nonfinite"]], 1) > 0
+    of_layer = _variables_of_layers(names)[:, :, None]
+    nonfinite_gradient, nonfinite_weight = tf.unstack(tf.reduce_any(of_layer & nonfinite, 1), axis=1)
+    nonfinite_data = layers["activation_nonfinite"] + layers["input_nonfinite"] > 0
     step = {
         "examples": examples,
-        "first_nonfinite_forward": merging.first(bad | bad_weight),
-        "first_nonfinite_backward": merging.last((layers["delta_nonfinite"] > 0) | bad_gradient),
+        "first_nonfinite_forward": _first_index(nonfinite_data | nonfinite_weight),
+        "first_nonfinite_backward": _last_index((layers["delta_nonfinite"] > 0) | nonfinite_gradient),
         "noise_scale_total": noise_total,
     }
     return Reading(
@@ -204,10 +211,10 @@ def complete(
         layers=tf.stack([layers[name] for name in LAYER_COLUMNS]),
         step=tf.stack([step[name] for name in STEP_COLUMNS]),
         elements=layers["elements"],
-        units=merged.units,
-        gradient_histogram=_or_empty(merged.gradients.histogram, tf.int32),
-        activation_histogram=_or_empty(merged.activation_histogram, tf.int32),
-        replicas=_or_empty(merged.lens, tf.float32),
+        units=partial.units,
+        gradient_histogram=_or_empty(partial.gradient_histogram, tf.int32),
+        activation_histogram=_or_empty(partial.activation_histogram, tf.int32),
+        replicas=_or_empty(replica_columns, tf.float32),
     )
 
 
@@ -215,46 +222,116 @@ def _or_empty(tensor: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
     return tf.zeros([0], dtype) if tensor is None else tensor
 
 
-def _alone(
-    partial: Partial,
-    own: Sequence[tf.Tensor | None],
-    aggregated: Sequence[tf.Tensor | None] | None,
-    applied: Sequence[tf.Tensor | None] | None,
-) -> _Merged:
-    gradients = partial.gradients
-    if aggregated is not None or gradients is None:
-        gradients = gradient_stats(aggregated or own, partial.activation_histogram is not None)
-    return _Merged(
-        partial.rows[None], partial.units, partial.activation_histogram, gradients, _norms(applied), lens=None
-    )
+def _variables_of_layers(names: Names) -> np.ndarray:
+    """Return which variables are a layer's own, bool [L, V]."""
+    mask = np.zeros([len(names.layers), len(names.variables)], bool)
+    for layer, variables in enumerate(names.layer_variables):
+        mask[layer, list(variables)] = True
+    return mask
 
 
-def _together(
-    here: tf.distribute.ReplicaContext,
-    partial: Partial,
-    own: Sequence[tf.Tensor | None],
-    aggregated: Sequence[tf.Tensor | None] | None,
-    applied: Sequence[tf.Tensor | None] | None,
-) -> _Merged:
-    if aggregated is None:
-        aggregated = replicas.all_reduce(here, own)
-        applied = None if applied is None else replicas.all_reduce(here, applied)
-    lens = replicas.lens(own, aggregated)
-    mine = (partial.rows, partial.units, lens)
+def _gather(
+    context: tf.distribute.ReplicaContext, partial: Partial, replica_columns: tf.Tensor
+) -> tuple[Partial, tf.Tensor]:
+    """Return the partial merged over R replicas, and the replicas' columns [3, R, V] from this one's [3, V]."""
+    mine = (partial.layer_rows, partial.units, replica_columns)
     histogram = partial.activation_histogram
     counts = tf.zeros([0], tf.int32) if histogram is None else tf.reshape(histogram, [-1])
-    everyone, counts = replicas.gather(here, tf.concat([tf.reshape(t, [-1]) for t in mine], 0), counts)
-    parts = tf.split(everyone, [t.shape.num_elements() for t in mine], axis=1)
-    rows, units, lenses = (tf.reshape(p, [-1, *t.shape]) for p, t in zip(parts, mine, strict=True))
-    return _Merged(
-        rows,
-        tf.reduce_sum(units, 0),
-        None if histogram is None else tf.reshape(counts, histogram.shape),
-        gradient_stats(aggregated, histogram is not None),
-        _norms(applied),
-        tf.transpose(lenses, [1, 0, 2]),
+    vectors, counts = replicas.gather(context, tf.concat([tf.reshape(t, [-1]) for t in mine], 0), counts)
+    parts = tf.split(vectors, [t.shape.num_elements() for t in mine], axis=1)
+    layer_rows, units, columns = (tf.reshape(p, [-1, *t.shape]) for p, t in zip(parts, mine, strict=True))
+    merged = partial._replace(
+        layer_rows=layer_rows,
+        units=tf.reduce_sum(units, 0),
+        activation_histogram=None if histogram is None else tf.reshape(counts, histogram.shape),
     )
+    return merged, tf.transpose(columns, [1, 0, 2])
 
 
-def _norms(gradients: Sequence[tf.Tensor | None] | None) -> tf.Tensor | None:
-    return None if gradients is None else tensor_statistics.norms(gradients)
+def layer_columns(rows: tf.Tensor, sources: Sequence[int]) -> dict[str, tf.Tensor]:
+    """Return the layers' columns over the global batch, each [L], and a few rows more that `complete` needs.
+
+    Means and variances are merged by Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983.
+
+    Args:
+      rows: `layers.LAYER_ROWS` of every replica or small batch, [R, K, L].
+      sources: for each layer the index of the one that feeds it, or -1.
+    """
+    if rows.shape[0] == 1:
+        row = dict(zip(layer_statistics.LAYER_ROWS, tf.unstack(rows[0]), strict=True))
+    else:
+        row = _merge_rows(dict(zip(layer_statistics.LAYER_ROWS, tf.unstack(rows, axis=1), strict=True)))
+    finite = row["elements"] - row["nonfinite"]
+    has_finite = raw_ops.Greater(x=finite, y=constant(0.0))
+    std = raw_ops.Sqrt(x=raw_ops.DivNoNan(x=row["m2"], y=finite))
+    moments = {"mean": row["mean"], "std": std, "min": row["min"], "max": row["max"]}
+    return {
+        **{
+            f"activation_{name}": raw_ops.SelectV2(condition=has_finite, t=value, e=constant(NAN))
+            for name, value in moments.items()
+        },
+        "activation_zero": row["zero"] / row["elements"],
+        "activation_nonfinite": row["nonfinite"],
+        "input_nonfinite": row["input_nonfinite"],
+        "saturated": row["saturated"] / row["elements"],
+        "delta_norm": row["delta_norm"],
+        **_flow_columns(row["delta_norm"], row["z_norm"], row["input_norm"], sources),
+        "elements": row["elements"],
+        "delta_nonfinite": row["delta_nonfinite"],
+        "examples": row["examples"],
+    }
+
+
+def _merge_rows(rows: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Return each row over all replicas, [R, L] to [L]."""
+    finite = rows["elements"] - rows["nonfinite"]
+    mean = tf.math.divide_no_nan(tf.reduce_sum(finite * rows["mean"], 0), tf.reduce_sum(finite, 0))
+    merged = {
+        "mean": mean,
+        "m2": tf.reduce_sum(rows["m2"] + finite * tf.square(rows["mean"] - mean), 0),
+        "min": tf.reduce_min(rows["min"], 0),
+        "max": tf.reduce_max(rows["max"], 0),
+    }
+    for name in ("delta_norm", "z_norm", "input_norm"):
+        merged[name] = _norm_of_norms(rows[name])
+    return {name: merged[name] if name in merged else tf.reduce_sum(row, 0) for name, row in rows.items()}
+
+
+def _norm_of_norms(norms: tf.Tensor) -> tf.Tensor:
+    """Return the L2 norm over axis 0, [R, L] to [L], without overflow; NaN where one of them is NaN."""
+    return tf.cast(tf.sqrt(tf.reduce_sum(tf.square(tf.cast(norms, tf.float64)), 0)), tf.float32)
+
+
+def _flow_columns(
+    delta_norm: tf.Tensor, z_norm: tf.Tensor, input_norm: tf.Tensor, sources: Sequence[int]
+) -> dict[str, tf.Tensor]:
+    """Return the gradient's gain in decades, each [L], in three parts.
+
+    They lead from a layer's output to z, from z to its input, and from there to the output of the layer that feeds it.
+    """
+    norms = raw_ops.Pack(values=[delta_norm, z_norm, input_norm])
+    delta, z, inputs = tf.unstack(raw_ops.Mul(x=raw_ops.Log(x=norms), y=constant(1 / np.log(10))))
+    before = tf.where(tf.math.is_nan(inputs), tf.where(tf.math.is_nan(z), delta, z), inputs)
+    source = np.asarray(sources, np.int32)
+    after = raw_ops.GatherV2(params=delta, indices=constant(np.maximum(source, 0)), axis=constant(0))
+    after += constant(np.where(source >= 0, 0.0, NAN))
+    return {"flow_gate": z - delta, "flow_weight": inputs - z, "flow_between": after - before}
+
+
+def _first_index(mask: tf.Tensor) -> tf.Tensor:
+    """Return the index of the first true element of [L], float32 []; -1 where none is."""
+    count = mask.shape[0] or 0
+    remaining = _largest_where(mask, np.arange(count, 0, -1))  # elements from the first true one on
+    found = raw_ops.Greater(x=remaining, y=constant(0.0))
+    return raw_ops.SelectV2(condition=found, t=constant(float(count)) - remaining, e=constant(-1.0))
+
+
+def _last_index(mask: tf.Tensor) -> tf.Tensor:
+    """Return the index of the last true element of [L], float32 []; -1 where none is."""
+    return _largest_where(mask, np.arange(1, 1 + (mask.shape[0] or 0))) - constant(1.0)
+
+
+def _largest_where(mask: tf.Tensor, values: np.ndarray) -> tf.Tensor:
+    """Return the largest of positive `values` where `mask` is true; 0 where it is nowhere true."""
+    masked = raw_ops.Mul(x=raw_ops.Cast(x=mask, DstT=tf.float32), y=constant(values, tf.float32))
+    return raw_ops.Relu(features=raw_ops.Max(input=masked, axis=constant([0])))  # without elements Max is -inf

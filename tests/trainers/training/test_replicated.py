@@ -11,6 +11,7 @@ from scripts.testbed.steps import mirrored
 
 import tapescope
 from tapescope.capture import keras_replica_issues
+from tapescope.rules.replica_issues import issue_text
 from tapescope_trainers.training import step
 
 RNG = np.random.default_rng(4)
@@ -115,15 +116,15 @@ def test_what_a_model_and_an_optimizer_ask_for():
     with tf.distribute.get_strategy().scope():
         inner = keras.Sequential([keras.layers.Dropout(0.1), keras.layers.BatchNormalization(name="norm")])
         model = keras.Sequential([keras.Input((4,)), inner, keras.layers.Dense(2)])
-    told = sorted(keras_replica_issues.words(fault) for fault in keras_replica_issues.of_model(model))
+    told = sorted(issue_text(fault) for fault in keras_replica_issues.model_issues(model))
     assert len(told) == 2
     assert "share masks" in told[0]
     assert told[1].startswith("sequential/norm normalises")
-    assert list(keras_replica_issues.of_model(tf.Module())) == []
+    assert list(keras_replica_issues.model_issues(tf.Module())) == []
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(clipnorm=1.0))
-    told = [keras_replica_issues.words(fault).split()[0] for fault in keras_replica_issues.of_optimizer(optimizer)]
+    told = [issue_text(fault).split()[0] for fault in keras_replica_issues.optimizer_issues(optimizer)]
     assert told == ["clipnorm=1", "LossScaleOptimizer"]
-    assert list(keras_replica_issues.of_optimizer(keras.optimizers.Adam())) == []
+    assert list(keras_replica_issues.optimizer_issues(keras.optimizers.Adam())) == []
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.1])

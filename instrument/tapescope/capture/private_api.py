@@ -1,0 +1,187 @@
+"""The calls of private TensorFlow and Keras API that the library makes, all of them.
+
+Each function has a test in tests/instrument/capture/test_private_api.py that fails when a release changes what it
+relies on. Where a name is missing, the function falls back to something safe and logs one warning. README.md in this
+folder lists what each fallback costs.
+"""
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+
+@functools.cache
+def _warn(name: str, consequence: str) -> None:
+    logging.warning("tapescope: this version of TensorFlow or Keras has no `%s`: %s", name, consequence)
+
+
+@functools.cache
+def _module_attribute(module: str, name: str, consequence: str) -> Any:
+    """Return a function of a private module; None, and one warning, where this version does not have it."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        _warn(f"{module}.{name}", consequence)
+        return None
+
+
+# Graphs
+
+
+@contextlib.contextmanager
+def mark_new_operations(name: str) -> Iterator[None]:
+    """Set the boolean attribute `name` on every operation that is created in this context."""
+    graph = tf.compat.v1.get_default_graph()
+    if not hasattr(graph, "_attr_scope"):
+        _warn("Graph._attr_scope", "a measured step may round otherwise than a plain one")
+        yield
+        return
+    with graph._attr_scope({name: tf.compat.v1.AttrValue(b=True)}):
+        yield
+
+
+def mark_operation(op: tf.Operation, name: str) -> None:
+    """Set the boolean attribute `name` on an existing operation."""
+    if hasattr(op, "_set_attr"):
+        op._set_attr(name, tf.compat.v1.AttrValue(b=True))
+    else:
+        _warn("Operation._set_attr", "a measured step may round otherwise than a plain one")
+
+
+def replace_input(op: tf.Operation, index: int, tensor: tf.Tensor) -> None:
+    """Let an existing operation read `tensor` as its input number `index`."""
+    if hasattr(op, "_update_input"):
+        op._update_input(index, tensor)
+    else:
+        _warn("Operation._update_input", "a measured step may round otherwise than a plain one")
+
+
+# XLA
+
+
+def in_xla_context() -> bool:
+    """Return whether XLA compiles what is traced here. The fallback is False: XLA then compiles slower reductions."""
+    if tf.executing_eagerly():
+        return False
+    in_context = _module_attribute(
+        "tensorflow.python.ops.control_flow_util",
+        "GraphOrParentsInXlaContext",
+        "measuring under jit_compile takes longer",
+    )
+    return in_context is not None and bool(in_context(tf.compat.v1.get_default_graph()))
+
+
+def optimization_barrier(tensor: tf.Tensor) -> tf.Tensor:
+    """Return the tensor behind a barrier that XLA does not fuse across; the fallback is the tensor itself."""
+    barrier = _module_attribute(
+        "tensorflow.compiler.tf2xla.ops.gen_xla_ops",
+        "xla_optimization_barrier",
+        "measuring under jit_compile takes longer",
+    )
+    return tensor if barrier is None else barrier([tensor])[0]
+
+
+# tf.GradientTape
+
+_TAPE_CONSEQUENCE = "where measuring fails inside a backward pass, the step fails as well"
+
+
+@contextlib.contextmanager
+def record_persistently(tape: tf.GradientTape) -> Iterator[None]:
+    """Let a tape that is entered in this context keep its recording after `gradient`, whatever its user asked for."""
+    if not hasattr(tape, "_persistent"):
+        _warn("GradientTape._persistent", _TAPE_CONSEQUENCE)
+        yield
+        return
+    requested = tape._persistent
+    tape._persistent = True
+    try:
+        yield
+    finally:
+        tape._persistent = requested
+
+
+def recording(tape: tf.GradientTape) -> Any:
+    """Return what a tape has recorded; None after `gradient` of a tape that is not persistent."""
+    if not hasattr(tape, "_tape"):
+        _warn("GradientTape._tape", _TAPE_CONSEQUENCE)
+        return None
+    return tape._tape
+
+
+def restore_recording(tape: tf.GradientTape, recorded: Any) -> None:
+    """Undo the end of a recording, so that `gradient` can be called again."""
+    if hasattr(tape, "_tape"):
+        tape._tape = recorded
+
+
+# Keras layers
+
+
+def sublayers(layer: keras.layers.Layer) -> Sequence[keras.layers.Layer]:
+    """Return the layers that a layer holds itself. The fallback is `layer.layers`, which only models have."""
+    if not hasattr(layer, "_layers"):
+        _warn("Layer._layers", "layers inside of layers are not measured")
+        return getattr(layer, "layers", ())
+    return layer._layers
+
+
+def flatten_layers(layer: keras.layers.Layer) -> Sequence[keras.layers.Layer]:
+    """Return a layer and all layers inside it, each once. The fallback leaves out layers inside of layers."""
+    if not hasattr(layer, "_flatten_layers"):
+        _warn("Layer._flatten_layers", "issues with several replicas are not looked for in layers inside of layers")
+        return [layer, *getattr(layer, "layers", ())]
+    return layer._flatten_layers()
+
+
+def seed_generators(layer: keras.layers.Layer) -> Sequence[keras.random.SeedGenerator]:
+    """Return the random number generators of a layer. The fallback is to look at its attributes."""
+    if not hasattr(layer, "_seed_generators"):
+        _warn("Layer._seed_generators", "generators in lists of a layer are not seen")
+        return [value for value in vars(layer).values() if isinstance(value, keras.random.SeedGenerator)]
+    return layer._seed_generators
+
+
+def copy_keras_metadata(source: tf.Tensor, target: tf.Tensor) -> None:
+    """Copy what Keras keeps as attributes of a tensor: its mask, and the logits that it was computed from."""
+    for attribute in ("_keras_mask", "_keras_logits"):
+        if hasattr(source, attribute):
+            setattr(target, attribute, getattr(source, attribute))
+
+
+# Keras optimizers
+
+
+def batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
+    """Return how many batches an optimizer was given. The fallback counts updates, of several batches each."""
+    if not hasattr(optimizer, "_iterations"):
+        _warn("Optimizer._iterations", "with gradient_accumulation_steps a batch without an update may be measured")
+        return int(optimizer.iterations)
+    return int(optimizer._iterations)
+
+
+def accumulated_gradients(optimizer: keras.optimizers.Optimizer) -> list[tuple[Any, tf.Tensor]]:
+    """Return each variable of an optimizer with the sum of its gradients since the last update; else an empty list."""
+    if not (hasattr(optimizer, "_accumulated_gradients") and hasattr(optimizer, "_trainable_variables")):
+        _warn(
+            "Optimizer._accumulated_gradients", "records show the gradient of the last batch, not the accumulated one"
+        )
+        return []
+    return list(zip(optimizer._trainable_variables, optimizer._accumulated_gradients, strict=True))
+
+
+def skip_all_reduce(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Keep `apply` from summing gradients over replicas; return False where this Keras has no such step to skip.
+
+    Keras has no public switch for it. A caller that gets False must not sum the gradients itself.
+    """
+    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
+        return False
+    optimizer._all_reduce_sum_gradients = list
+    return True
