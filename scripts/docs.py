@@ -1,7 +1,8 @@
-"""What mkdocs.yml needs beside mkdocs: pages from files elsewhere, formulas as MathML, nothing from the network."""
+"""Hooks of mkdocs: pages from files outside of docs/, formulas as MathML, and no request to another machine."""
 
 import html
 import json
+import os.path
 import pathlib
 import re
 from typing import Any
@@ -11,37 +12,66 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = pathlib.Path(__file__).parents[1]
-ELSEWHERE = {
+SOURCES = {
     "CHANGELOG.md": "CHANGELOG.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "BUILD_NOTES.md": "BUILD_NOTES.md",
+    "SECURITY.md": "SECURITY.md",
+    "development/capture.md": "instrument/tapescope/capture/README.md",
     "http_api.md": "plugins/tensorboard_plugin_tapescope/http_api.md",
     "examples/index.md": "examples/README.md",
 }
-"""Pages that are kept where those look for them who change what they tell of."""
+"""Pages of the site whose source is outside of docs/, next to what they describe: address on the site, source file."""
+
+_LINK = re.compile(r"\]\((?!\w+:|#|/)([^)#\s]+)")
+"""The target of a relative link, without its anchor."""
+_EXTERNAL = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^\"'> ]+")
+"""An element that loads from another machine."""
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages from elsewhere, and one for each example."""
-    pages = {uri: (ROOT / path).read_text() for uri, path in ELSEWHERE.items()}
+    """Add the pages whose source is outside of docs/, and a page for each example."""
+    pages = {uri: (ROOT / path).read_text() for uri, path in SOURCES.items()}
     programs = [path for path in sorted((ROOT / "examples").iterdir()) if path.suffix in (".py", ".ipynb")]
-    pages |= {f"examples/{path.stem}.md": example(path) for path in programs}
+    pages |= {f"examples/{path.stem}.md": example_page(path) for path in programs}
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Has links to what lies elsewhere, which are right in the repository, lead to the pages made of it."""
-    if page.file.src_uri.startswith("examples/"):
-        return re.sub(r"\]\((\w+)\.(?:py|ipynb)\)", r"](\1.md)", markdown)
-    for uri, path in ELSEWHERE.items():
-        markdown = markdown.replace(f"](../{path}", f"]({uri}")
-    return re.sub(r"\]\(\.\./(examples/\w+)\.(?:py|ipynb)\)", r"](\1.md)", markdown)
+    """Return the text with its relative links, which are right in the repository, changed to those of the site."""
+    uri = page.file.src_uri
+    source = SOURCES.get(uri, uri if uri.startswith("examples/") else f"docs/{uri}")
+    return _LINK.sub(lambda link: f"]({site_link(link[1], source, uri)}", markdown)
 
 
-def example(path: pathlib.Path) -> str:
-    """The page of a program or a notebook; its first line is the title."""
+def site_link(target: str, source: str, uri: str) -> str:
+    """Return a link of the site for one of the repository.
+
+    Args:
+      target: the link as it stands in the source file, without an anchor.
+      source: the source file, relative to the root of the repository.
+      uri: the page's own address on the site.
+
+    Returns:
+      The link relative to `uri`. A file that has no page of its own keeps its link, for mkdocs to report.
+    """
+    path = os.path.normpath(os.path.join(os.path.dirname(source), target))
+    pages = {file: page for page, file in SOURCES.items()}
+    if path in pages:
+        page = pages[path]
+    elif path.startswith("examples/") and path.endswith((".py", ".ipynb")):
+        page = f"{os.path.splitext(path)[0]}.md"
+    elif path.startswith("docs/"):
+        page = path.removeprefix("docs/")
+    else:
+        return target
+    return os.path.relpath(page, os.path.dirname(uri) or ".")
+
+
+def example_page(path: pathlib.Path) -> str:
+    """Return the page of a program or a notebook; its first line is the title."""
     if path.suffix == ".ipynb":
         cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text())["cells"]]
         text = "\n\n".join(f"```python\n{source}\n```" if kind == "code" else source for kind, source in cells)
@@ -54,19 +84,21 @@ def example(path: pathlib.Path) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """LaTeX to MathML, which browsers draw by themselves."""
+    """Return the page with LaTeX replaced by MathML, which browsers draw without a script."""
     formula = r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
     return re.sub(formula, _mathml, content, flags=re.DOTALL)
 
 
-def _mathml(found: re.Match[str]) -> str:
-    kind = "inline" if found[1] == "span" else "block"
-    return latex2mathml.converter.convert(html.unescape(found[2]), display=kind)
+def _mathml(match: re.Match[str]) -> str:
+    element, formula = match.groups()
+    return latex2mathml.converter.convert(html.unescape(formula), display="inline" if element == "span" else "block")
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Raises PluginError for a page that would load something from another machine."""
-    loaded = re.search(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^\"'> ]+", output)
-    if loaded:
-        raise PluginError(f"{page.file.src_uri} loads from elsewhere: {loaded[0]}")
+    """Return the page unchanged; raise PluginError if it would load something from another machine."""
+    external = re.search(
+        r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^\"'> ]+", output
+    )
+    if external:
+        raise PluginError(f"{page.file.src_uri} loads from another machine: {external[0]}")
     return output

@@ -1,6 +1,6 @@
-"""The documentation says what the program does: its code is run, its definitions and thresholds are the program's.
+"""The documentation agrees with the program: its Python runs, its definitions and thresholds are the program's.
 
-That it builds, with no link broken, is for `make docs`.
+`make docs` checks that it builds, and that no link is broken.
 """
 
 import ast
@@ -27,7 +27,7 @@ from tensorboard_plugin_tapescope import metadata
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [ROOT / "docs" / "recipes.md", README, ROOT / "docs" / "quickstart.md", ROOT / "docs" / "wire.md"]
-"""Those that have Python. The first sets the devices up, the last reads a run of the one before."""
+"""The pages with Python, in this order: the first sets up the devices, the last reads a run of the one before."""
 
 RUN = """
 import runpy, sys, warnings
@@ -45,47 +45,79 @@ def blocks(page, language):
 
 
 def entries(page):
-    """The sections of a page whose title is a name in code: the text below it."""
+    """Return the text below each section of a page whose title is a name in code, by that name."""
     return dict(re.findall(r"^### `(\w+)`\n\n(.*?)(?=^#|\Z)", page.read_text(), re.DOTALL | re.MULTILINE))
 
 
-def test_all_pages_with_python_are_run():
-    have = {page for page in (README, *(ROOT / "docs").glob("*.md")) if blocks(page, "python")}
+def test_every_page_with_python_is_run():
+    have = {page for page in (README, *(ROOT / "docs").rglob("*.md")) if blocks(page, "python")}
     assert have == set(PAGES)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_python_runs_from_the_wheel(wheel, tmp_path):
-    """In an environment that has what tapescope needs from here, and tapescope itself from its wheel alone."""
-    clean = tmp_path / "clean"
+@pytest.fixture(scope="module")
+def executed(wheel, tmp_path_factory):
+    """Run the Python of all pages; return the finished process and its working directory.
+
+    The environment has tapescope from its wheel only, and the other packages from this one.
+    """
+    directory = tmp_path_factory.mktemp("docs")
+    clean = directory / "clean"
     venv.create(clean, with_pip=False)
     (packages,) = (clean / "lib").glob("python*/site-packages")
     install = [sys.executable, "-m", "pip", "-q", "install", "--no-deps", "--target", packages, wheel]
     subprocess.run(install, check=True, timeout=100)
-    # A path that a .pth adds comes last, and its own .pth files, the one of this checkout among them, are not read.
+    # A path that a .pth file adds comes last, and the .pth files in it, such as the one of this checkout, are not read.
     (packages / "needs.pth").write_text(str(pathlib.Path(pytest.__file__).parents[1]))
     programs = []
     for page in PAGES:
-        programs.append(tmp_path / f"{page.stem}.py")  # in a file: AutoGraph reads the source of what it rewrites
+        programs.append(directory / f"{page.stem}.py")  # a file, because AutoGraph reads the source of what it converts
         programs[-1].write_text("\n".join(blocks(page, "python")))
     quiet = {"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     command = [clean / "bin" / "python", "-c", RUN, *programs]
-    done = subprocess.run(command, cwd=tmp_path, env=quiet, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, cwd=directory, env=quiet, capture_output=True, text=True, timeout=500, check=False)
+    return done, directory
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_python_runs_from_the_wheel(executed):
+    done, _ = executed
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_autograph_converts_the_documented_steps(executed):
+    done, _ = executed
     assert "AutoGraph could not" not in done.stderr
-    run = tapescope.Run(tmp_path / "runs" / "mine")
+
+
+@pytest.mark.slow
+def test_the_readme_records_every_tenth_step(executed):
+    run = tapescope.Run(executed[1] / "runs" / "mine")
     assert run.steps.tolist() == list(range(0, 500, 10))
+
+
+@pytest.mark.slow
+def test_the_network_of_the_readme_learns(executed):
+    run = tapescope.Run(executed[1] / "runs" / "mine")
     assert run["loss"][-1] < run["loss"][0] / 4
-    found = [finding["rule"] for finding in tapescope.Run(tmp_path / "runs" / "sigmoids").findings]
-    assert "vanishing" in found, "the quick start says so"
-    assert len(tapescope.runs(tmp_path / "runs" / "recipes")) == 4
+
+
+@pytest.mark.slow
+def test_the_quick_start_finds_a_vanishing_gradient(executed):
+    run = tapescope.Run(executed[1] / "runs" / "sigmoids")
+    assert "vanishing" in [finding["rule"] for finding in run.findings]
+
+
+@pytest.mark.slow
+def test_the_recipes_write_four_runs(executed):
+    assert len(tapescope.runs(executed[1] / "runs" / "recipes")) == 4
 
 
 @pytest.mark.parametrize(
     "page", [*PAGES, *(ROOT / "docs" / f"{name}.md" for name in ("distributed", "trainer"))], ids=lambda p: p.stem
 )
-def test_its_flags_exist(page, tmp_path, monkeypatch):
+def test_flags_on_a_page_exist(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("my.npz").touch()
     text = page.read_text()
@@ -95,7 +127,7 @@ def test_its_flags_exist(page, tmp_path, monkeypatch):
     assert set(re.findall(r"--(\w+)", text)) - of_others <= set(flags.Options._fields)
 
 
-def test_every_column_is_defined_in_the_words_of_the_wire():
+def test_every_column_has_the_definition_of_the_wire():
     found = entries(ROOT / "docs" / "definitions.md")
     assert list(found) == list(metadata.COLUMNS)
     for column in metadata.COLUMNS.values():
@@ -116,7 +148,7 @@ def test_every_family_is_on_the_page_of_the_wire():
     assert tags == families
 
 
-def test_every_rule_is_told_of():
+def test_every_rule_is_documented():
     """A rule's name is a text within the first argument of `Finding`."""
     rules = set()
     for module in (gradient_flow, layer_rules, training_rules):
@@ -127,11 +159,11 @@ def test_every_rule_is_told_of():
     assert set(entries(ROOT / "docs" / "rules.md")) == rules | replica_issues.NAMES
 
 
-def test_thresholds_are_those_of_the_rules():
+def test_documented_thresholds_are_those_of_the_rules():
     rows = re.findall(r"^\| `(\w+)\.(\w+)` \| (\S+) \|", (ROOT / "docs" / "rules.md").read_text(), re.MULTILINE)
     assert len(rows) >= 15
     for module, name, value in rows:
-        assert repr(getattr(importlib.import_module(f"tapescope.{module}"), name)) == value, name
+        assert repr(getattr(importlib.import_module(f"tapescope.rules.{module}"), name)) == value, name
 
 
 def test_every_public_name_is_in_the_reference():
@@ -139,8 +171,7 @@ def test_every_public_name_is_in_the_reference():
     assert all(f"::: tapescope.{name}\n" in text for name in tapescope.__all__)
 
 
-def test_what_measuring_costs_is_what_was_measured():
-    """The README's table has the figures of `make bench`."""
+def test_costs_in_the_readme_are_those_of_the_benchmark():
     measured = json.loads((ROOT / "docs" / "overhead.json").read_text())["results"]
     section = README.read_text().split("## What it costs")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
