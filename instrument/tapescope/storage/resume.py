@@ -8,6 +8,7 @@ import numpy as np
 from tensorboard.compat.proto import event_pb2
 
 from tapescope.rules import engine
+from tapescope.rules.record_view import run_layout
 from tapescope.storage import event_reader, tfrecord
 from tapescope.storage.run import Run
 from tensorboard_plugin_tapescope import metadata
@@ -56,7 +57,7 @@ def cut_records(directory: str | os.PathLike[str], step: int) -> None:
             os.replace(temporary, path)
 
 
-def replay_rules(directory: str | os.PathLike[str]) -> engine.Watch | None:
+def replay_rules(directory: str | os.PathLike[str]) -> engine.RuleEngine | None:
     """Return the rules as they stood after the last record of a directory; None if there is no record."""
     try:
         run = Run(directory)
@@ -64,4 +65,5 @@ def replay_rules(directory: str | os.PathLike[str]) -> engine.Watch | None:
         return None
     if not len(run.steps):
         return None
-    return engine.replayed(run)
+    layout = run_layout(run.variables, run.layers, run.details)
+    return engine.replay(layout, run.steps, {name: run[name] for name in run.columns if name in metadata.COLUMNS})

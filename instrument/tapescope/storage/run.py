@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tapescope.rules.record_view import Record
 from tapescope.storage import event_reader
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
@@ -263,17 +262,6 @@ class Run:
         if family not in self._series:
             raise KeyError(f"{self.logdir} has no {family}; it has: {', '.join(self._series)}")
         return self._series[family]
-
-
-def records(run: Run) -> Iterator[Record]:
-    """Yield the records of a run as the rules take them, the same as during training."""
-    columns = []
-    for series in run._series.values():
-        if series.family.columns:
-            index = {step: t for t, step in enumerate(series.steps.tolist())}
-            columns += [(index, name, run[name]) for name in series.family.columns]
-    for step in run.steps.tolist():
-        yield Record(step, {name: values[index[step]] for index, name, values in columns if step in index})
 
 
 def runs(logdir: str | os.PathLike[str]) -> list[str]:

@@ -17,7 +17,8 @@ from absl import logging
 
 from tapescope.capture.selection import Names
 from tapescope.capture.state import ProbeState
-from tapescope.rules import engine, finding, record_view
+from tapescope.rules import engine, finding
+from tapescope.rules.record_view import Record, run_layout
 from tapescope.statistics.reading import Reading
 from tapescope.storage import event_file, summaries
 from tapescope.storage import resume as resuming
@@ -57,12 +58,12 @@ class RunWriter:
         self._about = dict(about, started=time.time(), tensorflow=tf.__version__, keras=keras.__version__)
         self._resume = resume or Resume(0, {})
         self._ledger: Ledger | None = None
-        self._watch: engine.Watch | None = None
+        self._engine: engine.RuleEngine | None = None
         self._rules_failed = False
         if resume:
             resuming.cut_records(logdir, resume.step)
-            self._watch = resuming.replay_rules(logdir)
-            self.findings = self._watch.findings if self._watch else ()
+            self._engine = resuming.replay_rules(logdir)
+            self.findings = self._engine.findings if self._engine else ()
         self._families: dict[str, Family] = {}
         self._last_step = self._resume.step - 1
         self._last_measured = self._resume.step - 1
@@ -141,7 +142,7 @@ class RunWriter:
         self._file.add(step.number, values, wall_time)
         self._last_step = max(self._last_step, step.number)
         if columns and not self._rules_failed:
-            texts = self._judge(record_view.Record(step.number, columns))
+            texts = self._judge(Record(step.number, columns))
             if texts is not None:
                 self._file.add(step.number, [event_file.text(Family("findings"), texts)])
 
@@ -165,27 +166,27 @@ class RunWriter:
         for value in values:
             if value.array is not None and isinstance(value.description, Family) and value.tag in JUDGED_TAGS:
                 self._families.setdefault(value.tag, value.description)
-                columns.update(engine.columns(value.description, value.array))
+                columns.update(engine.unpack_columns(value.description, value.array))
         return columns
 
-    def _judge(self, record: record_view.Record) -> list[str] | None:
+    def _judge(self, record: Record) -> list[str] | None:
         """Apply the rules to a record.
 
         Returns:
           All findings as JSON if there is a new one, else None. The first call returns them in any case: an empty list
           in the file says that the rules are applied.
         """
-        is_first = self._watch is None
+        is_first = self._engine is None
         try:
-            if self._watch is None:
+            if self._engine is None:
                 variables, layers, replicas = (
                     self._families.get(metadata.tag(family), Family(family))
                     for family in ("variables", "layers", "replicas")
                 )
-                self._watch = engine.Watch(
-                    record_view.subject(variables.names, layers.names, layers.details | replicas.details)
+                self._engine = engine.RuleEngine(
+                    run_layout(variables.names, layers.names, layers.details | replicas.details)
                 )
-            new = self._watch.add(record)
+            new = self._engine.add(record)
         except Exception:  # a rule that fails must not cost records
             self._rules_failed = True
             logging.exception("tapescope: a rule failed; %s gets no more findings", self.logdir)
@@ -195,5 +196,5 @@ class RunWriter:
                 logging.warning("tapescope: %s. %s", found.message, found.advice)
         if not new and not is_first:
             return None
-        self.findings = self._watch.findings
+        self.findings = self._engine.findings
         return [finding.to_json(f) for f in self.findings]
