@@ -15,12 +15,8 @@ import sys
 import venv
 
 import pytest
-from bench.cost import networks
 
 import tapescope
-from tapescope.rules import gradient_flow, replica_issues
-from tapescope.rules import layers as layer_rules
-from tapescope.rules import training as training_rules
 from tapescope_trainers import flags
 from tensorboard_plugin_tapescope import metadata
 
@@ -148,15 +144,21 @@ def test_every_family_is_on_the_page_of_the_wire():
     assert tags == families
 
 
-def test_every_rule_is_documented():
-    """A rule's name is a text within the first argument of `Finding`."""
-    rules = set()
-    for module in (gradient_flow, layer_rules, training_rules):
-        for node in ast.walk(ast.parse(inspect.getsource(module))):
+def rule_names():
+    """Return the names of all rules: the texts in the argument `rule` of each `Finding` in the package."""
+    names = set()
+    for path in (ROOT / "instrument" / "tapescope" / "rules").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Finding":
-                rules |= {n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant)}
-    assert len(rules) >= 15
-    assert set(entries(ROOT / "docs" / "rules.md")) == rules | replica_issues.NAMES
+                values = [argument.value for argument in node.keywords if argument.arg == "rule"]
+                names |= {n.value for v in values for n in ast.walk(v) if isinstance(n, ast.Constant)}
+    return names
+
+
+def test_every_rule_is_documented():
+    names = rule_names()
+    assert len(names) >= 15
+    assert set(entries(ROOT / "docs" / "rules.md")) == names
 
 
 def test_documented_thresholds_are_those_of_the_rules():
@@ -172,11 +174,29 @@ def test_every_public_name_is_in_the_reference():
 
 
 def test_costs_in_the_readme_are_those_of_the_benchmark():
-    measured = json.loads((ROOT / "docs" / "overhead.json").read_text())["results"]
+    benchmark = json.loads((ROOT / "docs" / "overhead.json").read_text())
     section = README.read_text().split("## What it costs")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
-    found = {name: figures for name, *figures in rows[2:]}
-    for name, about in networks.ABOUT.items():
-        step, loop = measured[f"steps {name} float32"], measured[f"loops {name} float32"]
+    documented = {description: figures for description, *figures in rows[2:]}
+    measured = {}
+    for name, description in benchmark["networks"].items():
+        step = benchmark["results"][f"steps {name} float32"]
+        loop = benchmark["results"][f"loops {name} float32"]
         ratios = [step["lean"]["ratio"], step["all"]["ratio"], loop["default"]["ratio"]]
-        assert found[about] == [f"{step['plain']['ms']:.1f}", *(f"{ratio:.2f}" for ratio in ratios)]
+        measured[description] = [f"{step['plain']['ms']:.1f}", *(f"{ratio:.2f}" for ratio in ratios)]
+    assert len(measured) == 4
+    assert documented == measured
+
+
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("0*.md"))
+
+
+def test_every_decision_is_in_the_index():
+    index = (ROOT / "docs" / "decisions" / "README.md").read_text()
+    assert re.findall(r"^\| \[\d+\]\((.+?)\)", index, re.MULTILINE) == [page.name for page in DECISIONS]
+
+
+@pytest.mark.parametrize("page", DECISIONS, ids=lambda page: page.stem)
+def test_every_decision_has_the_same_headings(page):
+    headings = re.findall(r"^## (.+)", page.read_text(), re.MULTILINE)
+    assert headings == ["Context", "Decision", "Alternatives", "Consequences", "Status"]
