@@ -1,27 +1,50 @@
-"""A run that goes on and on keeps nothing: memory, open files and threads after more and more records."""
+"""A long run: memory, open files and threads do not grow with the number of records."""
 
 import gc
 import tracemalloc
 
+import pytest
 from scripts.testbed.records import held, readings, write
 
 import tapescope
 
+WARM_UP = 300
+"""Records after which the bounded history of the rules is full."""
+RECORDS = 200
 
-def test_records_leave_nothing_behind(tmp_path):
+
+@pytest.fixture(scope="module")
+def resources(tmp_path_factory):
+    """Open files, threads and traced bytes before and after two times RECORDS records."""
     probe, read = readings(20, histograms=False)
-    with tapescope.Recorder(tmp_path, probe) as recorder:
-        write(recorder, read, range(300))  # what is kept of the last records is full by then
-        before, kept = held(), []
+    traced = []
+    with tapescope.Recorder(tmp_path_factory.mktemp("run"), probe) as recorder:
+        write(recorder, read, range(WARM_UP))
+        before = held()
         tracemalloc.start()
         try:
-            for begin in (300, 500):
-                write(recorder, read, range(begin, begin + 200))
+            for begin in (WARM_UP, WARM_UP + RECORDS):
+                write(recorder, read, range(begin, begin + RECORDS))
                 gc.collect()
-                kept.append(tracemalloc.get_traced_memory()[0])
+                traced.append(tracemalloc.get_traced_memory()[0])
         finally:
             tracemalloc.stop()
-        assert held() == before
-        assert kept[1] - kept[0] < 100 * 200, kept  # less than any array: NumPy itself holds on to some small blocks
-        assert (recorder.lost, recorder.left_out) == (0, 0)
-    assert len(tapescope.Run(tmp_path).steps) == 700
+        after = held()
+    return {"before": before, "after": after, "traced": traced, "recorder": recorder}
+
+
+def test_records_leave_no_files_or_threads_open(resources):
+    assert resources["after"] == resources["before"]
+
+
+def test_records_leave_no_memory(resources):
+    """Less than the smallest array for each record; NumPy itself keeps some small blocks."""
+    first, second = resources["traced"]
+    assert second - first < 100 * RECORDS
+
+
+def test_every_record_is_written(resources):
+    recorder = resources["recorder"]
+    assert recorder.lost == 0
+    assert recorder.left_out == 0
+    assert len(tapescope.Run(recorder.logdir).steps) == WARM_UP + 2 * RECORDS
