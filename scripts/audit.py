@@ -1,10 +1,10 @@
-"""Says which installed packages have known weaknesses, by pip-audit; never fails, and takes two minutes at most.
+"""A report of known vulnerabilities in the installed packages, by pip-audit.
 
     python scripts/audit.py
 
-An advisory that appears overnight is no fault of the change that is being tested: it is for the log, in one line each,
-and for a change of its own. Nor is a service that is not reached; that nothing could be asked is said, since pip-audit
-itself takes it for nothing found.
+It takes two minutes at most and never fails. An advisory that appears overnight must not block a change that has
+nothing to do with it: it is a line in the log, and deserves a change of its own. An unreachable service is reported as
+such, because pip-audit itself reports it as no vulnerabilities.
 """
 
 import json
@@ -12,35 +12,38 @@ import subprocess
 import sys
 from typing import Any
 
-SECONDS = 120
+TIMEOUT_SECONDS = 120
 COMMAND = ("-m", "pip_audit", "--local", "--skip-editable", "--format=json", "--progress-spinner=off", "--timeout=5")
 
 
-def told(answer: dict[str, Any]) -> str:
-    """pip-audit's answer in words."""
-    asked = [package for package in answer["dependencies"] if "skip_reason" not in package]
-    lines = [
-        f"{package['name']} {package['version']}: {found['id']}, mended in {', '.join(found['fix_versions']) or 'none'}"
-        for package in asked
-        for found in package["vulns"]
-    ]
-    total = len(answer["dependencies"])
-    if not asked:
-        return f"pip-audit: not one of {total} packages could be asked about"
-    return "\n".join(
-        [f"pip-audit: asked about {len(asked)} of {total} packages, known weaknesses: {len(lines)}", *lines]
-    )
+def summarize(report: dict[str, Any]) -> str:
+    """Return pip-audit's JSON report as text: a line with the counts, and a line for each vulnerability."""
+    packages = report["dependencies"]
+    checked = [package for package in packages if "skip_reason" not in package]
+    if not checked:
+        return f"pip-audit: could not check any of {len(packages)} packages"
+    lines = []
+    for package in checked:
+        for vulnerability in package["vulns"]:
+            fixes = ", ".join(vulnerability["fix_versions"]) or "no version"
+            lines.append(f"{package['name']} {package['version']}: {vulnerability['id']}, fixed in {fixes}")
+    counts = f"pip-audit: checked {len(checked)} of {len(packages)} packages, known vulnerabilities: {len(lines)}"
+    return "\n".join([counts, *lines])
 
 
 def main() -> None:
-    """Asks, and prints."""
+    """Run pip-audit and print its summary."""
+    command = [sys.executable, *COMMAND]
     try:
-        done = subprocess.run([sys.executable, *COMMAND], capture_output=True, text=True, timeout=SECONDS, check=False)
-        print(told(json.loads(done.stdout)))
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        print(f"pip-audit: no answer in {SECONDS} s")
+        print(f"pip-audit: no answer in {TIMEOUT_SECONDS} s")
+        return
+    try:
+        print(summarize(json.loads(done.stdout)))
     except ValueError:
-        print(f"pip-audit: {(done.stderr.strip().splitlines() or ['no answer'])[-1]}")
+        errors = done.stderr.strip().splitlines()
+        print(f"pip-audit: {errors[-1] if errors else 'no answer'}")
 
 
 if __name__ == "__main__":
