@@ -1,4 +1,4 @@
-"""The Gradients tab as TensorBoard sees it: routes, each a few lines over pure functions. See http_api.md."""
+"""The Gradients tab as TensorBoard sees it: its routes, which http_api.md documents."""
 
 import functools
 import gzip
@@ -9,155 +9,170 @@ import mimetypes
 import pkgutil
 import threading
 from collections.abc import Callable
+from typing import Any
 
-import plotly  # noqa: F401  (where it is missing, there is no tab)
+import plotly  # noqa: F401  (without it the loader leaves the tab out)
 from tensorboard import plugin_util
 from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
 from tensorboard_plugin_tapescope import metadata
-from tensorboard_plugin_tapescope.data.table_cache import Records, Snapshot
+from tensorboard_plugin_tapescope.data.table_cache import Snapshot, TableCache
 from tensorboard_plugin_tapescope.figures import basic, csv_export, updates
+from tensorboard_plugin_tapescope.figures.style import run_colours
 from tensorboard_plugin_tapescope.series import tables
-from tensorboard_plugin_tapescope.views import compare, flow, layer, overview, query
-from tensorboard_plugin_tapescope.views.query import Panel, Query, Refused
+from tensorboard_plugin_tapescope.views import budget, compare, flow, layer, overview, replicas
+from tensorboard_plugin_tapescope.views.panel import Panel
+from tensorboard_plugin_tapescope.views.query import Query, RequestError, parse_choice, parse_query, quote, select_steps
 
 VIEWS: dict[str, Callable[[Snapshot, Query], list[Panel]]] = {
     "flow": flow.flow,
     "layer": layer.layer,
-    "budget": flow.budget,
+    "budget": budget.budget,
     "compare": compare.compare,
-    "replicas": compare.replicas,
+    "replicas": replicas.replicas,
 }
 
 DAY_SECONDS = 24 * 3600
-FIGURE = "application/vnd.plotly.v1+json"
-"""Not among the types that TensorBoard compresses: that takes longer than the drawing, and saves a quarter."""
+
+FIGURE_TYPE = "application/vnd.plotly.v1+json"
+"""TensorBoard does not compress this type. Compressing takes longer than drawing, and saves a quarter."""
 
 
 class GradientsPlugin(base_plugin.TBPlugin):
-    """Serves the page, its libraries, and figures of what TensorBoard has loaded."""
+    """The plugin: it serves the page, plotly.js, and figures of the runs that TensorBoard has loaded."""
 
     plugin_name = metadata.PLUGIN_NAME
 
     def __init__(self, context: base_plugin.TBContext):
-        self._records = Records(context.data_provider)
-        self._pages = pages()
-        threading.Thread(target=library, name="tapescope library", daemon=True).start()  # before a page waits for it
+        self._cache = TableCache(context.data_provider)
+        self._pages = read_pages()
+        # Compress plotly.js before the first page asks for it.
+        threading.Thread(target=compressed_plotly, name="tapescope plotly.js", daemon=True).start()
 
     def is_active(self) -> bool:
-        """False: TensorBoard shows the tab by itself as soon as there is data of the plugin's name."""
+        """Return False: TensorBoard shows the tab itself once there are data of `data_plugin_names`."""
         return False
 
     def data_plugin_names(self) -> tuple[str, ...]:
-        """The plugin whose data make the tab appear."""
+        """Return the plugin whose data make the tab appear."""
         return (self.plugin_name,)
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
-        """The tab's name and its module."""
+        """Return the tab's name and JavaScript module."""
         return base_plugin.FrontendMetadata(es_module_path="/static/index.js", tab_name="Gradients")
 
     def get_plugin_apps(self) -> dict[str, Callable]:
-        """The routes; http_api.md documents them."""
+        """Return the routes, which http_api.md documents."""
         return {
-            "/static/*": wrappers.Request.application(self._page),
-            "/plotly.js": wrappers.Request.application(self._plotly),
-            "/runs": self._answer(runs),
-            "/run": self._answer(run),
-            "/view": self._answer(view),
-            "/csv": self._answer(csv),
+            "/static/*": wrappers.Request.application(self._serve_page),
+            "/plotly.js": wrappers.Request.application(self._serve_plotly),
+            "/runs": self._data_route(answer_runs),
+            "/run": self._data_route(answer_run),
+            "/view": self._data_route(answer_view),
+            "/csv": self._data_route(answer_csv),
         }
 
-    def _page(self, request: wrappers.Request) -> wrappers.Response:
+    def _serve_page(self, request: wrappers.Request) -> wrappers.Response:
         name = request.path.rsplit("/static/", 1)[-1]
         if name not in self._pages:
-            return _refusal(request, Refused(404, f"There is no page {query.quoted(name)}."))
-        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-        return http_util.Respond(request, self._pages[name], kind)
+            return _error_response(request, RequestError(404, f"There is no page {quote(name)}."))
+        content_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        return http_util.Respond(request, self._pages[name], content_type)
 
-    def _plotly(self, request: wrappers.Request) -> wrappers.Response:
-        return http_util.Respond(request, library(), "text/javascript", content_encoding="gzip", expires=DAY_SECONDS)
+    def _serve_plotly(self, request: wrappers.Request) -> wrappers.Response:
+        script = compressed_plotly()
+        return http_util.Respond(request, script, "text/javascript", content_encoding="gzip", expires=DAY_SECONDS)
 
-    def _answer(self, route: Callable[[wrappers.Request, Snapshot], tuple[str, str]]) -> Callable:
+    def _data_route(self, answer: Callable[[wrappers.Request, Snapshot], tuple[str, str]]) -> Callable:
         @wrappers.Request.application
         def app(request: wrappers.Request) -> wrappers.Response:
             if request.method not in ("GET", "HEAD"):
-                return _refusal(request, Refused(405, f"{request.method} is not allowed here; use GET."))
+                return _error_response(request, RequestError(405, f"{request.method} is not allowed here; use GET."))
             experiment = plugin_util.experiment_id(request.environ)
-            snapshot = self._records.snapshot(plugin_util.context(request.environ), experiment)
+            snapshot = self._cache.snapshot(plugin_util.context(request.environ), experiment)
             try:
-                content, kind = route(request, snapshot)
-            except Refused as refused:
-                return _refusal(request, refused)
-            return http_util.Respond(request, content, kind)
+                content, content_type = answer(request, snapshot)
+            except RequestError as error:
+                return _error_response(request, error)
+            return http_util.Respond(request, content, content_type)
 
         return app
 
 
-def runs(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
-    """Every run's row of the overview; only that nothing changed, where `known` is still the version."""
-    version, content = snapshot.once(lambda: listed(snapshot))
+def answer_runs(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
+    """Return the summaries of all runs, or only `unchanged` if `known` is their version."""
+    version, content = snapshot.summary(lambda: _summaries(snapshot))
     if request.args.get("known") == version:
         content = _json({"version": version, "unchanged": True})
     return content, "application/json"
 
 
-def listed(snapshot: Snapshot) -> tuple[str, str]:
-    """A version, which changes with what is said of the runs, and all of it."""
-    colours = compare.colours(snapshot, tuple(snapshot.runs))
-    rows = [{**row, "colour": colour} for row, colour in zip(overview.runs(snapshot), colours, strict=True)]
+def _summaries(snapshot: Snapshot) -> tuple[str, str]:
+    """Return the version of the summaries, which changes with them, and the response."""
+    colours = run_colours(snapshot.runs, snapshot.runs)
+    summaries = overview.summarize_runs(snapshot)
+    rows = [{**summary, "colour": colour} for summary, colour in zip(summaries, colours, strict=True)]
     version = hashlib.sha1(_json({"runs": rows}).encode(), usedforsecurity=False).hexdigest()[:16]
-    columns = {c.name: c._asdict() for c in tables.COLUMNS.values()}
+    columns = {column.name: column._asdict() for column in tables.COLUMNS.values()}
     return version, _json({"version": version, "runs": rows, "columns": columns})
 
 
-def run(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
-    """What the pickers offer for one run, and its findings."""
-    asked = query.parse(request.args, snapshot)
-    return _json(overview.about(snapshot, asked.runs[0])), "application/json"
+def answer_run(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
+    """Return what can be selected for one run, and its findings."""
+    query = parse_query(request.args, snapshot)
+    return _json(overview.describe_run(snapshot, query.runs[0])), "application/json"
 
 
-def view(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
-    """The panels of a view."""
-    draw = VIEWS[query.choice(request.args, "view", VIEWS, "flow", 404)]
-    asked = query.parse(request.args, snapshot)
-    panels = draw(query.within(snapshot, asked), asked)
-    if (step := asked.step) is not None:
-        panels = [p._replace(figure=p.figure and basic.mark_step(p.figure, step, asked.dark)) for p in panels]
-    if (step := asked.since) is not None:
-        panels = [p._replace(figure=p.figure and updates.newer_part(p.figure, step)) for p in panels]
-    whole = {"whole_until": min(snapshot.whole_until)} if snapshot.whole_until else {}
-    return _json({"panels": [panel._asdict() for panel in panels], **whole}), FIGURE
+def answer_view(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
+    """Return the panels of a view."""
+    draw = VIEWS[parse_choice(request.args, "view", VIEWS, "flow", 404)]
+    query = parse_query(request.args, snapshot)
+    panels = [_finish(panel, query) for panel in draw(select_steps(snapshot, query), query)]
+    content: dict[str, Any] = {"panels": [panel._asdict() for panel in panels]}
+    if snapshot.incomplete_after:
+        content["whole_until"] = min(snapshot.incomplete_after)
+    return _json(content), FIGURE_TYPE
 
 
-def csv(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
-    """The numbers behind one panel, all recorded steps."""
-    draw = VIEWS[query.choice(request.args, "view", VIEWS, "flow", 404)]
-    asked = query.parse(request.args, snapshot)._replace(max_steps=csv_export.EVERY_STEP)
-    panels = {p.key: p for p in draw(query.within(snapshot.complete(), asked), asked)}
-    panel = panels[query.choice(request.args, "panel", panels, next(iter(panels)), 404)]
+def _finish(panel: Panel, query: Query) -> Panel:
+    """Return a panel with the step marked that the query names, and only what is newer than it asks for."""
+    figure = panel.figure
+    if figure is not None and query.step is not None:
+        figure = basic.mark_step(figure, query.step, query.dark)
+    if figure is not None and query.since is not None:
+        figure = updates.newer_part(figure, query.since)
+    return panel._replace(figure=figure)
+
+
+def answer_csv(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
+    """Return the numbers of one panel at all recorded steps."""
+    draw = VIEWS[parse_choice(request.args, "view", VIEWS, "flow", 404)]
+    query = parse_query(request.args, snapshot)._replace(max_steps=csv_export.EVERY_STEP)
+    panels = {panel.key: panel for panel in draw(select_steps(snapshot.complete(), query), query)}
+    panel = panels[parse_choice(request.args, "panel", panels, next(iter(panels)), 404)]
     if panel.figure is None:
-        raise Refused(404, f"{panel.title} has no numbers: {panel.empty}")
+        raise RequestError(404, f"{panel.title} has no numbers: {panel.empty}")
     return csv_export.csv(panel.figure), "text/csv"
 
 
-def pages() -> dict[str, bytes]:
-    """The files of the page by name. Only these are ever served, so no path leads elsewhere."""
+def read_pages() -> dict[str, bytes]:
+    """Return the files of the page by name. Only these are served, so no path leads elsewhere."""
     static = importlib.resources.files("tensorboard_plugin_tapescope").joinpath("static")
-    return {f.name: f.read_bytes() for f in static.iterdir() if f.is_file()}
+    return {file.name: file.read_bytes() for file in static.iterdir() if file.is_file()}
 
 
 @functools.cache
-def library() -> bytes:
-    """plotly.js as the installed plotly carries it, gzipped, behind a hint for Chromium.
+def compressed_plotly() -> bytes:
+    """Return the plotly.js of the installed plotly, gzipped, behind a hint for Chromium.
 
-    With the hint (v8.dev/blog/explicit-compile-hints) its functions are compiled in the background while it is
-    fetched, not one by one when they are called, which takes a third off the time until the first figure.
+    With the hint (v8.dev/blog/explicit-compile-hints) Chromium compiles its functions in the background while it
+    loads, which saves a third of the time until the first figure.
     """
     script = pkgutil.get_data("plotly", "package_data/plotly.min.js")
     if script is None:
-        raise Refused(404, "The installed plotly has no plotly.min.js: pip install --force-reinstall plotly")
+        raise RequestError(404, "The installed plotly has no plotly.min.js: pip install --force-reinstall plotly")
     return gzip.compress(b"//# allFunctionsCalledOnLoad\n" + script, 5, mtime=0)
 
 
@@ -165,5 +180,5 @@ def _json(content: dict) -> str:
     return json.dumps(content, separators=(",", ":"), allow_nan=False)
 
 
-def _refusal(request: wrappers.Request, refused: Refused) -> wrappers.Response:
-    return http_util.Respond(request, {"error": str(refused)}, "application/json", code=refused.code)
+def _error_response(request: wrappers.Request, error: RequestError) -> wrappers.Response:
+    return http_util.Respond(request, {"error": str(error)}, "application/json", code=error.code)

@@ -49,7 +49,7 @@ def ended(run):
 @pytest.fixture
 def tab(monkeypatch):
     """Six runs of 6 steps, two of which train, and a listing for every request."""
-    monkeypatch.setattr(table_cache, "SAME_SECONDS", 0.0)
+    monkeypatch.setattr(table_cache, "LISTING_SECONDS", 0.0)
     runs = {f"run {i}": good() if i >= 4 else ended(good()) for i in range(6)}
     made = Tab(runs, Counted)
     made.runs = runs
@@ -57,7 +57,7 @@ def tab(monkeypatch):
 
 
 def test_who_asks_at_the_same_time_shares_one_listing_and_one_read(tab, monkeypatch):
-    monkeypatch.setattr(table_cache, "SAME_SECONDS", 60.0)
+    monkeypatch.setattr(table_cache, "LISTING_SECONDS", 60.0)
     answers, ready = [], threading.Barrier(8)
 
     def ask():
@@ -112,7 +112,7 @@ def test_while_a_run_writes_its_tables_grow_by_the_last_record_until_it_is_time_
         (trace,) = answer["panels"][0]["figure"]["data"]
         return decode(trace["x"]).tolist(), answer.get("whole_until")
 
-    monkeypatch.setattr(table_cache, "READING_SHARE", 1e-9)  # not before the end of this test
+    monkeypatch.setattr(table_cache, "READ_TIME_SHARE", 1e-9)  # not before the end of this test
     assert view() == ([0, 1, 2, 3, 4, 5], None)
     tab.provider.reads.clear()
     for step in (7, 9, 11, 12):  # all of them between two looks
@@ -127,7 +127,7 @@ def test_while_a_run_writes_its_tables_grow_by_the_last_record_until_it_is_time_
     assert sorted({int(row.split(",")[0]) for row in rows}) == whole
     assert view() == (whole, None)
     tab.runs["run 4"] = at(21, tab.runs["run 4"])
-    monkeypatch.setattr(table_cache, "READING_SHARE", 1e9)
+    monkeypatch.setattr(table_cache, "READ_TIME_SHARE", 1e9)
     tab.get("csv", run="run 4")
     tab.runs["run 4"] = at(23, at(22, tab.runs["run 4"]))
     assert view() == ([*whole, 21, 22, 23], None)

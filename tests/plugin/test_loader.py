@@ -41,7 +41,7 @@ def test_the_name_is_that_of_the_contract():
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [({}, loader.SAMPLES), ({"tapescope": 7}, 7), ({"images": 3}, loader.SAMPLES)]
+    ("given", "kept"), [({}, loader.KEPT_RECORDS), ({"tapescope": 7}, 7), ({"images": 3}, loader.KEPT_RECORDS)]
 )
 def test_more_records_are_kept_unless_the_user_says_how_many(given, kept):
     flags = argparse.Namespace(samples_per_plugin=dict(given))

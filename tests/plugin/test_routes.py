@@ -15,7 +15,7 @@ from scripts.testbed.synthetic import Spec
 
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import encoding
-from tensorboard_plugin_tapescope.plugin import VIEWS, pages
+from tensorboard_plugin_tapescope.plugin import VIEWS, read_pages
 from tensorboard_plugin_tapescope.series import tables
 from tensorboard_plugin_tapescope.views import overview
 from tests.plugin.conftest import STEPS, application
@@ -48,9 +48,9 @@ def test_the_usual_gap_is_that_of_all_records_though_tensorboard_keeps_some():
     every = np.arange(0, 50_000, 10)
     kept = np.sort(np.random.default_rng(0).choice(every, 1000, replace=False))
     assert np.median(np.diff(kept)) > 20
-    assert overview.usual(np.diff(kept), 10) == 10
+    assert overview.usual_gap(np.diff(kept), 10) == 10
     began_with_each = np.concatenate([np.arange(20), np.arange(20, 4000, 10)])
-    assert overview.usual(np.diff(began_with_each), 10) == 10
+    assert overview.usual_gap(np.diff(began_with_each), 10) == 10
 
 
 def test_a_poll_that_brings_nothing_new_is_a_few_bytes(tensorboard):
@@ -226,7 +226,7 @@ def test_every_view_answers_for_every_column(tensorboard):
 
 
 def test_the_page_and_its_library_are_served(tensorboard):
-    for name, content in pages().items():
+    for name, content in read_pages().items():
         answer = tensorboard.client.get(f"/data/plugin/tapescope/static/{name}")
         assert (answer.status_code, answer.data) == (200, content)
     assert tensorboard.client.get("/data/plugin/tapescope/static/index.js").mimetype in (

@@ -16,7 +16,7 @@ from scripts.testbed.synthetic import Spec
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tensorboard_plugin_tapescope.views.flow import GRID_COLUMNS
+from tensorboard_plugin_tapescope.views.grid import GRID_COLUMNS
 
 pytestmark = pytest.mark.browser
 

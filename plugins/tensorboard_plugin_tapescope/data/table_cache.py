@@ -1,4 +1,7 @@
-"""What TensorBoard has loaded of each run: the tables behind a listing, read once and kept for a while."""
+"""Tables of TensorBoard's records, read once and cached between requests.
+
+`TableCache` is shared by all requests. Each request reads through a `Snapshot`: the runs as listed at one moment.
+"""
 
 import collections
 import contextlib
@@ -9,242 +12,275 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tensorboard.data import provider
 
 from tensorboard_plugin_tapescope import metadata
-from tensorboard_plugin_tapescope.data.listing import Listing, Run, Tag, described
+from tensorboard_plugin_tapescope.data.listing import Listing, Run, Tag, parse_run
 from tensorboard_plugin_tapescope.series import tables
 from tensorboard_plugin_tapescope.series.tables import Table
 
-KEEP_BYTES = 64 << 20
-"""Of whole tables in memory; the least recently used go first."""
-KEEP_SMALL_BYTES = 16 << 20
-"""Of last records and of what lines the size of a word are drawn from: every poll needs them, so no table may push
-them out."""
-READ_BYTES = 64 << 20
-"""Of one read: histograms of many layers are sampled by step to stay below it. gRPC itself ends at 256 MiB."""
-ALL = 1_000_000  # 0 would mean none
-LINE = 200
-"""Records that a line the size of a word begins with."""
-READING_SHARE = 0.05
-"""Of the time a run that writes is read as a whole, at most: in between its tables grow by its last record alone."""
+WHOLE_TABLES_BYTES = 64 << 20
+"""Memory for whole tables."""
 
-SAME_SECONDS = 0.2
-"""For so long a listing serves the requests that follow on one another; the data server takes 40 ms to answer."""
-LAST, SEEN = "last", "seen"
-UNREADABLE = (ValueError, TypeError, OverflowError, MemoryError)
-"""What TensorBoard raises where a tensor's bytes do not fit what it says of itself."""
-LATEST = 1 << 62
+SMALL_TABLES_BYTES = 16 << 20
+"""Memory for last records and samples. Every poll needs them, so whole tables have their own cache."""
+
+READ_BYTES = 64 << 20
+"""Largest read; a larger table is sampled by step. gRPC allows 256 MiB."""
+
+ALL_RECORDS = 1_000_000
+"""As `downsample` of a read. 0 would return no record."""
+
+SAMPLE_RECORDS = 200
+"""Records of a sample when it is first read, for a sparkline."""
+
+READ_TIME_SHARE = 0.05
+"""A run that is being written is read as a whole for at most this share of the time."""
+
+LISTING_SECONDS = 0.2
+"""Requests within so many seconds share a listing. TensorBoard's data server takes 40 ms to list."""
+
+LAST_STEP = (1 << 62) - 1
 """A step that no run reaches."""
 
+SmallTable = Literal["last record", "sample"]
 
-class Kept(NamedTuple):
-    """A table in memory, of a tag as it stood then."""
+DECODE_ERRORS = (ValueError, TypeError, OverflowError, MemoryError)
+"""Errors that TensorBoard raises for a tensor whose bytes do not match its declared shape or type."""
+
+
+class CachedTable(NamedTuple):
+    """A table, and the state of its tag when it was read."""
 
     tag: Tag
     table: Table
-    whole_until: int = LATEST
-    """Behind this step records may be missing, which came between two looks."""
-    again: float = 0.0
-    """When it is due to be read as a whole, if anything may be missing; on time.monotonic's clock."""
+    complete_until: int | None = None
+    """Step behind which records may be missing; None if none is."""
+    reread_after: float = 0.0
+    """Time from which an incomplete table is read as a whole again, on time.monotonic's clock."""
 
 
-class Keep:
-    """Tables by key, the least recently used dropped where there is more than `limit` bytes. Safe between threads."""
+class LruCache:
+    """Tables by key, of which the least recently used are dropped above a limit of bytes. Thread-safe."""
 
-    def __init__(self, limit: int):
-        self._limit, self._lock = limit, threading.Lock()
-        self._kept: collections.OrderedDict[tuple, Kept] = collections.OrderedDict()
+    def __init__(self, max_bytes: int):
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._entries: collections.OrderedDict[tuple, CachedTable] = collections.OrderedDict()
 
-    def get(self, key: tuple) -> Kept | None:
-        """The table kept under the key, which becomes the last one to go."""
+    def get(self, key: tuple) -> CachedTable | None:
+        """Return the table of a key, which becomes the most recently used."""
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
 
-    def put(self, key: tuple, kept: Kept) -> Kept:
-        """Keeps a table, even one that alone is larger than the limit."""
+    def put(self, key: tuple, entry: CachedTable) -> CachedTable:
+        """Store a table, even one that alone exceeds the limit, and return it."""
         with self._lock:
-            self._kept[key] = kept
-            self._kept.move_to_end(key)
-            while len(self._kept) > 1 and sum(k.table.values.nbytes for k in self._kept.values()) > self._limit:
-                self._kept.popitem(last=False)
-        return kept
+            self._entries[key] = entry
+            self._entries.move_to_end(key)
+            while len(self._entries) > 1 and self._bytes() > self._max_bytes:
+                self._entries.popitem(last=False)
+        return entry
+
+    def _bytes(self) -> int:
+        return sum(entry.table.values.nbytes for entry in self._entries.values())
 
 
-class Records:
-    """Keeps tables between requests. Safe to use from many threads."""
+class TableCache:
+    """What is shared between requests: cached tables, the last listing and summaries of ended runs. Thread-safe."""
 
     def __init__(self, data_provider: Any):
         self.provider = data_provider
-        self.whole, self.small = Keep(KEEP_BYTES), Keep(KEEP_SMALL_BYTES)
-        self._listed: dict[str, Listing] = {}
-        self.rows: dict[tuple[str, str], tuple[Run, dict[str, Any]]] = {}
-        """By experiment and run: what is said of a run that has ended, and the run of which it is said."""
+        self.whole_tables = LruCache(WHOLE_TABLES_BYTES)
+        self.small_tables = LruCache(SMALL_TABLES_BYTES)
+        self.summaries: dict[tuple[str, str], tuple[Run, dict[str, Any]]] = {}
+        """By experiment and run: a run that has ended, and its summary."""
         self.reader = futures.ThreadPoolExecutor(1, "tapescope reader")
-        """Reads for all of the server's threads, each of which would keep the memory of a read to itself."""
-        self._listing = threading.Lock()
-        self.reading = threading.Lock()
-        """Held while tables are read: one at a time, or each of several requests would hold a copy of the same."""
+        """Reads for all server threads, each of which would keep the memory of a read for itself."""
+        self.read_lock = threading.Lock()
+        """Held while a whole table is read, so that concurrent requests do not each hold a copy of it."""
+        self._listings: dict[str, Listing] = {}
+        self._listing_lock = threading.Lock()
 
     def snapshot(self, ctx: Any, experiment: str) -> "Snapshot":
-        """The runs as they stand now."""
-        with self._listing:  # who comes while TensorBoard is asked gets the same answer
-            listed = self._listed.get(experiment)
-            if listed is None or time.monotonic() - listed.asked > SAME_SECONDS:
-                found = self.provider.list_tensors(ctx, experiment_id=experiment, plugin_name=metadata.PLUGIN_NAME)
-                listed = self._listed[experiment] = Listing({name: described(found[name]) for name in sorted(found)})
-        return Snapshot(self, ctx, experiment, listed)
+        """Return the runs as they are now. Concurrent callers share one listing."""
+        with self._listing_lock:
+            listing = self._listings.get(experiment)
+            if listing is None or time.monotonic() - listing.created > LISTING_SECONDS:
+                tags = self.provider.list_tensors(ctx, experiment_id=experiment, plugin_name=metadata.PLUGIN_NAME)
+                listing = Listing({run: parse_run(tags[run]) for run in sorted(tags)})
+                self._listings[experiment] = listing
+        return Snapshot(self, ctx, experiment, listing)
 
 
 class Snapshot:
-    """The runs at one moment, and their tables: one request's view of the data."""
+    """The runs at one moment and their tables, for one request."""
 
-    def __init__(self, records: Records, ctx: Any, experiment: str, listing: Listing):
-        self.runs, self.once = listing.runs, listing.once
-        self.whole_until: list[int] = []
-        """Of each table that was handed out and may miss records: the step behind which."""
-        self._records, self._ctx, self._experiment = records, ctx, experiment
-        self._first, self._last_step, self._complete = 0, LATEST, False
+    def __init__(self, cache: TableCache, ctx: Any, experiment: str, listing: Listing):
+        self.runs = listing.runs
+        self.summary = listing.summary
+        self.incomplete_after: list[int] = []
+        """For each returned table that may miss records, the step behind which."""
+        self._cache = cache
+        self._ctx = ctx
+        self._experiment = experiment
+        self._first = 0
+        self._last = LAST_STEP
+        self._must_be_complete = False
 
-    def within(self, first: int, last: int) -> "Snapshot":
-        """The same moment, its tables of these steps alone."""
+    def between(self, first: int, last: int) -> "Snapshot":
+        """Return a snapshot of the same moment whose tables hold only the steps from `first` to `last`."""
         narrower = copy.copy(self)
-        narrower._first, narrower._last_step = first, last
+        narrower._first = first
+        narrower._last = last
         return narrower
 
     def complete(self) -> "Snapshot":
-        """The same moment, its tables with every record, however long it takes to read them."""
+        """Return a snapshot of the same moment whose tables hold every record, however long reading takes."""
         slower = copy.copy(self)
-        slower._complete = True
+        slower._must_be_complete = True
         return slower
 
     def table(self, run: str, family: str) -> Table | None:
-        """The records of a run's family within the steps; None where it has none. The unchanged is not read again.
+        """Return the records of a family within the snapshot's steps, None if the run has no such family.
 
-        Of a run that writes, the newest record and all that came before the table was last read as a whole, which
-        `whole_until` tells.
+        Of a run that is being written it may be the records of the last whole read and the newest of each request
+        since then; see `incomplete_after`.
         """
         tag = self.runs[run].tags.get(family)
         if tag is None:
             return None
-        with self._records.reading:
-            kept = self._grown(run, family, tag)
-        if kept.whole_until != LATEST:
-            self.whole_until.append(kept.whole_until)
-        return tables.between(kept.table, self._first, self._last_step)
+        with self._cache.read_lock:
+            entry = self._whole_table(run, family, tag)
+        if entry.complete_until is not None:
+            self.incomplete_after.append(entry.complete_until)
+        return tables.between(entry.table, self._first, self._last)
 
-    def _grown(self, run: str, family: str, tag: Tag) -> Kept:
-        key, began = (self._experiment, run, family), time.monotonic()
-        kept = self._records.whole.get(key)
-        if kept and kept.tag == tag and kept.whole_until == LATEST:
-            return kept
-        if kept and kept.tag.family == tag.family and began < kept.again and not self._complete:
-            if kept.tag == tag:
-                return kept
-            until = min(kept.whole_until, kept.tag.last_step)
-            if table := _longer(kept.table, self._last(run, family, tag)):
-                return self._records.whole.put(key, Kept(tag, table, until, kept.again))
-        table = self._read([run], [family], ALL)[run, family]
-        took = time.monotonic() - began
-        return self._records.whole.put(key, Kept(tag, table, again=began + took / READING_SHARE))
+    def _whole_table(self, run: str, family: str, tag: Tag) -> CachedTable:
+        key = (self._experiment, run, family)
+        start = time.monotonic()
+        entry = self._cache.whole_tables.get(key)
+        if entry and entry.tag == tag and entry.complete_until is None:
+            return entry
+        may_be_incomplete = entry is not None and start < entry.reread_after and not self._must_be_complete
+        if entry and may_be_incomplete and entry.tag == tag:
+            return entry
+        if entry and may_be_incomplete and entry.tag.family == tag.family:
+            longer = _appended(entry.table, self._last_record(run, family, tag))
+            if longer is not None:
+                until = entry.tag.last_step
+                if entry.complete_until is not None:
+                    until = min(until, entry.complete_until)
+                return self._cache.whole_tables.put(key, CachedTable(tag, longer, until, entry.reread_after))
+        table = self._read([run], [family], ALL_RECORDS)[run, family]
+        end = time.monotonic()
+        return self._cache.whole_tables.put(
+            key, CachedTable(tag, table, reread_after=end + (end - start) / READ_TIME_SHARE)
+        )
 
-    def last(self, run: str, family: str) -> Table | None:
-        """Only the last record: a thousand times less to read than all of them."""
+    def last_record(self, run: str, family: str) -> Table | None:
+        """Return a table of the last record only, None if the run has no such family."""
         tag = self.runs[run].tags.get(family)
-        return tag and self._last(run, family, tag)
+        return self._last_record(run, family, tag) if tag else None
 
-    def _last(self, run: str, family: str, tag: Tag) -> Table:
-        key = (self._experiment, run, family, LAST)
-        kept = self._records.small.get(key)
-        if kept is None or kept.tag != tag:
-            kept = self._records.small.put(key, Kept(tag, self._read([run], [family], 1)[run, family]))
-        return kept.table
+    def _last_record(self, run: str, family: str, tag: Tag) -> Table:
+        key = (self._experiment, run, family, "last record")
+        entry = self._cache.small_tables.get(key)
+        if entry is None or entry.tag != tag:
+            entry = self._cache.small_tables.put(key, CachedTable(tag, self._read([run], [family], 1)[run, family]))
+        return entry.table
 
-    def seen(self, run: str, family: str) -> Table | None:
-        """Some of the records at first, and from then on the last of each look: enough for a line the size of a word.
+    def sample(self, run: str, family: str) -> Table | None:
+        """Return some of the records, None if the run has no such family: enough for a sparkline.
 
-        What came between two looks is not there, and need not be read, which for a run that writes would be all of it.
+        It begins with SAMPLE_RECORDS records and grows by the last record of each call. A run that is being written
+        would otherwise have to be read again as a whole for each poll.
         """
         tag = self.runs[run].tags.get(family)
         if tag is None:
             return None
-        key = (self._experiment, run, family, SEEN)
-        kept = self._records.small.get(key)
-        if kept and kept.tag == tag:
-            return kept.table
-        table = _longer(kept.table, self._last(run, family, tag)) if kept and kept.tag.family == tag.family else None
-        if table is None or len(table.steps) > 2 * LINE:
-            table = self._read([run], [family], LINE)[run, family]
-        return self._records.small.put(key, Kept(tag, table)).table
+        key = (self._experiment, run, family, "sample")
+        entry = self._cache.small_tables.get(key)
+        if entry and entry.tag == tag:
+            return entry.table
+        table = None
+        if entry and entry.tag.family == tag.family:
+            table = _appended(entry.table, self._last_record(run, family, tag))
+        if table is None or len(table.steps) > 2 * SAMPLE_RECORDS:
+            table = self._read([run], [family], SAMPLE_RECORDS)[run, family]
+        return self._cache.small_tables.put(key, CachedTable(tag, table)).table
 
-    def row(self, run: str) -> dict[str, Any] | None:
-        """What was said of a run that has ended, where it is still all there is to say."""
-        of, row = self._records.rows.get((self._experiment, run), (None, None))
-        return row if of == self.runs[run] else None
+    def cached_summary(self, run: str) -> dict[str, Any] | None:
+        """Return the summary of a run that has ended, None if there is none or the run has changed since."""
+        summarized, summary = self._cache.summaries.get((self._experiment, run), (None, None))
+        return summary if summarized == self.runs[run] else None
 
-    def keep_row(self, run: str, row: dict[str, Any]) -> dict[str, Any]:
-        """Keeps what is said of a run, if it has ended."""
-        if row["state"] == "ended":
-            self._records.rows[self._experiment, run] = self.runs[run], row
-        return row
+    def cache_summary(self, run: str, summary: dict[str, Any]) -> dict[str, Any]:
+        """Store the summary of a run if it has ended, and return it."""
+        if summary["state"] == "ended":
+            self._cache.summaries[self._experiment, run] = (self.runs[run], summary)
+        return summary
 
-    def preload(self, among: Sequence[str], families: Sequence[str], kind: str) -> None:
-        """Reads what `last` or `seen` gives of several runs in one call, where many would wait for many answers."""
+    def preload(self, runs: Sequence[str], families: Sequence[str], kind: SmallTable) -> None:
+        """Read the last records or samples of several runs in one call, which is faster than a call for each."""
         wanted = {}
-        for run in among:
+        for run in runs:
             for family in families:
+                tag = self.runs[run].tags.get(family)
                 key = (self._experiment, run, family, kind)
-                kept, tag = self._records.small.get(key), self.runs[run].tags.get(family)
-                if tag and not (kept and (kept.tag == tag or kind == SEEN)):
+                entry = self._cache.small_tables.get(key)
+                if tag and not (entry and (entry.tag == tag or kind == "sample")):
                     wanted[run, family] = key
         if len(wanted) < 2:
             return
-        runs, tags = sorted({run for run, _ in wanted}), sorted({family for _, family in wanted})
-        read = self._read(runs, tags, 1 if kind == LAST else LINE)
+        wanted_runs = sorted({run for run, _ in wanted})
+        wanted_families = sorted({family for _, family in wanted})
+        records = 1 if kind == "last record" else SAMPLE_RECORDS
+        read = self._read(wanted_runs, wanted_families, records)
         for (run, family), key in wanted.items():
-            self._records.small.put(key, Kept(self.runs[run].tags[family], read[run, family]))
+            self._cache.small_tables.put(key, CachedTable(self.runs[run].tags[family], read[run, family]))
 
-    def _read(self, runs: Sequence[str], families: Sequence[str], points: int) -> dict[tuple[str, str], Table]:
-        """Tables by run and family, of those families that each run has."""
-        found = {(r, f): self.runs[r].tags[f].family for r in runs for f in families if f in self.runs[r].tags}
-        largest = max(math.prod(tables.shape(family) or (1,)) for family in found.values())
-        points = max(1, min(points, READ_BYTES // max(4 * largest, 1)))
+    def _read(self, runs: Sequence[str], families: Sequence[str], records: int) -> dict[tuple[str, str], Table]:
+        """Return tables by run and family, for the families that each run has."""
+        wanted = {(r, f): self.runs[r].tags[f].family for r in runs for f in families if f in self.runs[r].tags}
+        largest = max(math.prod(tables.shape(family) or (1,)) for family in wanted.values())
+        records = max(1, min(records, READ_BYTES // max(4 * largest, 1)))
 
-        def read(asked: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Table]:
-            runs, tags = sorted({run for run, _ in asked}), sorted({metadata.tag(family) for _, family in asked})
+        def read(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Table]:
+            runs = sorted({run for run, _ in keys})
+            tags = sorted({metadata.tag(family) for _, family in keys})
             try:
-                data = self._records.provider.read_tensors(
+                data = self._cache.provider.read_tensors(
                     self._ctx,
                     experiment_id=self._experiment,
                     plugin_name=metadata.PLUGIN_NAME,
-                    downsample=points,
+                    downsample=records,
                     run_tag_filter=provider.RunTagFilter(runs=runs, tags=tags),
                 )
-            except UNREADABLE:
-                if len(runs) == len(tags) == 1:
-                    data = {}
-                else:  # one tensor that cannot be decoded costs the others nothing
-                    return {key: table for one in asked for key, table in read([one]).items()}
-            return {key: tables.table(found[key], data.get(key[0], {}).get(found[key].tag, ())) for key in asked}
+            except DECODE_ERRORS:
+                if len(runs) > 1 or len(tags) > 1:  # each alone, so that one broken tensor does not hide the others
+                    return {single: table for key in keys for single, table in read([key]).items()}
+                data = {}
+            return {key: tables.table(wanted[key], data.get(key[0], {}).get(wanted[key].tag, ())) for key in keys}
 
         try:
-            return self._records.reader.submit(read, found).result()
+            return self._cache.reader.submit(read, wanted).result()
         finally:
-            self._records.reader.submit(give_back)
+            self._cache.reader.submit(release_memory)
 
 
-def _longer(table: Table, last: Table) -> Table | None:
-    """A table with the last record behind it; None where that can't be, as after a restart from an earlier step."""
+def _appended(table: Table, last: Table) -> Table | None:
+    """Return a table with the last record appended, None if its step is not later, as after a restart."""
     if not len(table.steps) or not len(last.steps) or table.steps[-1] > last.steps[0]:
         return None
-    return tables.joined(table, tables.between(last, int(table.steps[-1]) + 1, LATEST))
+    return tables.joined(table, tables.between(last, int(table.steps[-1]) + 1, LAST_STEP))
 
 
-def give_back() -> None:
-    """Memory of a read goes back to the system; glibc would keep it, up to three times what was read."""
+def release_memory() -> None:
+    """Return the memory of a read to the system. glibc would keep up to three times what was read."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -156,13 +156,24 @@ def line_chart(
     column: Column,
     dark: bool = False,
     max_steps: int = 2 * MAX_STEPS,
-    colours: Sequence[str] = PALETTE,
+    definitions: Sequence[str] | None = None,
 ) -> Figure:
-    """Return values [T, N] over steps [T] as one line for each of N names."""
+    """Return values over steps as one line for each name.
+
+    Args:
+      steps: ascending steps [T].
+      names: N names.
+      values: values [T, N].
+      column: what the values are.
+      dark: whether the page is dark.
+      max_steps: most steps that are drawn.
+      definitions: what each line is; the column's definition by default.
+    """
     steps, values = thin(steps, values, column, max_steps)
     if column.scale == "log":  # a logarithmic axis has no place for the rest, which leaves a gap
         values = np.where(values > 0, values, np.nan)
-    hover = f"step %{{x:,}}<br>{column_title(column)} <b>%{{y:.4g}}</b><br><br>{wrap_lines(column.definition)}"
+    definitions = definitions or [column.definition] * len(names)
+    hover = f"step %{{x:,}}<br>{column_title(column)} <b>%{{y:.4g}}</b><br><br>"
     traces = [
         {
             "type": "scatter",
@@ -173,8 +184,8 @@ def line_chart(
             "meta": names[i],
             "x": encode(steps),
             "y": encode(values[:, i]),
-            "line": {"color": colours[i % len(colours)], "width": 1.6},
-            "hovertemplate": f"<b>{label}</b><br>{hover}<extra></extra>",
+            "line": {"color": PALETTE[i % len(PALETTE)], "width": 1.6},
+            "hovertemplate": f"<b>{label}</b><br>{hover}{wrap_lines(definitions[i])}<extra></extra>",
         }
         for i, label in enumerate(unique_labels(names))
     ]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tensorboard_plugin_tapescope.figures.style import CIVIDIS, VIRIDIS, even_stops
+from tensorboard_plugin_tapescope.figures.style import CIVIDIS, MINUS, VIRIDIS, even_stops
 from tensorboard_plugin_tapescope.metadata import Column
 
 PERCENTILES = (1, 99)
@@ -23,6 +23,11 @@ MIN_DECADES = 4
 
 MIN_NARROWING = {"log": 2.0, "diverging": 10.0}
 """Outlier rows are cut off where that makes the range narrower by this factor or more, by the column's scale."""
+
+ROUND_FACTORS = (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10)
+"""Ends of a diverging scale, times a power of ten."""
+
+MAX_TICKS = 8
 
 SAMPLED_STEPS = 64
 """Steps from which a row's median is computed, evenly spaced."""
@@ -64,25 +69,29 @@ class ColourRange(NamedTuple):
     def note(self, values: np.ndarray) -> str:
         """Return a sentence about the values beyond the range, empty if there are none."""
         below, above = self.beyond(values)
-        total = np.isfinite(values).sum()
+        total = int(np.isfinite(values).sum())
         parts = []
         if below:
-            parts.append(f"{_share(below, total)} of the values are below {self._text(self.low)}")
+            parts.append(f"below {self._text(self.low)} ({_share(below, total)} of the values)")
         if above:
-            parts.append(f"{_share(above, total)} of the values are above {self._text(self.high)}")
+            parts.append(f"above {self._text(self.high)} ({_share(above, total)} of the values)")
         if not parts:
             return ""
-        return f"{' and '.join(parts)}, and have the colour of that end; hover shows the exact value."
+        return f"Colours do not change {' and '.join(parts)}; hover over a cell for its exact value."
 
     def _text(self, end: float) -> str:
         if self.scale == "log":
             return f"10{str(int(end)).translate(_SUPERSCRIPTS)}"
-        return f"{end:.3g}"
+        return _number(end)
 
 
 def _share(count: int, total: int) -> str:
     percent = 100 * count / total
-    return f"{percent:.0f} %" if percent >= 1 else "Less than 1 %"
+    return f"{percent:.0f} %" if percent >= 1 else "less than 1 %"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}".replace("-", MINUS)
 
 
 def colour_range(column: Column, *grids: np.ndarray) -> ColourRange:
@@ -133,7 +142,15 @@ def _diverging_range(grids: Sequence[np.ndarray]) -> ColourRange:
     typical = _reach(_without_outlier_rows(magnitudes))
     if 0 < typical * MIN_NARROWING["diverging"] <= reach:
         reach = typical
-    return ColourRange("diverging", -(reach or 1.0), reach or 1.0)
+    reach = _round_up(reach) if reach else 1.0
+    return ColourRange("diverging", -reach, reach)
+
+
+def _round_up(value: float) -> float:
+    """Return the next round number, so that ticks at its half are short and colours seldom change in a live run."""
+    unit = 10.0 ** math.floor(math.log10(value))
+    factor = next(factor for factor in ROUND_FACTORS if factor * unit >= value * (1 - 1e-6))
+    return factor * unit
 
 
 def _reach(magnitudes: Sequence[np.ndarray]) -> float:
@@ -200,12 +217,14 @@ def colour_ticks(colours: ColourRange, values: np.ndarray) -> dict[str, Any]:
 
 
 def _log_ticks(colours: ColourRange, below: bool, above: bool) -> dict[str, Any]:
-    low, high = int(colours.low), int(colours.high)
-    stride = max(1, math.ceil((high - low) / 8))
+    low = int(colours.low)
+    high = int(colours.high)
+    stride = max(1, math.ceil((high - low) / MAX_TICKS))
+    stride = next((even for even in range(stride, 2 * stride + 1) if (high - low) % even == 0), stride)
     decades = list(range(low, high + 1, stride))
     if above and decades[-1] != high:
-        decades[-1] = high  # the end carries the mark
-    texts = [f"10<sup>{decade}</sup>".replace("-", "−") for decade in decades]
+        decades[-1] = high  # the mark belongs to the end
+    texts = [f"10<sup>{decade}</sup>".replace("-", MINUS) for decade in decades]
     if below:
         texts[0] = f"≤ {texts[0]}"
     if above:
@@ -219,7 +238,7 @@ def _log_ticks(colours: ColourRange, below: bool, above: bool) -> dict[str, Any]
 
 def _linear_ticks(colours: ColourRange, below: bool, above: bool) -> dict[str, Any]:
     places = np.linspace(colours.low, colours.high, 5).tolist()
-    texts = [f"{place:.3g}".replace("-", "−") for place in places]
+    texts = [_number(place) for place in places]
     if below:
         texts[0] = f"≤ {texts[0]}"
     if above:

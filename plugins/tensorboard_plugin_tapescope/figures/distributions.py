@@ -131,11 +131,15 @@ def _bin_ticks(bins: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
     drawn = np.abs(places[:, None] - bins[None, :]).min(axis=1) <= 0.5
     stride = max(1, math.ceil(drawn.sum() / MAX_TICKS))
     ticks = [
-        (place, f"{'−' if sign < 0 else ''}10<sup>{power}</sup>".replace("-", "−"))
+        (place, f"{'-' if sign < 0 else ''}10<sup>{power}</sup>".replace("-", style.MINUS))
         for place, (sign, power), inside in zip(places, powers, drawn, strict=True)
         if inside and power % stride == 0
     ]
-    if metadata.SIDE_BINS in bins:
-        ticks.append((float(metadata.SIDE_BINS), "0"))
     positions = np.interp([place for place, _ in ticks], bins, np.arange(len(bins)))
-    return {"tickvals": positions.tolist(), "ticktext": [text for _, text in ticks]}
+    labels = [(float(position), text) for position, (_, text) in zip(positions, ticks, strict=True)]
+    if metadata.SIDE_BINS in bins:
+        zero = float(np.searchsorted(bins, metadata.SIDE_BINS))
+        distance = len(bins) / (2 * MAX_TICKS)  # nearer labels would overlap that of zero
+        labels = [(position, text) for position, text in labels if abs(position - zero) > distance]
+        labels.append((zero, "0"))
+    return {"tickvals": [position for position, _ in labels], "ticktext": [text for _, text in labels]}

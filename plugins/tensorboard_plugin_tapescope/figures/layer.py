@@ -14,6 +14,7 @@ from tensorboard_plugin_tapescope.figures import basic, style
 from tensorboard_plugin_tapescope.figures.encoding import encode
 from tensorboard_plugin_tapescope.figures.style import PALETTE, Figure, layout, unique_labels, wrap_lines
 from tensorboard_plugin_tapescope.metadata import Column
+from tensorboard_plugin_tapescope.series import scaling
 
 RATIO = Column(
     "ratio", "log10 of the second run's value over the first's; 0 where both are equal", "decades", "diverging"
@@ -60,7 +61,7 @@ def output_bands(
     traces = [
         _band_edge(steps, low, "smallest"),
         _band_edge(steps, high, "smallest to largest", opacity=0.12),
-        _band_edge(steps, mean - std, "mean − std"),
+        _band_edge(steps, mean - std, f"mean {style.MINUS} std"),
         _band_edge(steps, mean + std, "mean ± std", opacity=0.3),
         {
             "type": "scatter",
@@ -229,7 +230,8 @@ def scaling_chart(
                 "x": encode(replicas[i : i + 1]),
                 "y": encode(rate[i : i + 1]),
                 "text": [f"{efficiency[i]:.0%}"],
-                "textposition": "bottom right",
+                "textposition": "middle right",
+                "cliponaxis": False,
                 "textfont": {"color": text_colour},
                 "marker": {"size": 11, "color": colours[i % len(colours)]},
                 "hovertemplate": f"<b>{label}</b><br>%{{x}} replicas<br>%{{y:,.0f}} examples/s<br>"
@@ -237,5 +239,5 @@ def scaling_chart(
             }
         )
     xaxis = {"title": "replicas", "dtick": max(1, math.ceil(replicas.max() / 8)), "rangemode": "tozero"}
-    yaxis = {"title": "examples/s, steps that are not measured", "rangemode": "tozero"}
+    yaxis = {"title": "examples/s", "rangemode": "tozero"}
     return {"data": traces, "layout": layout(dark, height=320, xaxis=xaxis, yaxis=yaxis, showlegend=True)}

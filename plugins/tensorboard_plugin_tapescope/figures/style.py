@@ -2,7 +2,7 @@
 
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tensorboard_plugin_tapescope.metadata import Column
@@ -13,6 +13,7 @@ PALETTE = ("#12b5cb", "#e52592", "#f9ab00", "#9334e6", "#7cb342", "#e8710a", "#4
 """TensorBoard's own colours of runs, its grey-blue last."""
 
 FONT = "Roboto, 'Helvetica Neue', Arial, sans-serif"
+MINUS = "\N{MINUS SIGN}"
 TEXT_SIZE = 12
 TICK_SIZE = 11
 
@@ -126,6 +127,12 @@ def layout(dark: bool = False, **fields: Any) -> dict[str, Any]:
 def step_axis(**fields: Any) -> dict[str, Any]:
     """Return the x axis of a figure over steps."""
     return {"title": "step", "separatethousands": True, **fields}
+
+
+def run_colours(runs: Iterable[str], all_runs: Iterable[str]) -> list[str]:
+    """Return the colour of each run: by its place among all runs, as TensorBoard assigns its palette."""
+    places = {run: place for place, run in enumerate(all_runs)}
+    return [PALETTE[places[run] % len(PALETTE)] for run in runs]
 
 
 def secondary_text_colour(dark: bool) -> str:

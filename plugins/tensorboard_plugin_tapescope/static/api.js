@@ -1,24 +1,25 @@
-// The plugin's own routes; http_api.md documents them. Paths are relative, so any --path_prefix works.
+// Requests to the plugin's routes, which http_api.md documents. Paths are relative, so any --path_prefix works.
 
-/** A route's answer. Throws an Error with the sentence of the server where it refuses. */
+/** Returns a route's response. Throws an Error with the server's sentence if the request fails. */
 export async function get(route, parameters = {}, signal = undefined) {
   const response = await fetch(`./${route}?${encode(parameters)}`, { signal });
-  const answer = await response.json().catch(() => ({ error: `TensorBoard answered ${response.status}.` }));
-  if (!response.ok) throw new Error(answer.error ?? `TensorBoard answered ${response.status}.`);
-  return answer;
+  const content = await response.json().catch(() => ({ error: `TensorBoard answered ${response.status}.` }));
+  if (!response.ok) throw new Error(content.error ?? `TensorBoard answered ${response.status}.`);
+  return content;
 }
 
+/** Returns parameters as a query string: an array several times, empty and undefined ones not at all. */
 export function encode(parameters) {
   const query = new URLSearchParams();
-  for (const [name, value] of Object.entries(parameters)) {
-    for (const one of Array.isArray(value) ? value : [value]) if (one !== "" && one !== undefined) query.append(name, one);
+  for (const [name, values] of Object.entries(parameters)) {
+    for (const value of [values].flat()) if (value !== "" && value !== undefined) query.append(name, value);
   }
   return query.toString();
 }
 
 let library = null;
 
-/** Plotly, loaded once, from this server. */
+/** Returns Plotly, loaded once from this server. */
 export function plotly() {
   library ??= new Promise((resolve, reject) => {
     const script = document.createElement("script");

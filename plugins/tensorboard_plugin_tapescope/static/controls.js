@@ -1,61 +1,82 @@
-// What can be chosen in each view.
+// The controls of each view.
 
 import { fill, h, select } from "./dom.js";
-import { go } from "./state.js";
+import { spaced } from "./format.js";
+import { changeState } from "./state.js";
 
-const words = (name) => name.replaceAll("_", " ");
+const VIEW_CONTROLS = { flow, layer, budget: () => [], compare, replicas };
 
-/** Controls of the view; `about` is what the open run offers, `columns` what each column means. */
-export function controls(root, state, about, columns) {
-  const make = { flow, layer, budget: () => [], compare, replicas }[state.view];
-  fill(root, make ? [...make(state, about, columns), ...range(state)] : []);
+/** Renders the controls of the view; `details` lists the open run's layers, variables and columns. */
+export function renderControls(root, state, details, columns) {
+  const make = VIEW_CONTROLS[state.view];
+  fill(root, make ? [...make(state, details, columns), ...stepRange(state)] : []);
 }
 
-function columnOf(state, about, columns) {
-  const entry = (name) => [name, words(name), columns[name]?.definition];
-  const offered = about.columns.length ? about.columns : [state.column];
-  return select("Column", state.column, { "": offered.map(entry) }, (column) => go({ column }, false));
+function columnSelect(state, details, columns) {
+  const names = details.columns.length ? details.columns : [state.column];
+  const options = names.map((name) => [name, spaced(name), columns[name]?.definition]);
+  return select("Column", state.column, options, (column) => changeState({ column }, false));
 }
 
-function flow(state, about, columns) {
+function flow(state, details, columns) {
   const orders = [
     ["forward", "input first", "In forward order"],
-    ["worst", "worst first", "By the value of the last step, seen from the column's bad side"],
+    ["worst", "worst first", "By the value at the last step, the worst first"],
   ];
-  return [columnOf(state, about, columns), select("Layers", state.order, { "": orders }, (order) => go({ order }, false))];
+  return [columnSelect(state, details, columns), select("Order of layers", state.order, orders, (order) => changeState({ order }, false))];
 }
 
-function layer(state, about) {
-  const others = about.layers.length ? [] : about.variables;
-  const names = [...about.layers, ...others];
-  const chosen = names.includes(state.layer) ? state.layer : names[0];
-  const at = names.indexOf(chosen);
-  const move = (to, text, key) =>
-    h("button", { type: "button", "data-key": key, disabled: names[to] === undefined, onclick: () => go({ layer: names[to] }) }, text);
-  const groups = { "": names.map((name) => [name, name]) };
-  return [select("Layer", chosen, groups, (name) => go({ layer: name })), move(at - 1, "‹ towards the input", "before"), move(at + 1, "towards the loss ›", "after")];
+function layer(state, details) {
+  const names = details.layers.length ? details.layers : details.variables;
+  const selected = names.includes(state.layer) ? state.layer : names[0];
+  const index = names.indexOf(selected);
+  const move = (to, text, key) => {
+    const attributes = { type: "button", "data-key": key, disabled: names[to] === undefined };
+    return h("button", { ...attributes, onclick: () => changeState({ layer: names[to] }) }, text);
+  };
+  const options = names.map((name) => [name, name]);
+  return [
+    select("Layer", selected, options, (name) => changeState({ layer: name })),
+    move(index - 1, "‹ Go towards the input", "before"),
+    move(index + 1, "Go towards the loss ›", "after"),
+  ];
 }
 
-/** The steps that are shown; dragging over a figure sets them too. The budget is of the last one where none are set. */
-function range(state) {
+/** The range of steps that is shown; dragging over a figure sets it too. The budget shows the last step by default. */
+function stepRange(state) {
+  const last = state.view === "budget";
   const input = (name, label, hint) =>
     h(
       "label",
       { class: "control" },
       h("span", {}, label),
-      h("input", { type: "number", min: 0, step: 1, value: state[name], placeholder: hint, "data-key": name, onchange: (e) => go({ [name]: e.target.value.replace(/\D/g, "") }) }),
+      h("input", {
+        type: "number",
+        min: 0,
+        step: 1,
+        value: state[name],
+        placeholder: hint,
+        "data-key": name,
+        onchange: (e) => changeState({ [name]: e.target.value.replace(/\D/g, "") }),
+      }),
     );
-  const whole = state.view === "budget" ? "Last step" : "All steps";
-  const reset = h("button", { type: "button", "data-key": "whole", disabled: !state.first && !state.last, onclick: () => go({ first: "", last: "" }) }, whole);
-  return [h("span", { class: "range" }, input("first", "Steps from", state.view === "budget" ? "last" : "first"), input("last", "to", "last"), reset)];
+  const reset = h(
+    "button",
+    { type: "button", "data-key": "whole", disabled: !state.first && !state.last, onclick: () => changeState({ first: "", last: "" }) },
+    last ? "Show last step" : "Show all steps",
+  );
+  return [h("span", { class: "range" }, input("first", "Steps from", last ? "last" : "first"), input("last", "to", "last"), reset)];
 }
 
-function compare(state, about, columns) {
-  const name = (list, label, key) => select(label, state[key], { "": [["", "the first"], ...list.map((n) => [n, n])] }, (v) => go({ [key]: v }, false));
-  return [columnOf(state, about, columns), name(about.variables, "Gradients of", "variable"), name(about.layers, "Outputs of", "layer")];
+function compare(state, details, columns) {
+  const rowSelect = (names, label, key) => {
+    const options = [["", "first in common"], ...names.map((name) => [name, name])];
+    return select(label, state[key], options, (value) => changeState({ [key]: value }, false));
+  };
+  return [columnSelect(state, details, columns), rowSelect(details.variables, "Gradients of", "variable"), rowSelect(details.layers, "Outputs of", "layer")];
 }
 
-function replicas(state, about) {
-  const all = [["", "all together"], ...about.variables.map((n) => [n, n])];
-  return [select("Variable", state.variable, { "": all }, (variable) => go({ variable }, false))];
+function replicas(state, details) {
+  const options = [["", "all variables"], ...details.variables.map((name) => [name, name])];
+  return [select("Variable", state.variable, options, (variable) => changeState({ variable }, false))];
 }

@@ -1,6 +1,8 @@
-// Small pieces of page: every text goes in as text, never as markup.
+// Elements of the page. Every text is inserted as text, never as markup.
 
-/** An element: `h("a", {href: "#", class: "link", onclick: f}, "text", child)`. */
+import { asSentence } from "./format.js";
+
+/** Makes an element: `h("a", {href: "#", class: "link", onclick: f}, "text", child)`. */
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   assign(element, attributes);
@@ -18,41 +20,29 @@ function assign(element, attributes) {
   }
 }
 
-/** Makes `element` hold exactly `children`; focus is kept by the `data-key` of what had it. */
+/** Replaces the children of `element`; the child with the same `data-key` as before keeps the focus. */
 export function fill(element, ...children) {
   const key = element.contains(document.activeElement) && document.activeElement.dataset.key;
   element.replaceChildren(...children.flat().filter(Boolean));
   if (key) [...element.querySelectorAll("[data-key]")].find((e) => e.dataset.key === key)?.focus({ preventScroll: true });
 }
 
-/** A labelled select; `groups` is {label: [[value, text, title], ...]}. */
-export function select(label, value, groups, onchange) {
-  const options = Object.entries(groups)
-    .filter(([, entries]) => entries.length)
-    .map(([name, entries]) => {
-      const made = entries.map(([v, text, title]) => h("option", { value: v, title, selected: v === value }, text));
-      return name ? h("optgroup", { label: name }, made) : made;
-    });
-  const control = h("select", { "data-key": `select ${label}`, onchange: (e) => onchange(e.target.value) }, options.flat());
+/** Makes a labelled select; `options` are [value, text, title]. */
+export function select(label, value, options, onchange) {
+  const made = options.map(([v, text, title]) => h("option", { value: v, title, selected: v === value }, text));
+  const control = h("select", { "data-key": `select ${label}`, onchange: (e) => onchange(e.target.value) }, made);
   return h("label", { class: "control" }, h("span", {}, label), control);
 }
 
-/** A sentence with a capital and a full stop; what stands between backticks is set as code. */
+/** Returns the text as a sentence; parts between backticks become code elements. */
 export function sentence(text) {
-  const whole = `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
-  return whole.split("`").map((part, i) => (i % 2 ? h("code", {}, part) : part));
+  return asSentence(text)
+    .split("`")
+    .map((part, i) => (i % 2 ? h("code", {}, part) : part));
 }
 
-/** A number as a person reads it. */
-export function number(value, digits = 4) {
-  if (value === null || value === undefined) return "–";
-  if (typeof value === "string") return value === "nan" ? "NaN" : value.replace("inf", "Inf");
-  if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6)) return value.toExponential(2);
-  return value.toLocaleString("en", { maximumSignificantDigits: digits });
-}
-
-/** A line the size of a word; its height is that of the values' range, and at least of `least`. */
-export function sparkline(values, colour, least = 0) {
+/** Makes a sparkline; its height covers the range of the values, and at least `minRange`. */
+export function sparkline(values, colour, minRange = 0) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("class", "spark");
   svg.setAttribute("viewBox", "0 0 100 28");
@@ -60,7 +50,7 @@ export function sparkline(values, colour, least = 0) {
   svg.setAttribute("aria-hidden", "true");
   if (values.length > 1) {
     const [smallest, largest] = [Math.min(...values), Math.max(...values)];
-    const range = Math.max(largest - smallest, least) || 1;
+    const range = Math.max(largest - smallest, minRange) || 1;
     const low = (smallest + largest - range) / 2;
     const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
     const points = values.map((v, i) => `${(100 * i) / (values.length - 1)},${2 + 24 * (1 - (v - low) / range)}`);

@@ -1,10 +1,10 @@
-// What TensorBoard loads first: plotly.js, by far the largest part, begins to load before the rest of the page.
+// The module that TensorBoard loads. plotly.js is by far the largest part, so it is requested before the page.
 
 import { plotly } from "./api.js";
 
-plotly().catch(() => {}); // the page asks again, and says what is wrong
+plotly().catch(() => {}); // the page asks again, and shows the error
 
-/** TensorBoard calls this once, in the tab's own frame. */
+/** Renders the page. TensorBoard calls this once, in the tab's own frame. */
 export async function render() {
   const page = await import("./page.js");
   await page.render();

@@ -1,65 +1,53 @@
-// Overview and Findings: what a person is told in words.
+// The views Overview and Findings.
 
-import { fill, h, number, sentence, sparkline } from "./dom.js";
-import { address, go } from "./state.js";
+import { fill, h, sentence, sparkline } from "./dom.js";
+import { count, formatNumber, formatStep, spaced } from "./format.js";
+import { summarize } from "./headline.js";
+import { changeState, hashWith } from "./state.js";
 
-const WORDS = { error: ["error", "errors"], warning: ["warning", "warnings"], info: ["note", "notes"] };
+const SEVERITY_NAMES = { error: "error", warning: "warning", info: "note" };
 const SIGNS = { error: "✕", warning: "!", info: "i" };
+const STATE_TITLES = {
+  training: "Records are arriving",
+  ended: "The run was closed",
+  stalled: "The status is training, but no record came for a minute and ten times the usual gap",
+  unknown: "No status recorded",
+};
+const FLAT_DECADES = 4; // fewer decades than these are drawn as a gentle slope
 
-/** A link within the tab, of all steps: an address that can be copied, followed without a reload. */
+/** Makes a link within the tab that shows all steps: it can be copied, and works without a reload. */
 function link(target, text, title = null) {
   const changes = { first: "", last: "", ...target };
   const follow = (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
     event.preventDefault();
-    go(changes);
+    changeState(changes);
   };
   const root = window.parent.location.href.split("#")[0];
-  return h("a", { href: root + address(changes), target: "_parent", title, "data-key": `link ${JSON.stringify(changes)}`, onclick: follow }, text);
+  const key = `link ${JSON.stringify(changes)}`;
+  return h("a", { href: root + hashWith(changes), target: "_parent", title, "data-key": key, onclick: follow }, text);
 }
 
-export function overview(root, runs, names) {
-  const shown = runs.filter((run) => names.has(run.name));
+export function renderOverview(root, runs) {
   const rank = (run) => (run.findings.error ? 0 : run.findings.warning ? 1 : 2);
-  const cards = [...shown].sort((a, b) => rank(a) - rank(b)).map(card);
-  fill(root, h("div", { class: "overview" }, lead(shown), h("div", { class: "cards" }, cards)));
+  const cards = [...runs].sort((a, b) => rank(a) - rank(b)).map(card);
+  fill(root, h("div", { class: "overview" }, headline(runs), h("div", { class: "cards" }, cards)));
 }
 
-/** How the runs stand, in one sentence; the cards below it begin with the worst. */
-function lead(runs) {
-  const bad = runs.filter((run) => run.findings.error);
-  const uneasy = runs.filter((run) => !run.findings.error && run.findings.warning);
-  const live = runs.filter((run) => run.state === "training").length;
-  const stalled = runs.filter((run) => run.state === "stalled").length;
-  const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
-  const looked = runs.filter((run) => run.looked && !run.problems.length).length;
-  let headline = looked === runs.length ? `Nothing was found in ${count(looked, "run", "runs")}` : `Nothing was found in ${looked} of ${count(runs.length, "run", "runs")}`;
-  if (!looked) headline = `${count(runs.length, "run holds", "runs hold")} no findings`;
-  if (bad.length) headline = `${bad.length} of ${count(runs.length, "run", "runs")} ${bad.length === 1 ? "has" : "have"} errors`;
-  else if (uneasy.length) headline = `${uneasy.length} of ${count(runs.length, "run", "runs")} ${uneasy.length === 1 ? "has" : "have"} warnings`;
-  const unread = runs.filter((run) => run.problems.length).length;
-  const silent = runs.length - looked - unread;
-  const parts = [live && `${live} training`, stalled && `${stalled} stalled`, unread && `${unread} cannot be read in full`, silent && looked && `${silent} without findings recorded`];
-  return h(
-    "header",
-    { class: `lead ${bad.length ? "error" : uneasy.length || unread ? "warning" : looked ? "good" : "plain"}` },
-    h("h2", {}, headline, h("small", {}, parts.filter(Boolean).join(", "))),
-  );
+function headline(runs) {
+  const { level, text, details } = summarize(runs);
+  return h("header", { class: `lead ${level}` }, h("h2", {}, text, h("small", {}, details)));
 }
 
-/** Links to the layer and the step of a finding. */
-function where(run, finding) {
-  const { layer, step } = finding;
-  const at = link({ view: "flow", run, step }, `step ${step.toLocaleString("en")}`, "Open the flow of this run, this step marked");
-  if (!layer) return h("span", { class: "where" }, at);
-  return h("span", { class: "where" }, link({ view: "layer", run, layer, step }, layer, "Open this layer, the step marked"), " · ", at);
+/** Makes the links to the layer and the step of a finding. */
+function findingLinks(run, { layer, step }) {
+  const stepLink = link({ view: "flow", run, step }, `step ${formatStep(step)}`, "Open the view Flow with this step marked");
+  if (!layer) return h("span", { class: "where" }, stepLink);
+  const layerLink = link({ view: "layer", run, layer, step }, layer, "Open this layer with the step marked");
+  return h("span", { class: "where" }, layerLink, " · ", stepLink);
 }
 
 function card(run) {
-  const share = run.steps ? Math.min(1, (run.step + 1) / run.steps) : null;
-  const progress = h("div", { class: "progress", role: "img", "aria-label": share === null ? "" : `${Math.round(100 * share)} %` });
-  if (share !== null) progress.append(h("span", { style: { width: `${100 * share}%`, background: run.colour } }));
-  const replicas = run.replicas > 1 ? ` · ${run.replicas} replicas` : "";
   return h(
     "article",
     { class: "card", "data-run": run.name },
@@ -67,79 +55,93 @@ function card(run) {
       "div",
       { class: "title" },
       h("span", { class: "dot", style: { background: run.colour } }),
-      h("h3", {}, link({ view: "flow", run: run.name }, run.name, "Open the flow of this run")),
-      h("span", { class: `chip ${run.state}`, title: run.reason || STATES[run.state] }, run.state + replicas),
-      chips(run),
+      h("h3", {}, link({ view: "flow", run: run.name }, run.name, "Open the view Flow of this run")),
+      h("span", { class: `chip ${run.state}`, title: run.reason || STATE_TITLES[run.state] }, stateText(run)),
+      findingChips(run),
     ),
-    h(
-      "dl",
-      { class: "facts" },
-      fact("Step", [number(run.step, 9), run.steps ? h("small", {}, ` of ${number(run.steps, 9)}`) : null, share === null ? null : progress], "The last step that was recorded"),
-      fact("Loss", [number(run.loss), sparkline(run.losses, run.colour)], "The loss, as the program gave it to the recorder"),
-      fact(
-        "Gradient from input to loss",
-        run.profile.length > 1 ? [sparkline(run.profile, run.colour, FLAT_DECADES), h("small", {}, decades(run.profile))] : "–",
-        "Norm of the gradient at the output of each layer at the last step, on a logarithmic scale, the input side to the left: a steady rise is a gradient that vanishes on its way back",
-      ),
-      fact("Worst layer", worst(run), "The layer of the most severe finding; without one, that of the smallest gradient norm at the last step"),
-      fact(
-        "Measuring costs",
-        run.overhead === null ? "–" : [`${number(100 * run.overhead, 2)} %`, h("small", {}, ` ${number(run.measure_ms, 2)} ms a record`)],
-        "Median milliseconds of measuring a step, over the milliseconds that training takes between two records",
-      ),
-    ),
-    run.headline ? headline(run) : null,
+    h("dl", { class: "facts" }, facts(run)),
+    run.headline ? topFinding(run) : null,
     run.problems.map((problem) => h("p", { class: "problem" }, `Cannot be read: ${problem}`)),
   );
 }
 
-/** What was found, where, and what to do about it. */
-function headline({ name, headline: found }) {
-  const sign = h("span", { class: `sign ${found.severity}`, "aria-hidden": "true" }, SIGNS[found.severity]);
-  const advice = found.advice ? h("small", {}, sentence(found.advice)) : null;
-  return h("div", { class: "headline" }, sign, h("p", {}, sentence(found.message), " ", where(name, found)), advice);
+function stateText(run) {
+  const state = run.state === "unknown" ? STATE_TITLES.unknown : run.state;
+  return run.replicas > 1 ? `${state} · ${run.replicas} replicas` : state;
 }
 
-const STATES = {
-  training: "Records are coming in",
-  ended: "The run was closed",
-  stalled: "It says that it trains, and nothing has come for a minute and ten times the usual gap",
-  unknown: "The run does not say how it stands",
-};
+function facts(run) {
+  const share = run.steps ? Math.min(1, (run.step + 1) / run.steps) : null;
+  const total = run.steps ? h("small", {}, ` of ${formatNumber(run.steps, 9)}`) : null;
+  const profile = [sparkline(run.profile, run.colour, FLAT_DECADES), h("small", {}, decades(run.profile))];
+  const overhead = [`${formatNumber(100 * run.overhead, 2)} %`, h("small", {}, ` ${formatNumber(run.measure_ms, 2)} ms a record`)];
+  return [
+    fact("Step", [formatNumber(run.step, 9), total, share === null ? null : progress(share, run.colour)], "The last recorded step"),
+    fact("Loss", [formatNumber(run.loss), sparkline(run.losses, run.colour)], "The loss that the program passed to the recorder"),
+    fact(
+      "Gradient from input to loss",
+      run.profile.length > 1 ? profile : "–",
+      "Gradient norm at the output of each layer at the last step, on a logarithmic scale, with the input at the left. A line that rises steadily is a gradient that vanishes on its way back to the input.",
+    ),
+    fact("Worst layer", worstLayer(run), "The layer of the most severe finding, or else the layer with the smallest gradient norm at the last step"),
+    fact(
+      "Measuring overhead",
+      run.overhead === null ? "–" : overhead,
+      "Median time of measuring a step, over the time of training between two records",
+    ),
+  ];
+}
 
 function fact(name, value, title) {
   return h("div", { title }, h("dt", {}, name), h("dd", {}, value));
 }
 
-const FLAT_DECADES = 4; // what fewer decades than these look like is a gentle slope
-
-function decades(profile) {
-  return `${number(Math.max(...profile) - Math.min(...profile), 2)} decades`;
+function progress(share, colour) {
+  const bar = h("span", { style: { width: `${100 * share}%`, background: colour } });
+  return h("div", { class: "progress", role: "img", "aria-label": `${Math.round(100 * share)} %` }, bar);
 }
 
-function worst(run) {
+function decades(profile) {
+  return `${formatNumber(Math.max(...profile) - Math.min(...profile), 2)} decades`;
+}
+
+function worstLayer(run) {
   if (!run.worst) return "–";
   const { layer, words } = run.worst;
   return [link({ view: "layer", run: run.name, layer }, layer, "Open this layer"), h("small", {}, words)];
 }
 
-function chips(run) {
-  const made = Object.entries(run.findings).filter(([, n]) => n);
-  const text = ([severity, n]) => `${n} ${WORDS[severity][n === 1 ? 0 : 1]}`;
-  return h("span", { class: "counts" }, made.map((entry) => link({ view: "findings", run: run.name }, text(entry), "Read them")).map((a, i) => (a.classList.add("chip", made[i][0]), a)));
+function findingChips(run) {
+  const chips = Object.entries(run.findings)
+    .filter(([, n]) => n)
+    .map(([severity, n]) => {
+      const chip = link({ view: "findings", run: run.name }, count(n, SEVERITY_NAMES[severity]), "Open the findings of this run");
+      chip.classList.add("chip", severity);
+      return chip;
+    });
+  return h("span", { class: "counts" }, chips);
 }
 
-export function findings(root, run, about) {
-  if (about.findings === null || !about.findings.length) {
-    const words = about.findings === null ? "This run holds no findings: what wrote it did not look for any." : "The rules found nothing in this run so far.";
-    fill(root, h("div", { class: "blankslate" }, h("h2", {}, "No findings"), h("p", {}, words)));
+/** Makes the most severe finding of a run: its message, links and advice. */
+function topFinding({ name, headline: finding }) {
+  const sign = h("span", { class: `sign ${finding.severity}`, "aria-hidden": "true" }, SIGNS[finding.severity]);
+  const advice = finding.advice ? h("small", {}, sentence(finding.advice)) : null;
+  return h("div", { class: "headline" }, sign, h("p", {}, sentence(finding.message), " ", findingLinks(name, finding)), advice);
+}
+
+export function renderFindings(root, run, details) {
+  if (!details.findings?.length) {
+    const text = details.findings ? "The rules found nothing in this run so far." : "The program that wrote this run recorded no findings. Run `tapescope check` on it to apply the rules.";
+    fill(root, h("div", { class: "blankslate" }, h("h2", {}, "No findings"), h("p", {}, sentence(text))));
     return;
   }
-  fill(root, h("ol", { class: "findings" }, about.findings.map((finding) => item(run, finding, about.layers.includes(finding.layer)))));
+  const items = details.findings.map((finding) => findingItem(run, finding, details.layers.includes(finding.layer)));
+  fill(root, h("ol", { class: "findings" }, items));
 }
 
-function item(run, finding, known) {
-  const evidence = Object.entries(finding.evidence);
+function findingItem(run, finding, hasLayer) {
+  const evidence = Object.entries(finding.evidence).map(([name, value]) => h("div", {}, h("dt", {}, spaced(name)), h("dd", {}, formatNumber(value))));
+  const links = findingLinks(run.name, hasLayer ? finding : { ...finding, layer: null });
   return h(
     "li",
     { class: `finding ${finding.severity}` },
@@ -147,25 +149,26 @@ function item(run, finding, known) {
     h(
       "div",
       {},
-      h("p", { class: "kind" }, `${WORDS[finding.severity][0]} · ${finding.rule.replaceAll("_", " ")} · `, where(run.name, known ? finding : { ...finding, layer: null })),
+      h("p", { class: "kind" }, `${SEVERITY_NAMES[finding.severity]} · ${spaced(finding.rule)} · `, links),
       h("h3", {}, sentence(finding.message)),
       finding.advice ? h("p", { class: "advice" }, sentence(finding.advice)) : null,
-      evidence.length ? h("dl", { class: "evidence" }, evidence.map(([name, value]) => h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, number(value))))) : null,
+      evidence.length ? h("dl", { class: "evidence" }, evidence) : null,
     ),
   );
 }
 
-export function nothing(root) {
+/** Renders what to do if TensorBoard has found no run of tapescope. */
+export function renderNoRuns(root) {
   const commands = "pip install 'tapescope[trainers]'\ntapescope-train --logdir=runs/first\ntensorboard --logdir=runs --reload_interval=1";
   fill(
     root,
     h(
       "div",
       { class: "blankslate" },
-      h("h2", {}, "No run holds gradient records yet"),
-      h("p", {}, "Train a first one, and it appears here while it trains:"),
+      h("h2", {}, "No run with gradient records"),
+      h("p", {}, "Train a network, and its run appears here while it trains:"),
       h("pre", {}, commands),
-      h("p", {}, "In your own loop, write with tapescope.Recorder into a directory below TensorBoard's --logdir."),
+      h("p", {}, "In your own loop, let tapescope.Recorder write to a directory below TensorBoard's --logdir."),
     ),
   );
 }

@@ -1,4 +1,4 @@
-// What is being looked at. It lives in the address, so that every view is a link that survives a reload.
+// The state of the page: the open view, run and so on. It is kept in the address, so that every view has a link.
 
 const PLUGIN = "tapescope";
 const DEFAULTS = { view: "overview", run: "", column: "gradient_norm", layer: "", variable: "", order: "forward", first: "", last: "", step: "" };
@@ -15,43 +15,49 @@ export const VIEWS = {
 
 const listeners = new Set();
 
-/** The state in the address; `ticked` are the runs chosen to be compared. */
-export function read() {
-  const query = new URLSearchParams(window.parent.location.hash.split("&").slice(1).join("&"));
+/** Returns the state in an address' hash; `ticked` are the runs selected for comparison. */
+export function parseHash(hash) {
+  const query = new URLSearchParams(hash.split("&").slice(1).join("&"));
   const state = Object.fromEntries(Object.entries(DEFAULTS).map(([name, value]) => [name, query.get(name) ?? value]));
-  if (!(state.view in VIEWS)) state.view = "overview";
+  if (!Object.hasOwn(VIEWS, state.view)) state.view = DEFAULTS.view;
   return { ...state, ticked: query.getAll("with") };
 }
 
-/** The address of the state with changes: what a link points to. */
-export function address(changes) {
-  const state = { ...read(), ...changes };
+/** Returns the hash of a state, without the fields that have their default. */
+export function formatHash(state) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(DEFAULTS)) if (state[name] !== value) query.set(name, state[name]);
   for (const run of state.ticked) query.append("with", run);
-  const rest = query.toString();
-  return `#${PLUGIN}${rest ? `&${rest}` : ""}`;
+  const text = query.toString();
+  return `#${PLUGIN}${text ? `&${text}` : ""}`;
 }
 
-/** Changes the state; a change of view or run is a step that the browser's Back undoes. */
-export function go(changes, remember = true) {
+/** Returns the state in the address. */
+export const readState = () => parseHash(window.parent.location.hash);
+
+/** Returns the hash of the current state with changes, for a link. */
+export const hashWith = (changes) => formatHash({ ...readState(), ...changes });
+
+/** Changes the state. With `remember` the browser's Back button undoes it. */
+export function changeState(changes, remember = true) {
   const parent = window.parent;
-  const target = address(changes);
-  if (target !== parent.location.hash) parent.history[remember ? "pushState" : "replaceState"](parent.history.state, "", target);
+  const hash = hashWith(changes);
+  if (hash !== parent.location.hash) parent.history[remember ? "pushState" : "replaceState"](parent.history.state, "", hash);
   notify();
 }
 
+/** Calls `listener` with the state whenever it changes. */
 export function onChange(listener) {
   listeners.add(listener);
 }
 
-/** Listens to the address too: Back, Forward and a pasted link. */
-export function watch() {
-  const moved = () => window.parent.location.hash.startsWith(`#${PLUGIN}`) && notify();
-  window.parent.addEventListener("hashchange", moved);
-  window.parent.addEventListener("popstate", moved);
+/** Watches the address for changes by Back, Forward and pasted links. */
+export function watchAddress() {
+  const changed = () => window.parent.location.hash.startsWith(`#${PLUGIN}`) && notify();
+  window.parent.addEventListener("hashchange", changed);
+  window.parent.addEventListener("popstate", changed);
 }
 
 function notify() {
-  for (const listener of listeners) listener(read());
+  for (const listener of listeners) listener(readState());
 }

@@ -1,4 +1,4 @@
-"""The view of one layer: its gradients and weights, its output, its units."""
+"""The view Layer: gradients, weights, output and units of one layer."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from tensorboard_plugin_tapescope.figures import basic, distributions, style
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
 from tensorboard_plugin_tapescope.series import tables, unit_lives
 from tensorboard_plugin_tapescope.series.tables import COLUMNS
-from tensorboard_plugin_tapescope.views.flow import absent, sentence
-from tensorboard_plugin_tapescope.views.query import Panel, Query, Refused, quoted
+from tensorboard_plugin_tapescope.views.panel import Panel, definition_sentence, explain_absence
+from tensorboard_plugin_tapescope.views.query import Query, RequestError, quote
 
 SHARES = ("activation_zero", "saturated", "dead_share", "dormant_share")
 
 
 def layer(snapshot: Snapshot, query: Query) -> list[Panel]:
-    """Everything about one layer, or about a variable of no recorded layer."""
+    """Return all figures of a layer, or of a variable that belongs to no recorded layer."""
     tags = snapshot.runs[query.runs[0]].tags
     layers = tags["layers"].family.names if "layers" in tags else ()
     variables = tags["variables"].family.names if "variables" in tags else ()
@@ -25,102 +25,119 @@ def layer(snapshot: Snapshot, query: Query) -> list[Panel]:
         return [Panel("layer", "Layer", empty="This run has recorded neither layers nor variables.", wide=True)]
     name = query.layer or [*layers, *variables][0]
     if name not in layers and name not in variables:
-        raise Refused(404, f"The run has no layer {quoted(name)}.")
+        raise RequestError(404, f"The run has no layer {quote(name)}.")
     if name in layers:
         owned = tables.owned_variables(tags["layers"].family)[layers.index(name)]
-        own = [i for i in owned if i < len(variables)]
+        rows = [row for row in owned if row < len(variables)]
     else:
-        own = [variables.index(name)]
-    gradient = [_variables(snapshot, query, own, column) for column in ("gradient_norm", "update_ratio")]
-    weight = [_variables(snapshot, query, own, "weight_norm")]
-    spread = [_distribution(snapshot, query, "gradient", i, f"Gradient of {variables[i]}") for i in own]
+        rows = [variables.index(name)]
+    gradients = [_variables(snapshot, query, rows, column) for column in ("gradient_norm", "update_ratio")]
+    weights = _variables(snapshot, query, rows, "weight_norm")
+    histograms = [_distribution(snapshot, query, "gradient", row, f"Gradient of {variables[row]}") for row in rows]
     if name not in layers:
-        return [*gradient, *weight, *spread]
+        return [*gradients, weights, *histograms]
     index = layers.index(name)
-    output = [_output(snapshot, query, index), _shares(snapshot, query, index)]
-    output.append(_distribution(snapshot, query, "activation", index, "Output, as a distribution"))
-    delta = _column(snapshot, query, "layers", [index], "delta_norm", "Gradient at the output", ["delta_norm"])
-    return [*gradient, *output, *spread[:1], _units(snapshot, query, index), delta, *weight, *spread[1:]]
+    return [
+        *gradients,
+        _output(snapshot, query, index),
+        _shares(snapshot, query, index),
+        _distribution(snapshot, query, "activation", index, "Distribution of the output"),
+        *histograms[:1],
+        _units(snapshot, query, index),
+        _lines(snapshot, query, "layers", [index], "delta_norm", "Gradient at the output", ["delta_norm"]),
+        weights,
+        *histograms[1:],
+    ]
 
 
-def _variables(snapshot: Snapshot, query: Query, own: list[int], column: str) -> Panel:
+def _variables(snapshot: Snapshot, query: Query, rows: list[int], column: str) -> Panel:
     title = style.column_title(COLUMNS[column]).capitalize()
-    if not own:
-        return Panel(column, title, empty="This layer has no recorded variable of its own.")
+    if not rows:
+        return Panel(column, title, empty="This layer has no recorded variables.")
     names = snapshot.runs[query.runs[0]].tags["variables"].family.names
-    return _column(snapshot, query, "variables", own, column, title, [names[i] for i in own])
+    return _lines(snapshot, query, "variables", rows, column, title, [names[row] for row in rows])
 
 
-def _column(
+def _lines(
     snapshot: Snapshot, query: Query, family: str, rows: list[int], column: str, title: str, names: Sequence[str]
 ) -> Panel:
-    """One column of some rows of a family, as lines."""
+    """Return one column of some rows of a family as lines."""
     table = snapshot.table(query.runs[0], family)
     if table is None or column not in table.family.columns:
-        return Panel(column, title, empty=absent(column, None))
+        return Panel(column, title, empty=explain_absence(column, None))
     values = tables.column(table, column)[:, rows]
     if not np.isfinite(values).any():
-        return Panel(column, title, empty=absent(column, table))
+        return Panel(column, title, empty=explain_absence(column, table))
     figure = basic.line_chart(table.steps, names, values, COLUMNS[column], query.dark, 2 * query.max_steps)
-    return Panel(column, title, figure, sentence(COLUMNS[column].definition))
+    return Panel(column, title, figure, definition_sentence(COLUMNS[column].definition))
 
 
 def _output(snapshot: Snapshot, query: Query, index: int) -> Panel:
     table = snapshot.table(query.runs[0], "layers")
-    parts = [f"activation_{part}" for part in ("mean", "std", "min", "max")]
-    if table is not None and set(parts) <= set(table.family.columns):
-        curves = [tables.column(table, part)[:, index] for part in parts]
-        if np.isfinite(curves[0]).any():
-            figure = layer_figures.output_bands(table.steps, *curves, dark=query.dark, max_steps=2 * query.max_steps)
-            note = "Mean of the layer's output, one standard deviation either side, and its smallest and largest."
-            return Panel("output", "Output", figure, note)
-    return Panel("output", "Output", empty="The moments of this layer's output were not recorded.")
+    columns = [f"activation_{moment}" for moment in ("mean", "std", "min", "max")]
+    if table is None or not set(columns) <= set(table.family.columns):
+        return Panel("output", "Output", empty="The output of this layer was not measured.")
+    mean, std, low, high = (tables.column(table, column)[:, index] for column in columns)
+    if not np.isfinite(mean).any():
+        return Panel("output", "Output", empty="The output of this layer was not measured.")
+    max_steps = 2 * query.max_steps
+    figure = layer_figures.output_bands(table.steps, mean, std, low, high, dark=query.dark, max_steps=max_steps)
+    note = (
+        "Mean of the layer's output, with bands of one standard deviation and from the smallest value to the largest."
+    )
+    return Panel("output", "Output", figure, note)
 
 
 def _shares(snapshot: Snapshot, query: Query, index: int) -> Panel:
-    table, title = snapshot.table(query.runs[0], "layers"), "Zero, saturated, dead, dormant"
+    table = snapshot.table(query.runs[0], "layers")
+    title = "Zero, saturated, dead, dormant"
     curves = {}
-    for column in SHARES:
-        if table is not None and column in tables.column_names(table.family):
-            curves[column] = tables.column(table, column)[:, index]
+    if table is not None:
+        columns = [column for column in SHARES if column in tables.column_names(table.family)]
+        curves = {column: tables.column(table, column)[:, index] for column in columns}
     curves = {column: curve for column, curve in curves.items() if np.isfinite(curve).any()}
     if table is None or not curves:
         return Panel("shares", title, empty="No share of zeros, saturated or dead units was recorded for this layer.")
     names = [style.column_title(COLUMNS[column]) for column in curves]
     values = np.stack(list(curves.values()), axis=1)
-    figure = basic.line_chart(table.steps, names, values, layer_figures.UNIT_SHARE, query.dark, 2 * query.max_steps)
-    meant = "; ".join(f"{name}: {COLUMNS[column].definition}" for name, column in zip(names, curves, strict=True))
-    return Panel("shares", title, figure, sentence(meant))
+    unit_share = layer_figures.UNIT_SHARE
+    definitions = [COLUMNS[column].definition for column in curves]
+    figure = basic.line_chart(table.steps, names, values, unit_share, query.dark, 2 * query.max_steps, definitions)
+    note = "Share of the layer's outputs that are zero or saturated, and of its units that are dead or dormant."
+    return Panel("shares", title, figure, note)
 
 
 def _distribution(snapshot: Snapshot, query: Query, kind: str, row: int, title: str) -> Panel:
-    table, key = snapshot.table(query.runs[0], f"{kind}_histogram"), f"{kind}_histogram_{row}"
+    table = snapshot.table(query.runs[0], f"{kind}_histogram")
+    key = f"{kind}_histogram_{row}"
     if table is None or row >= len(table.family.names) or not table.values[:, row].any():
         return Panel(key, title, empty=f"This run has no {kind} histograms of this layer.")
     quantity = "gradient" if kind == "gradient" else "output"
-    figure = distributions.distribution(table.steps, table.values[:, row], quantity, query.dark, query.max_steps // 2)
-    return Panel(key, title, figure, "Share of the elements by value; the axis is logarithmic, and signed.")
+    counts = table.values[:, row]
+    figure = distributions.distribution(table.steps, counts, quantity, query.dark, query.max_steps // 2)
+    return Panel(key, title, figure, "Share of the elements by value, on a signed logarithmic axis.")
 
 
 def _units(snapshot: Snapshot, query: Query, index: int) -> Panel:
-    table, title = snapshot.table(query.runs[0], "units"), "Units"
+    table = snapshot.table(query.runs[0], "units")
     if table is None or not len(table.values) or index >= len(table.family.names):
-        return Panel("units", title, empty="No window of examples has closed yet, so no unit has a state.", wide=True)
+        empty = "Units have no states yet: no window of examples has closed."
+        return Panel("units", "Units", empty=empty, wide=True)
     sizes = tables.units(table.family)
-    start = sum(sizes[:index])
     if not sizes[index]:
-        return Panel("units", title, empty="The units of this layer are not counted.", wide=True)
+        return Panel("units", "Units", empty="The units of this layer are not counted.", wide=True)
+    start = sum(sizes[:index])
     codes = table.values[:, start : start + sizes[index]]
     figure = layer_figures.unit_map(table.steps, codes, query.dark, query.max_steps)
-    note = "What each unit did in the last full window of examples, at each step where one closed. "
+    note = "State of each unit in the last full window of examples, at each step where a window closed. "
     note += unit_lives.describe_lives(codes, _window_examples(snapshot, query.runs[0]))
     if sizes[index] > layer_figures.MAX_UNITS:
         note += f" Of {sizes[index]:,} units at most {layer_figures.MAX_UNITS:,} are drawn, evenly spaced."
-    return Panel("units", title, figure, note, wide=True)
+    return Panel("units", "Units", figure, note, wide=True)
 
 
 def _window_examples(snapshot: Snapshot, run: str) -> float:
-    """Examples in the last window that closed; NaN where the run does not say."""
+    """Return the examples in the last window that closed, NaN if unknown."""
     step = snapshot.table(run, "step")
     if step is None or not len(step.values) or "window_examples" not in step.family.columns:
         return math.nan
