@@ -1,7 +1,7 @@
-"""When to measure: functions from a step's number to a Python bool.
+"""Schedules: functions from a step's number to whether that step is measured, a Python bool.
 
-Any function will do; these ones also keep the time. They are called once at the start of every step, so the time from
-one call to the next is a step's, and they know which steps were measured.
+Any function serves as a schedule. Those here also measure time. A schedule is called once at the start of every step,
+so the time from one call to the next is a step's, and the schedule knows which steps were measured.
 """
 
 import math
@@ -12,102 +12,162 @@ from typing import NamedTuple
 
 import numpy as np
 
-_REMEMBERED = 101
-"""Steps of each kind; the medians follow a machine that becomes slower or faster."""
+_KEPT_TIMES = 101
+"""Step times kept of each kind, so that the medians follow a machine that becomes slower or faster."""
+_KNOWN_TIMES = 3
+"""Step times of each kind from which on a budget uses the medians."""
+_FIRST_INTERVAL = 10
+"""Steps between measured ones until then."""
+_LONGEST_INTERVAL = 10_000
+"""Most steps between two measured ones."""
 
 
 class Cost(NamedTuple):
-    """What measuring costs, as far as it is known; NaN where it is not."""
+    """An estimate of what measuring costs; NaN where it is not known yet.
+
+    `measure_ms` is a difference of medians: the difference of one measured and one plain step is mostly noise. See
+    docs/decisions/0021-measure-ms-is-an-estimate.md.
+    """
 
     step_ms: float
-    """Median time of the last plain steps, milliseconds."""
+    """Median time of the last plain steps, in milliseconds a step."""
     measure_ms: float
-    """How much longer the last measured steps took, by medians, milliseconds."""
+    """Median time of the last measured steps less `step_ms`, in milliseconds a measured step."""
     error_ms: float
-    """Standard error of `measure_ms`: of medians, with the spread taken from the median absolute deviation."""
+    """Standard error of `measure_ms`, in milliseconds, from the steps' median absolute deviations."""
     overhead_pct: float
-    """What measuring adds to the time of training, by the share of steps that were measured, per cent."""
+    """Time that measuring adds to the training, in per cent: `measure_ms` over `step_ms`, times the share of steps that
+    are measured."""
     overhead_error_pct: float
-    """Standard error of `overhead_pct`."""
+    """Standard error of `overhead_pct`, in per cent."""
 
 
 class Schedule:
-    """`decide(step)`, with a clock: how long a plain step takes, and how much longer a measured one."""
+    """A function from a step's number to a bool, with a clock that measures plain and measured steps.
+
+    Args:
+      decide: from a step's number to whether to measure it.
+      clock: the time in seconds.
+    """
 
     def __init__(self, decide: Callable[[int], bool], clock: Callable[[], float] = time.perf_counter):
         self._decide = decide
         self._clock = clock
-        self._last: tuple[float, bool] | None = None
+        self._current: tuple[float, bool] | None = None
+        """Start of the step under way, in seconds, and whether it is measured."""
         self._untraced = {False, True}
+        """Kinds of steps of which none has run yet. Its first one is also traced, so its time does not count."""
         self._steps = {False: 0, True: 0}
-        self._times = {kind: deque[float](maxlen=_REMEMBERED) for kind in (False, True)}
+        """Number of plain and of measured steps."""
+        self._times = {measured: deque[float](maxlen=_KEPT_TIMES) for measured in (False, True)}
+        """Times of the last plain and the last measured steps, in milliseconds."""
 
     def __call__(self, step: int) -> bool:
-        now, measure = self._clock(), bool(self._decide(step))
-        if self._last is not None:
-            since, measured = self._last
-            if measured in self._untraced:  # that step was also traced and compiled
+        """Return whether to measure a step; call it once at the start of every step.
+
+        Args:
+          step: the number of the step.
+        """
+        now = self._clock()
+        measure = bool(self._decide(step))
+        if self._current is not None:
+            start, measured = self._current
+            if measured in self._untraced:
                 self._untraced.discard(measured)
             else:
-                self._times[measured].append(1000 * (now - since))
+                self._times[measured].append(1000 * (now - start))
         self._steps[measure] += 1
-        self._last = now, measure
+        self._current = now, measure
         return measure
 
     def pause(self) -> None:
-        """Forgets the step that is under way: call it before validation, or anything else that is no step."""
-        self._last = None
+        """Leave out the time of the step under way; call it before validation or any other work between steps."""
+        self._current = None
+
+    def _knows_cost(self) -> bool:
+        return all(len(times) >= _KNOWN_TIMES for times in self._times.values())
 
     @property
     def cost(self) -> Cost:
-        """What is known by now."""
-        (plain, error), (measured, other) = (_median(self._times[kind]) for kind in (False, True))
-        share = self._steps[True] / max(1, sum(self._steps.values()))
-        extra, error = measured - plain, math.hypot(error, other)
-        return Cost(plain, extra, error, 100 * share * extra / plain, 100 * share * error / plain)
+        """The cost of measuring, from the steps so far."""
+        plain, plain_error = _median(self._times[False])
+        measured, measured_error = _median(self._times[True])
+        measured_share = self._steps[True] / max(1, sum(self._steps.values()))
+        extra = measured - plain
+        error = math.hypot(plain_error, measured_error)
+        return Cost(
+            step_ms=plain,
+            measure_ms=extra,
+            error_ms=error,
+            overhead_pct=100 * measured_share * extra / plain,
+            overhead_error_pct=100 * measured_share * error / plain,
+        )
 
 
 def _median(times: deque[float]) -> tuple[float, float]:
-    """The median, and its standard error if the times were normal: 1.2533 sigma / sqrt(n), sigma 1.4826 MAD."""
+    """Return the median and its standard error; NaN without times.
+
+    For n normal times the error is sqrt(pi / 2) sigma / sqrt(n). Sigma is 1.4826 median absolute deviations.
+    """
     if not times:
         return math.nan, math.nan
     values = np.array(times)
-    middle = float(np.median(values))
-    spread = 1.4826 * float(np.median(np.abs(values - middle)))
-    return middle, 1.2533 * spread / math.sqrt(len(values))
+    median = float(np.median(values))
+    sigma = 1.4826 * float(np.median(np.abs(values - median)))
+    return median, 1.2533 * sigma / math.sqrt(len(values))
 
 
 def every(steps: int) -> Schedule:
-    """True for the steps 0, `steps`, 2 `steps`, ... Raises ValueError unless `steps` is a positive integer."""
+    """Return a schedule that is True for the steps 0, `steps`, 2 `steps`, ...
+
+    Args:
+      steps: number of steps from one measured step to the next.
+
+    Raises:
+      ValueError: `steps` is not a positive integer.
+    """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"`steps` ({steps!r}) must be a positive integer; to measure nothing use tapescope.never()")
+        raise ValueError(
+            f"`steps` must be a positive integer; got {steps!r}. To measure nothing, use tapescope.never()"
+        )
     return Schedule(lambda step: step % steps == 0)
 
 
 def never() -> Schedule:
-    """False for every step."""
+    """Return a schedule that is False for every step."""
     return Schedule(lambda step: False)
 
 
 def budget(percent: float = 2.0, clock: Callable[[], float] = time.perf_counter) -> Schedule:
-    """Measures as often as `percent` of the training time allows, by its own timing of measured and plain steps.
+    """Return a schedule that measures as often as a share of the training time allows.
 
-    Every tenth step until three of each kind are known; then, after each measured step, it waits as many plain ones as
-    pay for it: cost / (percent of a plain step), with the cost's standard error added, at most 10,000. Not
-    deterministic: take `every` where two runs shall have the same records. Raises ValueError for a bad `percent`.
+    It measures every tenth step until three times of each kind are known. After each measured step it then waits for
+    as many plain steps as pay for it: (measure_ms + error_ms) / (percent of step_ms), at most 10,000. It depends on
+    timing: use `every` where two runs must have the same records.
+
+    Args:
+      percent: time for measuring, in per cent of the time of plain steps; above 0 and at most 100.
+      clock: the time in seconds.
+
+    Raises:
+      ValueError: `percent` is out of its range.
     """
     if not 0 < percent <= 100:
-        raise ValueError(f"`percent` ({percent!r}) must be above 0 and at most 100; to measure every step use every(1)")
-    due = 0
+        raise ValueError(
+            f"`percent` must be above 0 and at most 100; got {percent!r}. To measure every step, use tapescope.every(1)"
+        )
+    next_measured = 0
 
     def decide(step: int) -> bool:
-        nonlocal due
-        if step < due:
+        nonlocal next_measured
+        if step < next_measured:
             return False
-        cost, known = schedule.cost, all(len(times) >= 3 for times in schedule._times.values())
-        share = percent / 100 * cost.step_ms
-        pause = (max(0.0, cost.measure_ms) + cost.error_ms) / share if known else 10
-        due = step + min(max(1, math.ceil(pause)), 10_000)
+        interval = _FIRST_INTERVAL
+        if schedule._knows_cost():
+            cost = schedule.cost
+            allowed_ms = percent / 100 * cost.step_ms
+            interval = math.ceil((max(0.0, cost.measure_ms) + cost.error_ms) / allowed_ms)
+        next_measured = step + min(max(1, interval), _LONGEST_INTERVAL)
         return True
 
     schedule = Schedule(decide, clock)

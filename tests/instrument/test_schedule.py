@@ -16,7 +16,7 @@ def test_every():
 
 @pytest.mark.parametrize("steps", [0, -1, 2.0, True, "3"])
 def test_every_refuses(steps):
-    with pytest.raises(ValueError, match="must be a positive integer; to measure nothing"):
+    with pytest.raises(ValueError, match=r"`steps` must be a positive integer; got .*never"):
         tapescope.every(steps)
 
 
@@ -63,5 +63,5 @@ def test_the_budget_is_held(extra_ms):
 
 @pytest.mark.parametrize("percent", [0, -1, 101])
 def test_a_budget_is_a_percentage(percent):
-    with pytest.raises(ValueError, match="must be above 0 and at most 100"):
+    with pytest.raises(ValueError, match=r"`percent` must be above 0 and at most 100; got "):
         tapescope.budget(percent)

@@ -1,8 +1,7 @@
-"""Monitor: the same records from `model.fit`, as a callback.
+"""The Monitor: the records of a Recorder, from `model.fit`, as a Keras callback.
 
-A measured batch runs a second train function, made and compiled as fit makes its own, around the model's `train_step`;
-all other batches run fit's, untouched. What `train_step` uses while it runs (or is traced) is stood in for, so that one
-of the user's own is measured as well: see standins.py.
+Measured batches run a second train function. Keras makes and compiles it as it does fit's own, around the model's
+`train_step`. All other batches run fit's own. README.md in this folder lists what is patched, when, and until when.
 """
 
 import os
@@ -18,26 +17,30 @@ from tapescope.schedule import Schedule, every
 from tapescope.statistics.reading import Reading
 from tapescope.storage.resume import Resume
 
-_PREFIX = "tapescope/"
-"""Of a reading's fields among the outputs of a measured train function."""
+_OUTPUT_PREFIX = "tapescope/"
+"""Prefix of a reading's fields among the outputs of the measured train function."""
 
 
 class Monitor(keras.callbacks.Callback):
-    """Records gradients, activations and unit counts of `model.fit`, for the Gradients tab.
+    """A callback that records gradients, activations and units of `model.fit`, for the Gradients tab.
+
+    A second `fit` of the same model continues the run. `loss` in the records is fit's own: the mean over the epoch so
+    far. If the optimizer accumulates gradients, the next batch that changes weights is measured, and the recorded
+    gradient is the accumulated one. If it clips them, `applied_norm` is the norm after clipping.
 
     Args:
       logdir: the run's directory.
-      when: which batches to measure, counted from the first; every tenth by default. With `steps_per_execution` above 1
-        it is asked once for all batches of an execution, and counts executions; the last batch's is the record.
-      on_finding: "stop" ends the training once the rules find an error; "continue" only says it.
+      when: which batches to measure, counted from the first; every tenth by default. With `steps_per_execution` above
+        1, it is asked once for each execution and counts executions. The record is then of the execution's last batch.
+      on_finding: "stop" ends the training when the rules find an error; "continue" only records it.
       layers: as for `tapescope.Probe`.
       window_examples: as for `tapescope.Probe`.
       histograms: as for `tapescope.Probe`.
       strict: as for `tapescope.Probe`.
 
-    A second `fit` of the same model goes on where the first one ended. `loss` in the records is fit's own: the mean
-    over the epoch so far. Where the optimizer accumulates gradients, the next batch that changes weights is measured,
-    and the gradient is the accumulated one; where it clips them, `applied_norm` is what is left.
+    Raises:
+      ValueError: `on_finding` has another value. In `fit`: the Monitor has recorded another model, or the model's
+        `train_step` takes no gradient from a `tf.GradientTape`.
     """
 
     def __init__(
@@ -53,121 +56,153 @@ class Monitor(keras.callbacks.Callback):
     ):
         super().__init__()
         if on_finding not in ("continue", "stop"):
-            raise ValueError(f'`on_finding` ({on_finding!r}) must be "continue" or "stop"')
+            raise ValueError(f'`on_finding` must be "continue" or "stop"; got {on_finding!r}')
         self._on_finding = on_finding
         self._logdir = logdir
-        self._when = when or every(10)
-        self._options: dict[str, Any] = {"layers": layers, "window_examples": window_examples}
-        self._options |= {"histograms": histograms, "strict": strict}
+        self._when = every(10) if when is None else when
+        self._probe_options: dict[str, Any] = {
+            "layers": layers,
+            "window_examples": window_examples,
+            "histograms": histograms,
+            "strict": strict,
+        }
         self._probe: Probe | None = None
-        self._measured_model: Any = None
-        self._executions = self._batches = self._epoch_began = 0
+        self._probed_model: Any = None
+        self._executions = 0
+        """Executions begun, in all fits."""
+        self._batches = 0
+        """Batches ended, in all fits."""
+        self._batches_before_epoch = 0
         self._due = False
-        self._resume: Resume | None = None
+        """Whether the schedule has asked for a measured batch that has not run yet."""
+        self._plain_function: Any = None
+        self._measured_function: Any = None
         self._reading: Reading | None = None
+        self._recording = False
+        """Whether the recorder is open."""
+        self._resume: Resume | None = None
         self.recorder: Recorder | None = None
-        """Of the fit that runs, or ran last."""
+        """The Recorder of the current or last fit."""
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Makes the second train function."""
+        """Make the measured train function, and open the recorder."""
         model: Any = self.model
         if self._probe is None:
-            self._probe, self._measured_model = Probe(model, **self._options), model
-        elif model is not self._measured_model:
+            self._probe = Probe(model, **self._probe_options)
+            self._probed_model = model
+        elif model is not self._probed_model:
             raise ValueError(
-                f"this Monitor has recorded another model in {self._logdir}: make a new one, with a `logdir` of its own"
+                f"a Monitor must be used with one model; this one has recorded another model in {self._logdir}: "
+                "make a new Monitor, with another `logdir`"
             )
-        self._end("interrupted")  # a fit before that raised
+        self._close_recorder("interrupted")  # still open where the fit before has raised
         self._when.pause()
-        self._reading, self._plain = None, _fits_own(model.train_function)
-        self._due |= model.train_function is not self._plain  # where a fit raised before a batch that was due
-        with train_step_hooks.attribute(model, "train_step", self._measured(model.train_step)):
+        self._reading = None
+        self._plain_function = _without_monitors(model.train_function)
+        if model.train_function is not self._plain_function:  # a fit raised before a measured batch ran
+            self._due = True
+        measured_step = self._measured_train_step(self._probe, model.train_step)
+        with train_step_hooks.patch_attribute(model, "train_step", measured_step):
             model.make_train_function(force=True)
-        self._measuring, model.train_function = model.train_function, self._plain
+        self._measured_function = model.train_function
+        model.train_function = self._plain_function
         about = {"program": "model.fit", "replicas": model.distribute_strategy.num_replicas_in_sync}
         self.recorder = Recorder(self._logdir, self._probe, self._when, about, self._resume)
+        self._recording = True
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Keras counts batches anew."""
-        self._epoch_began = self._batches
+        """Remember how many batches there were before: Keras counts each epoch's from 0."""
+        self._batches_before_epoch = self._batches
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Chooses the train function of this batch."""
-        self._due |= self._when(self._executions)
-        self._executions += 1
+        """Choose the train function of this execution."""
         model: Any = self.model
-        if self._due and optimizer_steps.updates(model.optimizer, model.steps_per_execution):
+        if self._when(self._executions):
+            self._due = True
+        self._executions += 1
+        if self._due and optimizer_steps.next_batch_updates(model.optimizer, model.steps_per_execution):
             self._due = False
-            model.train_function = self._one_measured_call
+            model.train_function = self._run_measured_once
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Hands the reading over."""
-        step = self._epoch_began + batch
+        """Write the reading of this execution, if it has one."""
+        step = self._batches_before_epoch + batch
         self._batches = step + 1
-        if self._reading is not None and self.recorder is not None:
-            self.recorder.write(step, self._reading, scalars=dict(logs or {}))
-            self._reading = None
-            if self._on_finding == "stop" and any(f.severity == "error" for f in self.recorder.findings):
-                model: Any = self.model
-                model.stop_training = True
+        if self._reading is None or self.recorder is None:
+            return
+        self.recorder.write(step, self._reading, scalars=dict(logs or {}))
+        self._reading = None
+        if self._on_finding == "stop" and any(f.severity == "error" for f in self.recorder.findings):
+            model: Any = self.model
+            model.stop_training = True
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Validation is no step."""
+        """Keep the time of validation out of the schedule's step times."""
         self._when.pause()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Records the validation's metrics."""
-        found = {k.replace("val_", "validation/", 1): v for k, v in (logs or {}).items() if k.startswith("val_")}
-        if found and self.recorder is not None:
-            self.recorder.scalars(max(0, self._batches - 1), found)
+        """Write the metrics of validation."""
+        metrics = {k.replace("val_", "validation/", 1): v for k, v in (logs or {}).items() if k.startswith("val_")}
+        if metrics and self.recorder is not None:
+            self.recorder.scalars(max(0, self._batches - 1), metrics)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Ends the run; fit's own train function is back already."""
-        self._end("completed")
+        """Close the recorder. Fit's own train function is in place already."""
+        self._close_recorder("completed")
 
-    def _end(self, reason: str) -> None:
-        if self.recorder is not None and not self.recorder._closed:
-            self._resume = Resume(self._batches, self.recorder.state())
-            self.recorder.close(reason)
+    def _close_recorder(self, reason: str) -> None:
+        if self.recorder is None or not self._recording:
+            return
+        self._recording = False
+        self._resume = Resume(self._batches, self.recorder.state())
+        self.recorder.close(reason)
 
-    def _one_measured_call(self, iterator: Any) -> Any:
+    def _run_measured_once(self, iterator: Any) -> Any:
+        """Run the measured train function in place of `model.train_function`, which is put back before."""
         model: Any = self.model
-        model.train_function = self._plain
-        outputs = self._measuring(iterator)
-        parts: list[Any] = [outputs.pop(_PREFIX + field, None) for field in Reading._fields]
-        self._reading = None if self._probe is None or self._probe.failure else Reading(*parts)
+        model.train_function = self._plain_function
+        outputs = self._measured_function(iterator)
+        fields: list[Any] = [outputs.pop(_OUTPUT_PREFIX + field, None) for field in Reading._fields]
+        self._reading = None if self._probe is None or self._probe.failure else Reading(*fields)
         return outputs
 
-    def _measured(self, train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        assert self._probe is not None
-        probe = self._probe
+    def _measured_train_step(self, probe: Probe, train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Return a `train_step` that also returns the fields of its reading, as further outputs."""
 
-        def measured_step(data: Any) -> Any:
+        def measured_train_step(data: Any) -> Any:
             model: Any = self.model
-            before = optimizer_steps.state(model.optimizer)
-            with train_step_hooks.scales(model.optimizer) as scales, train_step_hooks.tapes(probe) as tapes:
+            sums_before = optimizer_steps.accumulated_sums(model.optimizer)
+            with (
+                train_step_hooks.record_loss_scales(model.optimizer) as loss_scales,
+                train_step_hooks.measure_tapes(probe) as tapes,
+            ):
                 outputs = train_step(data)
-            used = [tape for tape in tapes if tape.has_gradient]
+            used_tapes = [tape for tape in tapes if tape.has_gradient]
             if probe.failure:
                 return outputs
-            if not used:
+            if not used_tapes:
                 raise ValueError(
-                    f"the train_step of {type(model).__name__} took no gradient of its trainable variables from a "
-                    "tf.GradientTape: Monitor cannot measure it; write the loop with tapescope.Probe instead"
+                    f"the train_step of {type(model).__name__} must take the gradient of its trainable variables from "
+                    "a tf.GradientTape; it took no gradient: write the loop with tapescope.Probe instead of Monitor"
                 )
-            last, *others = reversed(used)
-            scale = scales[-1] if scales else None
-            variables, own = probe._state.variables(), last.variable_gradients(*others)
-            aggregated, applied = optimizer_steps.given(model.optimizer, before, variables, own, scale)
-            reading = last.reading(*others, aggregated=aggregated, applied=applied, loss_scale=scale)
-            parts = {} if reading is None else reading._asdict()
-            return {**outputs, **{_PREFIX + field: part for field, part in parts.items()}}
+            last_tape, *other_tapes = reversed(used_tapes)
+            loss_scale = loss_scales[-1] if loss_scales else None
+            aggregated, applied = optimizer_steps.aggregated_and_applied(
+                model.optimizer,
+                sums_before,
+                variables=probe._state.variables(),
+                gradients=last_tape.variable_gradients(*other_tapes),
+                loss_scale=loss_scale,
+            )
+            reading = last_tape.reading(*other_tapes, aggregated=aggregated, applied=applied, loss_scale=loss_scale)
+            fields = {} if reading is None else reading._asdict()
+            return {**outputs, **{_OUTPUT_PREFIX + name: value for name, value in fields.items()}}
 
-        return measured_step
+        return measured_train_step
 
 
-def _fits_own(train_function: Any) -> Any:
-    """Also where a callback that raised has left a Monitor's in its place."""
+def _without_monitors(train_function: Any) -> Any:
+    """Return fit's own train function, also where a callback that raised has left a Monitor's in its place."""
     while isinstance(getattr(train_function, "__self__", None), Monitor):
-        train_function = train_function.__self__._plain
+        train_function = train_function.__self__._plain_function
     return train_function

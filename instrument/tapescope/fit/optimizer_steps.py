@@ -1,7 +1,7 @@
-"""What Keras' optimizers do to gradients inside `apply`, where no tape sees it: accumulate several batches', and clip.
+"""What Keras' optimizers do to gradients inside `apply`, where no tape sees it: accumulation and clipping.
 
-Their `gradient_accumulation_steps`, `clipnorm`, `global_clipnorm` and `clipvalue`, in the order in which they apply
-them; of a LossScaleOptimizer, those of the one inside it. A Monitor records the gradient before and after.
+Both are computed a second time, in the order in which Keras applies them: `gradient_accumulation_steps`, then
+`clipnorm`, `global_clipnorm` or `clipvalue`. Of a LossScaleOptimizer, those of its inner optimizer count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,60 +14,78 @@ from tapescope.capture import private_api
 from tapescope.statistics.reading import dense
 
 
-def _inner(optimizer: Any) -> Any:
+def _inner_optimizer(optimizer: Any) -> Any:
+    """Return the optimizer inside a LossScaleOptimizer, and any other optimizer itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def _steps(optimizer: Any) -> int:
-    return getattr(_inner(optimizer), "gradient_accumulation_steps", None) or 1
+def _accumulation_steps(optimizer: Any) -> int:
+    return getattr(_inner_optimizer(optimizer), "gradient_accumulation_steps", None) or 1
 
 
-def updates(optimizer: Any, steps_per_execution: int = 1) -> bool:
-    """Whether the next batch changes the weights. Of an execution of several batches, one does."""
-    steps = _steps(optimizer)
-    if steps == 1 or steps_per_execution > 1:
+def next_batch_updates(optimizer: Any, steps_per_execution: int = 1) -> bool:
+    """Return whether the optimizer changes weights in the next batch.
+
+    Args:
+      optimizer: of Keras; or None.
+      steps_per_execution: batches that `fit` runs in one call. Of several, one is taken to change weights.
+    """
+    accumulation_steps = _accumulation_steps(optimizer)
+    if accumulation_steps == 1 or steps_per_execution > 1:
         return True
-    return (private_api.batches_seen(_inner(optimizer)) + 1) % steps == 0
+    return (private_api.batches_seen(_inner_optimizer(optimizer)) + 1) % accumulation_steps == 0
 
 
-def state(optimizer: Any) -> Mapping[int, tf.Tensor]:
-    """The sum of the gradients of the batches before this one, by the variable's id; empty where none are summed."""
-    inner = _inner(optimizer)
-    if _steps(inner) == 1 or not inner.built:
+def accumulated_sums(optimizer: Any) -> Mapping[int, tf.Tensor]:
+    """Return the sums of the gradients since the last update, by the variable's id; empty without accumulation."""
+    inner = _inner_optimizer(optimizer)
+    if _accumulation_steps(inner) == 1 or not inner.built:
         return {}
     return {id(v): tf.identity(total) for v, total in private_api.accumulated_gradients(inner)}
 
 
-def given(
-    optimizer: Any, before: Mapping[int, tf.Tensor], variables: Sequence[Any], gradients: Sequence[Any], scale: Any
+def aggregated_and_applied(
+    optimizer: Any,
+    sums_before: Mapping[int, tf.Tensor],
+    variables: Sequence[Any],
+    gradients: Sequence[Any],
+    loss_scale: Any,
 ) -> tuple[list[Any] | None, list[Any] | None]:
-    """The whole gradient, where batches were accumulated, and what is left of it, where it is clipped; else None.
+    """Return the arguments `aggregated` and `applied` of `tape.reading`.
 
     Args:
-      optimizer: Keras'; or None.
-      before: `state`, as it was before the step.
-      variables: the V variables.
-      gradients: theirs, in this batch.
-      scale: what the loss was multiplied with, or None.
+      optimizer: of Keras; or None.
+      sums_before: from `accumulated_sums`, before this batch.
+      variables: V of them.
+      gradients: of the variables in this batch, multiplied by `loss_scale`; None where there is none.
+      loss_scale: the factor of the loss, or None.
+
+    Returns:
+      The mean gradient of the accumulated batches, or None without accumulation; and the clipped gradient, or None
+      without clipping. Both are multiplied by `loss_scale`.
     """
-    inner, whole = _inner(optimizer), None
-    if before:
-        # The sums are of gradients without a loss scale: it is taken out before they are added.
-        factor = 1.0 if scale is None else scale
-        parts = [(dense(g), before.get(id(v))) for v, g in zip(variables, gradients, strict=True)]
-        whole = [None if g is None else (g + (0.0 if s is None else s * factor)) / _steps(inner) for g, s in parts]
-    left = _clipped(inner, whole or [dense(g) for g in gradients], scale)
-    return whole, left
+    inner = _inner_optimizer(optimizer)
+    aggregated = None
+    if sums_before:
+        # The optimizer's sums are without the loss scale, and `tape.reading` takes it out of all gradients.
+        factor = 1.0 if loss_scale is None else loss_scale
+        steps = _accumulation_steps(inner)
+        parts = [(dense(g), sums_before.get(id(v))) for v, g in zip(variables, gradients, strict=True)]
+        aggregated = [None if g is None else (g + (0.0 if s is None else s * factor)) / steps for g, s in parts]
+    unclipped = [dense(g) for g in gradients] if aggregated is None else aggregated
+    return aggregated, _clip(inner, unclipped, loss_scale)
 
 
-def _clipped(optimizer: Any, gradients: list[Any], scale: Any) -> list[Any] | None:
+def _clip(optimizer: Any, gradients: list[Any], loss_scale: Any) -> list[Any] | None:
+    """Return what the optimizer's own clipping makes of scaled gradients; None where it does not clip."""
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         return None
-    clipnorm, clipvalue, factor = optimizer.clipnorm, optimizer.clipvalue, 1.0 if scale is None else scale
-    if clipnorm:
-        return [None if g is None else tf.clip_by_norm(g, clipnorm * factor) for g in gradients]
+    factor = 1.0 if loss_scale is None else loss_scale
+    if optimizer.clipnorm:
+        return [None if g is None else tf.clip_by_norm(g, optimizer.clipnorm * factor) for g in gradients]
     if optimizer.global_clipnorm:
         return tf.clip_by_global_norm(gradients, optimizer.global_clipnorm * factor)[0]
-    if clipvalue:
-        return [None if g is None else tf.clip_by_value(g, -clipvalue * factor, clipvalue * factor) for g in gradients]
+    if optimizer.clipvalue:
+        limit = optimizer.clipvalue
+        return [None if g is None else tf.clip_by_value(g, -limit * factor, limit * factor) for g in gradients]
     return None

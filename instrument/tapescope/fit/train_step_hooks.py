@@ -1,7 +1,8 @@
-"""What a `train_step` uses while a measured one runs or is traced: tapes and loss scales, noted in passing.
+"""Patches of `tf.GradientTape` and `optimizer.scale_loss` that record their use by a measured `train_step`.
 
-`tf.GradientTape` and an optimizer's `scale_loss` are stood in for, and put back. Both count their users, for replica
-threads take turns inside one step, and both note only what this thread does.
+Both are in place only while a measured `train_step` runs or is traced, and record only the use by the thread that runs
+it. Replica threads take turns inside one step, so the users of each patch are counted, and the last one removes it.
+README.md in this folder lists all patches.
 """
 
 import contextlib
@@ -15,95 +16,129 @@ from tapescope.probe import Probe
 from tapescope.tape import MeasuringTape
 
 
-class _Here(threading.local):
-    """What this thread's `train_step` has used; None outside one."""
+class _TrainStepUse(threading.local):
+    """What the `train_step` of this thread has used so far; None outside of one."""
 
     probe: Probe | None = None
     tapes: list[MeasuringTape] | None = None
-    scales: list[Any] | None = None
+    loss_scales: list[Any] | None = None
 
 
-_here = _Here()
+_use = _TrainStepUse()
 _lock = threading.Lock()
-_users = 0
-_real = tf.GradientTape
+_tape_users = 0
+_GRADIENT_TAPE = tf.GradientTape
 
 
 @contextlib.contextmanager
-def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Has `value` as an attribute of that very object, and leaves the object as it was."""
-    fields = vars(owner)
-    own, had = fields.get(name), name in fields
-    fields[name] = value
+def patch_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute of one object in this context, and then leave the object as it was.
+
+    It goes around `__setattr__`, by which a Keras model would track the value.
+
+    Args:
+      owner: the object.
+      name: of the attribute.
+      value: of the attribute in this context.
+    """
+    attributes = vars(owner)
+    had_own = name in attributes
+    previous = attributes.get(name)
+    attributes[name] = value
     try:
         yield
     finally:
-        fields.update({name: own} if had else {})
-        if not had:
-            del fields[name]
+        if had_own:
+            attributes[name] = previous
+        else:
+            del attributes[name]
 
 
-def _tape(persistent: bool = False, watch_accessed_variables: bool = True) -> tf.GradientTape:
-    """A measuring tape for each outermost one of a measured `train_step`."""
-    open_already = _here.tapes and not _here.tapes[-1].closed
-    if _here.probe is None or _here.tapes is None or _here.probe.failure or open_already:
-        return _real(persistent, watch_accessed_variables)
-    tape = MeasuringTape(_here.probe._state, persistent, watch_accessed_variables)
-    _here.tapes.append(tape)
+def _make_tape(persistent: bool = False, watch_accessed_variables: bool = True) -> tf.GradientTape:
+    """Return what `tf.GradientTape(...)` makes while it is patched: a measuring tape, unless one is open already."""
+    probe = _use.probe
+    tapes = _use.tapes
+    if probe is None or tapes is None:
+        return _GRADIENT_TAPE(persistent, watch_accessed_variables)
+    is_inner = bool(tapes) and not tapes[-1].closed
+    if is_inner or probe.failure:
+        return _GRADIENT_TAPE(persistent, watch_accessed_variables)
+    tape = probe.tape(True, persistent, watch_accessed_variables)
+    if isinstance(tape, MeasuringTape):
+        tapes.append(tape)
     return tape
 
 
 @contextlib.contextmanager
-def tapes(probe: Probe) -> Iterator[list[MeasuringTape]]:
-    """Has `tf.GradientTape` make measuring tapes in this thread; a list of them."""
-    global _users
+def measure_tapes(probe: Probe) -> Iterator[list[MeasuringTape]]:
+    """Let `tf.GradientTape(...)` make measuring tapes of a probe, in this thread and context.
+
+    Args:
+      probe: of the model that is trained.
+
+    Yields:
+      The list of the tapes made so far. Tapes inside of another one are plain ones, and not among them.
+    """
+    global _tape_users
     with _lock:
-        _users += 1
-        tf.GradientTape = _tape
-    _here.probe, _here.tapes = probe, []
+        _tape_users += 1
+        tf.GradientTape = _make_tape
+    tapes: list[MeasuringTape] = []
+    _use.probe = probe
+    _use.tapes = tapes
     try:
-        yield _here.tapes
+        yield tapes
     finally:
-        _here.probe = _here.tapes = None
+        _use.probe = None
+        _use.tapes = None
         with _lock:
-            _users -= 1
-            if not _users:
-                tf.GradientTape = _real
+            _tape_users -= 1
+            if not _tape_users:
+                tf.GradientTape = _GRADIENT_TAPE
 
 
-class _ScaleLoss:
-    """Stands in for an optimizer's `scale_loss`: notes what it multiplies with, which a custom step may leave out."""
+class _RecordedScaleLoss:
+    """An optimizer's `scale_loss` that also records its factor. A custom `train_step` may not call it at all."""
 
-    def __init__(self, real: Any):
-        self.real = real
+    def __init__(self, scale_loss: Any):
+        self.scale_loss = scale_loss
         self.users = 0
 
     def __call__(self, loss: Any) -> Any:
-        if _here.scales is not None:
+        if _use.loss_scales is not None:
             one = tf.ones([])
-            scale = self.real(one)
-            _here.scales += [] if scale is one else [scale]
-        return self.real(loss)
+            scale = self.scale_loss(one)
+            if scale is not one:
+                _use.loss_scales.append(scale)
+        return self.scale_loss(loss)
 
 
 @contextlib.contextmanager
-def scales(optimizer: Any) -> Iterator[list[Any]]:
-    """What losses are multiplied with before the backward pass: empty where they are not."""
+def record_loss_scales(optimizer: Any) -> Iterator[list[Any]]:
+    """Record the factors by which an optimizer scales losses, in this thread and context.
+
+    Args:
+      optimizer: of Keras; or None.
+
+    Yields:
+      The list of the factors so far; it stays empty where losses are not scaled.
+    """
     if optimizer is None:
         yield []
         return
-    fields = vars(optimizer)
+    attributes = vars(optimizer)
     with _lock:
-        if not isinstance(fields.get("scale_loss"), _ScaleLoss):
-            fields["scale_loss"] = _ScaleLoss(optimizer.scale_loss)
-        standin = fields["scale_loss"]
-        standin.users += 1
-    _here.scales = []
+        if not isinstance(attributes.get("scale_loss"), _RecordedScaleLoss):
+            attributes["scale_loss"] = _RecordedScaleLoss(optimizer.scale_loss)
+        patch = attributes["scale_loss"]
+        patch.users += 1
+    scales: list[Any] = []
+    _use.loss_scales = scales
     try:
-        yield _here.scales
+        yield scales
     finally:
-        _here.scales = None
+        _use.loss_scales = None
         with _lock:
-            standin.users -= 1
-            if not standin.users:
-                del fields["scale_loss"]
+            patch.users -= 1
+            if not patch.users:
+                del attributes["scale_loss"]

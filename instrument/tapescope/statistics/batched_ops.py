@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow import raw_ops
 
 from tapescope.capture import private_api
 
@@ -112,12 +111,12 @@ def group_by_shape(
 
 def _group(tensors: Sequence[tf.Tensor], indices: tuple[int, ...], keep_units: bool) -> Group:
     stacked = len(tensors) > 1
-    tensor = raw_ops.Pack(values=list(tensors)) if stacked else tensors[0]
-    shape = [len(tensors), -1] if stacked else [-1]
+    tensor = tf.raw_ops.Pack(values=list(tensors)) if stacked else tensors[0]
+    shape: list[Any] = [len(tensors), -1] if stacked else [-1]
     if keep_units:
         shape.append(tensor.shape[-1])
     if len(shape) != tensor.shape.rank:
-        tensor = raw_ops.Reshape(tensor=tensor, shape=constant(shape))
+        tensor = tf.raw_ops.Reshape(tensor=tensor, shape=constant(shape))
     stride = 1 if stacked else _sampling_stride(tensor.shape.num_elements() or 0)
     return Group(indices, tensor, stacked, stride)
 
@@ -140,12 +139,12 @@ def concat_parts(parts: Sequence[tf.Tensor], groups: Sequence[Group]) -> tf.Tens
     """Concatenate one part of each group, [...] or stacked [n, ...], to the [n, ...] of all tensors."""
     single = [part for part, group in zip(parts, groups, strict=True) if not group.stacked]
     stacks = [part for part, group in zip(parts, groups, strict=True) if group.stacked]
-    return concat(([raw_ops.Pack(values=single)] if single else []) + stacks, 0)
+    return concat(([tf.raw_ops.Pack(values=single)] if single else []) + stacks, 0)
 
 
 def concat(parts: Sequence[tf.Tensor], axis: int) -> tf.Tensor:
     """Concatenate along `axis`; a single part is returned without a node."""
-    return parts[0] if len(parts) == 1 else raw_ops.ConcatV2(values=list(parts), axis=constant(axis))
+    return parts[0] if len(parts) == 1 else tf.raw_ops.ConcatV2(values=list(parts), axis=constant(axis))
 
 
 def restore_order(rows: tf.Tensor, groups: Sequence[Group], widths: Sequence[int] | None = None) -> tf.Tensor:
@@ -164,7 +163,7 @@ def restore_order(rows: tf.Tensor, groups: Sequence[Group], widths: Sequence[int
         return rows
     owners = np.repeat(order, 1 if widths is None else [widths[i] for i in order])
     columns = np.argsort(owners, kind="stable").astype(np.int32)
-    return raw_ops.GatherV2(params=rows, indices=constant(columns), axis=constant(1))
+    return tf.raw_ops.GatherV2(params=rows, indices=constant(columns), axis=constant(1))
 
 
 def distinct_tensors(tensors: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
@@ -190,9 +189,9 @@ def expand_columns(rows: tf.Tensor, tensors: Sequence[tf.Tensor | None], absent:
     if -1 in columns:
         paddings = constant([[0, 0], [0, 1]])
         fill = constant(absent, rows.dtype)
-        rows = raw_ops.PadV2(input=rows, paddings=paddings, constant_values=fill)
+        rows = tf.raw_ops.PadV2(input=rows, paddings=paddings, constant_values=fill)
     columns = [len(positions) if c < 0 else c for c in columns]
-    return raw_ops.GatherV2(params=rows, indices=constant(columns), axis=constant(1))
+    return tf.raw_ops.GatherV2(params=rows, indices=constant(columns), axis=constant(1))
 
 
 def chunks(groups: Sequence[Group]) -> Iterator[list[Group]]:
@@ -228,14 +227,14 @@ def with_exact_fallback(valid: tf.Tensor, fast: Rows, groups: Sequence[Group], e
     Returns:
       The statistics, as many as `fast` and of the same shapes.
     """
-    all_valid = raw_ops.All(input=valid, axis=constant([0]))
+    all_valid = tf.raw_ops.All(input=valid, axis=constant([0]))
     stacked = tuple(group.stacked for group in groups)
     exact_branch = _exact_branch(exact, stacked, len(fast), private_api.in_xla_context())
     inputs = [*fast, *(group.tensor for group in groups)]
     if tf.executing_eagerly():
         return fast if all_valid else exact_branch(*inputs)
     # Not `tf.cond`: it would be traced, inlined and rewritten for every chunk, and made up half of the graph.
-    return raw_ops.StatelessIf(
+    return tf.raw_ops.StatelessIf(
         cond=all_valid,
         input=inputs,
         Tout=[t.dtype for t in fast],
@@ -260,7 +259,7 @@ def _exact_branch(exact: ExactPath, stacked: tuple[bool, ...], outputs: int, xla
     def branch(*inputs: tf.Tensor) -> Rows:
         parts = []
         for tensor, is_stack in zip(inputs[outputs:], stacked, strict=True):
-            stack = tensor if is_stack else raw_ops.ExpandDims(input=tensor, axis=constant(0))
+            stack = tensor if is_stack else tf.raw_ops.ExpandDims(input=tensor, axis=constant(0))
             parts.append(reduce_group(stack))
         return [concat(part, 1) for part in zip(*parts, strict=True)]
 
@@ -292,7 +291,7 @@ def element_counts(groups: Sequence[Group]) -> tf.Tensor:
         n = len(group.indices)
         if size is None:  # a single tensor: only those of known shape are stacked
             first, last = first_unit(group.tensor)
-            parts.append(raw_ops.Size(input=first))
+            parts.append(tf.raw_ops.Size(input=first))
             units.append(last)
         else:
             parts.append(constant([size // n] * n if group.stacked else size))
@@ -318,4 +317,4 @@ def first_unit(x: tf.Tensor) -> tuple[tf.Tensor, int]:
     begin = constant([0, 0])
     end = constant([0, 1])
     strides = constant([1, 1])
-    return raw_ops.StridedSlice(input=x, begin=begin, end=end, strides=strides, ellipsis_mask=1), units
+    return tf.raw_ops.StridedSlice(input=x, begin=begin, end=end, strides=strides, ellipsis_mask=1), units

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
-from tensorflow import raw_ops
 
 from tapescope.statistics.batched_ops import (
     SAMPLE_BLOCK,
@@ -47,12 +46,12 @@ def count_codes(groups: Sequence[Group]) -> tf.Tensor:
     weights = constant([], tf.int32)
     parts = []
     for group in groups:
-        bits = raw_ops.Bitcast(input=_sample(group), type=tf.uint32)
-        code = raw_ops.Bitcast(input=raw_ops.RightShift(x=bits, y=shift), type=tf.int32)
+        bits = tf.raw_ops.Bitcast(input=_sample(group), type=tf.uint32)
+        code = tf.raw_ops.Bitcast(input=tf.raw_ops.RightShift(x=bits, y=shift), type=tf.int32)
         shape = [len(group.indices), -1] if group.stacked else [-1]
         if code.shape.rank != len(shape):
-            code = raw_ops.Reshape(tensor=code, shape=constant(shape))
-        parts.append(raw_ops.DenseBincount(input=code, size=size, weights=weights, binary_output=False))
+            code = tf.raw_ops.Reshape(tensor=code, shape=constant(shape))
+        parts.append(tf.raw_ops.DenseBincount(input=code, size=size, weights=weights, binary_output=False))
     return concat_parts(parts, groups)
 
 
@@ -64,10 +63,10 @@ def _sample(group: Group) -> tf.Tensor:
     rows = (group.tensor.shape.num_elements() or 0) // width
     flat = group.tensor
     if flat.shape.rank != 1:
-        flat = raw_ops.Reshape(tensor=flat, shape=constant([-1]))
-    whole_rows = raw_ops.Slice(input=flat, begin=constant([0]), size=constant([rows * width]))
-    table = raw_ops.Reshape(tensor=whole_rows, shape=constant([rows, width]))
-    return raw_ops.Slice(input=table, begin=constant([0, 0]), size=constant([rows, SAMPLE_BLOCK]))
+        flat = tf.raw_ops.Reshape(tensor=flat, shape=constant([-1]))
+    whole_rows = tf.raw_ops.Slice(input=flat, begin=constant([0]), size=constant([rows * width]))
+    table = tf.raw_ops.Reshape(tensor=whole_rows, shape=constant([rows, width]))
+    return tf.raw_ops.Slice(input=table, begin=constant([0, 0]), size=constant([rows, SAMPLE_BLOCK]))
 
 
 def fold_into_bins(counts: tf.Tensor, groups: Sequence[Group], finite: tf.Tensor) -> tf.Tensor:
@@ -81,10 +80,10 @@ def fold_into_bins(counts: tf.Tensor, groups: Sequence[Group], finite: tf.Tensor
     Returns:
       int32 [B, n].
     """
-    by_code = raw_ops.Transpose(x=counts, perm=constant([1, 0]))
+    by_code = tf.raw_ops.Transpose(x=counts, perm=constant([1, 0]))
     # NaN and Inf have bin -1, and a segment below 0 is left out of the sum.
     segments = constant(_bin_of_code())
-    bins = raw_ops.UnsortedSegmentSum(data=by_code, segment_ids=segments, num_segments=constant(BINS))
+    bins = tf.raw_ops.UnsortedSegmentSum(data=by_code, segment_ids=segments, num_segments=constant(BINS))
     if all(group.stride == 1 for group in groups):
         return bins
     # The cumulative counts are scaled and rounded, not each bin: so the total is exact.
@@ -95,9 +94,11 @@ def fold_into_bins(counts: tf.Tensor, groups: Sequence[Group], finite: tf.Tensor
 
 def zero_share_of_counts(counts: tf.Tensor) -> tf.Tensor:
     """Return the share of each tensor's elements that are 0, float32 [n], from the counts by code [n, CODES]."""
-    zeros = raw_ops.GatherV2(params=counts, indices=constant(_ZERO_CODES), axis=constant(1))
-    part, whole = (raw_ops.Cast(x=raw_ops.Sum(input=c, axis=constant([1])), DstT=tf.float32) for c in (zeros, counts))
-    return raw_ops.RealDiv(x=part, y=whole)
+    zeros = tf.raw_ops.GatherV2(params=counts, indices=constant(_ZERO_CODES), axis=constant(1))
+    part, whole = (
+        tf.raw_ops.Cast(x=tf.raw_ops.Sum(input=c, axis=constant([1])), DstT=tf.float32) for c in (zeros, counts)
+    )
+    return tf.raw_ops.RealDiv(x=part, y=whole)
 
 
 def zero_share(groups: Sequence[Group]) -> tf.Tensor:
@@ -107,6 +108,6 @@ def zero_share(groups: Sequence[Group]) -> tf.Tensor:
     for group, axes in zip(groups, reduction_axes(groups), strict=True):
         x = _sample(group)
         sample_axes = axes if group.stride == 1 else constant([0, 1])
-        is_zero = fusion_barrier(raw_ops.Cast(x=raw_ops.Equal(x=x, y=zero), DstT=tf.float32))
-        parts.append(raw_ops.Mean(input=is_zero, axis=sample_axes))
+        is_zero = fusion_barrier(tf.raw_ops.Cast(x=tf.raw_ops.Equal(x=x, y=zero), DstT=tf.float32))
+        parts.append(tf.raw_ops.Mean(input=is_zero, axis=sample_axes))
     return concat_parts(parts, groups)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
-from tensorflow import raw_ops
 
 from tapescope.capture.activations import SATURATED_SHARE, Activation
 from tapescope.capture.layer_hooks import LayerCall
@@ -99,9 +98,9 @@ def layer_rows(calls: Sequence[LayerCall], histogram: bool = False) -> tuple[tf.
         counts = histograms.count_codes(groups)
         folded = histograms.fold_into_bins(counts, groups, finite=sizes - moments[0])
         bins = tf.transpose(restore_order(folded, groups))
-    rows = concat([sizes[None], moments, raw_ops.Pack(values=[zero, saturated + undefined])], 0)
+    rows = concat([sizes[None], moments, tf.raw_ops.Pack(values=[zero, saturated + undefined])], 0)
     rows = restore_order(rows, groups)
-    units = restore_order(concat([absolute_sums, raw_ops.Pack(values=unit_counts)], 0), groups, widths)
+    units = restore_order(concat([absolute_sums, tf.raw_ops.Pack(values=unit_counts)], 0), groups, widths)
     norms, nonfinite = _delta_rows([call.deltas for call in calls])
     first_input = _first_input_rows(calls)
     return concat([rows, norms, nonfinite[None], first_input], 0), units, bins
@@ -114,8 +113,10 @@ def _sum_by_layer(
     zero, _, low, high = unit_counts
     layers = len(widths)
     layer_of_unit = np.repeat(np.arange(layers), [widths[i] for group in groups for i in group.indices])
-    counts = raw_ops.Pack(values=[zero, low + high], axis=1)
-    sums = raw_ops.UnsortedSegmentSum(data=counts, segment_ids=constant(layer_of_unit), num_segments=constant(layers))
+    counts = tf.raw_ops.Pack(values=[zero, low + high], axis=1)
+    sums = tf.raw_ops.UnsortedSegmentSum(
+        data=counts, segment_ids=constant(layer_of_unit), num_segments=constant(layers)
+    )
     zeros, saturated = tf.unstack(sums, axis=1)
     return zeros, saturated
 
@@ -153,7 +154,7 @@ def _pre_activation(call: LayerCall) -> tf.Tensor | None:
     if not call.differentiated:
         return None
     z = tf.reshape(call.measured, [-1, by_unit(call.a).shape[-1]])
-    return raw_ops.EnsureShape(input=z, shape=z.shape)
+    return tf.raw_ops.EnsureShape(input=z, shape=z.shape)
 
 
 def _count_nonfinite(x: tf.Tensor) -> tf.Tensor:
@@ -174,52 +175,52 @@ def _moments(groups: Sequence[Group], calls: Sequence[LayerCall]) -> Sequence[tf
     batch_axis_of_stack = constant([1])
     last_axis = constant([-1])
     batch_axes = [batch_axis_of_stack if group.stacked else batch_axis for group in groups]
-    unit_sums = [raw_ops.Sum(input=g.tensor, axis=axis) for g, axis in zip(groups, batch_axes, strict=True)]
-    total = concat_parts([raw_ops.Sum(input=s, axis=last_axis) for s in unit_sums], groups)
-    highest = concat_parts([raw_ops.Max(input=g.tensor, axis=a) for g, a in zip(groups, axes, strict=True)], groups)
-    lowest = concat_parts([raw_ops.Min(input=g.tensor, axis=a) for g, a in zip(groups, axes, strict=True)], groups)
+    unit_sums = [tf.raw_ops.Sum(input=g.tensor, axis=axis) for g, axis in zip(groups, batch_axes, strict=True)]
+    total = concat_parts([tf.raw_ops.Sum(input=s, axis=last_axis) for s in unit_sums], groups)
+    highest = concat_parts([tf.raw_ops.Max(input=g.tensor, axis=a) for g, a in zip(groups, axes, strict=True)], groups)
+    lowest = concat_parts([tf.raw_ops.Min(input=g.tensor, axis=a) for g, a in zip(groups, axes, strict=True)], groups)
     square = tensor_statistics.sums_of_squares(groups)
     mean = total / element_counts(groups)
     m2 = square - total * mean
-    is_constant = raw_ops.Equal(x=highest, y=lowest)
+    is_constant = tf.raw_ops.Equal(x=highest, y=lowest)
     valid = is_constant | (m2 > _CANCELLATION * square) & tensor_statistics.is_in_range(square)
     no_nonfinite = 0 * square
-    m2 = raw_ops.SelectV2(condition=is_constant, t=0 * square, e=m2)
-    fast = raw_ops.Pack(values=[no_nonfinite, mean, m2, lowest, highest])
+    m2 = tf.raw_ops.SelectV2(condition=is_constant, t=0 * square, e=m2)
+    fast = tf.raw_ops.Pack(values=[no_nonfinite, mean, m2, lowest, highest])
     absolute_sums = []
     for group, axis, unit_sum in zip(groups, batch_axes, unit_sums, strict=True):
         if not calls[group.indices[0]].activation.nonnegative:
-            unit_sum = raw_ops.Sum(input=fusion_barrier(raw_ops.Abs(x=group.tensor)), axis=axis)
+            unit_sum = tf.raw_ops.Sum(input=fusion_barrier(tf.raw_ops.Abs(x=group.tensor)), axis=axis)
         absolute_sums.append(unit_sum)
     return with_exact_fallback(valid, [fast, _concat_units(absolute_sums)[None]], groups, _exact_moments)
 
 
 def _concat_units(parts: Sequence[tf.Tensor]) -> tf.Tensor:
     """Concatenate one part of each group, [U] or stacked [n, U], to [sum U]."""
-    return concat([p if p.shape.rank == 1 else raw_ops.Reshape(tensor=p, shape=constant([-1])) for p in parts], 0)
+    return concat([p if p.shape.rank == 1 else tf.raw_ops.Reshape(tensor=p, shape=constant([-1])) for p in parts], 0)
 
 
 def _exact_moments(x: tf.Tensor) -> Sequence[tf.Tensor]:
     """Return what `_moments` does, of one group [n, M, U]: over the finite elements, m2 in two passes."""
     axes = constant([1, 2])
-    mask = raw_ops.IsFinite(x=x)
+    mask = tf.raw_ops.IsFinite(x=x)
     values, largest, nonfinite = tensor_statistics.scale_finite(x, mask, axes)
-    finite = raw_ops.Sub(x=constant(1.0), y=nonfinite)
-    total, number, bad = (raw_ops.Sum(input=t, axis=axes, keep_dims=True) for t in (values, finite, nonfinite))
-    mean = raw_ops.DivNoNan(x=total, y=number)
+    finite = tf.raw_ops.Sub(x=constant(1.0), y=nonfinite)
+    total, number, bad = (tf.raw_ops.Sum(input=t, axis=axes, keep_dims=True) for t in (values, finite, nonfinite))
+    mean = tf.raw_ops.DivNoNan(x=total, y=number)
     difference = (values - mean) * finite
-    scaled_m2 = raw_ops.Sum(input=fusion_barrier(raw_ops.Square(x=difference)), axis=axes, keep_dims=True)
+    scaled_m2 = tf.raw_ops.Sum(input=fusion_barrier(tf.raw_ops.Square(x=difference)), axis=axes, keep_dims=True)
     m2 = scaled_m2 * largest * largest
-    no_high = fusion_barrier(raw_ops.SelectV2(condition=mask, t=x, e=np.inf))
-    no_low = fusion_barrier(raw_ops.SelectV2(condition=mask, t=x, e=-np.inf))
-    lowest = raw_ops.Min(input=no_high, axis=axes, keep_dims=True)
-    highest = raw_ops.Max(input=no_low, axis=axes, keep_dims=True)
-    rows = raw_ops.Pack(values=[bad, mean * largest, m2, lowest, highest])
-    magnitude = fusion_barrier(raw_ops.Abs(x=values))
-    absolute_sums = raw_ops.Sum(input=magnitude, axis=constant([1]), keep_dims=True) * largest
+    no_high = fusion_barrier(tf.raw_ops.SelectV2(condition=mask, t=x, e=np.inf))
+    no_low = fusion_barrier(tf.raw_ops.SelectV2(condition=mask, t=x, e=-np.inf))
+    lowest = tf.raw_ops.Min(input=no_high, axis=axes, keep_dims=True)
+    highest = tf.raw_ops.Max(input=no_low, axis=axes, keep_dims=True)
+    rows = tf.raw_ops.Pack(values=[bad, mean * largest, m2, lowest, highest])
+    magnitude = fusion_barrier(tf.raw_ops.Abs(x=values))
+    absolute_sums = tf.raw_ops.Sum(input=magnitude, axis=constant([1]), keep_dims=True) * largest
     return (
-        raw_ops.Reshape(tensor=rows, shape=constant([5, -1])),
-        raw_ops.Reshape(tensor=absolute_sums, shape=constant([1, -1])),
+        tf.raw_ops.Reshape(tensor=rows, shape=constant([5, -1])),
+        tf.raw_ops.Reshape(tensor=absolute_sums, shape=constant([1, -1])),
     )
 
 
@@ -236,7 +237,7 @@ def _unit_counts(groups: Sequence[Group], calls: Sequence[LayerCall]) -> list[tf
         units = x.shape[-1]
         none = tf.zeros([len(group.indices), units] if group.stacked else [units])
         with attribute_errors_to(call.name):
-            zeros = _count(raw_ops.Equal(x=x, y=zero), axis, none)
+            zeros = _count(tf.raw_ops.Equal(x=x, y=zero), axis, none)
             low, high = saturation_masks(call.activation, _pre_activation(call), x)
             flat = flat_mask(call.activation, x)
         # What is saturated low of a ReLU are its zeros.
@@ -251,7 +252,7 @@ def _count(mask: tf.Tensor | None, axis: tf.Tensor, none: tf.Tensor) -> tf.Tenso
     """Return how many elements are true along `axis`, float32; `none` without a mask."""
     if mask is None:
         return none
-    return raw_ops.Sum(input=fusion_barrier(raw_ops.Cast(x=mask, DstT=tf.float32)), axis=axis)
+    return tf.raw_ops.Sum(input=fusion_barrier(tf.raw_ops.Cast(x=mask, DstT=tf.float32)), axis=axis)
 
 
 def saturation_masks(

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow import raw_ops
 
 from tapescope.capture.layer_hooks import LayerCall
 from tapescope.capture.selection import Names
@@ -262,12 +261,12 @@ def layer_columns(rows: tf.Tensor, sources: Sequence[int]) -> dict[str, tf.Tenso
     else:
         row = _merge_rows(dict(zip(layer_statistics.LAYER_ROWS, tf.unstack(rows, axis=1), strict=True)))
     finite = row["elements"] - row["nonfinite"]
-    has_finite = raw_ops.Greater(x=finite, y=constant(0.0))
-    std = raw_ops.Sqrt(x=raw_ops.DivNoNan(x=row["m2"], y=finite))
+    has_finite = tf.raw_ops.Greater(x=finite, y=constant(0.0))
+    std = tf.raw_ops.Sqrt(x=tf.raw_ops.DivNoNan(x=row["m2"], y=finite))
     moments = {"mean": row["mean"], "std": std, "min": row["min"], "max": row["max"]}
     return {
         **{
-            f"activation_{name}": raw_ops.SelectV2(condition=has_finite, t=value, e=constant(NAN))
+            f"activation_{name}": tf.raw_ops.SelectV2(condition=has_finite, t=value, e=constant(NAN))
             for name, value in moments.items()
         },
         "activation_zero": row["zero"] / row["elements"],
@@ -309,11 +308,11 @@ def _flow_columns(
 
     They lead from a layer's output to z, from z to its input, and from there to the output of the layer that feeds it.
     """
-    norms = raw_ops.Pack(values=[delta_norm, z_norm, input_norm])
-    delta, z, inputs = tf.unstack(raw_ops.Mul(x=raw_ops.Log(x=norms), y=constant(1 / np.log(10))))
+    norms = tf.raw_ops.Pack(values=[delta_norm, z_norm, input_norm])
+    delta, z, inputs = tf.unstack(tf.raw_ops.Mul(x=tf.raw_ops.Log(x=norms), y=constant(1 / np.log(10))))
     before = tf.where(tf.math.is_nan(inputs), tf.where(tf.math.is_nan(z), delta, z), inputs)
     source = np.asarray(sources, np.int32)
-    after = raw_ops.GatherV2(params=delta, indices=constant(np.maximum(source, 0)), axis=constant(0))
+    after = tf.raw_ops.GatherV2(params=delta, indices=constant(np.maximum(source, 0)), axis=constant(0))
     after += constant(np.where(source >= 0, 0.0, NAN))
     return {"flow_gate": z - delta, "flow_weight": inputs - z, "flow_between": after - before}
 
@@ -322,8 +321,8 @@ def _first_index(mask: tf.Tensor) -> tf.Tensor:
     """Return the index of the first true element of [L], float32 []; -1 where none is."""
     count = mask.shape[0] or 0
     remaining = _largest_where(mask, np.arange(count, 0, -1))  # elements from the first true one on
-    found = raw_ops.Greater(x=remaining, y=constant(0.0))
-    return raw_ops.SelectV2(condition=found, t=constant(float(count)) - remaining, e=constant(-1.0))
+    found = tf.raw_ops.Greater(x=remaining, y=constant(0.0))
+    return tf.raw_ops.SelectV2(condition=found, t=constant(float(count)) - remaining, e=constant(-1.0))
 
 
 def _last_index(mask: tf.Tensor) -> tf.Tensor:
@@ -333,5 +332,5 @@ def _last_index(mask: tf.Tensor) -> tf.Tensor:
 
 def _largest_where(mask: tf.Tensor, values: np.ndarray) -> tf.Tensor:
     """Return the largest of positive `values` where `mask` is true; 0 where it is nowhere true."""
-    masked = raw_ops.Mul(x=raw_ops.Cast(x=mask, DstT=tf.float32), y=constant(values, tf.float32))
-    return raw_ops.Relu(features=raw_ops.Max(input=masked, axis=constant([0])))  # without elements Max is -inf
+    masked = tf.raw_ops.Mul(x=tf.raw_ops.Cast(x=mask, DstT=tf.float32), y=constant(values, tf.float32))
+    return tf.raw_ops.Relu(features=tf.raw_ops.Max(input=masked, axis=constant([0])))  # without elements Max is -inf

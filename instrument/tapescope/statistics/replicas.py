@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow import raw_ops
 
 from tapescope.statistics.batched_ops import concat, constant, expand_columns, group_by_shape, restore_order
 
@@ -92,10 +91,10 @@ def replica_rows(
     groups = group_by_shape([x for x, _ in pairs.values()])
     for group in groups:
         group_sums = [sums[i] for i in group.indices]
-        other = raw_ops.Pack(values=group_sums) if group.stacked else group_sums[0]
+        other = tf.raw_ops.Pack(values=group_sums) if group.stacked else group_sums[0]
         shape = constant([len(group_sums), -1])
-        own = raw_ops.Reshape(tensor=group.tensor, shape=shape)
-        rows.append(_compare(own, raw_ops.Reshape(tensor=other, shape=shape)))
+        own = tf.raw_ops.Reshape(tensor=group.tensor, shape=shape)
+        rows.append(_compare(own, tf.raw_ops.Reshape(tensor=other, shape=shape)))
     present = [x if x is not None and id(x) in pairs else None for x in replica_gradients]
     return expand_columns(restore_order(concat(rows, 1), groups), present)
 
@@ -107,17 +106,17 @@ def _compare(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """
     last = constant([1])
     zero = constant(0.0)
-    x, y = (raw_ops.SelectV2(condition=raw_ops.IsFinite(x=t), t=t, e=zero) for t in (x, y))
-    equal_sign = raw_ops.Equal(x=raw_ops.Sign(x=x), y=raw_ops.Sign(x=y))
-    sign_share = raw_ops.Mean(input=raw_ops.Cast(x=equal_sign, DstT=tf.float32), axis=last)
-    a, b = (raw_ops.Cast(x=t, DstT=tf.float64) for t in (x, y))
+    x, y = (tf.raw_ops.SelectV2(condition=tf.raw_ops.IsFinite(x=t), t=t, e=zero) for t in (x, y))
+    equal_sign = tf.raw_ops.Equal(x=tf.raw_ops.Sign(x=x), y=tf.raw_ops.Sign(x=y))
+    sign_share = tf.raw_ops.Mean(input=tf.raw_ops.Cast(x=equal_sign, DstT=tf.float32), axis=last)
+    a, b = (tf.raw_ops.Cast(x=t, DstT=tf.float64) for t in (x, y))
     product, square_x, square_y = (
-        raw_ops.Sum(input=raw_ops.Mul(x=p, y=q), axis=last) for p, q in ((a, b), (a, a), (b, b))
+        tf.raw_ops.Sum(input=tf.raw_ops.Mul(x=p, y=q), axis=last) for p, q in ((a, b), (a, a), (b, b))
     )
-    norm = raw_ops.Sqrt(x=square_x)
-    cosine = product / (norm * raw_ops.Sqrt(x=square_y))  # 0 / 0 is NaN
-    norm, cosine = (raw_ops.Cast(x=t, DstT=tf.float32) for t in (norm, cosine))
-    return raw_ops.Pack(values=[norm, cosine, sign_share])
+    norm = tf.raw_ops.Sqrt(x=square_x)
+    cosine = product / (norm * tf.raw_ops.Sqrt(x=square_y))  # 0 / 0 is NaN
+    norm, cosine = (tf.raw_ops.Cast(x=t, DstT=tf.float32) for t in (norm, cosine))
+    return tf.raw_ops.Pack(values=[norm, cosine, sign_share])
 
 
 def noise_scale(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
-from tensorflow import raw_ops
 
 from tapescope.capture import private_api
 from tapescope.statistics import histograms
@@ -42,10 +41,10 @@ def sums_of_squares(groups: Sequence[Group]) -> tf.Tensor:
     """Return the sum of squares of each tensor, float32 [n]. Outside XLA a single tensor takes one pass, by L2Loss."""
     pairs = zip(groups, reduction_axes(groups), strict=True)
     if private_api.in_xla_context():
-        parts = [raw_ops.Sum(input=fusion_barrier(raw_ops.Square(x=g.tensor)), axis=axes) for g, axes in pairs]
+        parts = [tf.raw_ops.Sum(input=fusion_barrier(tf.raw_ops.Square(x=g.tensor)), axis=axes) for g, axes in pairs]
         return concat_parts(parts, groups)
     parts = [
-        raw_ops.Sum(input=raw_ops.Square(x=g.tensor), axis=axes) if g.stacked else raw_ops.L2Loss(t=g.tensor)
+        tf.raw_ops.Sum(input=tf.raw_ops.Square(x=g.tensor), axis=axes) if g.stacked else tf.raw_ops.L2Loss(t=g.tensor)
         for g, axes in pairs
     ]
     factors = [1.0 if g.stacked else 2.0 for g in groups for _ in g.indices]  # L2Loss is half of the sum
@@ -64,26 +63,26 @@ def scale_finite(x: tf.Tensor, mask: tf.Tensor, axes: tf.Tensor) -> tuple[tf.Ten
       The scaled elements, 0 where not finite, of the shape of `x`; the largest magnitudes, [n, 1, ...]; and 1 for
       each element that is not finite, else 0, of the shape of `x`.
     """
-    values = fusion_barrier(raw_ops.SelectV2(condition=mask, t=x, e=0.0))
-    largest = raw_ops.Max(input=fusion_barrier(raw_ops.Abs(x=values)), axis=axes, keep_dims=True)
-    scaled = raw_ops.DivNoNan(x=values, y=largest)
-    nonfinite = fusion_barrier(raw_ops.Cast(x=raw_ops.LogicalNot(x=mask), DstT=tf.float32))
+    values = fusion_barrier(tf.raw_ops.SelectV2(condition=mask, t=x, e=0.0))
+    largest = tf.raw_ops.Max(input=fusion_barrier(tf.raw_ops.Abs(x=values)), axis=axes, keep_dims=True)
+    scaled = tf.raw_ops.DivNoNan(x=values, y=largest)
+    nonfinite = fusion_barrier(tf.raw_ops.Cast(x=tf.raw_ops.LogicalNot(x=mask), DstT=tf.float32))
     return scaled, largest, nonfinite
 
 
 def is_in_range(square: tf.Tensor) -> tf.Tensor:
     """Return whether float32 keeps all digits of a sum of squares, bool [n]; False for 0, NaN and Inf."""
-    return raw_ops.Less(x=raw_ops.Abs(x=raw_ops.Log(x=square)), y=constant(_SQUARE_DECADES * np.log(10)))
+    return tf.raw_ops.Less(x=tf.raw_ops.Abs(x=tf.raw_ops.Log(x=square)), y=constant(_SQUARE_DECADES * np.log(10)))
 
 
 def _exact_norm_rows(x: tf.Tensor) -> Sequence[tf.Tensor]:
     """Return L2 norm and largest magnitude of the finite elements, and how many are not: [n, N] to [3, n]."""
     axes = constant([1])
-    values, largest, nonfinite = scale_finite(x, raw_ops.IsFinite(x=x), axes)
-    square = raw_ops.Sum(input=fusion_barrier(raw_ops.Square(x=values)), axis=axes, keep_dims=True)
-    norm = raw_ops.Sqrt(x=square) * largest
-    rows = raw_ops.Pack(values=[norm, largest, raw_ops.Sum(input=nonfinite, axis=axes, keep_dims=True)])
-    return (raw_ops.Reshape(tensor=rows, shape=constant([3, -1])),)
+    values, largest, nonfinite = scale_finite(x, tf.raw_ops.IsFinite(x=x), axes)
+    square = tf.raw_ops.Sum(input=fusion_barrier(tf.raw_ops.Square(x=values)), axis=axes, keep_dims=True)
+    norm = tf.raw_ops.Sqrt(x=square) * largest
+    rows = tf.raw_ops.Pack(values=[norm, largest, tf.raw_ops.Sum(input=nonfinite, axis=axes, keep_dims=True)])
+    return (tf.raw_ops.Reshape(tensor=rows, shape=constant([3, -1])),)
 
 
 def norm_rows(groups: Sequence[Group], is_valid: Callable[[tf.Tensor], tf.Tensor] = is_in_range) -> tf.Tensor:
@@ -99,9 +98,9 @@ def norm_rows(groups: Sequence[Group], is_valid: Callable[[tf.Tensor], tf.Tensor
     rows = []
     for chunk in chunks(groups):
         square = sums_of_squares(chunk)
-        norm = raw_ops.Sqrt(x=square)
+        norm = tf.raw_ops.Sqrt(x=square)
         # The exact path's second row is the largest magnitude, which nobody here asks for: any row of its shape serves.
-        fast = raw_ops.Pack(values=[norm, norm, raw_ops.ZerosLike(x=norm)])
+        fast = tf.raw_ops.Pack(values=[norm, norm, tf.raw_ops.ZerosLike(x=norm)])
         rows += with_exact_fallback(is_valid(square), [fast], chunk, _exact_norm_rows)
     return concat(rows, 1)
 
@@ -137,7 +136,7 @@ def gradient_rows(gradients: Sequence[tf.Tensor | None], histogram: bool = False
         bins = tf.transpose(expand_columns(restore_order(folded, groups), gradients, absent=0))
     else:
         zero = histograms.zero_share(groups)
-    rows = raw_ops.Pack(values=[norm, largest, zero, nonfinite])
+    rows = tf.raw_ops.Pack(values=[norm, largest, zero, nonfinite])
     return expand_columns(restore_order(rows, groups), gradients), bins
 
 
@@ -145,13 +144,13 @@ def _norm_max_nonfinite(groups: Sequence[Group]) -> tf.Tensor:
     """Return L2 norm, largest magnitude and number of non-finite elements of one chunk's tensors, float32 [3, n]."""
     axes = reduction_axes(groups)
     square = sums_of_squares(groups)
-    highest = concat_parts([raw_ops.Max(input=g.tensor, axis=a) for g, a in zip(groups, axes, strict=True)], groups)
-    lowest = concat_parts([raw_ops.Min(input=g.tensor, axis=a) for g, a in zip(groups, axes, strict=True)], groups)
-    largest = raw_ops.Maximum(x=highest, y=raw_ops.Neg(x=lowest))
-    norm = raw_ops.Sqrt(x=square)
-    fast = raw_ops.Pack(values=[norm, largest, raw_ops.ZerosLike(x=norm)])
+    highest = concat_parts([tf.raw_ops.Max(input=g.tensor, axis=a) for g, a in zip(groups, axes, strict=True)], groups)
+    lowest = concat_parts([tf.raw_ops.Min(input=g.tensor, axis=a) for g, a in zip(groups, axes, strict=True)], groups)
+    largest = tf.raw_ops.Maximum(x=highest, y=tf.raw_ops.Neg(x=lowest))
+    norm = tf.raw_ops.Sqrt(x=square)
+    fast = tf.raw_ops.Pack(values=[norm, largest, tf.raw_ops.ZerosLike(x=norm)])
     # A gradient that is 0 everywhere has the sum of squares 0, which is right: 1 is tested in its place.
-    all_zero = raw_ops.Cast(x=raw_ops.Equal(x=largest, y=constant(0.0)), DstT=tf.float32)
+    all_zero = tf.raw_ops.Cast(x=tf.raw_ops.Equal(x=largest, y=constant(0.0)), DstT=tf.float32)
     (rows,) = with_exact_fallback(is_in_range(square + all_zero), [fast], groups, _exact_norm_rows)
     return rows
 
@@ -169,7 +168,7 @@ def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> tf.T
       WEIGHT_ROWS, float32 [K, V]: L2 norm before, L2 norm of the change, number of non-finite elements before.
     """
     old, new = (group_by_shape([tf.cast(v, tf.float32) for v in values]) for values in (before, after))
-    change = [o._replace(tensor=raw_ops.Sub(x=n.tensor, y=o.tensor)) for o, n in zip(old, new, strict=True)]
+    change = [o._replace(tensor=tf.raw_ops.Sub(x=n.tensor, y=o.tensor)) for o, n in zip(old, new, strict=True)]
     norm, _, nonfinite = tf.unstack(norm_rows(old, tf.math.is_finite))
     change_norm, _, _ = tf.unstack(norm_rows(change, tf.math.is_finite))
-    return restore_order(raw_ops.Pack(values=[norm, change_norm, nonfinite]), old)
+    return restore_order(tf.raw_ops.Pack(values=[norm, change_norm, nonfinite]), old)
