@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from tapescope.statistics.batched_ops import concat, constant, expand_columns, group_by_shape, restore_order
+from tensorboard_plugin_tapescope.series.noise_scale import trace_and_squared_norm
 
 _COUNT_BASE = 4096
 """Counts are sent as quotient and remainder: below 2^31 / 4096 and 4096, with room for their sums in float32's 2^24."""
@@ -122,17 +123,10 @@ def _compare(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 def noise_scale(
     replica_norms: tf.Tensor, gradient_norms: tf.Tensor, examples: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Estimate the simple noise scale B = tr(S) / |G|^2 of one step, in examples.
+    """Estimate the gradient noise scale of one step, in examples.
 
-    S is the covariance of one example's gradient and G the mean gradient. Mean gradients g of b and g' of B examples
-    give unbiased estimates of both: McCandlish, Kaplan, Amodei, "An Empirical Model of Large-Batch Training", 2018,
-    appendix A.1:
-
-        tr(S) = (|g|^2 - |g'|^2) / (1/b - 1/B)
-        |G|^2 = (B |g'|^2 - b |g|^2) / (B - b)
-
-    The small batch is a replica's, the large one the global batch. One step's ratio is noisy and may be negative.
-    `tensorboard_plugin_tapescope.series.noise_scale` averages the two estimates over a run, with an interval.
+    The small batch is a replica's, the large one the global batch. One step's estimate is noisy and may be negative.
+    `tensorboard_plugin_tapescope.series.noise_scale` has the formula, its source, and the estimate over a run.
 
     Args:
       replica_norms: L2 norms of the replicas' parts of the gradient, float32 [R, V].
@@ -149,12 +143,10 @@ def noise_scale(
     small_squares = tf.reduce_mean(tf.square(replica_norms * replicas), 0)
     big_squares = tf.square(gradient_norms)
 
-    def ratio(small2: tf.Tensor, big2: tf.Tensor) -> tf.Tensor:
-        trace = (small2 - big2) / (1 / small - 1 / big)
-        gradient2 = (big * big2 - small * small2) / (big - small)
-        return trace / gradient2
-
     present = tf.math.logical_not(tf.math.is_nan(big_squares))
     small_sum = tf.reduce_sum(tf.where(present, small_squares, 0.0))
     big_sum = tf.reduce_sum(tf.where(present, big_squares, 0.0))
-    return ratio(small_squares, big_squares), ratio(small_sum, big_sum)
+    trace, squared_norm = trace_and_squared_norm(small_squares, big_squares, small, big)
+    by_variable = trace / squared_norm
+    trace, squared_norm = trace_and_squared_norm(small_sum, big_sum, small, big)
+    return by_variable, trace / squared_norm

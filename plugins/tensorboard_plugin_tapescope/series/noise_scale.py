@@ -1,12 +1,11 @@
 """The gradient noise scale of a run: one number from many steps, with its confidence interval.
 
-The noise scale of one step is the ratio of two noisy estimates. Its mean over steps is biased and need not exist, so
-trace and squared gradient are averaged first and then divided: McCandlish, Kaplan, Amodei, "An Empirical Model of
-Large-Batch Training", 2018, appendix A.1.
+The noise scale of one step is the ratio of two noisy estimates (`trace_and_squared_norm`). Its mean over steps is
+biased and need not exist, so the two are averaged first and then divided.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +24,23 @@ class NoiseScale(NamedTuple):
 
 
 UNKNOWN = NoiseScale(math.nan, math.nan, math.nan)
+
+
+def trace_and_squared_norm(small_squares: Any, big_squares: Any, small: Any, big: Any) -> tuple[Any, Any]:
+    """Estimate tr(S), the variance of one example's gradient, and |G|^2, without bias, from two batch sizes.
+
+    The source is McCandlish, Kaplan, Amodei, "An Empirical Model of Large-Batch Training", 2018, appendix A.1. The
+    simple noise scale is tr(S) / |G|^2, in examples. The arithmetic serves for NumPy arrays and for tensors.
+
+    Args:
+      small_squares: squared L2 norm of the mean gradient of a small batch; its mean, if there are several.
+      big_squares: squared L2 norm of the mean gradient of a large batch.
+      small: examples in the small batch.
+      big: examples in the large batch.
+    """
+    trace = (small_squares - big_squares) / (1 / small - 1 / big)
+    squared_norm = (big * big_squares - small * small_squares) / (big - small)
+    return trace, squared_norm
 
 
 def examples_per_step(steps: np.ndarray, examples_seen: np.ndarray) -> np.ndarray:
@@ -54,8 +70,7 @@ def estimate_noise_scale(replica_norms: np.ndarray, gradient_norms: np.ndarray, 
     with np.errstate(invalid="ignore", over="ignore"):
         small_squares = np.nansum(np.square(replica_norms * replicas, dtype=np.float64), axis=2).mean(axis=1)
         big_squares = np.nansum(np.square(gradient_norms, dtype=np.float64), axis=1)
-        trace = (small_squares - big_squares) / (1 / small - 1 / big)
-        gradient_squares = (big * big_squares - small * small_squares) / (big - small)
+        trace, gradient_squares = trace_and_squared_norm(small_squares, big_squares, small, big)
     known = np.isfinite(trace) & np.isfinite(gradient_squares) & (big_squares > 0)
     pairs = np.stack([trace[known], gradient_squares[known]])
     if not pairs.shape[1]:
