@@ -1,6 +1,6 @@
-"""What others build upon stays as it is: names, arguments and defaults, flags, commands and columns, in public.txt.
+"""Public names, arguments and defaults, flags, commands and columns, as recorded in public.txt.
 
-Where a change is meant: `python -m tests.test_public > tests/public.txt`, and a line in CHANGELOG.md.
+For an intended change: `python -m tests.test_public > tests/public.txt`, and an entry in CHANGELOG.md.
 """
 
 import argparse
@@ -11,51 +11,54 @@ from collections.abc import Iterator
 from typing import Any
 
 import tapescope
-from tapescope import cli, probe
+from tapescope import cli
 from tapescope_trainers import flags
 from tensorboard_plugin_tapescope import metadata
 
-KEPT = pathlib.Path(__file__).parent / "public.txt"
+RECORDED = pathlib.Path(__file__).parent / "public.txt"
+MADE_BY = {"Tape": ", made by Probe.tape, a tf.GradientTape"}
+"""Classes whose constructors users do not call."""
 
 
-def arguments(function: Any) -> str:
-    """Names, kinds and defaults; types are for pyright, and their names differ between versions of Python."""
+def describe_arguments(function: Any) -> str:
+    """Return names, kinds and defaults. Types are left out: pyright checks them, and Python versions print others."""
     signature = inspect.signature(function)
-    plain = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "self"]
-    return str(signature.replace(parameters=plain, return_annotation=signature.empty))
+    parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "self"]
+    return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
 
 
-def members(of: type) -> Iterator[str]:
-    """What an object has beside what its foreign base classes promise."""
-    foreign = [base for base in of.__mro__[1:] if not base.__module__.startswith("tapescope")]
-    own = re.findall(r"^ +self\.([a-z]\w*)\b.*=", inspect.getsource(of), re.MULTILINE)
-    for name in sorted({*own, *vars(of)}):
+def describe_members(cls: type) -> Iterator[str]:
+    """Yield the public members that a class does not inherit from a base class of another package."""
+    foreign = [base for base in cls.__mro__[1:] if not base.__module__.startswith("tapescope")]
+    assigned = re.findall(r"^ +self\.([a-z]\w*)\b.*=", inspect.getsource(cls), re.MULTILINE)
+    for name in sorted({*assigned, *vars(cls)}):
         if (name.startswith("_") and name != "__getitem__") or any(hasattr(base, name) for base in foreign):
             continue
-        member = vars(of).get(name)
-        yield f"    .{name}{arguments(member) if inspect.isfunction(member) else ''}"
+        member = vars(cls).get(name)
+        yield f"    .{name}{describe_arguments(member) if inspect.isfunction(member) else ''}"
 
 
-def commands(parser: argparse.ArgumentParser) -> Iterator[str]:
-    (several,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    for name, command in several.choices.items():
-        given = [a for a in command._actions if a.dest != "help"]
-        words = [a.option_strings[0] if a.option_strings else str(a.metavar) for a in given]
-        defaults = ["" if a.default in (None, False) else f"={a.default}" for a in given]
-        yield " ".join([f"tapescope {name}", *(w + d for w, d in zip(words, defaults, strict=True))])
+def describe_commands(parser: argparse.ArgumentParser) -> Iterator[str]:
+    (subparsers,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    for name, command in subparsers.choices.items():
+        words = [f"tapescope {name}"]
+        for action in command._actions:
+            if action.dest != "help":
+                option = action.option_strings[0] if action.option_strings else str(action.metavar)
+                default = "" if action.default in (None, False) else f"={action.default}"
+                words.append(option + default)
+        yield " ".join(words)
 
 
-def text() -> Iterator[str]:
+def describe_all() -> Iterator[str]:
     yield "import tapescope"
     for name in sorted(tapescope.__all__):
         public = getattr(tapescope, name)
-        yield f"  tapescope.{name}{arguments(public)}"
+        yield f"  tapescope.{name}{MADE_BY.get(name) or describe_arguments(public)}"
         if inspect.isclass(public):
-            yield from members(public)
-    yield "  Probe.tape(...), a tf.GradientTape"
-    yield from members(probe.Tape)
+            yield from describe_members(public)
     yield "\ncommands"
-    yield from (f"  {line}" for line in commands(cli.parser()))
+    yield from (f"  {line}" for line in describe_commands(cli.make_parser()))
     yield "\nflags of tapescope-train"
     for flag in sorted(flags.Options._fields):
         yield f"  --{flag}={flags.FLAGS[flag].default}"
@@ -66,9 +69,9 @@ def text() -> Iterator[str]:
     yield f"  histograms: {metadata.BINS} bins from 2^{metadata.LOW_EXPONENT} to 2^{metadata.HIGH_EXPONENT}"
 
 
-def test_what_others_build_upon_is_what_it_was():
-    assert "\n".join(text()) + "\n" == KEPT.read_text(), __doc__
+def test_public_names_are_the_recorded_ones():
+    assert "\n".join(describe_all()) + "\n" == RECORDED.read_text(), __doc__
 
 
 if __name__ == "__main__":
-    print("\n".join(text()))
+    print("\n".join(describe_all()))

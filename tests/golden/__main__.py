@@ -1,4 +1,4 @@
-"""Writes the golden file of the present schema version, unless there is one: what was released never changes."""
+"""Write the golden file of the present schema version. What was released never changes, so none is overwritten."""
 
 import pathlib
 import sys
@@ -10,10 +10,10 @@ from tensorboard_plugin_tapescope import metadata
 
 
 def main() -> None:
-    """The run of this version."""
+    """Write the run of this version."""
     directory = pathlib.Path(__file__).parent / f"schema_{metadata.SCHEMA}"
     if directory.exists():
-        sys.exit(f"{directory} is there already, and what was released must stay as it is")
+        sys.exit(f"{directory} exists already; a released file must not change. Raise metadata.SCHEMA first")
     spec = Spec(depth=2, units=3, replicas=2, findings=(synthetic.finding(),))
     synthetic.write(directory, spec, range(0, 30, 10))
     (file,) = directory.iterdir()
