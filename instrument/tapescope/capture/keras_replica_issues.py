@@ -20,7 +20,7 @@ class ReplicaIssue(NamedTuple):
     """A replica issue, as it is in the details of the replicas' records."""
 
     kind: str
-    """A key of `rules.replica_issues.WORDS`, or one of CLIPPING_SETTINGS."""
+    """A key of `rules.replica_issues.ISSUE_TEXTS`, or one of CLIPPING_SETTINGS."""
     layer: str | None
     """None where the optimizer has the issue."""
     value: float | None

@@ -1,8 +1,10 @@
-"""A reader of the step must not change what TensorFlow makes of it: the same bits in every network that it rewrites."""
+"""A measured step keeps the bits of the plain one, in networks of each kind that Grappler rewrites."""
 
 import functools
+from collections import Counter
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -43,7 +45,7 @@ def _attention(x):
 
 
 def _post_norm(x):
-    """A transformer's block, of which the queries, keys and values and the sum read the same."""
+    """Return a transformer's block; queries, keys, values and the sum read the same tensor."""
     x = layers.Reshape((4, 8))(x)
     x = layers.LayerNormalization()(x + layers.MultiHeadAttention(2, 4)(x, x))
     x = layers.LayerNormalization()(x + layers.Dense(8)(layers.Dense(16, "gelu")(x)))
@@ -98,37 +100,56 @@ BLOCKS = {
     "densely connected": (DENSE, _densely_connected, None),
     "batch normalization": (DENSE, lambda x: layers.BatchNormalization()(x), None),
 }
-"""Input, what follows a linear layer, and which layers are measured."""
+"""Shape of the input, the block that follows a linear layer, and the pattern of the measured layers."""
+
+
+def network_with(name):
+    """Return a function that makes a model of a linear layer, one of BLOCKS and a linear layer."""
+    shape, block, _ = BLOCKS[name]
+
+    def network():
+        inputs = keras.Input(shape)
+        x = layers.Conv2D(8, 3, padding="same")(inputs) if shape == IMAGE else layers.Dense(32)(inputs)
+        x = layers.Flatten()(block(x)) if shape == IMAGE else block(x)
+        return keras.Model(inputs, layers.Dense(3)(x))
+
+    return network
+
+
+def small_network():
+    inputs = keras.Input(DENSE)
+    return keras.Model(inputs, layers.Dense(3)(layers.Dense(32, "tanh")(inputs)))
 
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("name", BLOCKS)
-def test_the_same_bits_where_tensorflow_would_merge_what_is_measured(name, known):
-    shape, block, selection = BLOCKS[name]
-
-    def network():
-        given = keras.Input(shape)
-        x = layers.Conv2D(8, 3, padding="same")(given) if shape == IMAGE else layers.Dense(32)(given)
-        x = layers.Flatten()(block(x)) if shape == IMAGE else block(x)
-        return keras.Model(given, layers.Dense(3)(x))
-
-    plain, measured = (networks.trained(network, m, selection=selection, known=known, steps=10) for m in (False, True))
+def test_measuring_keeps_the_bits_of_blocks_that_grappler_rewrites(name, known):
+    network = network_with(name)
+    selection = BLOCKS[name][2]
+    plain, measured = (networks.train(network, m, selection=selection, known=known, steps=10) for m in (False, True))
     assert networks.same_bits(plain, measured)
 
 
-def test_the_same_bits_where_clipped_gradients_are_multiplied_by_a_learning_rate():
-    def network():
-        given = keras.Input(DENSE)
-        return keras.Model(given, layers.Dense(3)(layers.Dense(32, "tanh")(given)))
+def test_without_isolation_measuring_changes_bits():
+    """Positive control of the test above."""
+    network = network_with("bias, then sigmoid")
+    plain = networks.train(network, False, steps=10)
+    measured = networks.train(network, True, steps=10, exact=False)
+    assert not networks.same_bits(plain, measured)
 
-    plain, measured, other = (
-        networks.trained(network, m, clip=c) for m, c in ((False, 0.5), (True, 0.5), (False, None))
-    )
+
+def test_measuring_keeps_the_bits_of_clipped_gradients():
+    plain, measured = (networks.train(small_network, m, clip=0.5) for m in (False, True))
     assert networks.same_bits(plain, measured)
-    assert not networks.same_bits(plain, other)
 
 
-def test_the_gradients_that_go_on_are_the_tapes_own():
+def test_clipping_changes_bits():
+    """Positive control of the test above: the gradients are large enough to be clipped."""
+    clipped, unclipped = (networks.train(small_network, False, clip=c) for c in (0.5, None))
+    assert not networks.same_bits(clipped, unclipped)
+
+
+def test_the_user_gets_the_tapes_own_gradients():
     scale, x = tf.Variable(2.0), tf.Variable(3.0)
     probe = tapescope.Probe([scale], strict=True)
 
@@ -138,23 +159,81 @@ def test_the_gradients_that_go_on_are_the_tapes_own():
             loss = scale * x
         gradients = tape.gradient(loss, [scale])
         assert gradients[0].op.type == "Mul"
-        assert tape.own()[0] is gradients[0]
+        assert tape.variable_gradients()[0] is gradients[0]
         return tape.reading(aggregated=gradients, applied=gradients)
 
     step()
     assert not probe.failure
 
 
-@pytest.mark.parametrize("seed", [s for s in range(13) if s != 3])  # 3, TensorFlow itself trains otherwise each time
-def test_the_same_bits_in_any_network(seed):
-    network, how = functools.partial(networks.by_chance, seed), networks.how_by_chance(seed)
-    plain, measured = (networks.trained(network, measure, **how) for measure in (False, True))
+@pytest.mark.parametrize("seed", [s for s in range(13) if s != 3])  # plain trainings of 3 differ from each other
+def test_measuring_keeps_the_bits_of_random_networks(seed):
+    network = functools.partial(networks.random_network, seed)
+    options = networks.random_options(seed)
+    plain, measured = (networks.train(network, measure, **options) for measure in (False, True))
     assert networks.same_bits(plain, measured)
 
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("selection", [None, "[02468]", "[13579]"])
-def test_no_sum_takes_what_is_still_being_measured(selection, known):
-    for seed in (17, 306):
-        network = functools.partial(networks.by_chance, seed)
-        assert not networks.contacts(network, seed=seed, selection=selection, known=known), seed
+@pytest.mark.parametrize("seed", [17, 306])
+def test_measuring_holds_no_input_of_a_large_sum(seed, selection, known):
+    network = functools.partial(networks.random_network, seed)
+    assert networks.held_sum_inputs(network, seed=seed, selection=selection, known=known) == []
+
+
+@pytest.mark.parametrize("seed", [17, 306])
+def test_without_isolation_measuring_holds_inputs_of_large_sums(seed):
+    """Positive control of the test above."""
+    network = functools.partial(networks.random_network, seed)
+    assert networks.held_sum_inputs(network, seed=seed, exact=False)
+
+
+def graph_of(network, measure, **options):
+    _, step, _ = networks.make_step(network, measure, **options)
+    return step.get_concrete_function().graph.as_graph_def()
+
+
+def structures(graph):
+    """Return how often each operation occurs, described by its type and those of all that it depends on."""
+    nodes = {node.name: node for node in graph.node}
+
+    @functools.cache
+    def describe(name):
+        node = nodes[name.split(":")[0]]
+        inputs = [describe(i) for i in node.input if not i.startswith("^")]
+        if node.op == "Identity":  # a measured layer reads its input through one
+            return inputs[0]
+        return hash((node.op, node.attr["shape"].SerializeToString(), *inputs))
+
+    return Counter(describe(node.name) for node in graph.node)
+
+
+def test_without_isolation_the_steps_own_operations_are_unchanged():
+    plain, measured = (structures(graph_of(small_network, m, exact=False)) for m in (False, True))
+    assert sum(plain.values()) > 50
+    assert plain - measured == Counter()
+
+
+def test_isolation_changes_the_steps_own_operations():
+    """Positive control of the test above: a copy is read in place of the terms of a sum."""
+    network = network_with("three branches chosen")
+    plain, measured = (structures(graph_of(network, m, selection="branch[012]")) for m in (False, True))
+    assert plain - measured != Counter()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_only_exact_measuring_makes_twins_and_copies(exact):
+    network = network_with("three branches chosen")
+    graph = graph_of(network, True, selection="branch[012]", exact=exact)
+    added = [node.name for node in graph.node if "tapescope_twin" in node.name or node.op == "Snapshot"]
+    assert bool(added) == exact
+
+
+def test_exact_and_inexact_measuring_give_the_same_reading():
+    readings = []
+    for exact in (True, False):
+        _, step, batch = networks.make_step(network_with("residual"), True, exact=exact)
+        readings.append(step(*batch)[1])
+    for field, first, second in zip(readings[0]._fields, *readings, strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-6, err_msg=field)
