@@ -18,6 +18,10 @@ PERCENTILES = (1, 99)
 OUTLIER_FENCE = 1.5
 """A row is an outlier if its median lies so many interquartile ranges beyond the quartiles of all rows' medians."""
 
+MIN_FENCE_DECADES = 2
+MIN_FENCE_FACTOR = 4
+"""But not if it is less far away than this: in decades, or on a diverging scale in multiples of the upper quartile."""
+
 MIN_DECADES = 4
 """A logarithmic range up to so many decades shows all rows; outlier rows are cut off from a wider one only."""
 
@@ -111,7 +115,8 @@ def colour_range(column: Column, *grids: np.ndarray) -> ColourRange:
         return _log_range(grids)
     if column.scale == "diverging":
         return _diverging_range(grids)
-    positive = np.concatenate([grid[np.isfinite(grid) & (grid > 0)] for grid in grids])
+    finite = _finite(grids)
+    positive = finite[finite > 0]
     _, high = _percentiles(positive) if positive.size else (0.0, 0.0)
     return ColourRange(column.scale, 0.0, max(high, 1.0))
 
@@ -122,7 +127,7 @@ def _log_range(grids: Sequence[np.ndarray]) -> ColourRange:
         decades = [np.log10(np.where(grid > 0, grid, np.nan)) for grid in grids]
     low, high = _whole_decades(decades)
     if high - low > MIN_DECADES:
-        typical_low, typical_high = _whole_decades(_without_outlier_rows(decades))
+        typical_low, typical_high = _whole_decades(_without_outlier_rows(decades, "log"))
         if (typical_high - typical_low) * MIN_NARROWING["log"] <= high - low:
             low, high = typical_low, typical_high
     return ColourRange("log", low, high, has_zeros)
@@ -139,7 +144,7 @@ def _whole_decades(decades: Sequence[np.ndarray]) -> tuple[int, int]:
 def _diverging_range(grids: Sequence[np.ndarray]) -> ColourRange:
     magnitudes = [np.abs(grid) for grid in grids]
     reach = _reach(magnitudes)
-    typical = _reach(_without_outlier_rows(magnitudes))
+    typical = _reach(_without_outlier_rows(magnitudes, "diverging"))
     if 0 < typical * MIN_NARROWING["diverging"] <= reach:
         reach = typical
     reach = _round_up(reach) if reach else 1.0
@@ -150,7 +155,7 @@ def _round_up(value: float) -> float:
     """Return the next round number, so that ticks at its half are short and colours seldom change in a live run."""
     unit = 10.0 ** math.floor(math.log10(value))
     factor = next(factor for factor in ROUND_FACTORS if factor * unit >= value * (1 - 1e-6))
-    return factor * unit
+    return float(f"{factor * unit:.2g}")
 
 
 def _reach(magnitudes: Sequence[np.ndarray]) -> float:
@@ -159,7 +164,7 @@ def _reach(magnitudes: Sequence[np.ndarray]) -> float:
 
 
 def _finite(grids: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([grid[np.isfinite(grid)] for grid in grids])
+    return np.concatenate([grid[np.isfinite(grid)] for grid in grids]) if grids else np.zeros(0)
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
@@ -169,14 +174,15 @@ def _percentiles(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _without_outlier_rows(grids: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _without_outlier_rows(grids: Sequence[np.ndarray], scale: str) -> list[np.ndarray]:
     """Return the grids without the columns whose median is an outlier among the medians of all (Tukey's fences)."""
     medians = [_medians(grid) for grid in grids]
     known = _finite(medians)
     if not known.size:
         return list(grids)
     lower, upper = np.percentile(known, [25, 75])
-    fence = OUTLIER_FENCE * (upper - lower)
+    least = MIN_FENCE_DECADES if scale == "log" else MIN_FENCE_FACTOR * upper
+    fence = max(OUTLIER_FENCE * (upper - lower), least)
     return [
         grid[:, (median >= lower - fence) & (median <= upper + fence)]
         for grid, median in zip(grids, medians, strict=True)

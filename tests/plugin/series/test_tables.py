@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scripts.testbed.hostile import Datum
 
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import tables
@@ -82,3 +83,55 @@ def test_damaged_variables_of_layers_are_left_out(owned):
 
 def test_variables_of_layers_beyond_the_last_are_left_out():
     assert tables.owned_variables(Family("layers", (), ("a",), {"variables": [[0], [1]]})) == [[0]]
+
+
+@pytest.mark.parametrize(
+    ("column", "latest", "order"),
+    [
+        ("gradient_norm", [1.0, 0.0, np.nan, 5.0], [1, 0, 3, 2]),
+        ("saturated", [1.0, 0.0, np.nan, 5.0], [3, 0, 1, 2]),
+        ("activation_mean", [0.1, -9.0, 1.0], [1, 2, 0]),
+        ("gradient_norm", [1e-9, np.inf], [1, 0]),
+    ],
+)
+def test_the_worst_rows_are_on_the_column_s_bad_side(column, latest, order):
+    assert tables.worst_first(column, np.array([latest])).tolist() == order
+
+
+def test_a_range_of_steps_includes_both_ends():
+    table = tables.Table(Family("step"), np.arange(8), np.zeros(8), np.zeros((8, 1)))
+    assert tables.between(table, 2, 5).steps.tolist() == [2, 3, 4, 5]
+
+
+def test_a_range_behind_the_last_step_is_empty():
+    table = tables.Table(Family("step"), np.arange(8), np.zeros(8), np.zeros((8, 1)))
+    assert len(tables.between(table, 9, 12).values) == 0
+
+
+def test_records_of_another_shape_are_left_out():
+    family = Family("layers", ("delta_norm",), ("a", "b"))
+    data = [Datum(0, 0.0, np.ones((1, 2), np.float32)), Datum(1, 1.0, np.ones((1, 3), np.float32))]
+    assert tables.table(family, data).steps.tolist() == [0]
+
+
+def test_records_that_are_not_numbers_are_left_out():
+    family = Family("layers", ("delta_norm",), ("a", "b"))
+    assert tables.table(family, [Datum(0, 0.0, np.full((1, 2), b"text", object))]).values.shape == (0, 1, 2)
+
+
+def test_a_share_of_dead_units_is_their_number_over_the_units():
+    family = Family("layers", ("units_dead",), ("a", "b"), {"units": [4, 0]})
+    table = tables.table(family, [Datum(0, 0.0, np.array([[1, 0]], np.float32))])
+    np.testing.assert_array_equal(tables.column(table, "dead_share"), [[0.25, np.nan]])
+
+
+def test_a_share_is_a_column_if_the_number_of_units_is_known():
+    family = Family("layers", ("units_dead",), ("a", "b"), {"units": [4, 0]})
+    assert "dead_share" in tables.column_names(family)
+    assert "dead_share" not in tables.column_names(family._replace(details={}))
+
+
+def test_values_of_another_run_are_those_of_its_last_record_so_far():
+    table = tables.Table(Family("step"), np.array([10, 20, 30]), np.zeros(3), np.array([[1.0], [2.0], [3.0]]))
+    found = tables.as_of(np.array([5, 10, 25, 99]), table, table.values)
+    np.testing.assert_array_equal(found[:, 0], [np.nan, 1, 2, 3])

@@ -1,0 +1,42 @@
+"""Figures of one layer, of the flow budget and of scaling."""
+
+import numpy as np
+
+from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.figures import layer as layer_figures
+from tensorboard_plugin_tapescope.figures.encoding import decode
+
+GAINS = {"flow_gate": np.array([-1.0, np.nan]), "flow_weight": np.array([0.5, -2.0])}
+
+
+def test_each_bar_of_the_budget_begins_where_the_one_before_ended():
+    figure = layer_figures.flow_budget(["out", "mid"], GAINS)
+    assert [decode(trace["base"]).tolist() for trace in figure["data"][:2]] == [[0, -0.5], [-1, -0.5]]
+
+
+def test_the_total_of_the_budget_is_the_end_of_each_layer():
+    figure = layer_figures.flow_budget(["out", "mid"], GAINS)
+    assert decode(figure["data"][-1]["y"]).tolist() == [-0.5, -2.5]
+
+
+def test_runs_state_their_efficiency_against_the_fewest_replicas():
+    figure = layer_figures.scaling_chart(["a", "b"], np.array([1.0, 4.0]), np.array([100.0, 300.0]))
+    assert [trace["text"] for trace in figure["data"][1:]] == [["100%"], ["75%"]]
+
+
+def test_bands_are_filled_from_the_smallest_value_to_the_largest():
+    mean, std, low, high = np.array([[1.0, 2.0], [0.5, 0.5], [-1.0, 0.0], [3.0, 4.0]])
+    traces = layer_figures.output_bands(np.arange(2), mean, std, low, high)["data"]
+    assert [decode(trace["y"])[0] for trace in traces] == [-1, 3, 0.5, 1.5, 1]
+    assert [trace.get("fill") for trace in traces] == [None, "tonexty", None, "tonexty", None]
+
+
+def test_a_map_of_many_units_draws_some_of_them():
+    (trace,) = layer_figures.unit_map(np.arange(2), np.zeros((2, 10_000), np.uint8))["data"]
+    assert len(decode(trace["y"])) <= layer_figures.MAX_UNITS
+
+
+def test_a_unit_state_of_a_later_version_is_unknown():
+    codes = np.array([[len(metadata.UNIT_STATES)]], np.uint8)
+    (trace,) = layer_figures.unit_map(np.array([0]), codes)["data"]
+    assert trace["text"] == [["unknown"]]
