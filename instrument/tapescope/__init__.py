@@ -36,9 +36,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tapescope.analysis.compare import Comparison as Comparison
     from tapescope.analysis.compare import compare as compare
-    from tapescope.analysis.noise import noise_scale as noise_scale
     from tapescope.analysis.replay import check as check
     from tapescope.analysis.report import write_report as write_report
+    from tapescope.analysis.scaling import noise_scale as noise_scale
     from tapescope.analysis.scaling import scaling as scaling
     from tapescope.capture.keras_replica_issues import own_random_numbers as own_random_numbers
     from tapescope.capture.keras_replica_issues import replica_issues as replica_issues
@@ -77,7 +77,7 @@ _MODULES = {
     "compare": "analysis.compare",
     "every": "schedule",
     "never": "schedule",
-    "noise_scale": "analysis.noise",
+    "noise_scale": "analysis.scaling",
     "own_random_numbers": "capture.keras_replica_issues",
     "replica_issues": "capture.keras_replica_issues",
     "runs": "storage.run",
@@ -87,7 +87,7 @@ _MODULES = {
 }
 """The module of each public name."""
 
-__all__ = list(_MODULES)
+__all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,11 @@
-"""`tapescope check`: what it prints, and its exit codes, which CI relies on."""
+"""The command line: what it prints, and its exit codes, on which CI relies."""
 
 import json
 
 import numpy as np
 import pytest
+from scripts.testbed import synthetic
+from scripts.testbed.synthetic import Spec
 
 from tapescope import cli
 from tapescope.rules.finding import from_json
@@ -18,10 +20,11 @@ DETAILS = {
     "sources": [[], [0], [1], [2]],
     "skipped": {},
 }
+VANISHING = put("flow_gate", 1, -3.5)
 
 
 def write(logdir, change=None, count=20):
-    """A run of made-up records."""
+    """Write a run of made-up records; `change(t, columns)` alters each in place."""
     file = event_file.EventFile(logdir)
     for t in range(count):
         columns = healthy(t)
@@ -34,77 +37,154 @@ def write(logdir, change=None, count=20):
             ("step", metadata.STEP_COLUMNS, (), {}),
         ):
             rows = [c.name for c in known if c.name in columns]
-            kind = np.float64 if family == "step" else np.float32
-            tensor = np.array([columns[name] for name in rows], kind)
+            dtype = np.float64 if family == "step" else np.float32
+            tensor = np.array([columns[name] for name in rows], dtype)
             values.append(event_file.tensor(metadata.Family(family, tuple(rows), names, details), tensor))
         file.add(4 * t, values)
     file.close()
 
 
-def check(capsys, *arguments):
-    """Exit code, standard output, standard error."""
-    code = cli.main(["check", *map(str, arguments)])
-    return code, *capsys.readouterr()
+@pytest.fixture
+def run_cli(capsys):
+    """Return a function that runs a command and returns its exit code, standard output and standard error."""
+
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
-def test_nothing_found(tmp_path, capsys):
+def test_check_without_findings(tmp_path, run_cli):
     write(tmp_path)
-    assert check(capsys, tmp_path) == (cli.NONE, f"nothing found in 20 records of {tmp_path}\n", "")
-    assert check(capsys, tmp_path, "--json") == (cli.NONE, "", "")
+    assert run_cli("check", tmp_path) == (cli.SUCCESS, f"no findings in 20 records of {tmp_path}\n", "")
 
 
-def test_findings_in_words_the_gravest_first(tmp_path, capsys):
-    write(tmp_path, both(put("flow_gate", 1, -3.5), put("first_nonfinite_forward", None, 2, since=19)))
-    code, out, _ = check(capsys, tmp_path)
+def test_check_without_findings_prints_no_json(tmp_path, run_cli):
+    write(tmp_path)
+    assert run_cli("check", tmp_path, "--json") == (cli.SUCCESS, "", "")
+
+
+def test_check_prints_findings_with_the_most_severe_first(tmp_path, run_cli):
+    write(tmp_path, both(VANISHING, put("first_nonfinite_forward", None, 2, since=19)))
+    code, out, _ = run_cli("check", tmp_path)
     assert code == cli.FOUND
     assert out.startswith("error: non_finite in hidden_3, step 76\n")
-    assert "\nwarning: vanishing in hidden_2, step 0\n  The tanh layer `hidden_2` makes the gradient 2," in out
+    assert "\nwarning: vanishing in hidden_2, step 0\n  The tanh layer `hidden_2` " in out
 
 
-def test_findings_as_json(tmp_path, capsys):
-    write(tmp_path, put("flow_gate", 1, -3.5))
-    code, out, _ = check(capsys, tmp_path, "--json")
-    (found,) = map(json.loads, out.splitlines())
+def test_check_prints_findings_as_json(tmp_path, run_cli):
+    write(tmp_path, VANISHING)
+    code, out, _ = run_cli("check", tmp_path, "--json")
+    (line,) = out.splitlines()
+    finding = from_json(json.loads(line))
     assert code == cli.FOUND
-    assert (from_json(found).rule, from_json(found).layer) == ("vanishing", "hidden_2")
+    assert finding.rule == "vanishing"
+    assert finding.layer == "hidden_2"
 
 
-def test_severity_is_the_mildest_that_counts(tmp_path, capsys):
-    write(tmp_path, put("flow_gate", 1, -3.5))
-    assert check(capsys, tmp_path, "--severity=error")[0] == cli.NONE
-    assert check(capsys, tmp_path, "--severity=warning")[0] == cli.FOUND
-    write(tmp_path / "noted", put("units_dead", 0, 9.0, since=8))
-    assert check(capsys, tmp_path / "noted")[0] == cli.NONE
-    assert check(capsys, tmp_path / "noted", "--severity=info")[0] == cli.FOUND
+@pytest.mark.parametrize(
+    ("change", "severity", "code"),
+    [
+        (VANISHING, "error", cli.SUCCESS),
+        (VANISHING, "warning", cli.FOUND),
+        (put("units_dead", 0, 9.0, since=8), "warning", cli.SUCCESS),
+        (put("units_dead", 0, 9.0, since=8), "info", cli.FOUND),
+    ],
+)
+def test_check_reports_findings_from_the_given_severity_up(tmp_path, run_cli, change, severity, code):
+    write(tmp_path, change)
+    assert run_cli("check", tmp_path, f"--severity={severity}")[0] == code
 
 
-def begun(path):
-    """A run that was killed before its first record."""
+def test_check_reports_warnings_by_default(tmp_path, run_cli):
+    write(tmp_path, put("units_dead", 0, 9.0, since=8))
+    assert run_cli("check", tmp_path)[0] == cli.SUCCESS
+
+
+def write_begun_run(path):
     file = event_file.EventFile(path)
     file.add(0, [event_file.text(metadata.Family("status"), '{"state": "training"}')])
     file.close()
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda path: None, "has no event file"),
-        (lambda path: [write(path / name, count=1) for name in "ab"], "is no run but holds 2; name one of them: "),
+        (lambda path: [write(path / name, count=1) for name in "ab"], "holds 2: choose one of them: "),
         (lambda path: event_file.EventFile(path).close(), "none with tapescope's records"),
-        (begun, "has no record of a step"),
+        (write_begun_run, "RUN must have a record of a step; "),
     ],
+    ids=["empty", "several runs", "no record of ours", "no step"],
 )
-def test_bad_input_is_one_clear_line(tmp_path, capsys, make, says):
+def test_a_bad_run_is_one_line(tmp_path, run_cli, make, message):
     make(tmp_path)
-    code, out, error = check(capsys, tmp_path)
+    code, out, error = run_cli("check", tmp_path)
     assert (code, out) == (cli.BAD_INPUT, "")
     assert error.startswith("tapescope: ")
-    assert says in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_a_wrong_severity_is_refused(capsys):
+def test_an_unknown_severity_is_refused(run_cli, capsys):
     with pytest.raises(SystemExit) as stopped:
-        check(capsys, "x", "--severity=fatal")
+        run_cli("check", "x", "--severity=fatal")
     assert stopped.value.code == cli.BAD_INPUT
     assert "invalid choice: 'fatal'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    """Write runs of one and of four replicas."""
+    synthetic.write(tmp_path / "one", Spec(depth=2, units=2), range(0, 50, 10))
+    synthetic.write(tmp_path / "four", Spec(depth=2, units=2, replicas=4, seed=1), range(0, 50, 10))
+    return tmp_path / "one", tmp_path / "four"
+
+
+def test_compare_of_a_run_with_itself_is_equal(two_runs, run_cli):
+    code, out, _ = run_cli("compare", two_runs[0], two_runs[0])
+    assert code == cli.SUCCESS
+    assert "equal within 0.001" in out
+
+
+def test_compare_of_different_runs_is_found(two_runs, run_cli):
+    assert run_cli("compare", *two_runs)[0] == cli.FOUND
+
+
+def test_compare_prints_json(two_runs, run_cli):
+    _, out, _ = run_cli("compare", *two_runs, "--json")
+    assert json.loads(out)["equal"] is False
+
+
+def test_scaling_prints_a_row_for_each_run(two_runs, run_cli):
+    code, out, _ = run_cli("scaling", *two_runs)
+    header, first, second, verdict = out.splitlines()
+    assert code == cli.SUCCESS
+    assert header.split()[0] == "replicas"
+    assert first.split()[0] == "1"
+    assert second.split()[0] == "4"
+    assert verdict.startswith("Does a larger batch pay? ")
+
+
+def test_scaling_prints_json_without_nan(two_runs, run_cli):
+    _, out, _ = run_cli("scaling", *two_runs, "--json")
+    first, second = [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()]
+    assert first["noise_scale"] is None
+    assert second["noise_scale"] > 0
+
+
+def test_scaling_of_one_record_is_one_line(tmp_path, run_cli):
+    synthetic.write(tmp_path, Spec(depth=2, units=2), range(1))
+    code, _, error = run_cli("scaling", tmp_path)
+    assert code == cli.BAD_INPUT
+    assert "has fewer than two records; at least two are needed to compute the step time" in error
+
+
+def test_report_writes_a_page_with_the_drawing_code(two_runs, tmp_path, run_cli):
+    page = tmp_path / "page.html"
+    code, out, _ = run_cli("report", *two_runs, f"--output={page}")
+    assert code == cli.SUCCESS
+    assert out == f"wrote {page}\n"
+    assert page.stat().st_size > 1e6

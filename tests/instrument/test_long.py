@@ -4,7 +4,7 @@ import gc
 import tracemalloc
 
 import pytest
-from scripts.testbed.records import held, readings, write
+from scripts.testbed.records import compiled_readings, open_files_and_threads, write_repeatedly
 
 import tapescope
 
@@ -15,21 +15,21 @@ RECORDS = 200
 
 @pytest.fixture(scope="module")
 def resources(tmp_path_factory):
-    """Open files, threads and traced bytes before and after two times RECORDS records."""
-    probe, read = readings(20, histograms=False)
+    """Return open files, threads and traced bytes before and after two times RECORDS records."""
+    probe, read = compiled_readings(20, histograms=False)
     traced = []
     with tapescope.Recorder(tmp_path_factory.mktemp("run"), probe) as recorder:
-        write(recorder, read, range(WARM_UP))
-        before = held()
+        write_repeatedly(recorder, read, range(WARM_UP))
+        before = open_files_and_threads()
         tracemalloc.start()
         try:
             for begin in (WARM_UP, WARM_UP + RECORDS):
-                write(recorder, read, range(begin, begin + RECORDS))
+                write_repeatedly(recorder, read, range(begin, begin + RECORDS))
                 gc.collect()
                 traced.append(tracemalloc.get_traced_memory()[0])
         finally:
             tracemalloc.stop()
-        after = held()
+        after = open_files_and_threads()
     return {"before": before, "after": after, "traced": traced, "recorder": recorder}
 
 

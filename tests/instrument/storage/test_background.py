@@ -12,7 +12,7 @@ def get_all(queue):
 
 @pytest.fixture
 def overfull():
-    """A queue for 10 records, after 1,000 records and a status after every hundredth."""
+    """Return a queue for 10 records, after 1,000 records and a status after every hundredth."""
     queue = RecordQueue(max_bytes=100)
     for n in range(1000):
         queue.put(n, 10)

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from scripts.testbed.records import eager_steps, loaded
+from scripts.testbed.records import eager_steps, loaded_steps
 
 import tapescope
 from tapescope.storage import event_file, tfrecord
@@ -20,7 +20,7 @@ from tapescope.storage.event_reader import list_event_files
 
 @pytest.fixture
 def no_retry_delay(monkeypatch):
-    """A new file is attempted for every record."""
+    """Attempt a new file for every record."""
     monkeypatch.setattr(event_file, "RETRY_SECONDS", 0.0)
 
 
@@ -95,7 +95,7 @@ def test_a_full_disk_loses_only_the_records_that_did_not_fit(tmp_path, disk):
     recorder = write_steps(tmp_path, range(9), fill(disk))
     assert recorder.lost == 3
     assert tapescope.Run(tmp_path).steps.tolist() == [0, 1, 2, 6, 7, 8]
-    assert loaded(tmp_path) == [0, 1, 2, 6, 7, 8]
+    assert loaded_steps(tmp_path) == [0, 1, 2, 6, 7, 8]
 
 
 def test_a_full_disk_is_logged_once_while_training(tmp_path, disk, caplog):
@@ -132,7 +132,7 @@ def test_a_removed_directory_is_made_again(tmp_path, no_retry_delay, caplog):
     assert recorder.lost == 0
     assert logged(caplog) == []
     assert tapescope.Run(logdir).steps.tolist() == [3, 4, 5]
-    assert loaded(logdir) == [3, 4, 5]
+    assert loaded_steps(logdir) == [3, 4, 5]
 
 
 def test_a_new_file_describes_every_tag_anew(tmp_path, no_retry_delay):
@@ -210,7 +210,7 @@ def test_strict_io_does_not_hide_the_users_own_error(tmp_path, disk):
 
 @pytest.fixture
 def thinned(tmp_path, disk):
-    """A closed Recorder whose disk did not take any of 200 records until all had come; the queue holds 16."""
+    """Return a closed Recorder whose disk did not take any of 200 records until all had come; the queue holds 16."""
     probe, step = eager_steps()
     reading = step(0)
     with tapescope.Recorder(tmp_path, probe) as recorder:
@@ -269,7 +269,7 @@ def test_a_run_truncated_anywhere_is_read_to_its_last_whole_record(tmp_path):
         (cut / os.path.basename(path)).write_bytes(content[:length])
         whole = min(int(np.sum(ends <= length)) - first, 8)
         assert tapescope.Run(cut).steps.tolist() == list(range(whole)), length
-        assert loaded(cut) == list(range(whole)), length
+        assert loaded_steps(cut) == list(range(whole)), length
 
 
 def test_a_second_recorder_of_a_directory_is_refused(tmp_path):
@@ -309,7 +309,7 @@ def test_many_threads_write_each_record_once(tmp_path):
         for thread in threads:
             thread.join()
     for t in range(4):
-        assert loaded(tmp_path, f"thread/{t}") == list(range(50))
+        assert loaded_steps(tmp_path, f"thread/{t}") == list(range(50))
 
 
 def test_a_step_that_does_not_rise_is_refused(tmp_path, caplog):

@@ -17,7 +17,7 @@ FINDING = synthetic.finding(None, 40, "warning", message="the gradient of <scrip
 
 @pytest.fixture(scope="module")
 def logdir(tmp_path_factory):
-    """Two runs, one of them of two replicas, and files of other programs."""
+    """Write two runs, one of them of two replicas, and files of other programs."""
     root = tmp_path_factory.mktemp("runs")
     synthetic.write(root / "b" / "single", Spec(depth=2, units=3, findings=(FINDING,)), range(0, 200, 10))
     synthetic.write(root / "a", Spec(depth=2, units=3, replicas=2, histograms=False), range(0, 50, 10))
@@ -36,7 +36,7 @@ def run(logdir):
 
 @pytest.fixture
 def empty_run(tmp_path):
-    """A run that has only begun."""
+    """Return a run that has only begun."""
     with tapescope.Recorder(tmp_path, tapescope.Probe(tf.Variable([1.0]))):
         return tapescope.Run(tmp_path)
 
@@ -180,7 +180,7 @@ def test_a_whole_record_that_is_not_an_event_is_an_error(tmp_path):
 
 @pytest.fixture
 def restarted(tmp_path):
-    """A run that was started again at step 6, and then at step 3."""
+    """Return a run that was started again at step 6, and then at step 3."""
     for begin in (0, 6, 3):
         synthetic.write(tmp_path, Spec(depth=2, units=2, seed=begin), range(begin, begin + 6))
     return tapescope.Run(tmp_path)

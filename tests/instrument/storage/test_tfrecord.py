@@ -15,7 +15,7 @@ RECORDS = [RNG.bytes(length) for length in LENGTHS]
 
 @pytest.fixture
 def path(tmp_path):
-    """A file that TensorFlow wrote."""
+    """Return a file that TensorFlow wrote."""
     with tf.io.TFRecordWriter(str(tmp_path / "records")) as writer:
         for record in RECORDS:
             writer.write(record)

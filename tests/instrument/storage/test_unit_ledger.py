@@ -26,7 +26,7 @@ def test_rows_are_those_of_the_statistics():
 
 @pytest.fixture
 def six_units():
-    """A ledger after one window of two examples."""
+    """Return a ledger after one window of two examples."""
     a = np.array([[0, 1, 0.001, 5, 1, 0.0], [0, 1, 0.001, 5, 0, 0.1]])
     ledger = Ledger([6], 2)
     assert ledger.add(make_rows(a, low=[0], high=[3]), np.array([a.size]), 2)
