@@ -123,12 +123,12 @@ def until(trainer: Trainer, condition: Callable[[], bool]) -> None:
 
 def newest(logdir: Path) -> int:
     """Steps in the newest checkpoint; -1 without one."""
-    path = tf.train.latest_checkpoint(resume.folder(str(logdir)))
+    path = tf.train.latest_checkpoint(resume.checkpoint_directory(str(logdir)))
     return int(path.rpartition("-")[2]) if path else -1
 
 
 def variables(logdir: Path) -> dict[str, np.ndarray]:
     """All in the newest checkpoint but the number of saves: weights, the optimizer's, states of random generators."""
-    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(resume.folder(str(logdir))))
+    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(resume.checkpoint_directory(str(logdir))))
     names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
     return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}

@@ -15,7 +15,7 @@ from tensorboard import context
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 import tapescope
-from tapescope_trainers.flags import GIVEN_PRESETS
+from tapescope_trainers.flags import EXAMPLE_PRESETS
 from tests.plugin.conftest import application
 
 pytestmark = pytest.mark.slow
@@ -190,8 +190,8 @@ def test_the_demo_trains_the_given_networks_and_ends_without_a_terminal(tmp_path
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert re.match(r"TensorBoard: http://127\.0\.0\.1:\d+/ ", done.stdout)
-    assert [run.name for run in sorted(tmp_path.iterdir())] == sorted(GIVEN_PRESETS)
-    for preset in GIVEN_PRESETS:
+    assert [run.name for run in sorted(tmp_path.iterdir())] == sorted(EXAMPLE_PRESETS)
+    for preset in EXAMPLE_PRESETS:
         run = tapescope.Run(tmp_path / preset)
         assert run.status["state"] == "ended"
         assert run.steps.tolist() == list(range(0, 30, 20))

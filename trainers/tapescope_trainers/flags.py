@@ -1,24 +1,47 @@
 """The command line of `tapescope-train`: flags, their bounds, and one-line errors. TensorFlow is not imported here."""
 
 import difflib
+import math
 import os
 import re
 import time
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from absl import flags
 
-GIVEN_PRESETS = ("relu_sigmoid", "sigmoid_relu", "parallel_branches")
-PRESETS = (*GIVEN_PRESETS, "mlp", "cnn", "resnet", "transformer")
+EXAMPLE_PRESETS = ("relu_sigmoid", "sigmoid_relu", "parallel_branches")
+"""Examples 1 to 3 of the text that the study tests."""
+PRESETS = (*EXAMPLE_PRESETS, "mlp", "cnn", "resnet", "transformer")
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
 ACTIVATIONS = (
-    *("relu", "elu", "leaky_relu", "selu", "gelu", "silu", "mish", "relu6"),
-    *("tanh", "sigmoid", "hard_sigmoid", "softplus", "softsign", "linear"),
+    "relu",
+    "elu",
+    "leaky_relu",
+    "selu",
+    "gelu",
+    "silu",
+    "mish",
+    "relu6",
+    "tanh",
+    "sigmoid",
+    "hard_sigmoid",
+    "softplus",
+    "softsign",
+    "linear",
 )
 INITIALIZERS = (
-    *("glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "lecun_uniform", "lecun_normal"),
-    *("orthogonal", "random_normal", "random_uniform", "truncated_normal", "zeros", "ones"),
+    "glorot_uniform",
+    "glorot_normal",
+    "he_uniform",
+    "he_normal",
+    "lecun_uniform",
+    "lecun_normal",
+    "orthogonal",
+    "random_normal",
+    "random_uniform",
+    "truncated_normal",
+    "zeros",
+    "ones",
 )
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop")
 STRATEGIES = ("default", "one_device", "mirrored", "multi_worker", "tpu")
@@ -26,10 +49,13 @@ CLUSTERS = ("tf_config", "slurm", "kubernetes")
 COLLECTIVES = ("auto", "ring", "nccl")
 ON_FINDING = ("continue", "stop")
 PRECISIONS = ("none", "float16", "bfloat16")
+RESUME = ("auto", "never", "must")
+HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
+"""Arguments that ask for the help text."""
 
 
 class Options(NamedTuple):
-    """What the command line asks for; every field is the flag of the same name."""
+    """The parsed command line; every field is the flag of the same name."""
 
     preset: str
     logdir: str
@@ -71,52 +97,81 @@ class Options(NamedTuple):
     strict_io: bool
 
 
+NOT_HPARAMS = {
+    "logdir",
+    "data_dir",
+    "validate_every",
+    "histograms",
+    "layers",
+    "serve",
+    "port",
+    "progress",
+    "checkpoint_every",
+    "resume",
+    "collective",
+    "cluster",
+    "workers",
+    "on_finding",
+    "strict_io",
+}
+"""Flags that do not change a result."""
+
+
 def hparams(options: Options) -> dict[str, bool | int | float | str]:
-    """The options that can change a result, for TensorBoard's HParams tab; absent ones are left out."""
-    silent = {"logdir", "data_dir", "validate_every", "histograms", "layers", "serve", "port", "progress"}
-    silent |= {"checkpoint_every", "resume", "collective", "cluster", "workers", "on_finding", "strict_io"}
-    fields = {name: value for name, value in options._asdict().items() if name not in silent}
+    """Return the options that can change a result, for TensorBoard's HParams tab. Unset ones are left out."""
+    fields = {name: value for name, value in options._asdict().items() if name not in NOT_HPARAMS}
     fields["measure_every"] = options.measure_every or "never"
     return {name: value for name, value in fields.items() if value is not None}
 
 
-class _Choice(flags.ArgumentParser):
-    """One of `choices`; the error suggests the nearest."""
+class _Choice(flags.EnumParser):
+    """absl's parser of an enumeration, whose error also suggests the nearest value."""
 
-    def __init__(self, choices: Iterable[str]):
-        self.choices = tuple(choices)
-        self.syntactic_help = f"one of {', '.join(self.choices)}"
+    def __init__(self, choices: tuple[str, ...]):
+        super().__init__(choices)
+        self.syntactic_help = f"one of {', '.join(choices)}"
 
     def parse(self, argument: str) -> str:
-        if argument in self.choices:
+        if argument in self.enum_values:
             return argument
-        near = difflib.get_close_matches(argument, self.choices, 1)
-        raise ValueError(f"must be {self.syntactic_help}" + (f"; did you mean {near[0]}?" if near else ""))
+        nearest = difflib.get_close_matches(argument, self.enum_values, 1)
+        suggestion = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise ValueError(f"must be {self.syntactic_help}{suggestion}")
 
 
 class _Number(flags.ArgumentParser):
-    """A number from `low` to `high`; where `never` is allowed it is None."""
+    """absl's parser of a bounded number, with one message for all that is not allowed.
 
-    def __init__(self, kind: type, low: float, high: float, *, never: bool = False):
-        self.kind, self.low, self.high, self.never = kind, low, high, never
-        noun = "an integer" if kind is int else "a number"
-        low_text, high_text = (str(n) if kind is int else f"{n:g}" for n in (low, high))
-        self.syntactic_help = f"{noun} from {low_text} to {high_text}" + (", or never" if never else "")
+    By itself that parser accepts NaN, and its message for a text that is not a number does not name the bounds.
+    """
 
-    def parse(self, argument: str | float) -> float | None:
-        if self.never and argument == "never":
-            return None
+    def __init__(self, parser: flags.IntegerParser | flags.FloatParser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: str | float) -> float:
         try:
-            value = self.kind(argument)
+            value = self._parser.parse(argument)  # pyright: ignore[reportArgumentType]
         except ValueError:
-            value = None
-        if value is None or not self.low <= value <= self.high:
+            value = math.nan
+        if math.isnan(value):
             raise ValueError(f"must be {self.syntactic_help}")
         return value
 
 
+class _NumberOrNever(_Number):
+    """A bounded number, or `never`, which becomes None."""
+
+    def __init__(self, parser: flags.IntegerParser):
+        super().__init__(parser)
+        self.syntactic_help += ", or never"
+
+    def parse(self, argument: str | float) -> float | None:
+        return None if argument == "never" else super().parse(argument)
+
+
 class _Data(_Choice):
-    """A data set's name, or `npz:PATH`."""
+    """The name of a data set, or `npz:PATH`."""
 
     def __init__(self):
         super().__init__((*DATASETS, "npz:PATH"))
@@ -124,12 +179,14 @@ class _Data(_Choice):
     def parse(self, argument: str) -> str:
         if not argument.startswith("npz:"):
             return super().parse(argument)
-        if not os.path.isfile(argument[4:]):
+        if not os.path.isfile(argument.removeprefix("npz:")):
             raise ValueError("there is no such file; write one with numpy.savez(path, x_train=..., y_train=...)")
         return argument
 
 
 class _Devices(flags.ArgumentParser):
+    """A kind of device and how many of it."""
+
     syntactic_help = "all, cpu, gpu, cpu:N or gpu:N"
 
     def parse(self, argument: str) -> str:
@@ -139,109 +196,138 @@ class _Devices(flags.ArgumentParser):
 
 
 class _Pattern(flags.ArgumentParser):
+    """A regular expression."""
+
     syntactic_help = "a regular expression"
 
     def parse(self, argument: str) -> str:
         try:
             re.compile(argument)
         except re.error as error:
-            raise ValueError(f"is no regular expression ({error}); to match any text write .* and not *") from None
+            raise ValueError(f"must be a valid regular expression ({error}); write .* to match any text") from None
         return argument
+
+
+FLAGS = flags.FlagValues()
+"""Our own, because TensorBoard takes over absl's global flags when it runs in the same process."""
 
 
 def _define(parser: flags.ArgumentParser, name: str, default: Any, text: str) -> None:
     flags.DEFINE(parser, name, default, text, FLAGS, flags.ArgumentSerializer())
 
 
-RESUME = ("auto", "never", "must")
-FLAGS = flags.FlagValues()
-"""Our own and not absl's global one, all of which TensorBoard takes over where it runs in the same process."""
-_count = _Number(int, 1, 10**9)
-_define(_Choice(PRESETS), "preset", "relu_sigmoid", "the network; the first three take no shape flags")
-flags.DEFINE_string("logdir", None, "where the records go; default runs/PRESET-DATE-TIME", FLAGS)
-_define(_Data(), "data", "digits", "the data set; npz:PATH has x_train, y_train and maybe x_test, y_test")
+def _choice(name: str, default: str | None, choices: tuple[str, ...], text: str) -> None:
+    _define(_Choice(choices), name, default, text)
+
+
+def _integer(name: str, default: int | None, text: str, low: int = 1, high: int = 10**9) -> None:
+    _define(_Number(flags.IntegerParser(low, high)), name, default, text)
+
+
+def _integer_or_never(name: str, default: int | None, text: str) -> None:
+    _define(_NumberOrNever(flags.IntegerParser(1, 10**9)), name, default, text)
+
+
+def _float(name: str, default: float | None, text: str, low: float, high: float) -> None:
+    _define(_Number(flags.FloatParser(low, high)), name, default, text)
+
+
+def _boolean(name: str, default: bool, text: str) -> None:
+    flags.DEFINE_bool(name, default, text, FLAGS)
+
+
+def _text(name: str, text: str) -> None:
+    flags.DEFINE_string(name, None, text, FLAGS)
+
+
+_choice("preset", "relu_sigmoid", PRESETS, "network; the first three take no shape flags")
+_text("logdir", "directory of the records; default runs/PRESET-DATE-TIME")
+_define(_Data(), "data", "digits", "data set; npz:PATH has x_train, y_train and optionally x_test, y_test")
 flags.DEFINE_alias("dataset", "data", FLAGS)
-flags.DEFINE_string("data_dir", None, "folder with a copy of the data set: mnist.npz, ...; default: download", FLAGS)
-_define(_count, "batch_size", 64, "examples in a step, over all replicas; an epoch's last, smaller batch is left out")
-_define(_count, "epochs", 20, "passes over the training data")
-_define(_count, "steps", None, "training steps, in place of --epochs")
-_define(_count, "validate_every", None, "steps between validations; default: one epoch")
-_define(_Choice(OPTIMIZERS), "optimizer", "adam", "the optimizer")
-_define(_Number(float, 1e-12, 1e6), "learning_rate", 1e-3, "step size")
-_define(_Number(float, 1e-12, 1e12), "clip_norm", None, "largest global gradient norm; default: no clipping")
-_define(
-    _Number(int, 1, 10**4), "accumulate_steps", 1, "parts of a batch, one after another: less memory, the same step"
-)
-_define(_Choice(PRECISIONS), "mixed_precision", "none", "compute type; variables and the output stay float32")
-flags.DEFINE_bool("jit_compile", False, "compile forward, backward and measuring with XLA", FLAGS)
-_define(_Number(int, 0, 2**31 - 1), "seed", 0, "fixes the initial weights, the split and the order of examples")
-_define(_Choice(ACTIVATIONS), "activation", None, "of the hidden layers; default relu")
-_define(_Number(int, 1, 1000), "depth", None, "hidden layers or blocks; default by preset")
-_define(_Number(int, 1, 65536), "width", None, "units, filters or features; default by preset")
-_define(_Choice(INITIALIZERS), "initializer", None, "of the kernels; default glorot_uniform")
-_define(_Choice(STRATEGIES), "strategy", "default", "mirrored: a replica a device; multi_worker: on several machines")
+_text("data_dir", "directory with a copy of the data set (mnist.npz, ...); default: download it")
+_integer("batch_size", 64, "examples in a step, over all replicas; the last, smaller batch of an epoch is left out")
+_integer("epochs", 20, "passes over the training data")
+_integer("steps", None, "training steps, in place of --epochs")
+_integer("validate_every", None, "steps between validations; default: one epoch")
+_choice("optimizer", "adam", OPTIMIZERS, "optimizer")
+_float("learning_rate", 1e-3, "step size", 1e-12, 1e6)
+_float("clip_norm", None, "largest global gradient norm; default: no clipping", 1e-12, 1e12)
+_integer("accumulate_steps", 1, "parts of a batch, computed in sequence: the same step in less memory", high=10**4)
+_choice("mixed_precision", "none", PRECISIONS, "compute type; variables and the output stay float32")
+_boolean("jit_compile", False, "compile forward pass, backward pass and measuring with XLA")
+_integer("seed", 0, "seed of the initial weights, the split and the order of examples", 0, 2**31 - 1)
+_choice("activation", None, ACTIVATIONS, "activation of the hidden layers; default relu")
+_integer("depth", None, "number of hidden layers or blocks; default by preset", high=1000)
+_integer("width", None, "units, filters or features of a hidden layer; default by preset", high=65536)
+_choice("initializer", None, INITIALIZERS, "initializer of the kernels; default glorot_uniform")
+_choice("strategy", "default", STRATEGIES, "mirrored: a replica a device; multi_worker: on several machines")
 _define(_Devices(), "devices", "all", "devices to use; cpu:4 makes four logical devices of one processor")
-_define(_Choice(COLLECTIVES), "collective", "auto", "how replicas sum: ring is for multi_worker, nccl for GPUs")
-_define(_Choice(CLUSTERS), "cluster", "tf_config", "where multi_worker finds out who the workers are")
-_define(_Number(int, 1, 10**4), "workers", None, "how many pods to wait for with --cluster=kubernetes")
-_define(_Number(int, 1, 10**9, never=True), "measure_every", 10, "steps from one measured step to the next")
-_define(
-    _Number(float, 0.01, 100), "max_overhead_pct", None, "measure as often as this share of the time allows instead"
-)
-_define(_Choice(ON_FINDING), "on_finding", "continue", "stop: end once the rules find an error")
-_define(_count, "window_examples", 1024, "examples over which a unit must be silent to count as dead")
+_choice("collective", "auto", COLLECTIVES, "all-reduce algorithm: ring is for multi_worker, nccl for GPUs")
+_choice("cluster", "tf_config", CLUSTERS, "source of the list of workers for multi_worker")
+_integer("workers", None, "number of pods to wait for with --cluster=kubernetes", high=10**4)
+_integer_or_never("measure_every", 10, "steps from one measured step to the next")
+_float("max_overhead_pct", None, "measure as often as this percentage of the time allows instead", 0.01, 100)
+_choice("on_finding", "continue", ON_FINDING, "stop: end the training when the rules find an error")
+_integer("window_examples", 1024, "examples over which a unit must be silent to count as dead")
 _define(_Pattern(), "layers", None, "measure only the layers whose name has a match; default: all")
-flags.DEFINE_bool("histograms", True, "record histograms of gradients and activations as well", FLAGS)
-flags.DEFINE_bool("serve", False, "start TensorBoard beside the training and print its address", FLAGS)
-_define(_Number(int, 0, 65535), "port", 0, "port of --serve; 0: any free one")
-flags.DEFINE_bool("progress", True, "report on stderr: a bar in a terminal, else a line now and then", FLAGS)
-_define(_Number(int, 1, 10**9, never=True), "checkpoint_every", None, "steps between checkpoints; default: none")
-_define(
-    _Choice(RESUME),
-    *("resume", "auto"),
-    "auto goes on from the last checkpoint where there is one; never starts over and removes what --logdir has of "
-    "an earlier run; must goes on or ends",
+_boolean("histograms", True, "record histograms of gradients and activations as well")
+_boolean("serve", False, "start TensorBoard during the training and print its address")
+_integer("port", 0, "port of --serve; 0: any free one", 0, 65535)
+_boolean("progress", True, "show progress on stderr: a bar in a terminal, otherwise a line every few seconds")
+_integer_or_never("checkpoint_every", None, "steps between checkpoints; default: none")
+_choice(
+    "resume",
+    "auto",
+    RESUME,
+    "auto: continue from the last checkpoint if there is one; never: start over and remove the earlier run from "
+    "--logdir; must: fail if there is no checkpoint",
 )
-flags.DEFINE_bool("strict_io", False, "end where a record cannot be written; else that is counted", FLAGS)
+_boolean("strict_io", False, "end when a record cannot be written; by default it is counted and training goes on")
 
 
 def parse(argv: list[str]) -> Options:
-    """The options in `argv`, whose first item is the program. Raises ValueError of one line on anything wrong."""
+    """Return the options of a command line.
+
+    Args:
+        argv: The arguments; the first is the program.
+
+    Raises:
+        ValueError: An argument is not allowed. The message is one line with the flag, its value, and what is allowed.
+    """
     FLAGS.unparse_flags()
     try:
         rest = FLAGS(argv)[1:]
     except flags.Error as error:
         raise ValueError(" ".join(str(error).split())) from None
     if rest:
-        raise ValueError(f"unexpected argument {rest[0]!r}: everything is given as --flag=value")
+        raise ValueError(f"unexpected argument {rest[0]!r}: write every argument as --flag=value")
     options = Options(**{name: getattr(FLAGS, name) for name in Options._fields})
-    given = options.preset in GIVEN_PRESETS
     for name in ("activation", "depth", "width", "initializer"):
-        if given and getattr(options, name) is not None:
+        if options.preset in EXAMPLE_PRESETS and getattr(options, name) is not None:
             raise ValueError(
-                f"--{name}={getattr(options, name)} does not apply to --preset={options.preset}, which is a given "
-                f"network: leave it out, or take --preset=mlp, cnn, resnet or transformer"
+                f"--{name}={getattr(options, name)} does not apply to --preset={options.preset}, whose shape is fixed: "
+                f"leave it out, or use --preset=mlp, cnn, resnet or transformer"
             )
     if options.max_overhead_pct and options.strategy == "multi_worker":
         raise ValueError(
-            f"--max_overhead_pct={options.max_overhead_pct:g} goes by each worker's own clock, and all must measure "
-            "the same steps: take --measure_every with --strategy=multi_worker"
+            f"--max_overhead_pct={options.max_overhead_pct:g} depends on each worker's own clock, but all workers must "
+            "measure the same steps: use --measure_every with --strategy=multi_worker"
         )
     logdir = options.logdir or f"runs/{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return options._replace(logdir=_writable(logdir))
+    _make_directory(logdir)
+    return options._replace(logdir=logdir)
 
 
-def _writable(logdir: str) -> str:
-    """Makes the folder, so that a wrong one is told of before anything slow happens."""
+def _make_directory(logdir: str) -> None:
+    """Create the directory, so that a wrong one is reported before anything slow happens."""
     try:
         os.makedirs(logdir, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--logdir={logdir} cannot be made ({error.strerror}): give a folder of your own") from None
+        raise ValueError(f"--logdir={logdir} cannot be created ({error.strerror}): use another directory") from None
     if not os.access(logdir, os.W_OK | os.X_OK):
-        raise ValueError(f"--logdir={logdir} cannot be written: give a folder of your own")
-    return logdir
+        raise ValueError(f"--logdir={logdir} is not writable: use another directory")
 
 
 def help_text() -> str:
-    """What --help prints."""
+    """Return what --help prints about the flags."""
     return FLAGS.module_help(__name__)

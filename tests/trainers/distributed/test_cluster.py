@@ -141,8 +141,8 @@ def test_the_chiefs_word_reaches_all_and_an_end_is_no_loss():
     lost: list[str] = []
     for one in (chief, *others):
         one.on_loss(lost.append)
-    chief.tell(resume=40)
-    assert [one.hear("resume", 10) for one in others] == [40] * 3
+    chief.send(resume=40)
+    assert [one.receive("resume", 10) for one in others] == [40] * 3
     for one in (*others, chief):
         one.end()
     assert lost == []
@@ -211,7 +211,7 @@ def test_an_error_of_one_is_the_end_of_all():
     one.end("worker 1 cannot read its data")
     for who in (chief, other):
         with pytest.raises(ValueError, match="worker 1 cannot read its data"):
-            who.hear("resume", 10)
+            who.receive("resume", 10)
         who._close()
 
 

@@ -31,7 +31,7 @@ def test_digits_are_real_and_whole():
     digits = data.load("digits")
     assert (digits.shape, digits.classes) == ((8, 8), 10)
     assert len(digits.x_train) + len(digits.x_valid) == 1797
-    assert len(digits.x_valid) == round(1797 * data.HELD_SHARE)
+    assert len(digits.x_valid) == round(1797 * data.VALIDATION_SHARE)
     assert digits.x_train.max() * digits.scale == 1
     assert set(digits.y_train) == set(range(10))
 
@@ -64,7 +64,7 @@ def test_batches_are_flat_scaled_one_hot_and_of_static_shape():
 
 
 def test_no_thread_outlives_the_batches():
-    pipelines = data.batches(data.load("digits"), 64, 0), data.validation(data.load("digits"), 64)
+    pipelines = data.batches(data.load("digits"), 64, 0), data.validation_batches(data.load("digits"), 64)
     assert not any(pipeline.options().autotune.enabled for pipeline in pipelines)
 
 
@@ -78,7 +78,7 @@ def test_labels_stay_with_their_examples():
 
 def test_validation_is_all_of_it_in_order():
     digits = data.load("digits")
-    found = np.concatenate([x for x, _ in data.validation(digits, 100)])
+    found = np.concatenate([x for x, _ in data.validation_batches(digits, 100)])
     np.testing.assert_allclose(found, digits.x_valid.reshape(-1, 64) / 16)
 
 
@@ -175,7 +175,7 @@ def test_a_network_that_does_not_answer(monkeypatch):
                 return response.read()
 
         monkeypatch.setattr(tf.keras.datasets.mnist, "load_data", load_data)
-        monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT_SECONDS", 0.1)
+        monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT_S", 0.1)
         with pytest.raises(ValueError, match=r"mnist cannot be downloaded \(.*timed out"):
             data.load("mnist")
     assert socket.getdefaulttimeout() is None

@@ -1,7 +1,9 @@
-"""The loop around the step: what it records when, what a person sees, and how it ends."""
+"""The loop around the step: what it records when, its progress on the terminal, and how it ends."""
 
 import io
+import itertools
 import os
+import re
 import signal
 import threading
 
@@ -10,37 +12,46 @@ import tensorflow as tf
 
 import tapescope
 from tapescope.rules.finding import Finding
-from tapescope_trainers.training import loop, signals
+from tapescope_trainers.training import loop, progress, signals
 from tapescope_trainers.training.progress import Progress
 from tapescope_trainers.training.step import Outcome
 
 
-class Notebook:
-    """In place of a Recorder: remembers what it is given."""
+class FakeRecorder:
+    """A Recorder that remembers what it is given."""
 
     def __init__(self):
-        self.readings: dict[int, float] = {}
+        self.examples: dict[int, int] = {}
         self.validations: dict[int, dict[str, float]] = {}
 
     @property
     def findings(self):
-        """As if the rules had found something at step 6."""
+        """A warning and an error, once step 6 is recorded."""
+        if 6 not in self.examples:
+            return []
         common = {"version": 1, "step": 6, "message": "", "evidence": {}, "advice": ""}
-        found = [("dead_units", "warning", "hidden"), ("non_finite", "error", "output")]
-        return [Finding(rule=r, severity=s, layer=n, **common) for r, s, n in found] if 6 in self.readings else []
+        return [
+            Finding(rule="dead_units", severity="warning", layer="hidden", **common),
+            Finding(rule="non_finite", severity="error", layer="output", **common),
+        ]
 
     def write(self, step, reading, scalars, examples):
         assert reading == f"reading {step}"
         assert scalars["loss"] == step
-        self.readings[step] = examples
+        self.examples[step] = examples
 
     def scalars(self, step, scalars):
         self.validations[step] = scalars
 
 
-def run(steps: int, names: list[str], at_step=lambda n: None, stream=None, **options):
-    """A loop whose step only counts."""
-    notebook, counter = Notebook(), iter(range(10**6))
+def run(steps: int, received: list[str], at_step=lambda n: None, stream=None, **options):
+    """Run a loop whose step only counts: measured every 3 steps, validated every 4.
+
+    Returns:
+        The loop's result and the recorder.
+    """
+    recorder = FakeRecorder()
+    counter = iter(range(10**6))
 
     def step(x, y, measure):
         n = next(counter)
@@ -49,102 +60,160 @@ def run(steps: int, names: list[str], at_step=lambda n: None, stream=None, **opt
 
     result = loop.train(
         step,
-        ((0, 0) for _ in iter(int, 1)),
+        itertools.repeat((0, 0)),
         lambda: {"validation/loss": 0.5},
-        notebook,
+        recorder,
         steps=steps,
         batch_size=8,
-        when=tapescope.every(options.pop("every", 3)),
-        validate_every=options.pop("validate_every", 4),
-        progress=Progress(steps, 8, stream or io.StringIO()),
-        signals=names,
+        when=tapescope.every(3),
+        validate_every=4,
+        progress=Progress(steps, "steps", batch_size=8, stream=stream or io.StringIO()),
+        received=received,
         **options,
     )
-    return result, notebook
+    return result, recorder
 
 
-def test_readings_and_validations_come_at_their_steps():
-    result, notebook = run(10, [])
-    assert notebook.readings == {0: 8, 3: 32, 6: 56, 9: 80}
-    assert list(notebook.validations) == [3, 7, 9]
+def test_readings_are_recorded_at_measured_steps():
+    _, recorder = run(10, [])
+    assert recorder.examples == {0: 8, 3: 32, 6: 56, 9: 80}
+
+
+def test_validation_comes_every_validate_every_steps_and_at_the_end():
+    result, recorder = run(10, [])
+    assert list(recorder.validations) == [3, 7, 9]
     assert result == loop.Result(10, {"validation/loss": 0.5}, None)
 
 
-@pytest.mark.parametrize(("stop", "steps", "why"), [(True, 7, "non_finite in output"), (False, 10, None)])
-def test_an_error_that_the_rules_find_ends_it_where_asked(stop, steps, why):
-    result, _ = run(10, [], stop_on_error=stop)
-    assert (result.steps, result.interrupted) == (steps, why)
+def test_an_error_of_the_rules_stops_the_training_if_asked():
+    result, _ = run(10, [], stop_on_error=True)
+    assert result.steps == 7
+    assert result.interrupted == "non_finite in output"
 
 
-def test_a_signal_ends_it_before_the_next_step():
-    names: list[str] = []
-    result, notebook = run(10, names, at_step=lambda n: names.append("SIGTERM") if n == 4 else None)
+def test_an_error_of_the_rules_does_not_stop_the_training_by_default():
+    result, _ = run(10, [])
+    assert result.steps == 10
+    assert result.interrupted is None
+
+
+def test_a_signal_stops_the_training_before_the_next_step():
+    received: list[str] = []
+    result, recorder = run(10, received, at_step=lambda n: received.append("SIGTERM") if n == 4 else None)
     assert (result.steps, result.interrupted) == (5, "SIGTERM")
-    assert list(notebook.readings) == [0, 3]
+    assert list(recorder.examples) == [0, 3]
+
+
+def test_checkpoints_are_saved_at_intervals_and_at_the_end():
+    saved: list[int] = []
+    run(10, [], save=lambda done, metrics: saved.append(done), save_every=4)
+    assert saved == [4, 8, 10]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_are_collected_and_the_second_ends_at_once(number):
+def test_the_first_signal_is_collected_and_the_second_raises(number):
     before = signal.getsignal(number)
-    with signals.caught() as names:
+    with signals.catch() as received:
         os.kill(os.getpid(), number)
-        assert names == [signal.Signals(number).name]
+        assert received == [signal.Signals(number).name]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
 
 
-def test_outside_the_main_thread_there_are_no_signals_to_catch():
-    found = []
+def test_outside_the_main_thread_no_signals_are_collected():
+    received: list[list[str]] = []
 
     def enter():
-        with signals.caught() as names:
-            found.append(names)
+        with signals.catch() as names:
+            received.append(names)
 
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert found == [[]]
+    assert received == [[]]
 
 
 class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
     def isatty(self):
         return True
 
 
-def test_without_a_terminal_progress_is_lines(monkeypatch):
-    now = iter([0.0, 2.0, 6.0, 6.0, 10.0, 10.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(now))
-    progress = Progress(100, 8, stream := io.StringIO())
-    assert not progress.due(10)  # the clock starts here: tracing is over
-    assert not progress.due(20)
-    assert progress.due(40)
-    progress.report(40, 0.25)  # 30 steps of 8 examples in 6 s
-    assert progress.due(100)
-    progress.report(100, 0.125)
-    progress.close()
-    assert stream.getvalue().splitlines() == [
-        "40/100 steps  loss 0.25  40 examples/s  00:12 left",
-        "100/100 steps  loss 0.125  72 examples/s  00:00 left",
-    ]
+def test_progress_without_a_terminal_is_lines(monkeypatch):
+    monkeypatch.setattr(progress, "LINE_S", 0.0)
+    shown = Progress(100, "steps", batch_size=8, stream=(stream := io.StringIO()))
+    shown.update(10, 0.5)
+    shown.update(40, 0.25)
+    shown.update(100, 0.125)
+    shown.close()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    assert re.fullmatch(r"40/100 steps  loss 0\.25  [\d,]+ examples/s  00:00 left", lines[0])
+    assert re.fullmatch(r"100/100 steps  loss 0\.125  [\d,]+ examples/s  00:00 left", lines[1])
 
 
-def test_in_a_terminal_progress_is_a_bar():
-    result, _ = run(50, [], stream=(stream := Terminal()))
-    last = stream.getvalue().rstrip("\n").split("\r")[-1]
-    assert last.startswith("#" * 24 + " 50/50 steps  loss 49  ")
-    assert stream.getvalue().endswith("\x1b[K\n")
-    assert result.steps == 50
-
-
-def test_no_progress_where_none_is_wanted():
-    progress = Progress(10, 8, stream := Terminal(), enabled=False)
-    assert not progress.due(10)
-    progress.close()
+def test_progress_without_a_terminal_is_seldom():
+    shown = Progress(10**6, "steps", stream=(stream := io.StringIO()))
+    for done in range(1, 1001):
+        shown.update(done)
     assert stream.getvalue() == ""
 
 
-def test_the_mean_over_the_validation_is_weighted_by_examples():
+def test_progress_shows_the_last_state_at_the_end():
+    shown = Progress(16, "runs", stream=(stream := io.StringIO()))
+    shown.update(0)
+    shown.update(16)
+    shown.close()
+    assert stream.getvalue() == "16/16 runs  00:00 left\n"
+
+
+def test_progress_does_not_count_the_first_step_in_the_rate():
+    """The clock starts after the first step, which is mostly tracing: 90 units in 9 s are 80 examples/s."""
+    now = [1000.0]
+    shown = Progress(100, "steps", batch_size=8, stream=(stream := io.StringIO()))
+    shown.update(10, 0.5)
+    shown._bar.start_t = shown._bar.last_print_t = now[0]
+    shown._bar._time = lambda: now[0]
+    now[0] += 9.0
+    shown.update(100, 0.5)
+    shown.close()
+    assert stream.getvalue() == "100/100 steps  loss 0.5  80 examples/s  00:00 left\n"
+
+
+def test_progress_in_a_terminal_is_a_bar():
+    _, _ = run(50, [], stream=(stream := Terminal()))
+    text = stream.getvalue()
+    last = text.rstrip("\n").split("\r")[-1]
+    assert re.fullmatch(r"#{24} 50/50 steps  loss 49  [\d,]+ examples/s  00:00 left *", last)
+    assert text.endswith("\n")
+
+
+def test_progress_reads_the_loss_only_when_it_is_shown():
+    reads: list[int] = []
+
+    class Loss:
+        def __float__(self):
+            reads.append(1)
+            return 0.5
+
+    shown = Progress(1000, "steps", stream=io.StringIO())
+    for done in range(1, 1001):
+        shown.update(done, Loss())
+    assert reads == []
+    shown.close()
+    assert len(reads) == 2  # for the line, and for the bar that makes it
+
+
+def test_no_progress_if_it_is_not_enabled():
+    shown = Progress(10, "steps", stream=(stream := Terminal()), enabled=False)
+    shown.update(10, 0.5)
+    shown.close()
+    assert stream.getvalue() == ""
+
+
+def test_validation_metrics_are_weighted_by_examples():
     batches = [(tf.constant([2.0, 1.0, 4.0]), None), (tf.constant([1.0, 0.0, 1.0]), None)]
-    found = loop.validation(lambda sums, _: sums, batches)
-    assert found == {"validation/loss": 3 / 5, "validation/accuracy": 1 / 5}
+    metrics = loop.validation_metrics(lambda sums, _: sums, batches)
+    assert metrics == {"validation/loss": 3 / 5, "validation/accuracy": 1 / 5}

@@ -56,8 +56,8 @@ def test_every_preset_gives_float32_probabilities(preset, precision):
     assert all(v.dtype == "float32" for v in model.trainable_variables)
     assert keras.config.dtype_policy().name == "float32"
     if precision != "none":
-        assert model.layers[1].compute_dtype == precision or preset in flags.GIVEN_PRESETS
-    if preset not in flags.GIVEN_PRESETS:
+        assert model.layers[1].compute_dtype == precision or preset in flags.EXAMPLE_PRESETS
+    if preset not in flags.EXAMPLE_PRESETS:
         np.testing.assert_allclose(tf.reduce_sum(output, -1), 1, rtol=1e-5)
 
 

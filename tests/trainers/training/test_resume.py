@@ -109,10 +109,10 @@ def test_asked_to_end_it_saves_and_goes_on_from_there(whole, tmp_path, number):
     assert_same_run(tmp_path, whole)
 
 
-def trained(logdir: Path, *more: str) -> build.Parts:
+def trained(logdir: Path, *more: str) -> build.Training:
     """A run in this process."""
     options = flags.parse(["x", f"--logdir={logdir}", "--preset=mlp", "--width=8", "--measure_every=3", *more])
-    parts = build.prepare(options._replace(progress=False), go_on=resume.check(options))
+    parts = build.prepare(options._replace(progress=False), continues=resume.check(options))
     train.train(options._replace(progress=False), parts, [])
     return parts
 

@@ -91,7 +91,7 @@ def test_a_batch_in_parts_makes_the_same_step_and_the_same_reading(tmp_path, how
 
     (weights, found), (expected_weights, expected) = run("--accumulate_steps=4", *how, *more), run(*more)
     assert_same(weights, expected_weights)
-    for a, b in zip(map(summaries.on_host, found), map(summaries.on_host, expected), strict=True):
+    for a, b in zip(map(summaries.to_host, found), map(summaries.to_host, expected), strict=True):
         for name in reading.VARIABLE_COLUMNS + reading.LAYER_COLUMNS + reading.STEP_COLUMNS:
             if "noise" not in name:
                 np.testing.assert_allclose(a.column(name), b.column(name), rtol=1e-3, atol=1e-5, err_msg=name)
@@ -164,7 +164,7 @@ def test_evaluation_counts_every_example_once_on_every_number_of_replicas(tmp_pa
         parts = build.prepare(flags.parse(["x", f"--logdir={tmp_path}", "--seed=2", *more]))
         parts.recorder.close()
         evaluate = step.make_evaluation(parts.model, parts.strategy)
-        held = parts.strategy.experimental_distribute_dataset(data.validation(parts.data, 100))
+        held = parts.strategy.experimental_distribute_dataset(data.validation_batches(parts.data, 100))
         found.append(sum(evaluate(x, y).numpy() for x, y in held))
     p = parts.model.predict(parts.data.x_valid.reshape(-1, 64) / 16, verbose=0)
     p /= p.sum(1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Which workers there are, and which of them this process is: from TF_CONFIG, Slurm or Kubernetes."""
+"""The workers of a training and the place of this process among them, from TF_CONFIG, Slurm or Kubernetes."""
 
 import json
 import os
@@ -7,11 +7,14 @@ import socket
 import time
 from typing import Any, NamedTuple
 
+from tapescope_trainers.logs import import_tensorflow
+
 EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+"""A TF_CONFIG, for messages."""
 
 
 class Cluster(NamedTuple):
-    """The workers, the same on each of them but for `index`. Worker 0 is the chief: it writes the records."""
+    """The workers, the same on each of them except `index`. Worker 0 is the chief, which writes the records."""
 
     addresses: tuple[str, ...]
     """host:port of every worker."""
@@ -20,22 +23,29 @@ class Cluster(NamedTuple):
 
     @property
     def chief(self) -> bool:
+        """True in the process of worker 0."""
         return self.index == 0
 
     def name(self, index: int) -> str:
-        """How messages name a worker."""
+        """Return the name of a worker in messages."""
         return f"worker {index} ({self.addresses[index]})"
 
     def tf_config(self) -> str:
-        """As TensorFlow's strategy takes it."""
+        """Return the cluster as a TF_CONFIG."""
         task = {"type": "worker", "index": self.index}
         return json.dumps({"cluster": {"worker": self.addresses}, "task": task})
 
 
 def find(source: str, workers: int | None = None, patience_s: float = 60) -> Cluster:
-    """The cluster that this process is in. Raises ValueError of one line with the cure.
+    """Return the cluster that this process is in.
 
-    `workers` is how many pods of Kubernetes to wait for, for `patience_s` seconds.
+    Args:
+        source: A value of --cluster.
+        workers: Number of Kubernetes pods to wait for.
+        patience_s: How long to wait for them, in seconds.
+
+    Raises:
+        ValueError: The cluster cannot be found; the message is one line and says what to do.
     """
     if source == "tf_config":
         return parse(os.environ.get("TF_CONFIG", ""))
@@ -43,41 +53,49 @@ def find(source: str, workers: int | None = None, patience_s: float = 60) -> Clu
 
 
 def parse(text: str) -> Cluster:
-    """The cluster in a TF_CONFIG. A "chief" comes before the workers, as TensorFlow has it."""
+    """Return the cluster of a TF_CONFIG. As in TensorFlow, a "chief" comes before the workers.
+
+    Raises:
+        ValueError: The text is not a TF_CONFIG of workers.
+    """
     if not text.strip():
         raise ValueError(
             f"--strategy=multi_worker needs TF_CONFIG in the environment, such as {EXAMPLE}; or pass --cluster=slurm"
         )
     try:
         fields = json.loads(text)
-        jobs, task = fields["cluster"], fields["task"]
-        chiefs, workers = jobs.get("chief", []), jobs.get("worker", [])
+        jobs = fields["cluster"]
+        task = fields["task"]
+        chiefs = jobs.get("chief", [])
+        workers = jobs.get("worker", [])
         index = int(task["index"]) + (len(chiefs) if task["type"] == "worker" else 0)
-        known = {**jobs, "chief": chiefs, "worker": workers}[task["type"]]
+        colleagues = {**jobs, "chief": chiefs, "worker": workers}[task["type"]]
         addresses = tuple(map(str, (*chiefs, *workers)))
-        if task["type"] not in ("chief", "worker") or not 0 <= int(task["index"]) < len(known):
-            raise LookupError(f"task {task} is none of the cluster's workers")
+        if task["type"] not in ("chief", "worker") or not 0 <= int(task["index"]) < len(colleagues):
+            raise LookupError(f"task {task} is not one of the cluster's workers")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"has no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"TF_CONFIG={text!r} is not understood ({what}): it must be like {EXAMPLE}") from None
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"TF_CONFIG={text!r} cannot be parsed ({reason}): it must be like {EXAMPLE}") from None
     except LookupError as error:
-        raise ValueError(f"TF_CONFIG={text!r}: {error}: let index count from 0") from None
-    wrong = [a for a in addresses if not re.fullmatch(r".+:\d{1,5}", a)]
-    if wrong or len(set(addresses)) < len(addresses):
-        what = f"{wrong[0]!r} is not host:port" if wrong else "two workers have one address"
-        raise ValueError(f"TF_CONFIG={text!r}: {what}: it must be like {EXAMPLE}")
+        raise ValueError(f"TF_CONFIG={text!r}: {error}: indices count from 0") from None
+    malformed = [address for address in addresses if not re.fullmatch(r".+:\d{1,5}", address)]
+    if malformed:
+        raise ValueError(f"TF_CONFIG={text!r}: {malformed[0]!r} is not host:port: it must be like {EXAMPLE}")
+    if len(set(addresses)) < len(addresses):
+        raise ValueError(f"TF_CONFIG={text!r}: two workers have the same address: it must be like {EXAMPLE}")
     return Cluster(addresses, index)
 
 
 def _slurm() -> Cluster:
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     try:
-        # Slurm shares the GPUs out (--gpus-per-task). The resolver would do so too, but fails where there is none, so
-        # it is told of more than enough, and kept from setting them.
+        # Slurm assigns the GPUs itself (--gpus-per-task). The resolver would do so too, but fails if there is none; so
+        # it is given more than enough of them, and does not set them.
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
             port_base=int(os.environ.get("TAPESCOPE_PORT", 8888)),
-            **{"gpus_per_node": 4096, "gpus_per_task": 1, "auto_set_gpu": False},
+            gpus_per_node=4096,
+            gpus_per_task=1,
+            auto_set_gpu=False,
         )
         spec = resolver.cluster_spec()
         return Cluster(tuple(spec.job_tasks("worker")), int(resolver.get_task_info()[1]))
@@ -85,16 +103,18 @@ def _slurm() -> Cluster:
         raise ValueError(f"--cluster=slurm: {error}: start it inside a job, with srun") from None
 
 
-class _Pods:
-    """The API's client as TensorFlow's resolver asks it: that takes the node's address, but it is the pods that listen.
+class _PodApi:
+    """A Kubernetes client whose pods report their own address as the host's.
 
-    Only with hostNetwork they are the same.
+    TensorFlow's resolver uses the address of the node, but it is the pods that listen. The two are equal only with
+    hostNetwork.
     """
 
     def __init__(self, api: Any):
         self._api = api
 
     def list_pod_for_all_namespaces(self, label_selector: str) -> Any:
+        """Return the pods with a label."""
         pods = self._api.list_pod_for_all_namespaces(label_selector=label_selector)
         for pod in pods.items:
             pod.status.host_ip = pod.status.pod_ip
@@ -104,28 +124,29 @@ class _Pods:
 def _kubernetes(workers: int | None, patience_s: float) -> Cluster:
     if not workers:
         raise ValueError("--cluster=kubernetes needs --workers=N, the number of pods to wait for")
-    label, port = os.environ.get("TAPESCOPE_PODS", "app=tapescope-train"), os.environ.get("TAPESCOPE_PORT", "8888")
-    import tensorflow as tf
-
+    label = os.environ.get("TAPESCOPE_PODS", "app=tapescope-train")
+    port = os.environ.get("TAPESCOPE_PORT", "8888")
+    tf = import_tensorflow()
     try:
         from kubernetes import client, config  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError("--cluster=kubernetes needs the kubernetes package: pip install kubernetes") from None
-    until, why = time.monotonic() + patience_s, ""
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             config.load_incluster_config()
             resolver = tf.distribute.cluster_resolver.KubernetesClusterResolver(
-                {"worker": [label]}, int(port), override_client=_Pods(client.CoreV1Api())
+                {"worker": [label]}, int(port), override_client=_PodApi(client.CoreV1Api())
             )
-            # Sorted, for each worker asks for itself, and all must number them alike.
+            # Sorted, because each worker asks by itself and all must number the pods alike.
             addresses = tuple(sorted(resolver.cluster_spec().job_tasks("worker")))
-            own = f"{os.environ.get('POD_IP') or socket.gethostbyname(socket.gethostname())}:{port}"
-            if len(addresses) == workers and own in addresses:
-                return Cluster(addresses, addresses.index(own))
-            why = f"{len(addresses)} pods of {label} run: {', '.join(addresses)}; this is {own}"
+            host = os.environ.get("POD_IP") or socket.gethostbyname(socket.gethostname())
+            address = f"{host}:{port}"
+            if len(addresses) == workers and address in addresses:
+                return Cluster(addresses, addresses.index(address))
+            reason = f"{len(addresses)} pods of {label} run: {', '.join(addresses)}; this is {address}"
         except Exception as error:  # the client's own types; a pod that does not run yet is a RuntimeError
-            why = str(error).strip().partition("\n")[0]
-        if time.monotonic() > until:
-            raise ValueError(f"--cluster=kubernetes: no {workers} pods within {patience_s:g} s: {why}")
+            reason = str(error).strip().partition("\n")[0]
+        if time.monotonic() > deadline:
+            raise ValueError(f"--cluster=kubernetes: no {workers} pods within {patience_s:g} s: {reason}")
         time.sleep(1)

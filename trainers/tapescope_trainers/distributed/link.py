@@ -1,8 +1,8 @@
-"""What the workers say to each other outside of TensorFlow: that they are there, agree, and are still alive.
+"""Connections between the workers outside TensorFlow: all are present, have the same flags, and are still alive.
 
-TensorFlow waits for a missing worker for an hour, fails in many lines where flags differ, and needs ten seconds to see
-that a worker is gone. Here every worker holds one TCP connection to the chief, over the chief's own port, which it
-leaves to TensorFlow once all have come. Messages are lines of JSON. Only the standard library is needed.
+TensorFlow waits an hour for a missing worker, fails with many lines if flags differ, and needs ten seconds to notice a
+lost worker. Here every worker holds one TCP connection to the chief. The chief listens on its own port, which it leaves
+to TensorFlow once all workers have connected. Messages are lines of JSON.
 """
 
 import contextlib
@@ -17,10 +17,11 @@ from typing import Any, NoReturn
 from tapescope_trainers.distributed.cluster import Cluster
 
 PATIENCE_S = 60.0
-"""How long workers wait for each other at the start, seconds."""
+"""How long workers wait for each other at the start, in seconds."""
 GOODBYE_S = 10.0
+"""How long the chief waits for the others at the end, in seconds."""
 SILENCE_S = 30
-"""After which a machine that answers no more counts as lost; a process that dies is seen at once."""
+"""Seconds until a machine that does not answer counts as lost; a process that ends is noticed at once."""
 
 
 class Link:
@@ -29,60 +30,69 @@ class Link:
     def __init__(self, cluster: Cluster, sockets: Mapping[int, socket.socket]):
         self.cluster = cluster
         self._sockets = dict(sockets)
-        self._heard: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._inbox: queue.Queue[dict[str, Any]] = queue.Queue()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._on_loss: Callable[[str], None] | None = None
         self._loss: str | None = None
         self._ended = False
 
-    def tell(self, **message: Any) -> None:
-        """The chief to all workers, or a worker to the chief."""
-        for to in self._sockets.values():
-            _send(to, message)
+    def send(self, **message: Any) -> None:
+        """Send a message from the chief to all workers, or from a worker to the chief."""
+        for connection in self._sockets.values():
+            _send(connection, message)
 
-    def hear(self, key: str, patience_s: float = 10 * PATIENCE_S) -> Any:
-        """What the chief told under this key. Raises ValueError where it, or another worker, failed."""
+    def receive(self, key: str, patience_s: float = 10 * PATIENCE_S) -> Any:
+        """Return the value of `key` in the chief's next message.
+
+        Raises:
+            ValueError: The chief or another worker failed, or sent nothing for `patience_s` seconds.
+        """
         try:
-            message = self._heard.get(timeout=patience_s)
+            message = self._inbox.get(timeout=patience_s)
         except queue.Empty:
-            raise ValueError(f"{self.cluster.name(0)} said nothing for {patience_s:g} s: see what it does") from None
+            raise ValueError(f"no message from {self.cluster.name(0)} for {patience_s:g} s: check its log") from None
         if "error" in message:
             raise ValueError(message["error"])
         return message[key]
 
-    def watch(self) -> None:
-        """Starts to listen."""
+    def start(self) -> None:
+        """Start a thread for each connection that receives messages."""
         for index in self._sockets:
             thread = threading.Thread(target=self._listen, args=(index,), name=f"tapescope-link-{index}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
-    def on_loss(self, act: Callable[[str], None]) -> None:
-        """`act` is called in another thread, with one line, when a worker is lost or has failed."""
+    def on_loss(self, callback: Callable[[str], None]) -> None:
+        """Call `callback` with one line, in another thread, when a worker is lost or has failed."""
         with self._lock:
-            self._on_loss = act
+            self._on_loss = callback
         if self._loss:
-            act(self._loss)
+            callback(self._loss)
 
     def end(self, error: str | None = None) -> None:
-        """Says good-bye: whoever is silent without is lost. With an `error` all the others end with it.
+        """End the connections; a worker that goes without this counts as lost. With an `error` all others end too.
 
-        The chief waits a little for the others to do so: TensorFlow's complain when it goes first.
+        The chief waits a little for the others, because their TensorFlow reports errors if it goes first.
         """
-        if not self._ended:
-            self._ended = True
-            self.tell(**({"error": error} if error else {"bye": True}))
-            for thread in self._threads if self.cluster.chief and not error else []:
-                thread.join(GOODBYE_S)
-            self._close()
+        if self._ended:
+            return
+        self._ended = True
+        if error:
+            self.send(error=error)
+        else:
+            self.send(bye=True)
+            if self.cluster.chief:
+                for thread in self._threads:
+                    thread.join(GOODBYE_S)
+        self._close()
 
     def _close(self) -> None:
         self._ended = True
-        for one in self._sockets.values():
+        for connection in self._sockets.values():
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
     def _listen(self, index: int) -> None:
         with contextlib.suppress(OSError, ValueError), self._sockets[index].makefile("r", encoding="utf-8") as lines:
@@ -91,129 +101,144 @@ class Link:
                 if "bye" in message:
                     return
                 if "error" in message or "lost" in message:
-                    self._lose(index, message.get("error") or message["lost"], message)
+                    self._report_loss(index, message.get("error") or message["lost"], message)
                     return
-                self._heard.put(message)
-        self._lose(index, f"{self.cluster.name(index)} is lost", {"lost": f"{self.cluster.name(index)} is lost"})
+                self._inbox.put(message)
+        lost = f"{self.cluster.name(index)} is lost"
+        self._report_loss(index, lost, {"lost": lost})
 
-    def _lose(self, index: int, line: str, message: dict[str, Any]) -> None:
+    def _report_loss(self, index: int, line: str, message: dict[str, Any]) -> None:
         with self._lock:
             if self._ended or self._loss:
                 return
             self._loss = line
-            for other, to in self._sockets.items():  # the chief tells the rest
+            for other, connection in self._sockets.items():  # the chief passes it on to the other workers
                 if other != index:
-                    _send(to, message)
-        self._heard.put({"error": line})
+                    _send(connection, message)
+        self._inbox.put({"error": line})
         if self._on_loss:
             self._on_loss(line)
 
 
 def join(cluster: Cluster, flags: Mapping[str, Any], patience_s: float = PATIENCE_S) -> Link:
-    """Waits until all workers are there and have the same flags. Raises ValueError of one line, on every worker."""
-    hello = {"index": cluster.index, "addresses": cluster.addresses, "flags": dict(flags)}
-    hello = json.loads(json.dumps(hello))
-    until = time.monotonic() + patience_s
-    sockets = _gather(cluster, hello, until, patience_s) if cluster.chief else _reach(cluster, hello, until, patience_s)
-    link = Link(cluster, sockets)
-    link.watch()
+    """Connect to the other workers and compare flags.
+
+    Args:
+        cluster: The workers.
+        flags: Flags that must be equal on all workers.
+        patience_s: How long to wait for the others, in seconds.
+
+    Raises:
+        ValueError: A worker is missing or has other flags. Every worker raises it, with one line.
+    """
+    greeting = {"index": cluster.index, "addresses": cluster.addresses, "flags": dict(flags)}
+    greeting = json.loads(json.dumps(greeting))
+    deadline = time.monotonic() + patience_s
     if cluster.chief:
-        link.tell(joined=True)
+        sockets = _accept_workers(cluster, greeting, deadline, patience_s)
     else:
-        # The chief's patience may have begun later, by as much as ours.
+        sockets = _connect_to_chief(cluster, greeting, deadline, patience_s)
+    link = Link(cluster, sockets)
+    link.start()
+    if cluster.chief:
+        link.send(joined=True)
+    else:
         try:
-            link.hear("joined", 2 * patience_s + 5)
+            # The chief may have started up to `patience_s` later than this worker.
+            link.receive("joined", 2 * patience_s + 5)
         except ValueError:
             link._close()
             raise
     return link
 
 
-def _gather(cluster: Cluster, hello: dict, until: float, patience_s: float) -> dict[int, socket.socket]:
+def _accept_workers(cluster: Cluster, greeting: dict, deadline: float, patience_s: float) -> dict[int, socket.socket]:
     sockets: dict[int, socket.socket] = {}
     port = int(cluster.addresses[0].rpartition(":")[2])
     try:
         server = socket.create_server(("", port), backlog=len(cluster.addresses))
     except OSError as error:
-        raise ValueError(f"{cluster.name(0)} cannot listen ({error.strerror}): give it a free port") from None
+        raise ValueError(f"{cluster.name(0)} cannot listen ({error.strerror}): use a free port") from None
     with server:
         while len(sockets) < len(cluster.addresses) - 1:
-            server.settimeout(max(0.01, until - time.monotonic()))
+            server.settimeout(max(0.01, deadline - time.monotonic()))
             try:
-                other, _ = server.accept()
+                connection, _ = server.accept()
             except TimeoutError:
                 missing = [cluster.name(i) for i in range(1, len(cluster.addresses)) if i not in sockets]
-                wrong = f"{', '.join(missing)} did not come within {patience_s:g} s: see whether it was started"
-                _refuse(sockets, wrong)
-            other.settimeout(5)
-            said = _hello(other)
-            if said is None:
-                other.close()
-            else:
-                _keep_alive(other)
-                sockets[int(said["index"])] = other
-                if wrong := _differs(cluster, hello, said):
-                    _refuse(sockets, wrong)
+                _refuse(sockets, f"no connection from {', '.join(missing)} within {patience_s:g} s: was it started?")
+            connection.settimeout(5)
+            theirs = _read_greeting(connection)
+            if theirs is None:
+                connection.close()
+                continue
+            _keep_alive(connection)
+            sockets[int(theirs["index"])] = connection
+            if difference := _difference(greeting, theirs):
+                _refuse(sockets, difference)
     return sockets
 
 
-def _reach(cluster: Cluster, hello: dict, until: float, patience_s: float) -> dict[int, socket.socket]:
+def _connect_to_chief(cluster: Cluster, greeting: dict, deadline: float, patience_s: float) -> dict[int, socket.socket]:
     host, _, port = cluster.addresses[0].rpartition(":")
     while True:
         try:
-            chief = socket.create_connection((host.strip("[]"), int(port)), timeout=max(0.1, until - time.monotonic()))
-            _keep_alive(chief)
-            chief.sendall(f"{json.dumps(hello)}\n".encode())
-            return {0: chief}
+            timeout = max(0.1, deadline - time.monotonic())
+            connection = socket.create_connection((host.strip("[]"), int(port)), timeout=timeout)
+            _keep_alive(connection)
+            connection.sendall(f"{json.dumps(greeting)}\n".encode())
+            return {0: connection}
         except OSError as error:
-            if time.monotonic() + 0.2 > until:
-                why = error.strerror or error
+            if time.monotonic() + 0.2 > deadline:
                 raise ValueError(
-                    f"the chief, {cluster.name(0)}, cannot be reached within {patience_s:g} s ({why}): see whether it "
-                    f"was started, and is named rightly"
+                    f"the chief, {cluster.name(0)}, cannot be reached within {patience_s:g} s "
+                    f"({error.strerror or error}): was it started, and is its address right?"
                 ) from None
             time.sleep(0.2)
 
 
-def _differs(cluster: Cluster, mine: dict, other: dict) -> str | None:
-    """One line on what a worker has otherwise than the chief."""
-    who = f"worker {other['index']}"
-    if other["addresses"] != mine["addresses"]:
+def _difference(chiefs: dict, theirs: dict) -> str | None:
+    """Return one line on how a worker's greeting differs from the chief's, or None."""
+    worker = f"worker {theirs['index']}"
+    if theirs["addresses"] != chiefs["addresses"]:
         return (
-            f"the list of workers is {mine['addresses']} on worker 0 and {other['addresses']} on {who}: give one list"
+            f"the list of workers is {chiefs['addresses']} on worker 0 and {theirs['addresses']} on {worker}: "
+            f"use the same list"
         )
-    for name, value in mine["flags"].items():
-        if other["flags"].get(name) != value:
-            theirs = other["flags"].get(name)
-            return f"--{name} is {value} on worker 0 and {theirs} on {who}: start all workers with the same flags"
+    for name, value in chiefs["flags"].items():
+        other = theirs["flags"].get(name)
+        if other != value:
+            return f"--{name} is {value} on worker 0 and {other} on {worker}: start all workers with the same flags"
     return None
 
 
-def _hello(other: socket.socket) -> dict[str, Any] | None:
-    """What a worker says first; None from a stranger."""
+def _read_greeting(connection: socket.socket) -> dict[str, Any] | None:
+    """Return a worker's first message; None if the client is not a worker."""
     try:
-        with other.makefile("r", encoding="utf-8") as lines:
-            said = json.loads(lines.readline())
-        return said if {"index", "addresses", "flags"} <= said.keys() else None
+        with connection.makefile("r", encoding="utf-8") as lines:
+            greeting = json.loads(lines.readline())
+        return greeting if {"index", "addresses", "flags"} <= greeting.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
 
 
 def _refuse(sockets: Mapping[int, socket.socket], line: str) -> NoReturn:
-    for other in sockets.values():
-        _send(other, {"error": line})
-        other.close()
+    """Send the error to all workers that have connected, and raise it."""
+    for connection in sockets.values():
+        _send(connection, {"error": line})
+        connection.close()
     raise ValueError(line)
 
 
-def _send(to: socket.socket, message: Mapping[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # who is not there any more is found by listening
-        to.sendall(f"{json.dumps(message)}\n".encode())
+def _send(connection: socket.socket, message: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # the listening thread notices a lost worker
+        connection.sendall(f"{json.dumps(message)}\n".encode())
 
 
-def _keep_alive(of: socket.socket) -> None:
-    of.settimeout(None)
-    of.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+def _keep_alive(connection: socket.socket) -> None:
+    """Let the kernel probe an idle connection, so that it fails within about SILENCE_S seconds."""
+    connection.settimeout(None)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", SILENCE_S // 3), ("TCP_KEEPINTVL", SILENCE_S // 6), ("TCP_KEEPCNT", 4)):
         if hasattr(socket, option):
-            of.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

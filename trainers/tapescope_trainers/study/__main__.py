@@ -1,4 +1,4 @@
-"""`python -m tapescope_trainers.study`, as the console script `tapescope-study`."""
+"""Entry point of `python -m tapescope_trainers.study`, the same as the console script `tapescope-study`."""
 
 from tapescope_trainers.study.command import main
 

@@ -1,36 +1,40 @@
-"""One set-up of the study: which network, how it starts, how it trains; and the Keras model that it means."""
+"""The set-ups of the study: a network, its initial weights, its training; and the Keras model of each."""
 
 from typing import Any, NamedTuple
 
-from tapescope_trainers.flags import GIVEN_PRESETS
+from tapescope_trainers.flags import EXAMPLE_PRESETS
 
 
 class Setup(NamedTuple):
-    """Everything that a training depends on but the seed and the number of steps."""
+    """Everything that a training depends on, except the seed and the number of steps."""
 
     network: str
-    """A given network, or the activations of its hidden layers in order, as in `relu-sigmoid`, before a softmax."""
+    """A preset of an Example, or the activations of the hidden layers in order, as in `relu-sigmoid`."""
     repeat: int = 1
     """How often the hidden layers are repeated."""
     width: int = 64
     initializer: str = "glorot_uniform"
     gain: float = 1.0
-    """What the initial weights of the hidden layers are multiplied with."""
+    """Factor on the initial weights of the hidden layers."""
     input_scale: float = 1.0
-    """What the examples, 0 to 1, are multiplied with."""
+    """Factor on the examples, which are 0 to 1."""
     optimizer: str = "adam"
     learning_rate: float = 1e-3
 
     @property
     def hidden(self) -> tuple[str, ...]:
-        """Activations of the hidden layers; of a given network none."""
-        return () if self.network in GIVEN_PRESETS else tuple(self.network.split("-")) * self.repeat
+        """Activations of the hidden layers; empty for an Example."""
+        return () if self.network in EXAMPLE_PRESETS else tuple(self.network.split("-")) * self.repeat
 
     @property
     def name(self) -> str:
-        """The run's directory: the network, and what differs from the defaults."""
-        given = f"example-{1 + GIVEN_PRESETS.index(self.network)}-" if self.network in GIVEN_PRESETS else ""
-        parts = [given + self.network + (f"_x{self.repeat}" if self.repeat > 1 else "")]
+        """The name of the run's directory: the network, and what differs from the defaults."""
+        network = self.network
+        if self.network in EXAMPLE_PRESETS:
+            network = f"example-{1 + EXAMPLE_PRESETS.index(self.network)}-{self.network}"
+        if self.repeat > 1:
+            network += f"_x{self.repeat}"
+        parts = [network]
         labels = {"width": "w", "initializer": "", "gain": "gain", "input_scale": "in"}
         for field, label in labels.items():
             value = getattr(self, field)
@@ -40,17 +44,23 @@ class Setup(NamedTuple):
 
 
 def build(setup: Setup, shape: tuple[int, ...], classes: int) -> Any:
-    """The Keras model, with fresh weights."""
-    import keras  # TensorFlow takes seconds to import: the parent of the workers does without until they are done
+    """Return the Keras model of a set-up, with new weights.
+
+    Args:
+        setup: The set-up.
+        shape: Shape of one example.
+        classes: Number of outputs.
+    """
+    import keras  # here, because TensorFlow takes seconds to import and the parent of the workers needs it late
 
     from tapescope_trainers.training import models
 
-    if setup.network in GIVEN_PRESETS:
+    if setup.network in EXAMPLE_PRESETS:
         return models.build(setup.network, shape, classes)
-    # An mlp whose layers may differ in their activation.
     model = models.build(
         "mlp", shape, classes, depth=len(setup.hidden), width=setup.width, initializer=setup.initializer
     )
+    # An mlp has one activation for all layers; these may differ.
     for layer, activation in zip(model.layers[1:], setup.hidden, strict=False):
         layer.activation = keras.activations.get(activation)
         layer.kernel.assign(setup.gain * layer.kernel)

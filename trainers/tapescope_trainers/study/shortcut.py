@@ -1,7 +1,7 @@
-"""What the document's own code trains: Keras' compile and fit, on Example 1, against the loss that it is meant to have.
+"""Keras' shortcut to the logits: what `compile` and `fit` train for the document's Example 1, in place of its loss.
 
-Given the output of a softmax or a sigmoid layer, Keras' categorical cross-entropy takes the logits behind it and the
-softmax of these. For Example 1 that is another function: its sigmoid is neither in the loss nor in the gradient.
+Given the output of a softmax or sigmoid layer, Keras' categorical cross-entropy uses the softmax of the logits behind
+it. For Example 1 that is another function: its sigmoid is neither in the loss nor in the gradient.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Shortcut(NamedTuple):
-    """Relative distance of the step that `fit` takes from the gradient of two losses: 0 means it follows that one."""
+    """Relative distance of the step that `fit` takes from the gradient of two losses; 0 means that it follows one."""
 
     from_softmax: float
     """Cross-entropy of the softmax of the logits: the sigmoid is left out."""
@@ -19,7 +19,10 @@ class Shortcut(NamedTuple):
 
 
 def measure() -> Shortcut:
-    """One step of plain gradient descent at rate 1 by `fit`: weights before minus weights after is the gradient."""
+    """Compare one step of `fit` with two gradients.
+
+    Gradient descent at rate 1: the weights before minus the weights after are the gradient that `fit` used.
+    """
     import keras
     import tensorflow as tf
 
@@ -32,21 +35,21 @@ def measure() -> Shortcut:
     before = model.get_weights()
     model.compile(optimizer=keras.optimizers.SGD(1.0), loss="categorical_crossentropy")
     model.fit(x, y, batch_size=len(x), epochs=1, verbose=0)
-    taken = [a - b for a, b in zip(before, model.get_weights(), strict=True)]
+    used = np.concatenate([np.ravel(a - b) for a, b in zip(before, model.get_weights(), strict=True)])
     model.set_weights(before)
 
     def distance(loss) -> float:
         with tf.GradientTape() as tape:
             value = tf.reduce_mean(loss())
         gradients: Any = tape.gradient(value, model.trainable_variables)
-        apart = np.concatenate([np.ravel(t - g) for t, g in zip(taken, gradients, strict=True)])
-        return float(np.linalg.norm(apart) / np.linalg.norm(np.concatenate([np.ravel(g) for g in gradients])))
+        expected = np.concatenate([np.ravel(gradient) for gradient in gradients])
+        return float(np.linalg.norm(used - expected) / np.linalg.norm(expected))
 
     def logits():
         hidden, output = model.layers
         return hidden(x) @ output.kernel + output.bias
 
     return Shortcut(
-        distance(lambda: tf.nn.softmax_cross_entropy_with_logits(y, logits())),
-        distance(lambda: step.cross_entropy(y, model(x))),
+        from_softmax=distance(lambda: tf.nn.softmax_cross_entropy_with_logits(y, logits())),
+        from_sigmoid=distance(lambda: step.cross_entropy(y, model(x))),
     )

@@ -1,15 +1,14 @@
-"""What the numbers of a few seeds say: confidence intervals, tests against a threshold, and a claim's verdict.
+"""Confidence intervals over seeds, tests against thresholds, and the verdict on a claim.
 
-Effects are paired: with the same seed two set-ups have the same split and order of the examples, and the effect is the
-mean of the differences. The interval is Student's t with n - 1 degrees of freedom: with five seeds a bootstrap, which
+Effects are paired: two set-ups with the same seed have the same split and order of the examples, and the effect is the
+mean of the differences. The interval is Student's t with n - 1 degrees of freedom. With five seeds a bootstrap, which
 can only draw the same five values again, would be too narrow.
 
-A test holds where the whole interval is on the claimed side of the threshold, fails where it is wholly on the other
-side, and is undecided else. A part of a claim is supported where all its tests hold, refuted where all fail, and else
-it depends; a claim is what all its parts are, and where they differ it depends.
+A test holds if the whole interval is on the claimed side of the threshold, fails if it is wholly on the other side, and
+is undecided otherwise. A part of a claim is supported if all its tests hold, refuted if all fail, and otherwise
+depends. A claim has the verdict of its parts if they agree, and otherwise depends.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,8 +18,14 @@ from tapescope_trainers.study.grid import Setup
 from tapescope_trainers.study.trial import Trial
 
 LEVEL = 0.95
-HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
-SUPPORTED, REFUTED, DEPENDS, UNTESTED = "supported", "refuted", "depends", "not tested"
+"""Confidence level of each interval."""
+HOLDS = "holds"
+FAILS = "fails"
+UNDECIDED = "undecided"
+SUPPORTED = "supported"
+REFUTED = "refuted"
+DEPENDS = "depends"
+UNTESTED = "not tested"
 
 
 class Interval(NamedTuple):
@@ -31,56 +36,53 @@ class Interval(NamedTuple):
     high: float
 
 
-@functools.cache
-def t_quantile(p: float, freedom: int) -> float:
-    """Quantile of Student's t. With x = sqrt(v) tan(u) its density is cos(u)^(v-1), up to a factor: integrated here."""
-    u = np.linspace(-np.pi / 2, np.pi / 2, 200_001)
-    density = np.cos(u) ** (freedom - 1)
-    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return float(np.sqrt(freedom) * np.tan(np.interp(p, mass / mass[-1], u)))
-
-
 def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """The t interval of the mean of n >= 2 values; NaN where a value is."""
+    """Return the t interval of the mean of two or more values; NaN if a value is NaN.
+
+    Raises:
+        ValueError: There are fewer than two values.
+    """
     if len(values) < 2:
-        raise ValueError(f"`values` has {len(values)}: an interval needs two or more, so take --seeds=2 or more")
+        raise ValueError(f"`values` must have two or more elements; got {len(values)}: use --seeds=2 or more")
+    from scipy import stats  # takes half a second to import: not for --help
+
     sample = np.asarray(values, np.float64)
-    mean, error = sample.mean(), sample.std(ddof=1) / np.sqrt(len(sample))
-    half = t_quantile((1 + level) / 2, len(sample) - 1) * error
-    return Interval(float(mean), float(mean - half), float(mean + half))
+    mean = sample.mean()
+    standard_error = sample.std(ddof=1) / np.sqrt(len(sample))
+    half_width = stats.t.ppf((1 + level) / 2, len(sample) - 1) * standard_error
+    return Interval(float(mean), float(mean - half_width), float(mean + half_width))
 
 
 class Test(NamedTuple):
-    """One quantity under one condition, and what the claim says of it."""
+    """One quantity under one condition, and what the claim says about it."""
 
-    __test__ = False  # pytest takes it for a test case else
+    __test__ = False  # pytest would take it for a test case
 
-    where: str
-    """The condition."""
+    condition: str
     quantity: str
     measure: Callable[[Trial], float]
     setup: Setup
-    against: Setup | None = None
-    """What the same measure is taken from, seed by seed, and subtracted."""
+    baseline: Setup | None = None
+    """Set-up whose measure is subtracted, seed by seed."""
     above: float | None = None
     """The claim says that the effect is above this,"""
     below: float | None = None
-    """or below that."""
-    wrong: str = ""
-    """What to say of the document where this fails."""
+    """or below this."""
+    correction: str = ""
+    """What is wrong in the document if this fails."""
     part: str = ""
     """Of a claim that says several things, which one this is about."""
     decides: bool = True
-    """False: told beside the verdict, no part of it."""
+    """False: reported, but not counted in the verdict."""
 
     @property
     def threshold(self) -> str:
-        """As text: `> 0.5`."""
+        """The threshold as text: `> 0.5`."""
         return f"< {self.below:.3g}" if self.above is None else f"> {self.above:.3g}"
 
 
 class Claim(NamedTuple):
-    """What the document says, and the tests that decide on it; the first is the most telling."""
+    """A claim of the document, and its tests; the first is the most telling."""
 
     letter: str
     text: str
@@ -88,61 +90,85 @@ class Claim(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a test came to."""
+    """The result of a test."""
 
     test: Test
     effect: Interval
-    seeds: int
-    says: str
+    result: str
+    """HOLDS, FAILS or UNDECIDED."""
 
 
-def outcome(test: Test, trials: Mapping[Setup, Sequence[Trial]]) -> Outcome:
-    """Runs one test; `trials` has one of every seed, in order, for each set-up."""
+def run_test(test: Test, trials: Mapping[Setup, Sequence[Trial]]) -> Outcome:
+    """Run one test.
+
+    Args:
+        test: The test.
+        trials: For each set-up a trial of every seed, in the same order.
+    """
     values = np.array([test.measure(trial) for trial in trials[test.setup]])
-    if test.against is not None:
-        values = values - [test.measure(trial) for trial in trials[test.against]]
+    if test.baseline is not None:
+        values = values - [test.measure(trial) for trial in trials[test.baseline]]
     effect = interval(values.tolist())
-    return Outcome(test, effect, len(values), side(effect, test.above, test.below))
+    return Outcome(test, effect, compare(effect, test.above, test.below))
 
 
-def side(effect: Interval, above: float | None, below: float | None) -> str:
-    """Whether the claim holds: `effect` is to be above the one or below the other. Undecided where it is NaN."""
+def compare(effect: Interval, above: float | None, below: float | None) -> str:
+    """Return whether the claim that `effect` is above or below a threshold HOLDS, FAILS, or is UNDECIDED (also NaN).
+
+    Raises:
+        ValueError: Not exactly one threshold was passed.
+    """
     if above is not None and below is None:
-        return HOLDS if effect.low > above else FAILS if effect.high < above else UNDECIDED
-    if below is not None and above is None:
-        return HOLDS if effect.high < below else FAILS if effect.low > below else UNDECIDED
-    raise ValueError(f"`above` ({above}) or `below` ({below}) must be given, and only one of them")
+        holds = effect.low > above
+        fails = effect.high < above
+    elif below is not None and above is None:
+        holds = effect.high < below
+        fails = effect.low > below
+    else:
+        raise ValueError(f"exactly one of `above` and `below` must be a number; got {above} and {below}")
+    if holds:
+        return HOLDS
+    return FAILS if fails else UNDECIDED
 
 
 class Part(NamedTuple):
-    """What a claim says on one point, and what came of it."""
+    """One point of a claim, and its verdict."""
 
     name: str
-    word: str
-    on_what: str
-    """It depends: the conditions by what the tests say."""
+    verdict: str
+    conditions: str
+    """If it depends: the conditions by the results of their tests."""
     outcomes: tuple[Outcome, ...]
     """Those that decide."""
 
 
 def parts(outcomes: Sequence[Outcome]) -> list[Part]:
-    """The parts of a claim, in the order of their first tests, each with its verdict."""
-    by: dict[str, list[Outcome]] = {}
-    for o in outcomes:
-        if o.test.decides:
-            by.setdefault(o.test.part, []).append(o)
-    return [Part(name, *_word(of), tuple(of)) for name, of in by.items()]
+    """Return the parts of a claim with their verdicts, in the order of their first tests."""
+    by_part: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.test.decides:
+            by_part.setdefault(outcome.test.part, []).append(outcome)
+    return [_judge(name, deciding) for name, deciding in by_part.items()]
 
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
-    """On the whole claim."""
-    words = {part.word for part in parts(outcomes)}
-    return words.pop() if len(words) == 1 else DEPENDS if words else UNTESTED
+    """Return the verdict on a claim."""
+    verdicts = {part.verdict for part in parts(outcomes)}
+    if not verdicts:
+        return UNTESTED
+    return verdicts.pop() if len(verdicts) == 1 else DEPENDS
 
 
-def _word(outcomes: Sequence[Outcome]) -> tuple[str, str]:
-    by = {says: [o.test.where for o in outcomes if o.says == says] for says in (HOLDS, FAILS, UNDECIDED)}
-    for says, word in ((HOLDS, SUPPORTED), (FAILS, REFUTED)):
-        if len(by[says]) == len(outcomes):
-            return word, ""
-    return DEPENDS, "; ".join(f"{says}: {' · '.join(where)}" for says, where in by.items() if where)
+def _judge(name: str, outcomes: Sequence[Outcome]) -> Part:
+    """Return the part of a claim that these tests decide."""
+    results = {outcome.result for outcome in outcomes}
+    if results == {HOLDS}:
+        return Part(name, SUPPORTED, conditions="", outcomes=tuple(outcomes))
+    if results == {FAILS}:
+        return Part(name, REFUTED, conditions="", outcomes=tuple(outcomes))
+    by_result = {
+        result: [outcome.test.condition for outcome in outcomes if outcome.result == result]
+        for result in (HOLDS, FAILS, UNDECIDED)
+    }
+    conditions = "; ".join(f"{result}: {' · '.join(names)}" for result, names in by_result.items() if names)
+    return Part(name, DEPENDS, conditions=conditions, outcomes=tuple(outcomes))

@@ -1,15 +1,16 @@
-"""All that a training needs, built from its flags: bad input shows here, before there is a record."""
+"""Everything that a training needs, built from its flags. Bad input is found here, before the first record."""
 
 from typing import Any, NamedTuple
 
 from tapescope_trainers import flags
 from tapescope_trainers.distributed.link import Link
 from tapescope_trainers.flags import Options
+from tapescope_trainers.logs import import_tensorflow
 from tapescope_trainers.training import resume
 
 
-class Parts(NamedTuple):
-    """All that a training needs, built and checked."""
+class Training(NamedTuple):
+    """Everything that a training needs, built and checked."""
 
     strategy: Any
     data: Any
@@ -21,33 +22,39 @@ class Parts(NamedTuple):
     recorder: Any
     steps: int
     start: int
-    """Steps that were done before."""
+    """Steps done before, in a run that continues."""
     metrics: dict[str, float]
-    """The last validation's, of the run that goes on."""
+    """Of the last validation, in a run that continues."""
     save: Any
-    """What the loop is given to save with; None without checkpoints."""
+    """The loop's `save`; None without checkpoints."""
     link: Link | None
-    """To the other workers."""
+    """Connection to the other workers."""
 
 
-def prepare(options: Options, go_on: bool = False, link: Link | None = None) -> Parts:
-    """Builds everything, in the order in which errors are cheapest. Raises ValueError and OSError on bad input.
+def prepare(options: Options, continues: bool = False, link: Link | None = None) -> Training:
+    """Build everything, in the order in which errors are found soonest.
 
-    `go_on`: with the run that is in --logdir; with several workers the chief's word holds.
+    Args:
+        options: The command line.
+        continues: Whether the run in --logdir continues. Of several workers the chief's value counts.
+        link: Connection to the other workers.
+
+    Raises:
+        ValueError: Bad input.
+        OSError: A file cannot be read or written.
     """
-    import keras  # TensorFlow takes seconds to import: not for --help or a misspelt flag
+    import_tensorflow()  # here, because it takes seconds: not for --help or a misspelt flag
+    import keras
 
     import tapescope
     from tapescope_trainers.distributed import strategy
     from tapescope_trainers.training import checkpoints, data, models
 
     chief = link is None or link.cluster.chief
-    distribution = strategy.make(
-        *(options.strategy, options.devices, options.collective), link.cluster if link else None
-    )
+    distribution = strategy.make(options.strategy, options.devices, options.collective, link.cluster if link else None)
     replicas = distribution.num_replicas_in_sync
     strategy.check_batch(options.batch_size, replicas, options.accumulate_steps)
-    if go_on:
+    if continues:
         resume.check_replicas(options, replicas)
     keras.utils.set_random_seed(options.seed)
     examples = data.load(options.data, options.data_dir, options.seed)
@@ -62,51 +69,67 @@ def prepare(options: Options, go_on: bool = False, link: Link | None = None) -> 
             initializer=options.initializer,
             mixed_precision=options.mixed_precision,
         )
-        optimizer = _optimizer(options)
+        optimizer = _make_optimizer(options)
         optimizer.build(model.trainable_variables)
     probe = tapescope.Probe(
         model, layers=options.layers, window_examples=options.window_examples, histograms=options.histograms
     )
     if options.max_overhead_pct:
         when = tapescope.budget(options.max_overhead_pct)
+    elif options.measure_every:
+        when = tapescope.every(options.measure_every)
     else:
-        when = tapescope.every(options.measure_every) if options.measure_every else tapescope.never()
+        when = tapescope.never()
     steps = options.steps or options.epochs * (len(examples.x_train) // options.batch_size)
-    saved = checkpoints.Checkpoints(resume.folder(options.logdir), model, optimizer, writes=chief)
-    start, metrics, state = 0, {}, {}
-    wanted = None if link is None or chief else link.hear("resume")
-    if go_on or wanted is not None:
-        start, arrays = saved.restore(wanted)
-        metrics, state = checkpoints.parts(arrays)
+    directory = resume.checkpoint_directory(options.logdir)
+    saved = checkpoints.Checkpoints(directory, model, optimizer, writes=chief)
+    start = 0
+    metrics: dict[str, float] = {}
+    recorder_state: dict[str, Any] = {}
+    chiefs_start = None if link is None or chief else link.receive("resume")
+    if continues or chiefs_start is not None:
+        start, arrays = saved.restore(chiefs_start)
+        metrics, recorder_state = checkpoints.unpack(arrays)
     elif options.checkpoint_every and chief:
-        # Before there is any record: where there are records, there is a checkpoint.
+        # Before the first record, so that a directory with records also has a checkpoint.
         resume.begin(options, replicas)
         saved.save(0, {})
     if link and chief:
-        link.tell(resume=start if go_on else None)
+        link.send(resume=start if continues else None)
     batches = data.batches(examples, options.batch_size, options.seed, skip=start)
     about = {"program": "tapescope-train", "steps": steps, "replicas": replicas} | flags.hparams(options)
-    going_on = tapescope.Resume(start, state) if go_on else None
-    recorder = tapescope.Recorder(options.logdir, probe, when, about, going_on, strict_io=options.strict_io)
+    resumed = tapescope.Resume(start, recorder_state) if continues else None
+    recorder = tapescope.Recorder(options.logdir, probe, when, about, resumed, strict_io=options.strict_io)
 
     def save(done: int, metrics: dict[str, float]) -> None:
-        saved.save(done, checkpoints.position(metrics, recorder.state()))
+        saved.save(done, checkpoints.pack(metrics, recorder.state()))
 
-    saving = save if options.checkpoint_every else None
-    return Parts(
-        *(distribution, examples, batches, model, optimizer, probe, when, recorder, steps, start, metrics, saving, link)
+    return Training(
+        strategy=distribution,
+        data=examples,
+        batches=batches,
+        model=model,
+        optimizer=optimizer,
+        probe=probe,
+        when=when,
+        recorder=recorder,
+        steps=steps,
+        start=start,
+        metrics=metrics,
+        save=save if options.checkpoint_every else None,
+        link=link,
     )
 
 
-def make_step(options: Options, parts: Parts) -> Any:
-    """The compiled step that the flags ask for; see `step.make`."""
+def make_step(options: Options, training: Training) -> Any:
+    """Return the compiled step that the flags describe; see `step.make`."""
     from tapescope_trainers.training import step
 
     return step.make(
-        parts.model,
-        parts.optimizer,
-        parts.probe,
-        parts.strategy,
+        training.model,
+        training.optimizer,
+        training.probe,
+        training.strategy,
         batch_size=options.batch_size,
         clip_norm=options.clip_norm,
         accumulate_steps=options.accumulate_steps,
@@ -114,7 +137,7 @@ def make_step(options: Options, parts: Parts) -> Any:
     )
 
 
-def _optimizer(options: Options):
+def _make_optimizer(options: Options):
     import keras
 
     make = {
@@ -125,5 +148,6 @@ def _optimizer(options: Options):
         "rmsprop": keras.optimizers.RMSprop,
     }[options.optimizer]
     optimizer = make(options.learning_rate)
-    # Only float16 has so few exponent bits that gradients vanish in it.
-    return keras.optimizers.LossScaleOptimizer(optimizer) if options.mixed_precision == "float16" else optimizer
+    if options.mixed_precision == "float16":  # bfloat16 has enough exponent bits for small gradients
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer

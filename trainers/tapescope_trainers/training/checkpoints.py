@@ -1,4 +1,4 @@
-"""Checkpoints of all that a step depends on, so that a training that goes on is bit for bit one that never stopped."""
+"""Checkpoints of everything that a step depends on, so that a resumed training is bit-identical to an unbroken one."""
 
 import io
 import logging
@@ -11,78 +11,96 @@ import numpy as np
 import tensorflow as tf
 
 KEPT = 3
+"""Number of checkpoints that are kept."""
+_METRICS = "metrics/"
+_RECORDER = "recorder/"
 
 
 class Arrays(tf.train.experimental.PythonState):
-    """What is no variable: NumPy arrays by name."""
+    """NumPy arrays by name, saved in a checkpoint beside the variables."""
 
     def __init__(self) -> None:
         self.arrays: Mapping[str, Any] = {}
 
     def serialize(self) -> bytes:
+        """Return the arrays as the bytes of an npz file."""
         file = io.BytesIO()
         np.savez(file, **self.arrays)
         return file.getvalue()
 
     def deserialize(self, string_value: bytes) -> None:
+        """Read the arrays from the bytes of an npz file."""
         with np.load(io.BytesIO(string_value), allow_pickle=False) as file:
             self.arrays = dict(file)
 
 
 class Checkpoints:
-    """Those of one run, in one directory: the last KEPT, each by the number of steps that were done.
+    """The last KEPT checkpoints of one run in one directory, each named by the number of steps done.
 
-    Of several workers only the chief `writes`; the others read what it wrote, and save into a folder that is thrown
-    away, for TensorFlow wants all to take part.
+    Only the chief of several workers `writes` them. The other workers read the chief's, and save to a temporary
+    directory, because TensorFlow requires every worker to take part.
     """
 
     def __init__(
         self, directory: str, model: keras.Model, optimizer: keras.optimizers.Optimizer, *, writes: bool = True
     ):
-        weights = {id(v) for v in model.weights}
-        # The states of seed generators, as Dropout has: tf.train.Checkpoint does not find these in a model.
-        random = [v for v in model.variables if id(v) not in weights]
+        weights = {id(variable) for variable in model.weights}
+        # The states of seed generators, such as Dropout's, which tf.train.Checkpoint does not find in a model.
+        seeds = [variable for variable in model.variables if id(variable) not in weights]
         self._host = Arrays()
-        whole = tf.train.Checkpoint(model=model, optimizer=optimizer, random=random, host=self._host)
-        self._directory, self._scratch = directory, None if writes else tempfile.TemporaryDirectory()
-        self._manager = tf.train.CheckpointManager(whole, self._scratch.name if self._scratch else directory, KEPT)
+        checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, random=seeds, host=self._host)
+        self._directory = directory
+        self._scratch = None if writes else tempfile.TemporaryDirectory()
+        self._manager = tf.train.CheckpointManager(checkpoint, self._scratch.name if self._scratch else directory, KEPT)
 
     def save(self, steps: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Saves the state after `steps` steps; `arrays` is what is no variable."""
+        """Save the state after `steps` steps; `arrays` is the state that is not in variables."""
         self._host.arrays = arrays
         self._manager.save(steps)
 
     def restore(self, steps: int | None = None) -> tuple[int, dict[str, np.ndarray]]:
-        """Goes back to the checkpoint after `steps` steps, or the newest that can be read; that number, and its arrays.
+        """Restore a checkpoint. A damaged one is named in a warning.
 
-        A damaged one is named in a warning. Raises ValueError where there is none left.
+        Args:
+            steps: Number of steps done at the checkpoint; by default the newest that can be read.
+
+        Returns:
+            The number of steps done, and the arrays passed to `save`.
+
+        Raises:
+            ValueError: No checkpoint can be read.
         """
-        all_of_them = tf.train.get_checkpoint_state(self._directory)
-        paths = all_of_them.all_model_checkpoint_paths if all_of_them else []
-        for path in reversed([p for p in paths if steps is None or p.endswith(f"-{steps}")]):
+        state = tf.train.get_checkpoint_state(self._directory)
+        paths = list(state.all_model_checkpoint_paths) if state else []
+        if steps is not None:
+            paths = [path for path in paths if path.endswith(f"-{steps}")]
+        for path in reversed(paths):
             try:
                 self._manager.checkpoint.restore(path).assert_existing_objects_matched()
-            except Exception as error:  # TensorFlow has an exception of another type for every way to be damaged
-                why = str(error).strip().partition("\n")[0]
-                logging.getLogger(__name__).warning("checkpoint %s is damaged and left out: %s", path, why)
+            except Exception as error:  # TensorFlow raises another type for each kind of damage
+                reason = str(error).strip().partition("\n")[0]
+                logging.getLogger(__name__).warning("checkpoint %s is damaged and skipped: %s", path, reason)
             else:
                 return int(path.rpartition("-")[2]), dict(self._host.arrays)
         raise ValueError(
             f"no checkpoint {'' if steps is None else f'of step {steps} '}in {self._directory} can be read: all "
-            f"workers must see one --logdir; --resume=never starts the run over"
+            f"workers must see the same --logdir; --resume=never starts the run over"
         )
 
 
-def position(metrics: Mapping[str, float], recorder: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A checkpoint's arrays: the last validation's metrics, and the recorder's state."""
-    numbers: dict[str, Any] = {f"metrics/{name}": np.array(value) for name, value in metrics.items()}
-    return numbers | {f"recorder/{name}": array for name, array in recorder.items()}
+def pack(metrics: Mapping[str, float], recorder: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays of a checkpoint.
+
+    Args:
+        metrics: Metrics of the last validation.
+        recorder: The recorder's state.
+    """
+    arrays = {f"{_METRICS}{name}": np.array(value) for name, value in metrics.items()}
+    return arrays | {f"{_RECORDER}{name}": array for name, array in recorder.items()}
 
 
-def parts(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """What `position` was made of."""
-    of = {kind: {k[len(kind) :]: v for k, v in arrays.items() if k.startswith(kind)} for kind in _KINDS}
-    return {name: float(value) for name, value in of["metrics/"].items()}, of["recorder/"]
-
-
-_KINDS = ("metrics/", "recorder/")
+def unpack(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Return the metrics and the recorder's state that were given to `pack`."""
+    metrics = {name.removeprefix(_METRICS): float(a) for name, a in arrays.items() if name.startswith(_METRICS)}
+    recorder = {name.removeprefix(_RECORDER): a for name, a in arrays.items() if name.startswith(_RECORDER)}
+    return metrics, recorder

@@ -1,4 +1,4 @@
-"""Data sets as arrays, and their batches as deterministic `tf.data` pipelines."""
+"""Data sets as arrays, and deterministic `tf.data` pipelines of their batches."""
 
 import gzip
 import os
@@ -8,22 +8,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-HELD_SHARE = 0.2
-"""Share of the examples that validate, where a data set has no test part of its own."""
-
-
-DOWNLOAD_TIMEOUT_SECONDS = 20.0
-"""Without an answer; keras itself would wait for ever."""
+VALIDATION_SHARE = 0.2
+"""Share of the examples held out for validation if a data set has no test part."""
+DOWNLOAD_TIMEOUT_S = 20.0
+"""Longest silence of a server in seconds; Keras by itself would wait forever."""
+_NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
 class Data(NamedTuple):
-    """Examples `x` are uint8 or floating [N, ...], `scale` brings them to about 0..1; labels `y` are integers [N]."""
+    """A data set in training and validation examples."""
 
     x_train: np.ndarray
+    """uint8 or floating [N, ...]."""
     y_train: np.ndarray
+    """Labels, int32 [N]."""
     x_valid: np.ndarray
     y_valid: np.ndarray
     scale: float
+    """Factor that brings the examples to about 0 to 1."""
     classes: int
 
     @property
@@ -33,40 +35,67 @@ class Data(NamedTuple):
 
 
 def load(name: str, data_dir: str | None = None, seed: int = 0) -> Data:
-    """The data set `name`; `seed` fixes the split of one without a test part. Raises ValueError with the cure."""
+    """Load a data set.
+
+    Args:
+        name: A name from `flags.DATASETS`, or `npz:PATH`.
+        data_dir: Directory with a copy; by default the data set is downloaded.
+        seed: Fixes the split of a data set without a test part.
+
+    Raises:
+        ValueError: The data cannot be found or used; the message says what to do.
+    """
     if name == "digits":
-        return _data("digits", _digits(), scale=1 / 16, seed=seed)
+        return _split(name, _digits(), scale=1 / 16, seed=seed)
     if name.startswith("npz:"):
-        return _data(name, _npz(name[4:]), scale=None, seed=seed)
-    arrays = _from_folder(name, data_dir) if data_dir else _download(name)
-    return _data(name, arrays, scale=None, seed=seed)
+        arrays = _read_npz(name.removeprefix("npz:"))
+    elif data_dir:
+        arrays = _read_directory(name, data_dir)
+    else:
+        arrays = _download(name)
+    return _split(name, arrays, scale=None, seed=seed)
 
 
-def _data(name: str, arrays: dict[str, np.ndarray], scale: float | None, seed: int) -> Data:
-    x, y = arrays["x_train"], arrays["y_train"].reshape(-1)
-    tested = "x_test" in arrays and "y_test" in arrays
-    x_valid, y_valid = (arrays["x_test"], arrays["y_test"].reshape(-1)) if tested else (x[:0], y[:0])
-    for images, labels in ((x, y), (x_valid, y_valid)):
-        if len(images) != len(labels) or images.ndim < 2 or images.shape[1:] != x.shape[1:]:
+def _split(name: str, arrays: dict[str, np.ndarray], scale: float | None, seed: int) -> Data:
+    """Check the arrays and split them into training and validation examples."""
+    x = arrays["x_train"]
+    y = arrays["y_train"].reshape(-1)
+    x_valid = x[:0]
+    y_valid = y[:0]
+    has_test = "x_test" in arrays and "y_test" in arrays
+    if has_test:
+        x_valid = arrays["x_test"]
+        y_valid = arrays["y_test"].reshape(-1)
+    for examples, labels in ((x, y), (x_valid, y_valid)):
+        if len(examples) != len(labels) or examples.ndim < 2 or examples.shape[1:] != x.shape[1:]:
             raise ValueError(
-                f"data {name}: {images.shape} examples do not fit {labels.shape} labels; both need [N, ...]"
+                f"data {name}: examples must be [N, ...] and labels [N]; got {examples.shape} and {labels.shape}"
             )
         if not np.issubdtype(labels.dtype, np.integer) or (labels.size and labels.min() < 0):
-            raise ValueError(f"data {name}: labels of type {labels.dtype} must be integers from 0")
-        if images.dtype.kind not in "uif":
-            raise ValueError(f"data {name}: examples of type {images.dtype} must be uint8 or floating")
-    if not tested:
+            raise ValueError(f"data {name}: labels must be integers from 0; got type {labels.dtype}")
+        if examples.dtype.kind not in "uif":
+            raise ValueError(f"data {name}: examples must be uint8 or floating; got type {examples.dtype}")
+    if not has_test:
         order = np.random.default_rng(seed).permutation(len(x))
-        held = max(1, round(len(x) * HELD_SHARE))
-        x_valid, y_valid, x, y = x[order[:held]], y[order[:held]], x[order[held:]], y[order[held:]]
+        held_out = max(1, round(len(x) * VALIDATION_SHARE))
+        x_valid = x[order[:held_out]]
+        y_valid = y[order[:held_out]]
+        x = x[order[held_out:]]
+        y = y[order[held_out:]]
     if not len(x) or not len(x_valid):
         raise ValueError(
-            f"data {name}: {len(x)} training and {len(x_valid)} validation examples; both need one or more"
+            f"data {name}: one or more training and validation examples are needed; got {len(x)} and {len(x_valid)}"
         )
-    classes = 1 + int(max(y.max(), y_valid.max()))
     if scale is None:
         scale = 1 / 255 if x.dtype == np.uint8 else 1.0
-    return Data(x, y.astype(np.int32), x_valid, y_valid.astype(np.int32), scale, classes)
+    return Data(
+        x_train=x,
+        y_train=y.astype(np.int32),
+        x_valid=x_valid,
+        y_valid=y_valid.astype(np.int32),
+        scale=scale,
+        classes=1 + int(max(y.max(), y_valid.max())),
+    )
 
 
 def _digits() -> dict[str, np.ndarray]:
@@ -78,37 +107,38 @@ def _digits() -> dict[str, np.ndarray]:
     return {"x_train": digits.images.astype(np.uint8), "y_train": digits.target}
 
 
-def _npz(path: str) -> dict[str, np.ndarray]:
+def _read_npz(path: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("x_train", "y_train", "x_test", "y_test") if name in file}
-            found = ", ".join(file.files)
+            arrays = {name: file[name] for name in _NAMES if name in file}
+            names = ", ".join(file.files)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"data {path} is no readable npz file ({error}): write it with numpy.savez") from None
+        raise ValueError(f"data {path} must be an npz file ({error}): write it with numpy.savez") from None
     if not {"x_train", "y_train"} <= arrays.keys():
-        raise ValueError(f"data {path} has {found or 'nothing'}: it needs x_train and y_train (x_test, y_test if any)")
+        raise ValueError(
+            f"data {path} must have x_train and y_train, and may have x_test and y_test; got {names or 'nothing'}"
+        )
     return arrays
 
 
-def _from_folder(name: str, folder: str) -> dict[str, np.ndarray]:
-    """A copy on disk: NAME.npz, or for the MNIST family the four files as they are distributed."""
-    path = os.path.join(folder, f"{name}.npz")
-    if os.path.isfile(path):
-        return _npz(path)
-    parts = {"x_train": "train-images-idx3", "y_train": "train-labels-idx1", "x_test": "t10k-images-idx3"}
-    parts["y_test"] = "t10k-labels-idx1"
-    files = {key: os.path.join(folder, f"{part}-ubyte.gz") for key, part in parts.items()}
-    if name != "cifar10" and all(map(os.path.isfile, files.values())):
-        return {key: _idx(path) for key, path in files.items()}
-    idx = "" if name == "cifar10" else " or the four *-ubyte.gz files"
+def _read_directory(name: str, directory: str) -> dict[str, np.ndarray]:
+    """Read NAME.npz, or for MNIST and Fashion-MNIST the four files as they are distributed."""
+    npz = os.path.join(directory, f"{name}.npz")
+    if os.path.isfile(npz):
+        return _read_npz(npz)
+    distributed = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    paths = [os.path.join(directory, f"{part}-ubyte.gz") for part in distributed]
+    if name != "cifar10" and all(map(os.path.isfile, paths)):
+        return dict(zip(_NAMES, map(_read_idx, paths), strict=True))
+    alternative = "" if name == "cifar10" else " or the four *-ubyte.gz files"
     raise ValueError(
-        f"--data_dir={folder} has no {name}.npz{idx}: put it there (arrays x_train, y_train, x_test, y_test), or leave "
+        f"--data_dir={directory} has no {name}.npz{alternative}: put it there (arrays {', '.join(_NAMES)}), or leave "
         f"--data_dir out to download it"
     )
 
 
-def _idx(path: str) -> np.ndarray:
-    """The format of the MNIST files: two zero bytes, type, rank, sizes as big-endian int32, then the bytes."""
+def _read_idx(path: str) -> np.ndarray:
+    """Read an MNIST file: two zero bytes, type, rank, sizes as big-endian int32, then the bytes."""
     with gzip.open(path) as file:
         raw = file.read()
     rank = raw[3]
@@ -116,26 +146,37 @@ def _idx(path: str) -> np.ndarray:
 
 
 def _download(name: str) -> dict[str, np.ndarray]:
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
         (x, y), (x_test, y_test) = getattr(tf.keras.datasets, name).load_data()
-    except Exception as error:  # keras raises a bare Exception where the network or the disk does not serve
+    except Exception as error:  # Keras raises a bare Exception for a failure of the network or the disk
         raise ValueError(
-            f"data {name} cannot be downloaded ({' '.join(str(error).split())}): put {name}.npz into a folder and pass "
-            f"--data_dir=FOLDER, or take --data=digits, which needs no network"
+            f"data {name} cannot be downloaded ({' '.join(str(error).split())}): put {name}.npz into a directory and "
+            f"pass --data_dir=DIRECTORY, or use --data=digits, which needs no network"
         ) from None
     finally:
-        socket.setdefaulttimeout(patience)
+        socket.setdefaulttimeout(timeout)
     return {"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test}
 
 
 def batches(data: Data, batch_size: int, seed: int, skip: int = 0) -> tf.data.Dataset:
-    """Endless training batches `(float32 [batch_size, pixels], one-hot float32 [batch_size, classes])`.
+    """Return an endless pipeline of training batches.
 
-    Every epoch is a new order, the same for the same seed. Only whole batches, so that shapes are static (XLA, and
-    equal shares for the replicas): an epoch's last `N % batch_size` examples, other ones each time, are left out. The
-    first `skip` batches are left out too: where a training goes on.
+    Every epoch has another order, which depends on the seed only. All batches are whole, so that shapes are static for
+    XLA and replicas get equal shares: the last `N % batch_size` examples of an epoch's order are left out.
+
+    Args:
+        data: The examples.
+        batch_size: Examples in a batch.
+        seed: Seed of the orders.
+        skip: Number of batches to leave out at the beginning, for a training that continues.
+
+    Returns:
+        A dataset of `(float32 [batch_size, pixels], one-hot float32 [batch_size, classes])`.
+
+    Raises:
+        ValueError: There are fewer examples than a batch has.
     """
     count = len(data.x_train)
     if batch_size > count:
@@ -146,20 +187,21 @@ def batches(data: Data, batch_size: int, seed: int, skip: int = 0) -> tf.data.Da
     return _examples(order, data.x_train, data.y_train, data).prefetch(2)
 
 
-def validation(data: Data, batch_size: int) -> tf.data.Dataset:
-    """All validation examples once, in order; the last batch may be smaller."""
+def validation_batches(data: Data, batch_size: int) -> tf.data.Dataset:
+    """Return a pipeline of all validation examples, once and in order; the last batch may be smaller."""
     order = tf.data.Dataset.range(len(data.x_valid)).batch(batch_size)
     return _examples(order, data.x_valid, data.y_valid, data).prefetch(2)
 
 
 def _examples(order: tf.data.Dataset, x: np.ndarray, y: np.ndarray, data: Data) -> tf.data.Dataset:
-    """Gathers whole batches by index: nothing is copied before it is needed, uint8 stays uint8 until then."""
-    xs, ys = tf.constant(x.reshape(len(x), -1)), tf.constant(y)
+    """Gather whole batches by index, so that uint8 examples are converted to float32 one batch at a time."""
+    xs = tf.constant(x.reshape(len(x), -1))
+    ys = tf.constant(y)
 
     def gather(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.cast(tf.gather(xs, index), tf.float32) * data.scale, tf.one_hot(tf.gather(ys, index), data.classes)
 
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    options.autotune.enabled = False  # there is nothing to tune, and its thread may sleep on for a minute when done
+    options.autotune.enabled = False  # its thread may sleep for a minute after the end, and there is nothing to tune
     return order.map(gather, num_parallel_calls=2).with_options(options)

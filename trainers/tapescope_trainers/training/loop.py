@@ -1,4 +1,4 @@
-"""The loop: steps, readings to the recorder, validation at intervals, and an end that loses nothing."""
+"""The training loop: steps, readings passed to the recorder, validation at intervals, checkpoints, and a clean end."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from tapescope_trainers.training.step import Outcome
 
 
 class Result(NamedTuple):
-    """How a training went."""
+    """The outcome of a training."""
 
     steps: int
     metrics: dict[str, float]
-    """The last validation's."""
+    """Of the last validation."""
     interrupted: str | None
-    """Name of the signal that ended it before its time."""
+    """Name of the signal that ended it early."""
 
 
 def train(
@@ -32,36 +32,56 @@ def train(
     when: Schedule,
     validate_every: int,
     progress: Progress,
-    signals: list[str],
+    received: list[str],
     stop_on_error: bool = False,
-    ends: Callable[[int, bool], bool] | None = None,
+    should_stop: Callable[[int, bool], bool] | None = None,
     start: int = 0,
     metrics: dict[str, float] | None = None,
     save: Callable[[int, dict[str, float]], None] | None = None,
     save_every: int | None = None,
 ) -> Result:
-    """Trains up to step `steps`, or less far where a name appears in `signals`; it is looked at between steps.
+    """Train up to step `steps`, or to the first step after a name appears in `received`.
 
-    With `stop_on_error` an error that the rules find puts its name there. With several workers `ends` says whether one
-    of them wishes to end: all end after the same step. Where it goes on after `start` steps, `batches` begin there and
-    `metrics` are the last validation's. `save` is given the steps done and the metrics every `save_every` steps and at
-    the end.
+    Args:
+        step: `step(x, y, measure)`, one training step.
+        batches: Pairs of examples and labels, beginning after `start` steps.
+        validate: Computes the validation metrics.
+        recorder: Writes readings and metrics.
+        steps: Step to train up to, counted from the beginning of the run.
+        batch_size: Examples in a step.
+        when: Which steps to measure.
+        validate_every: Steps between validations.
+        progress: Shows the number of steps and the loss.
+        received: Names of signals that ask to stop, read between steps.
+        stop_on_error: Add each error that the rules find to `received`.
+        should_stop: Of several workers: `should_stop(done, wish)` returns the same answer on all of them, so that all
+            stop after the same step.
+        start: Steps done before, in a run that continues.
+        metrics: Of the last validation, in a run that continues.
+        save: `save(done, metrics)` writes a checkpoint; called every `save_every` steps and at the end.
+        save_every: Steps between checkpoints.
+
+    Returns:
+        The steps done, the last metrics, and what stopped the training early.
     """
     metrics = dict(metrics or {})
-    done = saved = start
+    done = start
+    saved = start
     for x, y in batches:
-        wish = bool(signals)
-        if (ends(done, wish) if ends else wish) or done >= steps:
+        stop = bool(received)
+        if should_stop:
+            stop = should_stop(done, stop)
+        if stop or done >= steps:
             break
         outcome = step(x, y, when(done))
         if outcome.reading is not None:
             scalars = {"loss": outcome.loss, "accuracy": outcome.accuracy}
             recorder.write(done, outcome.reading, scalars=scalars, examples=(done + 1) * batch_size)
             if stop_on_error:
-                signals += [f"{f.rule} in {f.layer or 'the loss'}" for f in recorder.findings if f.severity == "error"]
+                errors = [finding for finding in recorder.findings if finding.severity == "error"]
+                received += [f"{finding.rule} in {finding.layer or 'the loss'}" for finding in errors]
         done += 1
-        if progress.due(done):
-            progress.report(done, float(outcome.loss))
+        progress.update(done, outcome.loss)
         if done % validate_every == 0 or done == steps:
             when.pause()
             metrics = validate()
@@ -73,11 +93,20 @@ def train(
     if save and saved < done:
         save(done, metrics)
     progress.close()
-    interrupted = signals[0] if signals else "another worker" if done < steps else None
+    interrupted = None
+    if received:
+        interrupted = received[0]
+    elif done < steps:
+        interrupted = "another worker"
     return Result(done, metrics, interrupted)
 
 
-def validation(evaluate: Callable[..., tf.Tensor], batches: Iterable) -> dict[str, float]:
-    """Mean loss and accuracy over all of `batches`."""
-    loss, right, count = sum((evaluate(x, y).numpy() for x, y in batches), np.zeros(3)).tolist()
-    return {"validation/loss": loss / count, "validation/accuracy": right / count}
+def validation_metrics(evaluate: Callable[..., tf.Tensor], batches: Iterable) -> dict[str, float]:
+    """Return the mean loss and the accuracy over all of `batches`.
+
+    Args:
+        evaluate: Returns the sum of losses, the number of correct examples and of all examples, float32 [3].
+        batches: Pairs of examples and labels.
+    """
+    loss, correct, count = sum((evaluate(x, y).numpy() for x, y in batches), np.zeros(3)).tolist()
+    return {"validation/loss": loss / count, "validation/accuracy": correct / count}

@@ -1,8 +1,8 @@
-"""The networks. The first three are given: examples 1 to 3 of the text that the project starts from.
+"""The networks of --preset. The first three are Examples 1 to 3 of the text that the study tests.
 
-Every network takes flat examples `[B, pixels]`, as the given ones do (those for images bring them back to `shape`),
-ends in `classes` values that are read as probabilities, and trains on categorical cross-entropy of these. Layers have
-names that read well in a plot.
+Every network takes flat examples `[B, pixels]`, as those three do; the networks for images restore `shape`. It ends in
+`classes` values that are used as probabilities, and trains on their categorical cross-entropy. Layers have names that
+read well in a plot.
 """
 
 import math
@@ -25,31 +25,45 @@ def build(
     initializer: str | None = None,
     mixed_precision: str = "none",
 ) -> keras.Model:
-    """The network `preset` for examples of `shape`; None leaves the preset's own default."""
+    """Return a network with new weights. None means the default of the preset.
+
+    Args:
+        preset: A name from `flags.PRESETS`.
+        shape: Shape of one example.
+        classes: Number of outputs.
+        activation: Activation of the hidden layers. Examples 1 to 3 ignore it and the three arguments that follow.
+        depth: Number of hidden layers or blocks.
+        width: Units, filters or features of a hidden layer.
+        initializer: Initializer of the kernels.
+        mixed_precision: A value from `flags.PRECISIONS`.
+
+    Raises:
+        ValueError: The network cannot take examples of this shape.
+    """
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32" if mixed_precision == "none" else f"mixed_{mixed_precision}")
     try:
-        if preset in _GIVEN:
-            return _GIVEN[preset](shape, classes)
-        make, own_depth, own_width = _SHAPED[preset]
+        if preset in _EXAMPLES:
+            return _EXAMPLES[preset](shape, classes)
+        make, default_depth, default_width = _SHAPED[preset]
         kernel = initializer or "glorot_uniform"
-        return make(shape, classes, activation or "relu", depth or own_depth, width or own_width, kernel)
+        return make(shape, classes, activation or "relu", depth or default_depth, width or default_width, kernel)
     finally:
         keras.config.set_dtype_policy(policy)
 
 
 def relu_sigmoid(shape: Shape, classes: int) -> keras.Model:
-    """Example 1: hidden ReLU, sigmoid output."""
+    """Return Example 1: hidden ReLU, sigmoid output."""
     return _stacked(shape, classes, "relu", "sigmoid", "relu_sigmoid")
 
 
 def sigmoid_relu(shape: Shape, classes: int) -> keras.Model:
-    """Example 2: hidden sigmoid, ReLU output. Where all outputs are 0 its loss is 0/0: NaN is one way it ends."""
+    """Return Example 2: hidden sigmoid, ReLU output. If all outputs of an example are 0 its loss is 0/0, NaN."""
     return _stacked(shape, classes, "sigmoid", "relu", "sigmoid_relu")
 
 
 def parallel_branches(shape: Shape, classes: int) -> keras.Model:
-    """Example 3: a ReLU and a sigmoid branch side by side, concatenated, softmax output."""
+    """Return Example 3: a ReLU and a sigmoid branch in parallel, concatenated, softmax output."""
     inputs = _input(shape)
     branches = [
         layers.Dense(64, activation="relu", name="relu_branch")(inputs),
@@ -60,21 +74,23 @@ def parallel_branches(shape: Shape, classes: int) -> keras.Model:
 
 
 def mlp(shape: Shape, classes: int, activation: str, depth: int, width: int, kernel: str) -> keras.Model:
-    """`depth` dense layers of `width` units."""
-    x = inputs = _input(shape)
+    """Return `depth` dense layers of `width` units."""
+    inputs = _input(shape)
+    x = inputs
     for n in range(1, depth + 1):
         x = layers.Dense(width, activation, kernel_initializer=kernel, name=f"hidden_{n}")(x)
     return keras.Model(inputs, _output(classes, "softmax", kernel)(x), name="mlp")
 
 
 def cnn(shape: Shape, classes: int, activation: str, depth: int, width: int, kernel: str) -> keras.Model:
-    """`depth` 3x3 convolutions of `width` filters, halved in size after every second one while there is room."""
+    """Return `depth` 3x3 convolutions of `width` filters; every second one halves the size, down to 2 pixels."""
     inputs = _input(shape)
     x = _image(inputs, shape)
     for n in range(1, depth + 1):
-        x = layers.Conv2D(width, 3, padding="same", activation=activation, kernel_initializer=kernel, name=f"conv_{n}")(
-            x
+        conv = layers.Conv2D(
+            width, 3, padding="same", activation=activation, kernel_initializer=kernel, name=f"conv_{n}"
         )
+        x = conv(x)
         if n % 2 == 0 and min(x.shape[1:3]) >= 4:
             x = layers.MaxPooling2D(name=f"pool_{n}")(x)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
@@ -82,9 +98,9 @@ def cnn(shape: Shape, classes: int, activation: str, depth: int, width: int, ker
 
 
 def resnet(shape: Shape, classes: int, activation: str, depth: int, width: int, kernel: str) -> keras.Model:
-    """`depth` residual blocks of two 3x3 convolutions; the middle one halves the size.
+    """Return `depth` residual blocks of two 3x3 convolutions; the middle block halves the size.
 
-    Normalised by groups, not by batch: a batch norm's statistics would differ with the number of replicas.
+    Group normalisation, because the statistics of batch normalisation would depend on the number of replicas.
     """
     inputs = _input(shape)
     x = _image(inputs, shape)
@@ -93,7 +109,7 @@ def resnet(shape: Shape, classes: int, activation: str, depth: int, width: int, 
         return layers.Conv2D(width, size, strides, padding="same", kernel_initializer=kernel, name=name)
 
     def norm(name: str) -> layers.Layer:
-        return layers.GroupNormalization(groups=_groups(width), name=name)
+        return layers.GroupNormalization(groups=_group_count(width), name=name)
 
     x = layers.Activation(activation, name="stem_act")(norm("stem_norm")(conv("stem")(x)))
     for n in range(1, depth + 1):
@@ -109,9 +125,9 @@ def resnet(shape: Shape, classes: int, activation: str, depth: int, width: int, 
 
 
 def transformer(shape: Shape, classes: int, activation: str, depth: int, width: int, kernel: str) -> keras.Model:
-    """`depth` pre-norm encoder blocks over the rows of the image, or the steps of a `[time, features]` example."""
+    """Return `depth` pre-norm encoder blocks over an image's rows, or the steps of a `[time, features]` example."""
     if len(shape) < 2:
-        raise ValueError(f"examples of shape {shape} have no rows: take --preset=mlp, or data of [time, features]")
+        raise ValueError(f"examples must be [time, features] or images; got shape {shape}: use --preset=mlp")
     inputs = _input(shape)
     rows = layers.Reshape((shape[0], math.prod(shape[1:])), name="rows")(inputs)
     x = Positions(name="positions")(layers.Dense(width, kernel_initializer=kernel, name="embed")(rows))
@@ -131,12 +147,14 @@ def transformer(shape: Shape, classes: int, activation: str, depth: int, width: 
 
 
 class Positions(layers.Layer):
-    """Adds a learned vector to every position of `[batch, time, features]`."""
+    """A layer that adds a learned vector to every position of `[batch, time, features]`."""
 
     def build(self, input_shape):
+        """Create the vectors, float32 [time, features]."""
         self.positions = self.add_weight(shape=input_shape[1:], initializer="random_normal", name="positions")
 
     def call(self, inputs):
+        """Return the inputs plus the vectors."""
         return inputs + keras.ops.cast(self.positions, inputs.dtype)
 
 
@@ -146,7 +164,7 @@ def _stacked(shape: Shape, classes: int, hidden: str, output: str, name: str) ->
 
 
 def _output(classes: int, activation: str, kernel: str = "glorot_uniform") -> layers.Layer:
-    """Always float32: probabilities in half precision round to 0 and 1."""
+    """Return the output layer, always in float32: probabilities in half precision round to 0 and 1."""
     return layers.Dense(classes, activation=activation, kernel_initializer=kernel, dtype="float32", name="output")
 
 
@@ -155,19 +173,20 @@ def _input(shape: Shape):
 
 
 def _image(inputs, shape: Shape):
-    """`[height, width]` becomes `[height, width, 1]`."""
+    """Reshape flat examples to images; `[height, width]` becomes `[height, width, 1]`."""
     if len(shape) not in (2, 3):
         raise ValueError(
-            f"examples of shape {shape} are no images: take --preset=mlp, or data of [height, width, channels]"
+            f"examples must be [height, width] or [height, width, channels]; got shape {shape}: use --preset=mlp"
         )
     return layers.Reshape((*shape, 1)[:3], name="image")(inputs)
 
 
-def _groups(width: int) -> int:
+def _group_count(width: int) -> int:
+    """Return the number of groups to normalise `width` filters by."""
     return next(g for g in (8, 4, 2, 1) if width % g == 0)
 
 
-_GIVEN: dict[str, Callable[[Shape, int], keras.Model]] = {
+_EXAMPLES: dict[str, Callable[[Shape, int], keras.Model]] = {
     "relu_sigmoid": relu_sigmoid,
     "sigmoid_relu": sigmoid_relu,
     "parallel_branches": parallel_branches,
@@ -178,4 +197,4 @@ _SHAPED: dict[str, tuple[Callable[..., keras.Model], int, int]] = {
     "resnet": (resnet, 4, 32),
     "transformer": (transformer, 2, 64),
 }
-"""By preset: how it is built, its own depth, its own width."""
+"""By preset: the function that builds it, its default depth and default width."""

@@ -1,49 +1,106 @@
-"""What a person sees while it trains: a bar in a terminal, a line now and then elsewhere."""
+"""Progress on stderr: a tqdm bar in a terminal, a line every few seconds elsewhere."""
 
+import io
 import sys
-import time
-from typing import TextIO
+from typing import Any, TextIO
 
-BAR = 24
-"""Characters."""
+from tqdm import tqdm
+
+BAR_S = 0.1
+"""Seconds between updates of a bar in a terminal."""
+LINE_S = 5.0
+"""Seconds between lines elsewhere."""
+
+
+class _Bar(tqdm):
+    """A tqdm bar whose loss is read only when the bar is drawn, because reading it waits for the device."""
+
+    monitor_interval = 0  # no thread: `miniters` is 1, so every update looks at the clock
+    loss: Any = None
+    batch_size: int = 0
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        fields = dict(super().format_dict)
+        rate = fields["rate"]
+        if not rate:
+            rate = (fields["n"] - fields["initial"]) / max(fields["elapsed"], 1e-9)
+        loss = "" if self.loss is None else f"  loss {float(self.loss):.4g}"
+        examples = f"  {rate * self.batch_size:,.0f} examples/s" if self.batch_size else ""
+        return fields | {"details": loss + examples}
 
 
 class Progress:
-    """Reports on `stream`, at most every `every_s` seconds: 0.1 in a terminal, 5 elsewhere."""
+    """How much is done, how fast, and how long the rest takes."""
 
-    def __init__(self, steps: int, batch_size: int, stream: TextIO | None = None, enabled: bool = True):
-        self._steps, self._batch_size, self._enabled = steps, batch_size, enabled
+    def __init__(
+        self,
+        total: int,
+        unit: str,
+        *,
+        batch_size: int = 0,
+        stream: TextIO | None = None,
+        enabled: bool = True,
+    ):
+        """Make a progress display that is empty until the first update.
+
+        Args:
+            total: Number of units.
+            unit: The unit's name in the plural.
+            batch_size: Examples in a unit, to show examples/s; 0 shows none.
+            stream: Where to print; by default stderr.
+            enabled: Whether to print at all.
+        """
+        self._total = total
+        self._unit = unit
+        self._batch_size = batch_size
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
-        self._every_s = 0.1 if self._live else 5.0
-        self._start: tuple[float, int] | None = None
-        """When, and after how many steps, the clock started."""
-        self._shown = 0.0
+        self._in_terminal = self._stream.isatty()
+        self._enabled = enabled
+        self._bar: _Bar | None = None
+        self._printed = -1
+        """`done` of the last line."""
 
-    def due(self, done: int) -> bool:
-        """Whether to report after `done` steps. Where it says no, the loss need not be fetched from the device."""
-        now = time.monotonic()
-        if self._start is None:  # the first step is mostly tracing and compiling: no rate comes from it
-            self._start, self._shown = (now, done), now
-        return self._enabled and (done == self._steps or now - self._shown >= self._every_s)
+    def update(self, done: int, loss: Any = None) -> None:
+        """Show that `done` units are done, if the last display is old enough.
 
-    def report(self, done: int, loss: float) -> None:
-        self._shown = time.monotonic()
-        since, first = self._start or (self._shown, done)
-        rate = (done - first) / (self._shown - since) if done > first else 0.0
-        left = _clock((self._steps - done) / rate) if rate else "--:--"
-        text = f"{done}/{self._steps} steps  loss {loss:.4g}  {rate * self._batch_size:,.0f} examples/s  {left} left"
-        if self._live:
-            filled = BAR * done // self._steps
-            text = f"\r{'#' * filled}{'.' * (BAR - filled)} {text}\x1b[K"
-        print(text, end="" if self._live else "\n", file=self._stream, flush=True)
+        Args:
+            done: Number of units done so far.
+            loss: float32 [], read only when it is shown.
+        """
+        if not self._enabled:
+            return
+        if self._bar is None:
+            self._bar = self._start(done)
+        self._bar.loss = loss
+        drawn = self._bar.update(done - self._bar.n)
+        if drawn and not self._in_terminal:
+            self._print_line()
 
     def close(self) -> None:
-        if self._live and self._enabled:
-            print(file=self._stream, flush=True)
+        """Show the last state and end the line."""
+        if self._bar is None:
+            return
+        if not self._in_terminal and self._printed != self._bar.n:
+            self._print_line()
+        self._bar.close()
 
+    def _start(self, done: int) -> _Bar:
+        """Return a bar whose clock starts now: the first step is mostly tracing and says nothing about the rate."""
+        bar = "{bar:24} " if self._in_terminal else ""
+        made = _Bar(
+            total=self._total,
+            initial=done,
+            # Lines are printed here, because tqdm ends only its last display with a newline.
+            file=self._stream if self._in_terminal else io.StringIO(),
+            mininterval=BAR_S if self._in_terminal else LINE_S,
+            miniters=1,
+            bar_format=f"{bar}{{n}}/{{total}} {self._unit}{{details}}  {{remaining}} left",
+        )
+        made.batch_size = self._batch_size
+        return made
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
+    def _print_line(self) -> None:
+        assert self._bar is not None
+        self._printed = self._bar.n
+        print(str(self._bar), file=self._stream, flush=True)

@@ -1,29 +1,32 @@
-"""What a model needs so that several replicas train it as one device would; see docs/distributed.md."""
+"""Preparation of a model and its optimizer for several replicas; docs/distributed.md says what Keras does otherwise."""
 
 import keras
 
-from tapescope.capture import keras_replica_issues
+from tapescope.capture import keras_replica_issues, private_api
+from tapescope.rules.replica_issues import issue_text
 
 
 def prepare(model: keras.Model, optimizer: keras.optimizers.Optimizer, replicas: int) -> None:
-    """Gives each replica random numbers of its own. Raises ValueError where Keras would train something else."""
+    """Give each replica its own random numbers.
+
+    Raises:
+        ValueError: With several replicas, Keras would train something else than on one device.
+    """
     if replicas == 1:
         return
     keras_replica_issues.own_random_numbers(model)
-    wrong = [
-        fault for fault in keras_replica_issues.of_step([model], [optimizer]) if fault.kind != "overflow"
-    ]  # the step sees to it
-    if wrong:
-        raise ValueError(f"with {replicas} replicas {'; '.join(map(keras_replica_issues.words, wrong))}")
+    issues = keras_replica_issues.replica_issues([model], [optimizer])
+    unsolved = [issue for issue in issues if issue.kind != "overflow"]  # `step.make` handles overflow
+    if unsolved:
+        raise ValueError(f"with {replicas} replicas {'; '.join(map(issue_text, unsolved))}")
 
 
-def sums_once(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Keeps `apply` from summing over the replicas what is summed already; False where this Keras has no such step.
+def disable_all_reduce(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Keep `apply` from summing gradients over the replicas, for a step that passes sums already.
 
-    Keras does not tell the sum that it makes, and has no switch for it. The alternative is to sum twice in a step that
-    measures or clips.
+    Keras neither returns its sum nor has a switch for it, so a step that measures or clips would sum twice.
+
+    Returns:
+        Whether this version of Keras has the method that is replaced.
     """
-    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
-        return False
-    optimizer._all_reduce_sum_gradients = list
-    return True
+    return private_api.skip_all_reduce(optimizer)

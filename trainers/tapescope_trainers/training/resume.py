@@ -1,5 +1,6 @@
-"""What --resume makes of a directory that may hold an earlier run. Decided before TensorFlow is imported."""
+"""The decision whether a run continues, made from --resume and --logdir before TensorFlow is imported."""
 
+import glob
 import json
 import os
 import shutil
@@ -7,77 +8,104 @@ from typing import Any
 
 from tapescope_trainers.flags import Options
 
-FREE = {
-    *("logdir", "data_dir", "epochs", "steps", "validate_every", "measure_every", "max_overhead_pct", "on_finding"),
-    *("serve", "port", "progress", "checkpoint_every", "resume"),
-    *("strategy", "devices", "cluster", "workers", "collective"),
+CHANGEABLE = {
+    "logdir",
+    "data_dir",
+    "epochs",
+    "steps",
+    "validate_every",
+    "measure_every",
+    "max_overhead_pct",
+    "on_finding",
+    "serve",
+    "port",
+    "progress",
+    "checkpoint_every",
+    "resume",
+    "strategy",
+    "devices",
+    "cluster",
+    "workers",
+    "collective",
 }
-"""Flags that may change where a run goes on; of the strategy only the number of replicas matters."""
+"""Flags that may change when a run continues; of the strategy only the number of replicas matters."""
 
 
-def folder(logdir: str) -> str:
-    """Where a run's checkpoints are."""
+def checkpoint_directory(logdir: str) -> str:
+    """Return the directory of a run's checkpoints."""
     return os.path.join(logdir, "checkpoints")
 
 
 def check(options: Options) -> bool:
-    """Whether there is a run to go on with. Raises ValueError where --logdir is not what --resume wants."""
-    saved = os.path.join(folder(options.logdir), "checkpoint")
-    if os.path.exists(saved) and options.resume != "never":
-        _same(options)
+    """Return whether there is a run to continue. With --resume=never, remove the earlier run.
+
+    Raises:
+        ValueError: The content of --logdir does not fit --resume, or the run was begun with other flags.
+    """
+    index = os.path.join(checkpoint_directory(options.logdir), "checkpoint")
+    if os.path.exists(index) and options.resume != "never":
+        _check_flags(options)
         return True
     if options.resume == "must":
         raise ValueError(
-            f"--resume=must: {options.logdir} has no checkpoint: leave the flag out to start, with --checkpoint_every=N"
+            f"--resume=must: {options.logdir} has no checkpoint: to start a run, leave the flag out and add "
+            f"--checkpoint_every=N"
         )
     if options.resume == "never":
-        shutil.rmtree(folder(options.logdir), ignore_errors=True)
-        for path in _records(options.logdir):
+        shutil.rmtree(checkpoint_directory(options.logdir), ignore_errors=True)
+        for path in event_files(options.logdir):
             os.remove(path)
-    elif _records(options.logdir):
+    elif event_files(options.logdir):
         raise ValueError(
-            f"--logdir={options.logdir} holds a run without checkpoints, which cannot go on: take another directory, "
+            f"--logdir={options.logdir} holds a run without checkpoints, which cannot continue: use another directory, "
             f"or --resume=never to replace that run"
         )
     return False
 
 
 def begin(options: Options, replicas: int) -> None:
-    """Notes by which flags a new run is made."""
-    os.makedirs(folder(options.logdir), exist_ok=True)
-    path = os.path.join(folder(options.logdir), "flags.json")
+    """Write the flags and the number of replicas of a new run to a file."""
+    os.makedirs(checkpoint_directory(options.logdir), exist_ok=True)
+    path = _flags_path(options.logdir)
     with open(f"{path}.new", "w") as file:
         json.dump({**_fixed(options), "replicas": replicas}, file, indent=1)
     os.replace(f"{path}.new", path)
 
 
 def check_replicas(options: Options, replicas: int) -> None:
-    """Raises ValueError where the run that goes on had another number of replicas."""
-    before = _noted(options.logdir).get("replicas", replicas)
+    """Raise ValueError if the run that continues had another number of replicas."""
+    before = _read_flags(options.logdir).get("replicas", replicas)
     if before != replicas:
         raise ValueError(
-            f"--devices={options.devices} with --strategy={options.strategy} makes {replicas} replicas, and the run in "
-            f"{options.logdir} has {before}: take as many, or --resume=never to start over"
+            f"--devices={options.devices} with --strategy={options.strategy} makes {replicas} replicas, but the run in "
+            f"{options.logdir} has {before}: use as many, or --resume=never to start over"
         )
 
 
-def _same(options: Options) -> None:
-    before, now = _noted(options.logdir), _fixed(options)
-    for name, value in now.items():
+def _check_flags(options: Options) -> None:
+    before = _read_flags(options.logdir)
+    for name, value in _fixed(options).items():
         if name in before and before[name] != value:
-            given, was = (f"--{name}={v}" if v is not None else f"no --{name}" for v in (value, before[name]))
             raise ValueError(
-                f"{given}: the run in {options.logdir} was begun with {was}, and cannot go on otherwise: take that, "
-                f"another --logdir, or --resume=never to start over"
+                f"{_flag(name, value)}: the run in {options.logdir} was begun with {_flag(name, before[name])} and can "
+                f"only continue with that: use it, another --logdir, or --resume=never to start over"
             )
 
 
+def _flag(name: str, value: Any) -> str:
+    return f"no --{name}" if value is None else f"--{name}={value}"
+
+
 def _fixed(options: Options) -> dict[str, Any]:
-    return {name: value for name, value in options._asdict().items() if name not in FREE}
+    return {name: value for name, value in options._asdict().items() if name not in CHANGEABLE}
 
 
-def _noted(logdir: str) -> dict[str, Any]:
-    path = os.path.join(folder(logdir), "flags.json")
+def _flags_path(logdir: str) -> str:
+    return os.path.join(checkpoint_directory(logdir), "flags.json")
+
+
+def _read_flags(logdir: str) -> dict[str, Any]:
+    path = _flags_path(logdir)
     try:
         with open(path) as file:
             return json.load(file)
@@ -85,5 +113,6 @@ def _noted(logdir: str) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read ({error}): --resume=never starts the run over") from None
 
 
-def _records(logdir: str) -> list[str]:
-    return [os.path.join(logdir, name) for name in os.listdir(logdir) if ".tfevents." in name]
+def event_files(directory: str) -> list[str]:
+    """Return the paths of a run's event files; empty if the directory does not exist."""
+    return glob.glob(os.path.join(glob.escape(directory), "*.tfevents.*"))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request, not a crash: the program ends where it can write what it knows."""
+"""SIGINT and SIGTERM as requests to stop, so that the program can first write its last records."""
 
 import contextlib
 import signal
@@ -7,21 +7,28 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def caught(into: list[str] | None = None) -> Iterator[list[str]]:
-    """Collects SIGINT and SIGTERM as names in a list, for the program to end when it can; a second ends it at once."""
-    names: list[str] = [] if into is None else into
+def catch(received: list[str] | None = None) -> Iterator[list[str]]:
+    """Append the names of SIGINT and SIGTERM to a list; raise KeyboardInterrupt at the second signal.
 
-    def catch(number: int, frame: object) -> None:
+    Args:
+        received: The list to append to; by default a new one.
+
+    Yields:
+        The list. Outside the main thread it stays empty, because Python delivers signals to that thread only.
+    """
+    names: list[str] = [] if received is None else received
+
+    def handle(number: int, frame: object) -> None:
         if names:
             raise KeyboardInterrupt
         names.append(signal.Signals(number).name)
 
-    if threading.current_thread() is not threading.main_thread():  # where Python gives no signals
+    if threading.current_thread() is not threading.main_thread():
         yield names
         return
-    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield names
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

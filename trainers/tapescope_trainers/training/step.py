@@ -1,7 +1,7 @@
-"""One training step as two programs, measured and plain, the same code under every strategy.
+"""One training step as two programs, measured and plain, with the same code under every strategy.
 
-Forward, backward and each replica's own statistics are one function, which XLA may compile; what XLA cannot hold,
-collectives and the optimizer, comes after it.
+Forward pass, backward pass and each replica's statistics are one function, which XLA may compile. Collectives and the
+optimizer, which XLA cannot compile here, come after it.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ from tapescope_trainers.training import replicated
 
 
 class Outcome(NamedTuple):
-    """What a step says of its global batch."""
+    """The results of a step on its global batch."""
 
     loss: tf.Tensor
     """Mean over the examples, float32 []."""
     accuracy: tf.Tensor
-    """Share of the examples that the model got right, before the update, float32 []."""
+    """Share of the examples that the model classified correctly before the update, float32 []."""
     reading: Any
-    """What `recorder.write` takes; None in the plain program."""
+    """Argument of `recorder.write`; None in the plain program."""
 
 
 def make(
@@ -36,16 +36,30 @@ def make(
     accumulate_steps: int = 1,
     jit_compile: bool = False,
 ) -> Callable[..., Outcome]:
-    """`step(x, y, measure)`; `measure` is a Python bool. The optimizer must be built.
+    """Return a compiled `step(x, y, measure)`, where `measure` is a Python bool.
 
-    With `accumulate_steps` M each replica goes through its share of the batch in M parts, one after another, and sums
-    their gradients: the step is the same, and needs the memory of one part. Raises ValueError where model or optimizer
-    ask for what several replicas would do otherwise than one device.
+    With `accumulate_steps` M each replica computes its share of the batch in M parts, in sequence, and sums their
+    gradients: the same step in the memory of one part.
+
+    Args:
+        model: Maps examples to probabilities.
+        optimizer: Must be built.
+        probe: Measures the model.
+        strategy: Runs the step on its replicas.
+        batch_size: Examples in a step, over all replicas.
+        clip_norm: Largest norm of the global batch's gradient.
+        accumulate_steps: Parts of a replica's share.
+        jit_compile: Compile forward pass, backward pass and statistics with XLA.
+
+    Raises:
+        ValueError: With several replicas, model or optimizer would train something else than on one device.
     """
     replicated.prepare(model, optimizer, strategy.num_replicas_in_sync)
     variables = model.trainable_variables
-    dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    once = strategy.num_replicas_in_sync > 1 and not dynamic and replicated.sums_once(optimizer)
+    has_dynamic_scale = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    sums_first = (
+        strategy.num_replicas_in_sync > 1 and not has_dynamic_scale and replicated.disable_all_reduce(optimizer)
+    )
 
     def forward_backward(x, y, scale, measure):
         with probe.tape(measure) as tape:
@@ -53,61 +67,64 @@ def make(
             loss = tf.reduce_sum(cross_entropy(y, probabilities)) / batch_size
             target = loss if scale is None else loss * scale
         gradients: Any = tape.gradient(target, variables)
-        return loss, right(y, probabilities) / batch_size, gradients, tape.partial(loss_scale=scale)
+        return loss, correct_count(y, probabilities) / batch_size, gradients, tape.partial(loss_scale=scale)
 
     if jit_compile:
         forward_backward = tf.function(forward_backward, jit_compile=True)
 
-    def in_parts(x, y, scale, measure):
-        """The sums over the parts of a batch, and what each of them showed."""
+    def accumulate(x, y, scale, measure):
+        """Return the sums over the parts of a batch, and a list of what the probe read in each part."""
         total: Any = None
         partials = []
-        for part in zip(tf.split(x, accumulate_steps), tf.split(y, accumulate_steps), strict=True):
-            # One after another, or all of them are in memory together.
+        for part_x, part_y in zip(tf.split(x, accumulate_steps), tf.split(y, accumulate_steps), strict=True):
+            # In sequence, or all parts would be in memory at the same time.
             with tf.control_dependencies(total[2] if total else []):
-                *found, partial = forward_backward(*part, scale, measure)
-                total = tf.nest.map_structure(tf.add, total, found) if total else found
+                *summands, partial = forward_backward(part_x, part_y, scale, measure)
+                total = tf.nest.map_structure(tf.add, total, summands) if total else summands
             partials.append(partial)
         return *total, partials
 
     def in_replica(x, y, measure):
-        # Read here: `apply` may change it, and this step's gradients were made with the present one.
-        scale = tf.identity(optimizer.dynamic_scale.value) if dynamic else None
-        loss, accuracy, gradients, partial = (in_parts if accumulate_steps > 1 else forward_backward)(
-            x, y, scale, measure
-        )
-        given: Any = gradients
+        # Read before `apply`, which may change it; this step's gradients were scaled by the present value.
+        scale = tf.identity(optimizer.dynamic_scale.value) if has_dynamic_scale else None
+        compute = accumulate if accumulate_steps > 1 else forward_backward
+        loss, accuracy, gradients, partial = compute(x, y, scale, measure)
+        to_apply: Any = gradients
         aggregated: Any = None
         applied: Any = None
-        if once or clip_norm or dynamic:
+        if sums_first or clip_norm or has_dynamic_scale:
             aggregated = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
-            given = aggregated if once else gradients
-        if clip_norm or dynamic:
-            factor = _shrinking(aggregated, clip_norm or float("inf"), scale)
-            given = [g * factor for g in given]
-            applied = given if once else [g * factor for g in aggregated]
-        optimizer.apply(given, variables)
+            to_apply = aggregated if sums_first else gradients
+        if clip_norm or has_dynamic_scale:
+            factor = _clip_factor(aggregated, clip_norm or float("inf"), scale)
+            to_apply = [gradient * factor for gradient in to_apply]
+            applied = to_apply if sums_first else [gradient * factor for gradient in aggregated]
+        optimizer.apply(to_apply, variables)
         reading = probe.reading(partial, gradients, aggregated=aggregated, applied=applied, loss_scale=scale)
         return Outcome(loss, accuracy, reading)
 
     @tf.function
     def step(x, y, measure):
-        parts = strategy.run(in_replica, args=(x, y, measure))
-        loss, accuracy = (strategy.reduce("SUM", part, axis=None) for part in parts[:2])
-        return Outcome(loss, accuracy, parts.reading)
+        outcome = strategy.run(in_replica, args=(x, y, measure))
+        loss = strategy.reduce("SUM", outcome.loss, axis=None)
+        accuracy = strategy.reduce("SUM", outcome.accuracy, axis=None)
+        return Outcome(loss, accuracy, outcome.reading)
 
     return step
 
 
 def make_evaluation(model: keras.Model, strategy: tf.distribute.Strategy) -> Callable[..., tf.Tensor]:
-    """`evaluate(x, y)`: float32 [3], over a global batch: sum of losses, number right, number of examples."""
+    """Return a compiled `evaluate(x, y)` of a global batch.
+
+    It returns the sum of the losses, the number of correct examples and the number of examples, float32 [3].
+    """
 
     def in_replica(x, y):
         probabilities = model(x, training=False)
         return tf.stack(
             [
                 tf.reduce_sum(cross_entropy(y, probabilities)),
-                right(y, probabilities),
+                correct_count(y, probabilities),
                 tf.cast(tf.shape(y)[0], tf.float32),
             ]
         )
@@ -120,26 +137,33 @@ def make_evaluation(model: keras.Model, strategy: tf.distribute.Strategy) -> Cal
 
 
 def cross_entropy(y: tf.Tensor, probabilities: tf.Tensor) -> Any:
-    """Categorical cross-entropy of each example on the probabilities, as Keras defines it: normalised, then clipped.
+    """Return the categorical cross-entropy of each example as Keras defines it on probabilities: normalised, clipped.
 
-    Given the very output of a sigmoid or softmax, Keras takes the logits behind it instead and leaves that activation
-    out of the gradient (for a sigmoid it computes another function). The identity is there to prevent that: a saturated
-    output shall show.
+    Given the output tensor of a sigmoid or softmax itself, Keras uses the logits behind it and leaves that activation
+    out of the gradient; for a sigmoid it computes another function. The identity prevents that, so that a saturated
+    output is visible. See docs/decisions/0013-loss-on-probabilities.md.
+
+    Args:
+        y: One-hot labels, float32 [B, classes].
+        probabilities: float32 [B, classes].
+
+    Returns:
+        float32 [B].
     """
     return keras.losses.categorical_crossentropy(y, tf.identity(probabilities))
 
 
-def right(y: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
-    """Number of examples whose largest probability is at the label."""
+def correct_count(y: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
+    """Return the number of examples whose largest probability is at the label, float32 []."""
     return tf.reduce_sum(tf.cast(tf.argmax(y, -1) == tf.argmax(probabilities, -1), tf.float32))
 
 
-def _shrinking(total: Sequence[tf.Tensor], clip_norm: float, scale: tf.Tensor | None) -> tf.Tensor:
-    """The factor that brings the norm of the global batch's gradient `total` down to `clip_norm`.
+def _clip_factor(total: Sequence[tf.Tensor], clip_norm: float, scale: tf.Tensor | None) -> tf.Tensor:
+    """Return the factor that brings the norm of the global batch's gradient `total` down to `clip_norm`.
 
-    Keras clips, and looks for overflow, before its optimizer sums over the replicas: it clips each replica by its own
-    norm, and applies NaN where only another replica overflowed. To multiply each replica's gradients by one common
-    factor clips their sum; where the sum is not finite the factor is NaN, so that all replicas skip the step alike.
+    Keras clips and looks for overflow before its optimizer sums over the replicas. It clips each replica by that
+    replica's own norm, and applies NaN if only another replica overflowed. Multiplying each replica's gradients by one
+    common factor clips their sum. If the sum is not finite the factor is NaN, so that all replicas skip the step.
     """
     norm = tf.linalg.global_norm(total)
     if scale is not None:
