@@ -1,18 +1,21 @@
-"""Two runs compared number by number: where they part first, by which layer, and by how much."""
+"""Comparison of two runs, number by number: the first difference, its layer, and by how much all others differ."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from tapescope.storage.run import Run
+from tensorboard_plugin_tapescope.metadata import Family
+from tensorboard_plugin_tapescope.series import matching, tables
 
 FORWARD = ("activation_mean", "activation_std", "activation_min", "activation_max", "activation_zero", "saturated")
-"""Columns that differ where the forward pass does."""
+"""Columns that differ if the forward pass does."""
 BACKWARD = ("delta_norm", "gradient_norm", "gradient_max")
-"""Columns that differ where the backward pass does."""
+"""Columns that differ if the backward pass does."""
 _FLOOR = 1e-6
-"""Differences are relative to the larger value, or to this share of the column's largest where both are smaller."""
+"""Differences are relative to the larger of two values, or to this share of the column's largest if both are below."""
+_LISTED_RATIOS = 8
 
 
 class Deviation(NamedTuple):
@@ -20,109 +23,178 @@ class Deviation(NamedTuple):
 
     column: str
     name: str
-    """Of the layer or variable."""
+    """Layer or variable; without the model's name where the two models have different names."""
     step: int
     """Of the first run."""
     first: float
     second: float
     relative: float
+    """Difference, relative to the larger value."""
 
 
 class Comparison(NamedTuple):
-    """What two runs have in common, and where they part."""
+    """Result of comparing two runs."""
 
     aligned: int
-    """Records compared."""
+    """Number of records compared."""
     unmatched: tuple[str, ...]
-    """Layers and variables that only one of the two has."""
+    """Layers and variables that only one of the two runs has."""
     ratios: dict[str, dict[str, float]]
     """By column and name: the median over the records of the second run's value over the first's."""
     largest: float
     """The largest relative difference of all."""
     forward: Deviation | None
-    """At the first step with one, the first layer in forward order whose output is beyond the tolerance."""
+    """At the first step with a deviation in the forward pass: its first layer in forward order."""
     backward: Deviation | None
-    """At the first step with one, the first layer or variable on the way back whose gradient is."""
+    """At the first step with a deviation in the backward pass: its first layer or variable on the way back."""
     beyond: int
-    """How many numbers are, over all columns."""
+    """Number of values that differ by more than the tolerance, over all columns."""
 
     @property
     def equal(self) -> bool:
+        """Whether no value differs by more than the tolerance."""
         return self.beyond == 0
 
 
-def compare(first: Run, second: Run, tolerance: float = 1e-3, by: str = "step") -> Comparison:
-    """Compares every column that both have, over the records that both have.
+class _Rows(NamedTuple):
+    """Rows of one column that both runs have."""
+
+    names: list[str]
+    first: list[int]
+    """Row numbers in the first run."""
+    second: list[int]
+    """Row numbers in the second run."""
+
+
+def compare(first: Run, second: Run, tolerance: float = 1e-3, by: Literal["step", "examples"] = "step") -> Comparison:
+    """Compare every column that both runs have, over the records that both have.
+
+    Variables are matched without the names of their models, as in the tab.
 
     Args:
       first: one run.
-      second: the other.
+      second: the other run.
       tolerance: largest relative difference that counts as equal.
-      by: "step" aligns records of the same step; "examples" those after the same number of examples.
+      by: "step" aligns records of the same step; "examples" aligns those after the same number of examples.
 
-    Raises ValueError where nothing can be compared.
+    Raises:
+      ValueError: an argument is not valid, or the runs have no record or no row in common.
     """
     if not tolerance > 0:
-        raise ValueError(f"`tolerance` ({tolerance}) must be a positive relative difference, such as 1e-3")
+        raise ValueError(f"`tolerance` must be a positive relative difference, such as 1e-3; got {tolerance}")
     if by not in ("step", "examples"):
-        raise ValueError(f'`by` ({by!r}) must be "step" or "examples"')
-    keys = [run.steps if by == "step" else run["examples_seen"] for run in (first, second)]
-    _, mine, theirs = np.intersect1d(keys[0], keys[1], return_indices=True)
-    if not mine.size:
-        raise ValueError(f"{first.logdir} and {second.logdir} have no record at the same {by}; try by the other")
+        raise ValueError(f'`by` must be "step" or "examples"; got {by!r}')
+    first_at, second_at = _align(first, second, by)
     ratios: dict[str, dict[str, float]] = {}
-    found: list[Deviation] = []
-    beyond, largest = 0, 0.0
+    deviations: list[tuple[int, Deviation]] = []  # with the row in the first run
+    largest = 0.0
+    beyond = 0
     unmatched: dict[str, None] = {}
-    replicas = [run["replica_norm"].shape[1] if "replica_norm" in run.columns else 1 for run in (first, second)]
-    # An estimate from how the batch is shared out: with another number of replicas it is another number.
-    own = {"unit_state"} | ({"noise_scale"} if replicas[0] != replicas[1] else set())
-    for column in (c for c in first.columns if c in second.columns and c not in own):
-        values = [np.asarray(run[column], np.float64) for run in (first, second)]
-        if values[0].ndim != 2:
+    for column in _comparable_columns(first, second):
+        rows = _match_rows(first, second, column)
+        unmatched.update(dict.fromkeys(_unmatched_names(first, second, column, rows)))
+        if not rows.names:
             continue
-        names = [n for n in first.rows(column) if n in second.rows(column)]
-        unmatched.update(dict.fromkeys(sorted(set(first.rows(column)) ^ set(second.rows(column)))))
-        if not names:
-            continue
-        a, b = (
-            v[at][:, [run.rows(column).index(n) for n in names]]
-            for v, at, run in zip(values, (mine, theirs), (first, second), strict=True)
-        )
-        relative = _relative(a, b)
+        a = np.asarray(first[column], np.float64)[first_at][:, rows.first]
+        b = np.asarray(second[column], np.float64)[second_at][:, rows.second]
+        relative = _relative_difference(a, b)
+        differs = relative > tolerance
         largest = max(largest, float(relative.max()))
-        beyond += int((relative > tolerance).sum())
+        beyond += int(differs.sum())
         with np.errstate(all="ignore"):
             quotient = np.where(a == b, 1.0, b / a)
-        ratios[column] = {n: _median(quotient[:, i]) for i, n in enumerate(names)}
-        apart = relative > tolerance
-        if column in FORWARD + BACKWARD and apart.any():
-            t = int(np.argmax(apart.any(axis=1)))  # of later records none can be the first
-            step = int(first.steps[mine[t]])
-            found += [
-                Deviation(column, names[i], step, float(a[t, i]), float(b[t, i]), float(relative[t, i]))
-                for i in np.flatnonzero(apart[t])
-            ]
+        ratios[column] = {name: _finite_median(quotient[:, i]) for i, name in enumerate(rows.names)}
+        if column in FORWARD + BACKWARD and differs.any():
+            t = int(np.argmax(differs.any(axis=1)))  # a later record cannot be the first one
+            for i in np.flatnonzero(differs[t]):
+                deviation = Deviation(
+                    column=column,
+                    name=rows.names[i],
+                    step=int(first.steps[first_at[t]]),
+                    first=float(a[t, i]),
+                    second=float(b[t, i]),
+                    relative=float(relative[t, i]),
+                )
+                deviations.append((rows.first[i], deviation))
     if not ratios:
-        raise ValueError(f"{first.logdir} and {second.logdir} have no layer or variable of the same name")
-    order = {name: i for i, name in enumerate((*first.layers, *first.variables))}
-    forward = [d for d in found if d.column in FORWARD]
-    backward = [d for d in found if d.column in BACKWARD]
+        raise ValueError(f"{first.logdir} and {second.logdir} have no layer or variable in common")
     return Comparison(
-        len(mine),
-        tuple(unmatched),
-        ratios,
-        largest,
-        min(forward, key=lambda d: (d.step, order[d.name]), default=None),
-        min(backward, key=lambda d: (d.step, d.column != "delta_norm", -order[d.name]), default=None),
-        beyond,
+        aligned=len(first_at),
+        unmatched=tuple(unmatched),
+        ratios=ratios,
+        largest=largest,
+        forward=_first_forward(deviations),
+        backward=_first_backward(deviations),
+        beyond=beyond,
     )
 
 
-def _relative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|a - b| over the larger; 0 where both are NaN or equal, Inf where one alone is not finite."""
-    known = np.concatenate([np.abs(x[np.isfinite(x)]) for x in (a, b)])
-    floor = _FLOOR * known.max(initial=0.0)
+def _first_forward(deviations: list[tuple[int, Deviation]]) -> Deviation | None:
+    forward = [(d.step, row, i) for i, (row, d) in enumerate(deviations) if d.column in FORWARD]
+    return deviations[min(forward)[-1]][1] if forward else None
+
+
+def _first_backward(deviations: list[tuple[int, Deviation]]) -> Deviation | None:
+    backward = [
+        (d.step, d.column != "delta_norm", -row, i) for i, (row, d) in enumerate(deviations) if d.column in BACKWARD
+    ]
+    return deviations[min(backward)[-1]][1] if backward else None
+
+
+def _align(first: Run, second: Run, by: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the records that both runs have."""
+    keys = [run.steps if by == "step" else run["examples_seen"] for run in (first, second)]
+    _, first_at, second_at = np.intersect1d(keys[0], keys[1], return_indices=True)
+    if not first_at.size:
+        other = "examples" if by == "step" else "step"
+        raise ValueError(f"{first.logdir} and {second.logdir} have no record at the same {by}; try `by` {other}")
+    return first_at, second_at
+
+
+def _comparable_columns(first: Run, second: Run) -> list[str]:
+    """Return the columns of layers and variables that mean the same in both runs.
+
+    The noise scale is estimated from the replicas' shares of the batch, so it depends on their number.
+    """
+    excluded = {"unit_state"}
+    if _replica_count(first) != _replica_count(second):
+        excluded.add("noise_scale")
+    common = [name for name in first.columns if name in second.columns and name not in excluded]
+    return [name for name in common if first[name].ndim == second[name].ndim == 2]
+
+
+def _replica_count(run: Run) -> int:
+    return run["replica_norm"].shape[1] if "replica_norm" in run.columns else 1
+
+
+def _match_rows(first: Run, second: Run, column: str) -> _Rows:
+    first_names = first.rows(column)
+    second_names = second.rows(column)
+    pairs = matching.match_rows(first_names, _owners(first, column), second_names, _owners(second, column))
+    keys = matching.matching_keys(first_names, _owners(first, column))
+    names = [first_names[i] if first_names[i] == second_names[j] else keys[i] for i, j in pairs]
+    return _Rows(names, [i for i, _ in pairs], [j for _, j in pairs])
+
+
+def _owners(run: Run, column: str) -> tuple[str, ...]:
+    """Return the layer of each row of a column."""
+    names = run.rows(column)
+    if names != run.variables:
+        return names
+    layers = Family("layers", names=run.layers, details=run.details)
+    return matching.row_owners(names, run.layers, tables.owned_variables(layers))
+
+
+def _unmatched_names(first: Run, second: Run, column: str, rows: _Rows) -> list[str]:
+    only_first = [name for i, name in enumerate(first.rows(column)) if i not in set(rows.first)]
+    only_second = [name for i, name in enumerate(second.rows(column)) if i not in set(rows.second)]
+    return sorted({*only_first, *only_second})
+
+
+def _relative_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return |a - b| over the larger; 0 where both are equal or NaN, Inf where only one is finite."""
+    finite = np.concatenate([np.abs(x[np.isfinite(x)]) for x in (a, b)])
+    floor = _FLOOR * finite.max(initial=0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = np.maximum(np.maximum(np.abs(a), np.abs(b)), floor)
         relative = np.where(scale > 0, np.abs(a - b) / scale, 0.0)
@@ -130,44 +202,48 @@ def _relative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(same, 0.0, np.where(np.isfinite(a) & np.isfinite(b), relative, np.inf))
 
 
-def _median(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if known.size else math.nan
+def _finite_median(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else math.nan
 
 
 def comparison_text(comparison: Comparison, tolerance: float) -> str:
-    """A few lines for a person."""
+    """Return a few lines about a comparison for a person."""
     lines = [f"{comparison.aligned} records compared, largest relative difference {comparison.largest:.2g}"]
     if comparison.unmatched:
-        lines.append(f"only in one of the two: {', '.join(comparison.unmatched)}")
+        lines.append(f"only in one of the two runs: {', '.join(comparison.unmatched)}")
     if comparison.equal:
         return "\n".join([*lines, f"equal within {tolerance:g}"])
     lines.append(f"{comparison.beyond} numbers differ by more than {tolerance:g}")
-    for words, deviation in (("forward", comparison.forward), ("backward", comparison.backward)):
+    for order, deviation in (("forward", comparison.forward), ("backward", comparison.backward)):
         if deviation:
-            d = deviation
             lines.append(
-                f"first in {words} order: {d.name} at step {d.step}, {d.column} {d.first:.6g} against {d.second:.6g}"
+                f"first in {order} order: {deviation.name} at step {deviation.step}, {deviation.column} "
+                f"{deviation.first:.6g} and {deviation.second:.6g}"
             )
-    changed = sorted(
-        ((abs(math.log(r)), c, n, r) for c, of in comparison.ratios.items() for n, r in of.items() if r > 0 and r != 1),
-        reverse=True,
-    )
-    lines += [f"  {name} {column}: second over first {ratio:.4g}" for _, column, name, ratio in changed[:8]]
+    changed = [
+        (abs(math.log(ratio)), column, name, ratio)
+        for column, by_name in comparison.ratios.items()
+        for name, ratio in by_name.items()
+        if ratio > 0 and ratio != 1
+    ]
+    changed.sort(reverse=True)
+    for _, column, name, ratio in changed[:_LISTED_RATIOS]:
+        lines.append(f"  {name} {column}: second over first {ratio:.4g}")
     return "\n".join(lines)
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """The same as plain data; what is not finite is null."""
+    """Return a comparison as plain data for JSON, with None for numbers that are not finite."""
     plain = comparison._asdict() | {"equal": comparison.equal}
     for part in ("forward", "backward"):
         plain[part] = plain[part] and plain[part]._asdict()
-    return _finite(plain)
+    return _without_nonfinite(plain)
 
 
-def _finite(value: Any) -> Any:
+def _without_nonfinite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return {key: _without_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

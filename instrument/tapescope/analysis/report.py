@@ -1,6 +1,6 @@
-"""One HTML page about one or several runs, readable without a server or a network.
+"""The report: one HTML page about runs, readable without a server or a network.
 
-The figures are the tab's; plotly's script, from its Python package, is inside the page.
+The figures are those of the tab. The script of plotly, from its Python package, is inside the page.
 """
 
 import html
@@ -17,9 +17,13 @@ from tapescope.analysis import plotting
 from tapescope.storage.run import Run
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import basic, style
-from tensorboard_plugin_tapescope.metadata import Column
+from tensorboard_plugin_tapescope.series.findings import at_least, count_severities
 
-_FLOW = ("gradient_norm", "delta_norm", "update_ratio", "saturated", "units_dead")
+_FLOW_COLUMNS = ("gradient_norm", "delta_norm", "update_ratio", "saturated", "units_dead")
+
+_BUDGET_DEFINITION = (
+    "gain of each layer on the way of the gradient from the loss to the input, over the last ten records"
+)
 
 _STYLE = """
 body { font: 15px/1.5 Roboto, "Helvetica Neue", Arial, sans-serif; color: #202124; max-width: 1100px; margin: 40px auto;
@@ -31,109 +35,132 @@ table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: 7px 10px; border-bottom: 1px solid #e3e5e8; font-weight: 400; }
 th { color: #5f6368; font-size: 13px; }
 li { margin: 6px 0; }
-.soft { color: #5f6368; }
+.secondary { color: #5f6368; }
 .error { color: #b3261e; }
 .warning { color: #8a5a00; }
 """
 
 
-def write(runs: Sequence[Run], path: str | os.PathLike[str]) -> None:
-    """Writes the page on `runs` to `path`. Raises OSError where it cannot."""
+def write_report(runs: Sequence[Run], path: str | os.PathLike[str]) -> None:
+    """Write one HTML page about `runs`, which needs neither a server nor a network.
+
+    Args:
+      runs: the runs, each with a record or more.
+      path: file to write, such as "report.html".
+
+    Raises:
+      OSError: the file cannot be written.
+    """
     with open(path, "w", encoding="utf-8") as file:
-        file.write(page(runs))
+        file.write(render_page(runs))
 
 
-def page(runs: Sequence[Run]) -> str:
-    """The whole page as text."""
+def render_page(runs: Sequence[Run]) -> str:
+    """Return the whole page as text."""
     names = short_names([run.logdir for run in runs])
-    body = [f"<h1>{_text(', '.join(names))}</h1><p class=soft>Gradients, activations and units, by tapescope.</p>"]
-    body.append(_table(runs, names))
+    title = _escape(", ".join(names))
+    body = [
+        f"<h1>{title}</h1><p class=secondary>Gradients, activations and units, measured by Tapescope.</p>",
+        _render_overview(runs, names),
+    ]
     if len(runs) > 1:
-        body += ["<h2>Compared</h2>", *_compared(runs, names)]
+        body += ["<h2>Comparison</h2>", *_render_comparison(runs, names)]
     for run, name in zip(runs, names, strict=True):
-        body += [f"<h2>{_text(name)}</h2>", _findings(run), *_figures(run)]
+        body += [f"<h2>{_escape(name)}</h2>", _render_findings(run), *_render_figures(run)]
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(", ".join(names))} - tapescope</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title} - Tapescope</title>'
         f"<style>{_STYLE}</style><script>{offline.get_plotlyjs()}</script><body>{''.join(body)}</body></html>"
     )
 
 
 def short_names(logdirs: Sequence[str]) -> list[str]:
-    """The directories without what they have in common; a single one by its last part."""
+    """Return the directories without their common part; a single one as its last part."""
     paths = [os.path.abspath(logdir) for logdir in logdirs]
     if len(set(paths)) < 2:
         return [os.path.basename(path) for path in paths]
     return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
 
 
-def _table(runs: Sequence[Run], names: Sequence[str]) -> str:
+def _render_overview(runs: Sequence[Run], names: Sequence[str]) -> str:
     rows = []
     for run, name in zip(runs, names, strict=True):
-        worst = {severity: sum(f["severity"] == severity for f in run.findings) for severity in ("error", "warning")}
-        found = ", ".join(f"{n} {severity}{'s' * (n > 1)}" for severity, n in worst.items() if n) or "none"
         state = f"{run.status.get('state', '')} {run.status.get('reason', '')}".strip()
-        loss, cost = run["loss"][-1], run["measure_ms"][-1]
-        costs = "" if math.isnan(cost) else f"{cost:.2f} ms"
-        cells = (name, state, f"{run.steps[-1]}", f"{loss:.4g}", found, costs)
-        rows.append("".join(f"<td>{_text(cell)}</td>" for cell in cells))
-    head = "".join(
-        f"<th>{h}</th>" for h in ("run", "state", "last step", "loss", "findings", "cost of a measured step")
-    )
+        loss = run["loss"][-1]
+        cost = run["measure_ms"][-1]
+        cells = (
+            name,
+            state,
+            f"{run.steps[-1]}",
+            f"{loss:.4g}",
+            _count_findings(run),
+            "" if math.isnan(cost) else f"{cost:.2f} ms",
+        )
+        rows.append("".join(f"<td>{_escape(cell)}</td>" for cell in cells))
+    titles = ("run", "state", "last step", "loss", "findings", "cost of a measured step")
+    head = "".join(f"<th>{title}</th>" for title in titles)
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
-def _compared(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
-    """Loss, and the gradient that reaches the first layer, over the steps that all the runs recorded."""
+def _count_findings(run: Run) -> str:
+    """Return the numbers of errors and warnings as text."""
+    counts = count_severities(finding["severity"] for finding in run.findings)
+    counted = [(counts[severity], severity) for severity in at_least("warning")]
+    return ", ".join(f"{n} {severity}{'s' if n > 1 else ''}" for n, severity in counted if n) or "none"
+
+
+def _render_comparison(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    """Return figures of the loss and of the first variable's gradient, at the steps that all runs recorded."""
     common = sorted(set.intersection(*(set(run.steps.tolist()) for run in runs)))
     if not common:
         return ["<p>The runs have no recorded step in common.</p>"]
     at = [np.searchsorted(run.steps, common) for run in runs]
-    columns = {
-        "Loss": (metadata.COLUMNS["loss"], [run["loss"][i] for run, i in zip(runs, at, strict=True)]),
-        "Gradient of the first variable": (
-            metadata.COLUMNS["gradient_norm"],
-            [run["gradient_norm"][i, 0] for run, i in zip(runs, at, strict=True)],
-        ),
-    }
-    return [
-        _figure(title, column, basic.line_chart(np.array(common), names, np.stack(values, 1), column))
-        for title, (column, values) in columns.items()
-    ]
+    losses = [run["loss"][rows] for run, rows in zip(runs, at, strict=True)]
+    norms = [run["gradient_norm"][rows, 0] for run, rows in zip(runs, at, strict=True)]
+    figures = []
+    for title, name, values in (
+        ("Loss", "loss", losses),
+        ("Gradient of the first variable", "gradient_norm", norms),
+    ):
+        column = metadata.COLUMNS[name]
+        figure = basic.line_chart(np.array(common), names, np.stack(values, axis=1), column)
+        figures.append(_render_figure(title, column.definition, figure))
+    return figures
 
 
-def _findings(run: Run) -> str:
+def _render_findings(run: Run) -> str:
     if not run.findings:
-        return "<p>Nothing was found while it trained.</p>"
-    rows = (
-        f"<li class={_text(f['severity'])}>{_text(f['message'])} <span class=soft>Step {f['step']}"
-        f"{', layer ' + _text(f['layer']) if f.get('layer') else ''}. {_text(f.get('advice', ''))}</span></li>"
-        for f in run.findings
-    )
-    return f"<ul>{''.join(rows)}</ul>"
+        return "<p>No findings were recorded while it trained.</p>"
+    items = []
+    for finding in run.findings:
+        place = f"Step {finding['step']}" + (f", layer {_escape(finding['layer'])}" if finding.get("layer") else "")
+        items.append(
+            f"<li class={_escape(finding['severity'])}>{_escape(finding['message'])} "
+            f"<span class=secondary>{place}. {_escape(finding.get('advice', ''))}</span></li>"
+        )
+    return f"<ul>{''.join(items)}</ul>"
 
 
-def _figures(run: Run) -> list[str]:
-    found = [_figure("Loss", metadata.COLUMNS["loss"], plotting.plot(run, "loss"))]
-    for name in _FLOW:
+def _render_figures(run: Run) -> list[str]:
+    figures = [_render_figure("Loss", metadata.COLUMNS["loss"].definition, plotting.plot(run, "loss"))]
+    for name in _FLOW_COLUMNS:
         if name in run.columns and np.isfinite(run[name]).any():
             column = metadata.COLUMNS[name]
-            found.append(_figure(style.column_title(column).capitalize(), column, plotting.plot(run, name)))
+            title = style.column_title(column).capitalize()
+            figures.append(_render_figure(title, column.definition, plotting.plot(run, name)))
     if len(run.layers) > 1 and "flow_gate" in run.columns:
-        about = Column("", "what each layer cost the gradient on its way from the loss to the input; last ten records")
-        found.append(_figure("Flow budget", about, plotting.budget(run)))
-    return found
+        figures.append(_render_figure("Flow budget", _BUDGET_DEFINITION, plotting.plot_budget(run)))
+    return figures
 
 
-def _figure(title: str, column: Column, figure: style.Figure) -> str:
-    # "</" in a name must not end the script.
-    drawn = json.dumps(figure).replace("</", "<\\/")
-    sentence = column.definition[:1].upper() + column.definition[1:]
+def _render_figure(title: str, definition: str, figure: style.Figure) -> str:
+    data = json.dumps(figure).replace("</", "<\\/")  # "</" in a name must not end the script
+    sentence = definition[:1].upper() + definition[1:]
     return (
-        f"<h3>{_text(title)}</h3><div class=soft>{_text(sentence)}.</div><div></div><script>(f=>Plotly.newPlot("
-        "document.currentScript.previousElementSibling,f.data,f.layout,{displayModeBar:false,responsive:true}))"
-        f"({drawn})</script>"
+        f"<h3>{_escape(title)}</h3><div class=secondary>{_escape(sentence)}.</div><div></div>"
+        "<script>(f=>Plotly.newPlot(document.currentScript.previousElementSibling,f.data,f.layout,"
+        f"{{displayModeBar:false,responsive:true}}))({data})</script>"
     )
 
 
-def _text(value: Any) -> str:
+def _escape(value: Any) -> str:
     return html.escape(str(value))

@@ -1,8 +1,6 @@
-"""Rules about where the gradient goes on its way back, and where it breaks off. Each names a layer.
+"""Rules about where the gradient goes in the backward pass, and where it stops.
 
-A rule looks at the history of a run and yields what is wrong, since when, and by which numbers; it may go on saying the
-same, `rules.Watch` keeps the first time. Thresholds are the same for all networks, each with its reason beside it;
-docs/calibration.md says how well they do.
+README.md says how a rule is written.
 """
 
 import math
@@ -10,241 +8,278 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tapescope.rules.finding import Finding, times
+from tapescope.rules.finding import Finding, format_factor
 from tapescope.rules.history import History
-from tapescope.rules.record_view import View, largest, median
+from tapescope.rules.record_view import NEVER_SATURATED, RecordView, index_of_largest, lower_median
 
-FAR = 2.0
-"""Decades between the two ends of the network: where 1 % of the gradient arrives the first layers stand still while the
-last ones learn; where it grows a hundredfold they are thrown about."""
-TOO_FAR = 2.5
-"""Decades that are too many whatever the optimizer makes of them, as long as nothing was learned: what four or five
-sigmoid layers take. Ten ReLU layers as Keras initializes them take 1.5.
-"""
-NEVER_SATURATED = {"linear", "relu", "leaky_relu"}
-"""What their activation takes is as it should be, unless it is everything. On the wire every zero of ReLU is saturated;
-what matters there is whether units are dead."""
+PATH_DECADES = 2.0
+"""Decades between both ends of the network. Where 1 % of the gradient arrives, the first layers stand still while the
+last ones learn; where it grows a hundredfold, the first layers' weights change erratically."""
+SEVERE_PATH_DECADES = 2.5
+"""Decades lost that are too many whatever the optimizer makes of them, as long as nothing was learned: the loss of four
+or five sigmoid layers. Ten ReLU layers as Keras initializes them lose 1.5."""
+_LIMIT_DECADES = 99.0
+"""Reported for an infinite number of decades, which JSON has no number for."""
 
 
-def non_finite(seen: History) -> Iterator[Finding]:
-    """A NaN or Inf, reported at once: after it no number means anything."""
-    if not (_ill(seen.now) or _worse(seen.now, seen) or seen.loss_is_lost):
+def non_finite(history: History) -> Iterator[Finding]:
+    """Report a NaN or Inf at once: no number means anything after it."""
+    latest = history.latest
+    if not (_has_bad_output(latest) or _has_bad_gradient(latest, history) or history.loss_became_nonfinite):
         return
-    views, names = list(seen.window), seen.of.groups
-    ill, worse = [_ill(v) for v in views], [_worse(v, seen) for v in views]
-    bad = [a or b or math.isinf(v.loss) for a, b, v in zip(ill, worse, views, strict=True)]
+    views = list(history.window)
+    bad_output = [_has_bad_output(view) for view in views]
+    bad_gradient = [_has_bad_gradient(view, history) for view in views]
+    bad = [
+        output or gradient or math.isinf(view.loss)
+        for output, gradient, view in zip(bad_output, bad_gradient, views, strict=True)
+    ]
     at = len(bad) - 1
-    while at and bad[at - 1]:  # what came first, though only what followed made it an error
+    while at and bad[at - 1]:  # the first of them, even if only a later one made it an error
         at -= 1
-    first, elements, layer = views[at], _bad(views[at], seen), None
-    forward, backward = (int(first.number(f"first_nonfinite_{way}", -1)) for way in ("forward", "backward"))
-    if forward >= 0:
-        layer = names[forward]
-        message = f"`{layer}` is the first layer with a NaN or Inf, in what it is given, its weights or its output"
-        message += f"; on the way back the first is `{names[backward]}`" if backward >= 0 else ""
-    elif worse[at]:
-        owners, variables = seen.of.owned
-        layer = names[backward if backward >= 0 else owners[np.argmax(elements[variables])]]
-        message = f"every output is finite, and from `{layer}` backwards the gradient is not"
-    else:
-        message = f"the loss is {first.loss}, and every layer is finite"
-    # The gradient alone, and nothing was changed by it: so it looks when a loss scale overflows and skips a step. If
-    # it was no such thing, the next record has it in the weights.
-    skipped = worse[at] and not any(ill) and not np.any(first.pace > 0)
+    first = views[at]
+    elements = _bad_gradient_elements(first, history)
+    forward = int(first.number("first_nonfinite_forward", -1))
+    backward = int(first.number("first_nonfinite_backward", -1))
+    layer, message = _locate_nonfinite(history, first, forward, backward, elements)
+    # If only the gradient is not finite and no weight changed, a loss scale may have overflowed and skipped the step.
+    # If that is not the reason, the next record has it in the weights.
+    skipped = bad_gradient[at] and not any(bad_output) and not np.any(first.update_ratio > 0)
     since = views[at - 1].step + 1 if at else first.step
     when = f"at step {first.step}" if since == first.step else f"between steps {since} and {first.step}"
+    causes = "a division by 0, a logarithm or root of 0, or an overflow there, and check the data."
+    if skipped:
+        message = f"{message}, {when}; the weights did not change, as when a loss scale overflows"
+        advice = f"Nothing to do while a loss scale is being adjusted. If it continues, look for {causes}"
+    else:
+        message = f"{message}, {when}"
+        advice = f"Look for {causes}"
     yield Finding(
-        "non_finite",
-        1,
-        "info" if skipped else "error",
-        layer,
-        first.step,
-        f"{message}, {when}" + ("; no weight was changed, as when a loss scale overflows" if skipped else ""),
-        {
-            "elements_forward": float(np.nansum(first.layers("activation_nonfinite"))),
+        rule="non_finite",
+        version=1,
+        severity="info" if skipped else "error",
+        layer=layer,
+        step=first.step,
+        message=message,
+        evidence={
+            "elements_forward": float(np.nansum(first.layer_column("activation_nonfinite"))),
             "elements_gradient": float(elements.sum()),
             "index_forward": float(forward),
             "index_backward": float(backward),
         },
-        ("Nothing to do while a loss scale is being sought. If it goes on: look" if skipped else "Look")
-        + " there for a division by 0, a logarithm or root of 0, or an overflow, and at the data; if the gradient "
-        "grew before, lower the learning rate or clip.",
+        advice=f"{advice} If the gradient grew before, lower the learning rate or clip the gradient.",
     )
 
 
-def _ill(view: View) -> bool:
+def _locate_nonfinite(
+    history: History, view: RecordView, forward: int, backward: int, elements: np.ndarray
+) -> tuple[str | None, str]:
+    """Return the layer with the first NaN or Inf of a record, and a message about it."""
+    names = history.layout.groups
+    if forward >= 0:
+        message = f"`{names[forward]}` is the first layer with a NaN or Inf in its input, weights or output"
+        if backward >= 0:
+            message += f"; in the backward pass the first is `{names[backward]}`"
+        return names[forward], message
+    if _has_bad_gradient(view, history):
+        groups, variables = history.layout.owned
+        layer = names[backward if backward >= 0 else groups[np.argmax(elements[variables])]]
+        return layer, f"all outputs are finite, but the gradient is not from `{layer}` backwards"
+    return None, f"the loss is {view.loss} although all layers are finite"
+
+
+def _has_bad_output(view: RecordView) -> bool:
     return view.number("first_nonfinite_forward", -1) >= 0
 
 
-def _worse(view: View, seen: History) -> bool:
-    return view.number("first_nonfinite_backward", -1) >= 0 or bool(_bad(view, seen).any())
+def _has_bad_gradient(view: RecordView, history: History) -> bool:
+    return view.number("first_nonfinite_backward", -1) >= 0 or bool(_bad_gradient_elements(view, history).any())
 
 
-def _bad(view: View, seen: History) -> np.ndarray:
-    counts = view.column("gradient_nonfinite", seen.of.variables)
+def _bad_gradient_elements(view: RecordView, history: History) -> np.ndarray:
+    """Return the number of elements of each variable's gradient that are not finite, [V]."""
+    counts = view.column("gradient_nonfinite", history.layout.variable_count)
     return np.where(np.isfinite(counts), counts, 0)
 
 
-def no_gradient(seen: History) -> Iterator[Finding]:
-    """Variables that the loss does not depend on, or no more."""
-    if not seen.settled:
+def no_gradient(history: History) -> Iterator[Finding]:
+    """Name variables that the loss does not depend on, or no longer does."""
+    if not history.settled:
         return
-    gradient = seen.usual.gradient
-    if not np.any(gradient > 0):  # of none of them: a loss of exactly 0, or the last layer is dead
+    layout = history.layout
+    gradient = history.usual.gradient
+    if not np.any(gradient > 0):  # a loss of exactly 0, or a dead last layer
         return
-    shut = bool(seen.of.path) and seen.usual.lost == -math.inf  # which `vanishing` says
-    owned = np.bincount(seen.of.owned[0], minlength=len(gradient))
+    blocked = bool(layout.path) and history.usual.total_loss == -math.inf  # `vanishing` reports it
+    variables = np.bincount(layout.owned[0], minlength=len(gradient))
     absent = np.isnan(gradient)
-    for group in np.flatnonzero((owned > 0) & (absent | (not shut and ~(gradient > 0)))):
-        name, cut = seen.of.groups[group], bool(absent[group])
+    zero = ~(gradient > 0)
+    for group in np.flatnonzero((variables > 0) & (absent | (zero & (not blocked)))):
+        name = layout.groups[group]
+        if absent[group]:
+            severity = "error"
+            message = f"no path leads from the loss to `{name}`: it has no gradient"
+            advice = "Look for a stop_gradient, an operation without a gradient, or an output that is not used."
+        else:
+            severity = "warning"
+            message = f"the gradient of `{name}` is exactly 0"
+            advice = "Look for a dead or saturated layer after it, or for weights after it that are 0."
         yield Finding(
-            "no_gradient",
-            1,
-            "error" if cut else "warning",
-            name,
-            seen.since(lambda v, g=group: not v.gradient[g] > 0),
-            f"no path leads from the loss to `{name}`: it has no gradient"
-            if cut
-            else f"the gradient of `{name}` is exactly 0",
-            {"variables": float(owned[group]), "gradient_norm": 0.0},
-            "Look for a stop_gradient, an operation without a gradient, or an output that is not used."
-            if cut
-            else "Look for the dead or saturated layer after it, or for weights after it that are 0.",
+            rule="no_gradient",
+            version=1,
+            severity=severity,
+            layer=name,
+            step=history.first_step(lambda view, group=group: not view.gradient[group] > 0),
+            message=message,
+            evidence={"variables": float(variables[group]), "gradient_norm": 0.0},
+            advice=advice,
         )
 
 
-def vanishing(seen: History) -> Iterator[Finding]:
-    """Less than 1 % of the gradient reaches the first layer; the layer that takes most of it is named.
+def vanishing(history: History) -> Iterator[Finding]:
+    """Name the layer that takes most where less than 1 % of the gradient reaches the first layer.
 
-    Noted only, where no harm is seen: the first layer's weights move as others do, and the loss falls.
+    It is info where it does no harm: the first layer's weights change as others do, and the loss falls.
     """
-    if not seen.settled or not seen.of.path:
+    layout = history.layout
+    usual = history.usual
+    if not history.settled or not layout.path or not usual.total_loss <= -PATH_DECADES:
         return
-    usual, total = seen.usual, seen.usual.lost
-    if not total <= -FAR:
-        return
-    parts = usual.losses
-    names, first, last = seen.of.groups, seen.of.path[-1], seen.of.path[0]
-    taken = float(np.nanmin(parts))
-    at = silencer(int(np.nanargmin(parts)), seen)
-    gate, weights = float(usual.gate[at]), float(usual.gain[at])
-    kind, share, pace = seen.of.activations[at], 10.0**total, usual.pace
-    silent = taken == -math.inf
-    learner = next((layer for layer in reversed(seen.of.path) if pace[layer] >= 0), None)
-    learns, most = 0.0 if learner is None else float(pace[learner]), float(median(pace))
-    behind = not learns > 0.01 * most
-    harm = silent or seen.stuck or (not seen.learned and (behind or total <= -TOO_FAR))
-    others = 0 if silent else int(np.sum(parts < 0.5 * taken)) - 1
-    where = "activation" if gate <= weights else "weights"
-    if not silent:
-        takes = f"makes the gradient {times(10**-taken)} shorter, "
-        by_design = where == "activation" and kind in NEVER_SATURATED
-        takes += "and its weights do not make up for its activation" if by_design else f"most by its {where}"
+    parts = usual.path_losses
+    decades_here = float(np.nanmin(parts))
+    at = history.first_silent_source(int(np.nanargmin(parts)))
+    gate = float(usual.gate_gain[at])
+    weights = float(usual.weight_gain[at])
+    by_activation = gate <= weights
+    by_design = layout.activations[at] in NEVER_SATURATED
+    blocked = decades_here == -math.inf
+    share = 10.0**usual.total_loss
+    names = layout.groups
+    first = layout.path[-1]
+    last = layout.path[0]
+
+    if not blocked:
+        takes = f"makes the gradient {format_factor(10**-decades_here)} shorter, "
+        if by_activation and by_design:
+            takes += "and its weights do not compensate for its activation"
+        else:
+            takes += f"mostly by its {'activation' if by_activation else 'weights'}"
     elif usual.activation_zero[at] >= 1:
-        takes = "gives nothing but 0, and lets no gradient through"
+        takes = "outputs only 0, and lets no gradient through"
     else:
-        takes = f"lets no gradient through its {where}"
-    message = f"{named(at, seen)} {takes}"
+        takes = f"lets no gradient through its {'activation' if by_activation else 'weights'}"
+    message = f"{layout.describe_layer(at)} {takes}"
+    others = 0 if blocked else int(np.sum(parts < 0.5 * decades_here)) - 1
     if others > 0:
-        message += f", and {'one other' if others == 1 else f'{others} others'} about as much"
-    message += f"; `{names[first]}` gets {share:.2g} of what `{names[last]}` gets"
-    if learner is not None and most > 0:  # what the optimizer makes of it
+        message += f", and {others} other layer{'s' if others > 1 else ''} about as much"
+    message += f"; `{names[first]}` gets {share:.2g} of the gradient that `{names[last]}` gets"
+
+    learner = next((layer for layer in reversed(layout.path) if usual.update_ratio[layer] >= 0), None)
+    learner_ratio = 0.0 if learner is None else float(usual.update_ratio[learner])
+    median_ratio = float(lower_median(usual.update_ratio))
+    behind = not learner_ratio > 0.01 * median_ratio
+    if learner is not None and median_ratio > 0:
         whose = "its weights" if learner == first else f"the weights of `{names[learner]}`"
-        message += f", {'and' if behind else 'yet'} {whose} change by {learns:.2g} of their length a step, where "
-        message += f"{most:.2g} is usual"
-    if where == "weights" or (kind in NEVER_SATURATED and not silent):
-        advice = "Initialize these weights larger (He for ReLU, Glorot for tanh), or normalise what comes out."
-    elif kind in NEVER_SATURATED:
+        message += (
+            f", {'and' if behind else 'yet'} {whose} change by {learner_ratio:.2g} of their norm per step, where "
+        )
+        message += f"{median_ratio:.2g} is usual"
+    severe = behind or usual.total_loss <= -SEVERE_PATH_DECADES
+    harmful = blocked or history.loss_stuck or (severe and not history.learned)
+
+    if not by_activation or (by_design and not blocked):
+        advice = "Initialize these weights larger (He for ReLU, Glorot for tanh), or normalize the layer's output."
+    elif by_design:
         advice = "Lower the learning rate, start its biases at 0, or use Leaky ReLU or ELU there."
     else:
-        advice = "Use ReLU or ELU with He initialization there, or normalise its input, or lead a skip around it."
+        advice = (
+            "Use ReLU or ELU with He initialization there, normalize its input, or add a skip connection around it."
+        )
     yield Finding(
-        "vanishing",
-        1,
-        "info" if not harm else "error" if behind else "warning",
-        names[at],
-        seen.since(lambda v: v.lost <= -FAR),
-        message,
-        {
+        rule="vanishing",
+        version=1,
+        severity=("error" if behind else "warning") if harmful else "info",
+        layer=names[at],
+        step=history.first_step(lambda view: view.total_loss <= -PATH_DECADES),
+        message=message,
+        evidence={
             "share_arriving": share,
-            "decades": max(total, -99.0),
-            "decades_here": max(taken, -99.0),
-            "decades_gate": max(gate, -99.0),
-            "decades_weights": max(weights, -99.0),
+            "decades": max(usual.total_loss, -_LIMIT_DECADES),
+            "decades_here": max(decades_here, -_LIMIT_DECADES),
+            "decades_gate": max(gate, -_LIMIT_DECADES),
+            "decades_weights": max(weights, -_LIMIT_DECADES),
         },
-        advice,
+        advice=advice,
     )
 
 
-def named(layer: int, seen: History) -> str:
-    """`the tanh layer ...`, where it has an activation that is known."""
-    kind = seen.of.activations[layer]
-    return f"the {'' if kind in ('linear', 'unknown') else kind + ' '}layer `{seen.of.groups[layer]}`"
-
-
-def silencer(layer: int, seen: History) -> int:
-    """The first of the layers that lead to this one and give nothing but 0: those after it only follow."""
-    silent = seen.usual.activation_zero >= 1
-    while silent[layer] and seen.of.follow[layer] >= 0 and silent[seen.of.follow[layer]]:
-        layer = seen.of.follow[layer]
-    return layer
-
-
-def exploding(seen: History) -> Iterator[Finding]:
-    """The gradient grows a hundredfold on its way to the first layer, or in the course of training."""
-    if not seen.settled:
+def exploding(history: History) -> Iterator[Finding]:
+    """Report a gradient that grows a hundredfold on its way to the first layer, or in the course of training."""
+    if not history.settled:
         return
-    names = seen.of.groups
-    total = seen.usual.gained if seen.of.path else 0.0
-    if total >= FAR:
-        parts = seen.usual.gains
-        at, first, last = largest(parts), seen.of.path[-1], seen.of.path[0]
-        total, most = min(total, 99.0), min(float(parts[at]), 99.0)
-        yield Finding(
-            "exploding",
-            1,
-            "info" if seen.learned else "warning",
-            names[at],
-            seen.since(lambda v: v.gained >= FAR),
-            f"the gradient gets {times(10**total)} as long on its way from `{names[last]}` to `{names[first]}`, most "
-            f"in `{names[at]}`, which makes it {times(10**most)} as long",
-            {"decades": total, "decades_here": most},
-            "Initialize these weights smaller, normalise what comes out, or clip the gradient.",
-        )
-    usual, early = seen.usual.norm, seen.early_norm
-    if usual >= 10**FAR * early and seen.rise >= 1:
-        with np.errstate(all="ignore"):
-            growth = seen.usual.gradient / (seen.first or seen.now).gradient
-        name = names[largest(growth)]
-        yield Finding(
-            "exploding",
-            1,
-            "error",
-            name,
-            seen.since(lambda v: v.norm >= 10**FAR * early),
-            f"the gradient has grown from {early:.2g} to {usual:.2g} and the loss with it; most in `{name}`",
-            {"norm": usual, "norm_at_first": early, "loss_rise": seen.rise},
-            "Lower the learning rate, or clip the gradient by its global norm.",
-        )
+    if history.layout.path and history.usual.total_gain >= PATH_DECADES:
+        yield _exploding_over_depth(history)
+    if history.usual.norm >= 10**PATH_DECADES * history.early_norm and history.loss_rise >= 1:
+        yield _exploding_over_time(history)
 
 
-def gradient_spike(seen: History) -> Iterator[Finding]:
-    """Once: noted. Twice: the data have something in them."""
-    if not seen.spikes:
-        return
-    first, often = seen.spikes[0], len(seen.spikes)
+def _exploding_over_depth(history: History) -> Finding:
+    names = history.layout.groups
+    last = history.layout.path[0]
+    first = history.layout.path[-1]
+    at = index_of_largest(history.usual.path_gains)
+    decades = min(history.usual.total_gain, _LIMIT_DECADES)
+    decades_here = min(float(history.usual.path_gains[at]), _LIMIT_DECADES)
+    return Finding(
+        rule="exploding",
+        version=1,
+        severity="info" if history.learned else "warning",
+        layer=names[at],
+        step=history.first_step(lambda view: view.total_gain >= PATH_DECADES),
+        message=f"the gradient gets {format_factor(10**decades)} as long on its way from `{names[last]}` to "
+        f"`{names[first]}`, most in `{names[at]}`, which makes it {format_factor(10**decades_here)} as long",
+        evidence={"decades": decades, "decades_here": decades_here},
+        advice="Initialize these weights smaller, normalize the layer's output, or clip the gradient.",
+    )
+
+
+def _exploding_over_time(history: History) -> Finding:
+    norm = history.usual.norm
+    early = history.early_norm
     with np.errstate(all="ignore"):
-        factors = first.gradient / seen.usual.gradient
-        factor = float(np.float64(first.norm) / seen.usual.norm)
-    name = seen.of.groups[largest(factors)]
+        growth = history.usual.gradient / (history.first or history.latest).gradient
+    name = history.layout.groups[index_of_largest(growth)]
+    return Finding(
+        rule="exploding",
+        version=1,
+        severity="error",
+        layer=name,
+        step=history.first_step(lambda view: view.norm >= 10**PATH_DECADES * early),
+        message=f"the gradient has grown from {early:.2g} to {norm:.2g} and the loss with it; most in `{name}`",
+        evidence={"norm": norm, "norm_at_first": early, "loss_rise": history.loss_rise},
+        advice="Lower the learning rate, or clip the gradient by its global norm.",
+    )
+
+
+def gradient_spike(history: History) -> Iterator[Finding]:
+    """Report a gradient that jumps and comes back: one is info, a second one points to the data."""
+    if not history.spikes:
+        return
+    first = history.spikes[0]
+    repeated = len(history.spikes) > 1
+    with np.errstate(all="ignore"):
+        factors = first.gradient / history.usual.gradient
+        factor = float(np.float64(first.norm) / history.usual.norm)
+    name = history.layout.groups[index_of_largest(factors)]
+    message = f"the gradient jumped to {first.norm:.2g}, {format_factor(factor)} the usual norm, most in `{name}`, and "
+    message += f"came back, and again at step {history.spikes[1].step}" if repeated else "came back"
     yield Finding(
-        "gradient_spike",
-        1,
-        "info" if often < 2 else "warning",
-        name,
-        first.step,
-        f"the gradient jumped to {first.norm:.2g}, {times(factor)} what is usual, most in `{name}`, and came back"
-        + ("" if often < 2 else f", and again at step {seen.spikes[1].step}"),
-        {"norm": first.norm, "times_usual": factor, "spikes": float(often)},
-        "Look at the examples of that step; clip the gradient by its global norm.",
+        rule="gradient_spike",
+        version=1,
+        severity="warning" if repeated else "info",
+        layer=name,
+        step=first.step,
+        message=message,
+        evidence={"norm": first.norm, "times_usual": factor, "spikes": float(len(history.spikes))},
+        advice="Look at the examples of that step, or clip the gradient by its global norm.",
     )

@@ -1,7 +1,7 @@
-"""What the rules look at: the last records of a run in full, and of the earlier ones a few numbers. Pure NumPy.
+"""What the rules look at: the last records of a run in full, and a few numbers of the earlier ones.
 
-A rule needs to know what is usual, so every question is asked of the median over the last `WINDOW` records; and what
-was, so the first record, the first losses and a few extremes are kept. Memory and work a record do not grow.
+A rule asks what is usual, so it reads medians over the last `WINDOW` records. It also asks what was, so the first
+record, the first losses and a few extremes are kept. Memory and work for a record do not grow.
 """
 
 import itertools
@@ -13,165 +13,187 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tapescope.rules.record_view import Record, Subject, View, apart, median, view
+from tapescope.rules.record_view import Record, RecordView, RunLayout, lower_median, replica_differences, view_record
 
 WINDOW = 10
-"""Records. A finding about what is usual takes at least half of them: batches differ, and one alone proves nothing."""
+"""Records. A finding about what is usual needs at least half of them: batches differ, and one alone proves nothing."""
 LONG = 3 * WINDOW
-"""Records after which a loss should have moved, and a small difference that stays is no chance."""
-STUCK = 0.1
-"""A loss of which less than this share is gone has not fallen far."""
-LEARNED = 0.5
-"""Share of the loss. Where so much is gone the network learns, and what its gradients come to look like is a mark of
-what it learned: they get steep, or close to 0, where a few hard examples are all that is left."""
-FALLING = 1.0
-"""Normal deviates by which the newer of two halves of the losses lie lower: above it they may well be falling, slowly.
-Of a loss that does not fall it is so once in six times, so that this is soon known.
-"""
-TREND = 10 * WINDOW
+"""Records after which a loss should have moved, and after which a small lasting difference is not due to chance."""
+STUCK_FALL = 0.1
+"""A loss that has fallen by less than this share of itself has not fallen far."""
+LEARNED_FALL = 0.5
+"""Share of the loss. Once so much is gone the network learns. Its gradients then become steep, or close to 0 where only
+a few hard examples are left, as a result of what it learned."""
+FALLING_TREND = 1.0
+"""Normal deviates by which the newer half of the losses lies lower: above it they may be falling slowly. A loss that
+does not fall exceeds it once in six times, so that it is soon recognized."""
+TREND_RECORDS = 10 * WINDOW
 """The last losses, in two halves of which a trend is looked for."""
-STEPS = 100
-"""Before so many steps nobody can say what a training will not do, however often it was measured."""
+MIN_STEPS = 100
+"""Steps before which nothing is said about a loss, however often it was measured."""
 
-SPIKE = 10.0
-"""Times the largest norm before. Norms of batches lie within one decade of each other until the loss is near 0, and
-then they are far below those of the beginning, with which a spike is compared."""
+SPIKE_FACTOR = 10.0
+"""Times the largest norm before. Norms of batches lie within one decade of each other until the loss is near 0. Then
+they are far below those of the beginning, with which a spike is compared."""
 SPIKE_RECORDS = 3
+"""A rise that lasts longer is not a spike but a new level."""
 
 
 class Usual(NamedTuple):
-    """Medians over the window, element by element, of what a View has by the same name; NaN where there is nothing."""
+    """Medians over the window of the RecordView's fields of the same names, element by element; NaN if unknown."""
 
     gradient: np.ndarray
-    pace: np.ndarray
-    gate: np.ndarray
-    gain: np.ndarray
-    losses: np.ndarray
-    gains: np.ndarray
-    dead: np.ndarray
+    update_ratio: np.ndarray
+    gate_gain: np.ndarray
+    weight_gain: np.ndarray
+    path_losses: np.ndarray
+    path_gains: np.ndarray
+    dead_share: np.ndarray
     activation_zero: np.ndarray
     saturated: np.ndarray
     flow_gate: np.ndarray
-    lost: float
-    gained: float
+    total_loss: float
+    total_gain: float
     loss: float
     norm: float
-    kept: float
+    share_kept: float
 
 
-VECTORS = Usual._fields[: Usual._fields.index("lost")]
-NUMBERS = Usual._fields[len(VECTORS) :]
+_GROUP_VECTORS = ("gradient", "update_ratio")
+_VECTORS = Usual._fields[: Usual._fields.index("total_loss")]
+_NUMBERS = Usual._fields[len(_VECTORS) :]
 
 
 class History:
-    """What was seen so far. `add` takes the records in the order of their steps.
+    """The records so far. `add` takes them in the order of their steps.
 
-    What the rules ask of all records lies side by side in one table, so that a record costs one sort; what follows from
-    it is worked out when it is first asked for, once a record.
+    All medians come from one table, so that a record costs one sort. Cached properties are computed when they are first
+    read, at most once a record.
     """
 
-    def __init__(self, of: Subject):
-        self.of = of
-        self.window: deque[View] = deque(maxlen=WINDOW)
-        sizes = [len(of.groups) if name in ("gradient", "pace") else of.layers for name in VECTORS]
+    def __init__(self, layout: RunLayout):
+        self.layout = layout
+        self.window: deque[RecordView] = deque(maxlen=WINDOW)
+        sizes = [len(layout.groups) if name in _GROUP_VECTORS else layout.layer_count for name in _VECTORS]
         self._ends = np.cumsum(sizes).tolist()
-        self._table = np.full([self._ends[-1] + len(NUMBERS), WINDOW], np.nan).T
-        """The Usual fields of the window's records, in any order, [WINDOW, N]; NaN where there is none yet."""
-        self.first: View | None = None
+        self._table = np.full([self._ends[-1] + len(_NUMBERS), WINDOW], np.nan).T
+        """The fields of Usual of the window's records, in any order, [WINDOW, N]; NaN for a record still to come."""
+        self.first: RecordView | None = None
         self.records: int = 0
         self.early_losses: list[float] = []
         """Of the first WINDOW records."""
         self.early_loss: float = math.nan
-        """Their median."""
+        """Median of `early_losses`."""
         self.early_norms: list[float] = []
-        """Of the first half as many."""
+        """Gradient norms of the first WINDOW // 2 records."""
         self.early_norm: float = math.nan
-        self.first_dead: np.ndarray = np.full(of.layers, np.nan)
-        """The share of dead units in the first window of examples, [L]."""
-        self.fastest: np.ndarray = np.full(len(of.groups), -np.inf)
-        """The largest pace so far, [G]; -inf where none is known."""
-        self.fastest_step: np.ndarray = np.zeros(len(of.groups), int)
-        self.way: np.ndarray = np.zeros(len(of.groups))
-        """How far the weights have gone, in their own lengths, [G]: the sum of their paces over all steps."""
-        self.losses: deque[float] = deque(maxlen=TREND)
-        self.highest: float = 0.0
-        """The largest norm of the whole gradient so far, spikes left out."""
-        self.spikes: list[View] = []
-        """The first few records at which the gradient rose far above `highest`, and came back."""
-        self._risen: list[View] = []
-        self.replicas: deque[tuple[int, np.ndarray]] = deque(maxlen=LONG)
-        """Of the last LONG records the step, and how the replicas differ, [2, R]: see `apart`."""
+        """Median of `early_norms`."""
+        self.first_dead_share: np.ndarray = np.full(layout.layer_count, np.nan)
+        """Share of dead units in the first window of examples, [L]."""
+        self.largest_update: np.ndarray = np.full(len(layout.groups), -np.inf)
+        """The largest update ratio so far, [G]; -inf where none is known."""
+        self.largest_update_step: np.ndarray = np.zeros(len(layout.groups), int)
+        self.distance: np.ndarray = np.zeros(len(layout.groups))
+        """Distance that the weights have moved, in multiples of their norm, [G]: the sum of the update ratios over all
+        steps."""
+        self.losses: deque[float] = deque(maxlen=TREND_RECORDS)
+        self.highest_norm: float = 0.0
+        """The largest norm of the whole gradient so far, without spikes."""
+        self.spikes: list[RecordView] = []
+        """The first two records at which the gradient rose far above `highest_norm`, and came back."""
+        self._risen: list[RecordView] = []
+        self.replica_differences: deque[tuple[int, np.ndarray]] = deque(maxlen=LONG)
+        """Step and `record_view.replica_differences` [2, R] of the last LONG records."""
 
     def add(self, record: Record) -> None:
-        for name in _OF_NOW:
+        """Add the next record."""
+        for name in _CACHED:
             self.__dict__.pop(name, None)
         before = self.window[-1] if self.window else None
-        now = view(self.of, record, before)
-        self.first = self.first or now
-        # What starts at 0, as shifts and biases do, is made of its updates: their share of it says nothing. Nor does
-        # that of what is not finite.
-        says = (self.first.weight > 0) & (now.number("first_nonfinite_forward", -1) < 0)
-        now = now._replace(pace=np.where(says, now.pace, np.nan))
-        self.window.append(now)
-        vectors, numbers = ([getattr(now, name) for name in names] for names in (VECTORS, NUMBERS))
+        view = view_record(self.layout, record, before)
+        self.first = self.first or view
+        # Weights that start at 0, such as biases, consist of their updates, so their ratio is not informative. Nor is
+        # the ratio of weights that are not finite.
+        informative = (self.first.weight > 0) & (view.number("first_nonfinite_forward", -1) < 0)
+        view = view._replace(update_ratio=np.where(informative, view.update_ratio, np.nan))
+        self.window.append(view)
+        vectors = [getattr(view, name) for name in _VECTORS]
+        numbers = [getattr(view, name) for name in _NUMBERS]
         self._table[self.records % WINDOW] = np.concatenate([*vectors, numbers])
         self.records += 1
-        self.first_dead = np.where(np.isnan(self.first_dead), now.dead, self.first_dead)
-        faster = now.pace > self.fastest
-        self.fastest = np.where(faster, now.pace, self.fastest)
-        self.fastest_step = np.where(faster, now.step, self.fastest_step)
-        self.way += np.where(np.isfinite(now.pace), now.pace, 0) * (now.step - before.step if before else 1)
-        self.losses.append(now.loss)
+        self.first_dead_share = np.where(np.isnan(self.first_dead_share), view.dead_share, self.first_dead_share)
+        self._add_updates(view, before)
+        self.losses.append(view.loss)
         if self.records <= WINDOW:
-            self.early_losses.append(now.loss)
-            self.early_loss = float(median(np.array(self.early_losses)))
+            self.early_losses.append(view.loss)
+            self.early_loss = float(lower_median(np.array(self.early_losses)))
         if self.records <= WINDOW // 2:
-            self.early_norms.append(now.norm)
-            self.early_norm = float(median(np.array(self.early_norms)))
-        if "replica_norm" in now.columns:
-            self.replicas.append((now.step, apart(now, self.of)))
-        self._watch_for_spikes(now)
+            self.early_norms.append(view.norm)
+            self.early_norm = float(lower_median(np.array(self.early_norms)))
+        if "replica_norm" in view.columns:
+            self.replica_differences.append((view.step, replica_differences(view, self.layout)))
+        self._detect_spikes(view)
 
-    def _watch_for_spikes(self, now: View) -> None:
-        """A rise that lasts is no spike: it is the new level."""
-        if self.records > WINDOW // 2 and now.norm > SPIKE * self.highest and len(self._risen) < SPIKE_RECORDS:
-            self._risen.append(now)
+    def _add_updates(self, view: RecordView, before: RecordView | None) -> None:
+        larger = view.update_ratio > self.largest_update
+        self.largest_update = np.where(larger, view.update_ratio, self.largest_update)
+        self.largest_update_step = np.where(larger, view.step, self.largest_update_step)
+        steps = view.step - before.step if before else 1
+        self.distance += np.where(np.isfinite(view.update_ratio), view.update_ratio, 0) * steps
+
+    def _detect_spikes(self, view: RecordView) -> None:
+        limit = SPIKE_FACTOR * self.highest_norm
+        if view.norm > limit and self.records > WINDOW // 2 and len(self._risen) < SPIKE_RECORDS:
+            self._risen.append(view)
             return
-        if self._risen and now.norm <= SPIKE * self.highest:
+        if self._risen and view.norm <= limit:
             self.spikes = [*self.spikes, self._risen[0]][:2]
         self._risen = []
-        self.highest = max(self.highest, now.norm)
+        self.highest_norm = max(self.highest_norm, view.norm)
 
     @property
-    def now(self) -> View:
+    def latest(self) -> RecordView:
+        """The latest record."""
         return self.window[-1]
+
+    def first_silent_source(self, layer: int) -> int:
+        """Return the first layer on the way to this one whose outputs are all 0: layers after it are silent by it."""
+        silent = self.usual.activation_zero >= 1
+        while silent[layer] and self.layout.source[layer] >= 0 and silent[self.layout.source[layer]]:
+            layer = self.layout.source[layer]
+        return layer
 
     @property
     def settled(self) -> bool:
-        """Whether there are records enough to say what is usual."""
+        """Whether there are enough records to say what is usual."""
         return self.records >= WINDOW // 2
 
     @cached_property
     def usual(self) -> Usual:
-        """What most of the last records say."""
-        row = median(self._table)
-        parts: list[Any] = [row[start:end] for start, end in itertools.pairwise([0, *self._ends])]
-        return Usual(*parts, *row[self._ends[-1] :].tolist())
+        """Medians over the window."""
+        row = lower_median(self._table)
+        vectors: list[Any] = [row[start:end] for start, end in itertools.pairwise([0, *self._ends])]
+        return Usual(*vectors, *row[self._ends[-1] :].tolist())
 
-    def since(self, what: Callable[[View], Any]) -> int:
-        """The step of the first record in the window of which this is true."""
-        return next((v.step for v in self.window if np.any(what(v))), self.now.step)
+    def first_step(self, predicate: Callable[[RecordView], Any]) -> int:
+        """Return the step of the first record in the window for which the predicate is true, or of the latest."""
+        return next((view.step for view in self.window if np.any(predicate(view))), self.latest.step)
+
+    @property
+    def steps_since_first(self) -> int:
+        """Steps trained since the first record."""
+        return self.latest.step - self.first.step if self.first else 0
 
     @cached_property
-    def fall(self) -> float:
-        """The share of the first losses that is gone: 0.9 where the loss fell to a tenth. NaN where none is known."""
-        late, early = self.usual.loss, self.early_loss
-        return (early - late) / abs(early) if early else math.nan
+    def loss_fall(self) -> float:
+        """Share of the first losses that is gone: 0.9 for a loss that fell to a tenth; NaN where no loss is known."""
+        return (self.early_loss - self.usual.loss) / abs(self.early_loss) if self.early_loss else math.nan
 
     @cached_property
-    def trend(self) -> float:
-        """How surely the losses are falling: the normal deviate of the rank-sum test (Mann and Whitney, 1947) of the
-        newer half of the last ones against the older half. NaN where there are too few.
+    def loss_trend(self) -> float:
+        """Normal deviate by which the losses are falling; NaN for too few.
+
+        It is that of the rank-sum test (Mann and Whitney, 1947) of the newer half of the last losses against the older.
         """
         known = np.array([loss for loss in self.losses if math.isfinite(loss)])
         older, newer = np.split(known, [len(known) // 2])
@@ -180,39 +202,34 @@ class History:
         lower = np.mean((older[:, None] > newer) + 0.5 * (older[:, None] == newer))
         return float((lower - 0.5) * math.sqrt(12 * len(older) * len(newer) / (len(known) + 1)))
 
-    @property
-    def steps(self) -> int:
-        """Trained since the first record."""
-        return self.now.step - self.first.step if self.first else 0
-
     @cached_property
-    def stuck(self) -> bool:
-        """Whether the loss had the time to fall, did not, and is not about to: slow is not stuck."""
-        patient = self.records >= LONG and self.steps >= STEPS
-        return patient and self.fall < STUCK and not self.trend > FALLING
+    def loss_stuck(self) -> bool:
+        """Whether the loss had time to fall, did not, and is not falling slowly either."""
+        had_time = self.records >= LONG and self.steps_since_first >= MIN_STEPS
+        return had_time and self.loss_fall < STUCK_FALL and not self.loss_trend > FALLING_TREND
 
     @property
     def learned(self) -> bool:
         """Whether most of the loss is gone."""
-        return self.fall >= LEARNED
+        return self.loss_fall >= LEARNED_FALL
 
     @cached_property
-    def rise(self) -> float:
-        """How far the loss is above the very first one, as a share of it; inf where it is no number any more."""
+    def loss_rise(self) -> float:
+        """Rise of the loss above the first one, as a share of it; inf where the loss is not finite any more."""
         first = self.first.loss if self.first else math.nan
-        late = self.usual.loss
-        ill = self.now.number("first_nonfinite_forward", -1) >= 0
-        if self.loss_is_lost or (ill and math.isfinite(first) and not math.isfinite(self.now.loss)):
+        nonfinite = self.latest.number("first_nonfinite_forward", -1) >= 0
+        lost = nonfinite and math.isfinite(first) and not math.isfinite(self.latest.loss)
+        if self.loss_became_nonfinite or lost:
             return math.inf
-        return (late - first) / abs(first) if first else math.nan
+        return (self.usual.loss - first) / abs(first) if first else math.nan
 
     @property
-    def loss_is_lost(self) -> bool:
-        """Whether the loss is Inf, or is NaN where it always was a number. (NaN is also one that was not recorded.)"""
-        if not math.isnan(self.now.loss):
-            return math.isinf(self.now.loss)
-        before = [math.isfinite(v.loss) for v in self.window][:-1]
+    def loss_became_nonfinite(self) -> bool:
+        """Whether the loss is Inf, or is NaN after it always was a number. A loss that is not recorded is NaN too."""
+        if not math.isnan(self.latest.loss):
+            return math.isinf(self.latest.loss)
+        before = [math.isfinite(view.loss) for view in self.window][:-1]
         return len(before) >= WINDOW // 2 and all(before)
 
 
-_OF_NOW = [name for name, kind in vars(History).items() if isinstance(kind, cached_property)]
+_CACHED = [name for name, kind in vars(History).items() if isinstance(kind, cached_property)]

@@ -1,7 +1,8 @@
-"""One record as the rules see it: by layers, and along the path of the gradient. Pure NumPy.
+"""One record as the rules see it: by layer, and along the path of the gradient.
 
-Letters: L layers, V variables, G groups, R replicas. A group is what is trained together: the variables of a layer, or
-one that is no measured layer's own. The layers are the first L groups, with NaN where one has no variable.
+Letters: L layers, V variables, G groups, R replicas. A group is trained as a unit: the variables of one layer, or one
+variable that no measured layer owns. The layers are the first L groups. The columns of a layer without variables are
+NaN.
 """
 
 import math
@@ -10,7 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tapescope.capture import layer_graph
+from tensorboard_plugin_tapescope.metadata import Family
+from tensorboard_plugin_tapescope.series import flow_path, tables
+
+NEVER_SATURATED = {"linear", "relu", "leaky_relu"}
+"""Activations that take a part of the gradient by design. On the wire every zero of ReLU counts as saturated; what
+matters there is whether units are dead."""
 
 
 class Record(NamedTuple):
@@ -21,230 +27,279 @@ class Record(NamedTuple):
     """By name: [V], [L], [] or, for the replicas', [R, V]."""
 
 
-class Subject(NamedTuple):
-    """What the rows of a run's records are."""
+class RunLayout(NamedTuple):
+    """What the rows of a run's records stand for."""
 
     groups: tuple[str, ...]
-    """Names: those of the layers, then those of the variables that no measured layer owns."""
+    """Names of the layers, then of the variables that no measured layer owns."""
     owned: tuple[np.ndarray, np.ndarray]
-    """Pairs of a group and a variable that it has, as two lists of indices."""
-    names: tuple[str, ...]
-    """Of the variables."""
+    """Pairs of a group and one of its variables, as two arrays of indices."""
+    variable_names: tuple[str, ...]
     activations: tuple[str, ...]
+    """Of each layer."""
     units: np.ndarray
-    """Of each layer, [L]."""
+    """Number of units of each layer, [L]."""
     path: tuple[int, ...]
-    """The layers that the gradient's budget follows, from the last one back to one that nothing measured feeds."""
-    sinks: np.ndarray
-    """Whether no measured layer reads it: an output, bool [L]."""
-    heads: np.ndarray
-    """Whether it reads the data, bool [L]: no measured layer feeds it, and no other trained one, as an embedding is,
-    comes before it."""
-    follow: tuple[int, ...]
-    """The layer that feeds each one, as the budget follows them; -1 where none does."""
+    """Layers on the path of the gradient from the last one back; see `series.flow_path`."""
+    is_output: np.ndarray
+    """Whether no measured layer reads the layer, bool [L]."""
+    is_input: np.ndarray
+    """Whether the layer reads the data, bool [L]: no measured layer feeds it, and no other trained variable, such as an
+    embedding, comes before it."""
+    source: tuple[int, ...]
+    """The layer that feeds each one along the path; -1 for none."""
     reader: np.ndarray
-    """The last layer that reads each one, -1 where none does, [L]."""
-    usual_gain: np.ndarray
-    """Decades by which Glorot's initialization changes a gradient's length on its way back through the weights, [L]."""
-    faults: tuple[Sequence[Any], ...] = ()
-    """What Keras does otherwise with several replicas: kind, layer and setting, as `faults.Fault`."""
+    """The last layer that reads each one, [L]; -1 for none."""
+    expected_weight_gain: np.ndarray
+    """Decades by which Glorot initialization changes the gradient's length in a layer of these units, [L]."""
+    replica_issues: tuple[Sequence[Any], ...] = ()
+    """What Keras does differently with several replicas: kind, layer and setting of each issue."""
 
     @property
-    def layers(self) -> int:
+    def layer_count(self) -> int:
+        """Number of layers, L."""
         return len(self.activations)
 
     @property
-    def variables(self) -> int:
-        return len(self.names)
+    def variable_count(self) -> int:
+        """Number of variables, V."""
+        return len(self.variable_names)
+
+    def describe_layer(self, layer: int) -> str:
+        """Return a layer's name with its activation where that has a name: ``the tanh layer `hidden` ``."""
+        kind = self.activations[layer]
+        return f"the {'' if kind in ('linear', 'unknown') else kind + ' '}layer `{self.groups[layer]}`"
 
 
-def subject(variables: Sequence[str], layers: Sequence[str], details: Mapping[str, Any]) -> Subject:
-    """From what a Run says of itself. Where a run does not say what feeds a layer, it is the one before."""
-    own = details.get("variables", [()] * len(layers))
-    orphans = [v for v in range(len(variables)) if not any(v in o for o in own)]
-    other = min(orphans, default=len(variables) + 1)
-    pairs = [(g, v) for g, o in enumerate([*own, *([v] for v in orphans)]) for v in o]
-    chain = [(i - 1,) if i else () for i in range(len(layers))]
-    sources = details.get("sources") or chain
-    follow = layer_graph.latest(sources)
-    path = [len(layers) - 1] if layers else []
-    while path and 0 <= follow[path[-1]] < path[-1]:
-        path.append(follow[path[-1]])
+def run_layout(variables: Sequence[str], layers: Sequence[str], details: Mapping[str, Any]) -> RunLayout:
+    """Return the layout of a run from the names and details in its files, which may be damaged.
+
+    Args:
+      variables: names of the V variables.
+      layers: names of the L layers in forward order.
+      details: `Run.details`. Layers are a chain where it does not say what feeds them.
+    """
+    family = Family("layers", names=tuple(layers), details=dict(details))
+    owned = [[v for v in of_layer if v < len(variables)] for of_layer in tables.owned_variables(family)]
+    unowned = sorted(set(range(len(variables))) - {v for of_layer in owned for v in of_layer})
+    pairs = [(group, v) for group, of_group in enumerate([*owned, *([v] for v in unowned)]) for v in of_group]
+    sources = flow_path.valid_sources(details.get("sources"), len(layers))
+    followed = flow_path.followed_sources(details.get("sources"), len(layers))
     reader = np.full(len(layers), -1)
-    for layer, of_layer in enumerate(sources):
-        reader[list(of_layer)] = layer
-    units = np.asarray(details.get("units", [0] * len(layers)), float)
-    return Subject(
-        groups=(*layers, *(variables[v] for v in orphans)),
-        owned=(np.array([g for g, _ in pairs], int), np.array([v for _, v in pairs], int)),
-        names=tuple(variables),
-        activations=tuple(details.get("activations", ["unknown"] * len(layers))),
+    for layer, indices in enumerate(sources):
+        reader[indices] = layer
+    units = np.array(tables.units(family), float)
+    first_unowned = min(unowned, default=len(variables) + 1)
+    return RunLayout(
+        groups=(*layers, *(variables[v] for v in unowned)),
+        owned=(np.array([group for group, _ in pairs], int), np.array([v for _, v in pairs], int)),
+        variable_names=tuple(variables),
+        activations=tuple(tables.activations(family)),
         units=units,
-        path=tuple(path),
-        sinks=reader < 0,
-        heads=np.array([f < 0 and min(o, default=0) < other for f, o in zip(follow, own, strict=True)], bool),
-        follow=tuple(follow),
+        path=tuple(flow_path.backward_path(details.get("sources"), len(layers))),
+        is_output=reader < 0,
+        is_input=np.array(
+            [source < 0 and min(own, default=0) < first_unowned for source, own in zip(followed, owned, strict=True)],
+            bool,
+        ),
+        source=tuple(followed),
         reader=reader,
-        usual_gain=np.array([_glorot(units[f], units[n]) if f >= 0 else 0 for n, f in enumerate(follow)]),
-        faults=tuple(tuple(fault) for fault in details.get("faults", ())),
+        expected_weight_gain=np.array(
+            [_glorot_gain(units[source], units[n]) if source >= 0 else 0.0 for n, source in enumerate(followed)]
+        ),
+        replica_issues=_issues(details),
     )
 
 
-def _glorot(inputs: float, outputs: float) -> float:
-    """The square of the gain is the number of inputs times the variance of a weight, 2 / (inputs + outputs)."""
+def _issues(details: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:
+    issues = details.get("faults", ())  # the name on the wire
+    if not isinstance(issues, list | tuple):
+        return ()
+    return tuple(tuple(issue) for issue in issues if _is_issue(issue))
+
+
+def _is_issue(issue: Any) -> bool:
+    if not isinstance(issue, list | tuple) or len(issue) != 3:
+        return False
+    kind, layer, value = issue
+    return isinstance(kind, str) and isinstance(layer, str | None) and isinstance(value, int | float | None)
+
+
+def _glorot_gain(inputs: float, outputs: float) -> float:
+    """Return log10 of the gain: its square is the number of inputs times a weight's variance 2 / (inputs + outputs)."""
     return 0.5 * math.log10(2 * inputs / (inputs + outputs)) if inputs > 0 else 0.0
 
 
-class View(NamedTuple):
-    """One record, seen by groups and along the path. Decades are log10."""
+class RecordView(NamedTuple):
+    """One record by group and along the path. Decades are log10."""
 
     step: int
     columns: Mapping[str, np.ndarray]
     loss: float
     gradient: np.ndarray
-    """L2 of the group's gradient, [G]; NaN where it has none."""
+    """L2 norm of each group's gradient, [G]; NaN where it has none."""
     weight: np.ndarray
-    """L2 of its weights, [G]."""
-    pace: np.ndarray
-    """The update over the weights, [G]. A variable that is still all 0 counts for nothing."""
-    gate: np.ndarray
-    """Decades that the layer's activation adds to its gradient, [L]; 0 where not defined, and for an output."""
-    gain: np.ndarray
-    """Decades that its weights add, [L]; 0 where not defined."""
-    between: np.ndarray
-    """Decades that come in between it and its source, [L]; 0 where not defined."""
-    losses: np.ndarray
-    """Decades that each layer on the path takes, [L], NaN off it. What lies between may make up for it, not add to it:
-    pooling divides a gradient, and takes nothing from it."""
-    gains: np.ndarray
-    """Decades that each layer on the path adds, [L]. What lies between, as normalisation, may take away, not add."""
-    lost: float
-    """The sum of the losses."""
-    gained: float
-    dead: np.ndarray
-    """Share of its units that never fired, [L]."""
+    """L2 norm of each group's weights, [G]."""
+    update_ratio: np.ndarray
+    """Norm of the update over that of the weights, [G]. A variable that is still all 0 is left out."""
+    gate_gain: np.ndarray
+    """Decades that the layer's activation adds to the gradient, [L]; 0 where undefined, and for an output."""
+    weight_gain: np.ndarray
+    """Decades that the layer's weights add, [L]; 0 where undefined."""
+    between_gain: np.ndarray
+    """Decades added between the layer and its source, [L]; 0 where undefined."""
+    path_losses: np.ndarray
+    """Decades that each layer on the path takes, [L], NaN off it. What lies between two layers may compensate for a
+    loss, but not add to it: pooling divides a gradient, and takes nothing from it."""
+    path_gains: np.ndarray
+    """Decades that each layer on the path adds, [L], NaN off it. What lies between two layers, such as a normalization,
+    may reduce a gain, but not add to it."""
+    total_loss: float
+    """Sum of `path_losses`."""
+    total_gain: float
+    """Sum of `path_gains`."""
+    dead_share: np.ndarray
+    """Share of the layer's units that never fired, [L]."""
     activation_zero: np.ndarray
     """As on the wire, [L]; so are the next two."""
     saturated: np.ndarray
     flow_gate: np.ndarray
     norm: float
-    """L2 of the whole gradient."""
-    kept: float
-    """Length of the gradient that the optimizer was given, over that of what there was."""
+    """L2 norm of the whole gradient."""
+    share_kept: float
+    """Norm of the gradient that the optimizer got, over that of the whole gradient."""
 
     def column(self, name: str, size: int) -> np.ndarray:
-        """A column of that size; NaN where the run does not have it."""
+        """Return a column of that size; NaN where the run does not have it."""
         return np.asarray(self.columns.get(name, np.full(size, np.nan)), float)
 
-    def layers(self, name: str) -> np.ndarray:
-        """A column of the layers, [L]."""
-        return self.column(name, len(self.gate))
+    def layer_column(self, name: str) -> np.ndarray:
+        """Return a column of the layers, [L]; NaN where the run does not have it."""
+        return self.column(name, len(self.gate_gain))
 
     def number(self, name: str, absent: float = math.nan) -> float:
-        """A number of the step."""
+        """Return a number of the step."""
         return float(self.columns.get(name, absent))
 
 
-_OF_LAYERS = ("activation_zero", "saturated", "flow_gate", "flow_weight", "flow_between")
+_LAYER_COLUMNS = ("activation_zero", "saturated", "flow_gate", "flow_weight", "flow_between")
 
 
-def view(of: Subject, record: Record, before: View | None) -> View:
-    """A record, seen as the rules need it. Between two records weights change at least as much as their norms do."""
+def view_record(layout: RunLayout, record: Record, before: RecordView | None) -> RecordView:
+    """Return a record by group and along the path.
+
+    Args:
+      layout: of the run.
+      record: the record.
+      before: the record before. Between two records weights change at least as much as their norms do.
+    """
     columns = record.columns
-    nan = np.full(of.variables, np.nan)
+    absent = np.full(layout.variable_count, np.nan)
     gradient, applied, weight, ratio = (
-        np.asarray(columns.get(name, nan), float)
+        np.asarray(columns.get(name, absent), float)
         for name in ("gradient_norm", "applied_norm", "weight_norm", "update_ratio")
     )
     with np.errstate(all="ignore"):
-        of_variables = np.stack([gradient, weight, np.where(weight > 0, ratio * weight, np.nan)])
-        group_gradient, group_weight, change = _joined(of, of_variables)
-        pace = change / group_weight
+        update = np.where(weight > 0, ratio * weight, np.nan)
+        group_gradient, group_weight, group_update = _group_norms(layout, np.stack([gradient, weight, update]))
+        update_ratio = group_update / group_weight
         if before is not None and record.step > before.step:
-            change = np.abs(group_weight - before.weight) / (before.weight * (record.step - before.step))
-            pace = np.fmax(pace, change)
-        none = np.full(of.layers, np.nan)
-        zero, saturated, flow_gate, gain, between = (np.asarray(columns.get(name, none), float) for name in _OF_LAYERS)
-        unknown = np.isnan(gain)
-        gate = np.where(of.sinks | np.isnan(flow_gate), 0.0, flow_gate)
-        gain, between = np.where(unknown, 0.0, gain), np.where(np.isnan(between), 0.0, between)
-        losses, gains = (
-            _on_path(of, gate, gain + np.where(unknown, between, excuse(between, 0)))
-            for excuse in (np.maximum, np.minimum)
+            drift = np.abs(group_weight - before.weight) / (before.weight * (record.step - before.step))
+            update_ratio = np.fmax(update_ratio, drift)
+        unmeasured = np.full(layout.layer_count, np.nan)
+        zero, saturated, flow_gate, flow_weight, flow_between = (
+            np.asarray(columns.get(name, unmeasured), float) for name in _LAYER_COLUMNS
         )
+        undefined = np.isnan(flow_weight)
+        gate_gain = np.where(layout.is_output | np.isnan(flow_gate), 0.0, flow_gate)
+        weight_gain = np.where(undefined, 0.0, flow_weight)
+        between_gain = np.where(np.isnan(flow_between), 0.0, flow_between)
+        compensating = np.where(undefined, between_gain, np.maximum(between_gain, 0))
+        reducing = np.where(undefined, between_gain, np.minimum(between_gain, 0))
+        path_losses = _along_path(layout, gate_gain, weight_gain + compensating)
+        path_gains = _along_path(layout, gate_gain, weight_gain + reducing)
         norm = float(np.sqrt(np.nansum(np.square(gradient))))
-        known = np.where(np.isnan(applied), np.nan, gradient)
-        kept = np.sqrt(np.nansum(np.square(applied)) / np.nansum(np.square(known)))
-        return View(
+        comparable = np.where(np.isnan(applied), np.nan, gradient)
+        share_kept = np.sqrt(np.nansum(np.square(applied)) / np.nansum(np.square(comparable)))
+        return RecordView(
             step=record.step,
             columns=columns,
             loss=float(columns.get("loss", np.nan)),
             gradient=group_gradient,
             weight=group_weight,
-            pace=pace,
-            gate=gate,
-            gain=gain,
-            between=between,
-            losses=losses,
-            gains=gains,
-            lost=float(np.nansum(losses)),
-            gained=float(np.nansum(gains)),
-            dead=columns.get("units_dead", none) / of.units,
+            update_ratio=update_ratio,
+            gate_gain=gate_gain,
+            weight_gain=weight_gain,
+            between_gain=between_gain,
+            path_losses=path_losses,
+            path_gains=path_gains,
+            total_loss=float(np.nansum(path_losses)),
+            total_gain=float(np.nansum(path_gains)),
+            dead_share=columns.get("units_dead", unmeasured) / layout.units,
             activation_zero=zero,
             saturated=saturated,
             flow_gate=flow_gate,
             norm=norm,
-            kept=float(kept),
+            share_kept=float(share_kept),
         )
 
 
-def _on_path(of: Subject, gate: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The decades of the layers on the path; inf - inf is 0: what one takes whole, another brings."""
-    parts = np.full(of.layers, np.nan)
-    path = list(of.path)
-    # What the first layer's weights do to the gradient of its input is nobody's loss.
-    along = gate[path]
-    along[:-1] += weights[path[:-1]]
-    parts[path] = np.where(np.isnan(along), 0, along)
-    return parts
+def _along_path(layout: RunLayout, gate: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the decades of the layers on the path, [L], NaN off it.
 
-
-def _joined(of: Subject, values: np.ndarray) -> np.ndarray:
-    """L2 norms of groups, [N, G], from those of variables, [N, V]; NaN where all of a group's are."""
-    groups, variables = of.owned
-    squares, size = np.square(values[:, variables]), len(of.groups)
-    there = ~np.isnan(squares)
-    places = (groups + size * np.arange(len(values))[:, None])[there]
-    sums = np.bincount(places, squares[there], size * len(values))
-    there = np.bincount(places, minlength=size * len(values)) > 0
-    return np.where(there, np.sqrt(sums), np.nan).reshape(len(values), size)
-
-
-def apart(view: View, of: Subject) -> np.ndarray:
-    """How each replica's whole gradient differs from the median of the others', [2, R]: log10 of the ratio of their
-    norms, and the difference of their cosines to the mean.
+    inf - inf counts as 0: one part takes the whole gradient, and another one brings it.
     """
-    norms, cosines = (np.asarray(view.columns[f"replica_{name}"], float) for name in ("norm", "cosine"))
-    total = view.column("gradient_norm", of.variables)
+    decades = np.full(layout.layer_count, np.nan)
+    path = list(layout.path)
+    along = gate[path]
+    # The gradient of the first layer's input trains nothing, so what that layer's weights do to it does not count.
+    along[:-1] += weights[path[:-1]]
+    decades[path] = np.where(np.isnan(along), 0, along)
+    return decades
+
+
+def _group_norms(layout: RunLayout, values: np.ndarray) -> np.ndarray:
+    """Return L2 norms of groups, [N, G], from those of variables, [N, V]; NaN where all of a group's are."""
+    groups, variables = layout.owned
+    size = len(layout.groups)
+    squares = np.square(values[:, variables])
+    known = ~np.isnan(squares)
+    cells = (groups + size * np.arange(len(values))[:, None])[known]
+    sums = np.bincount(cells, squares[known], size * len(values))
+    has_any = np.bincount(cells, minlength=size * len(values)) > 0
+    return np.where(has_any, np.sqrt(sums), np.nan).reshape(len(values), size)
+
+
+def replica_differences(view: RecordView, layout: RunLayout) -> np.ndarray:
+    """Return how each replica's whole gradient differs from the median of the others', [2, R].
+
+    The first row is log10 of the ratio of their norms, the second the difference of their cosines to the mean.
+    """
+    norms = np.asarray(view.columns["replica_norm"], float)
+    cosines = np.asarray(view.columns["replica_cosine"], float)
+    total = view.column("gradient_norm", layout.variable_count)
     with np.errstate(all="ignore"):
         length = np.sqrt(np.nansum(np.square(norms), axis=1))
         cosine = np.nansum(cosines * norms * total, axis=1) / (length * np.sqrt(np.nansum(np.square(total))))
         values = np.stack([np.log10(length), cosine])
-        others = [median(np.delete(values, r, axis=1).T) for r in range(len(length))]
+        others = [lower_median(np.delete(values, r, axis=1).T) for r in range(len(length))]
         return values - np.stack(others, axis=1)
 
 
-def largest(values: np.ndarray) -> int:
-    """Index of the largest; NaN is none."""
+def index_of_largest(values: np.ndarray) -> int:
+    """Return the index of the largest value; NaN counts as the smallest."""
     return int(np.argmax(np.where(np.isnan(values), -np.inf, values)))
 
 
-def median(values: np.ndarray) -> np.ndarray:
-    """Along axis 0, NaN left out; of two middle values the lower one, so that -inf and a number have a median."""
+def lower_median(values: np.ndarray) -> np.ndarray:
+    """Return the median along axis 0 of what is not NaN.
+
+    Of two middle values it is the lower one, so that -inf and a number have a median.
+    """
     count = (~np.isnan(values)).sum(0)
     middle = np.maximum(count - 1, 0) // 2
-    in_order = np.sort(values, 0)
-    if in_order.ndim == 1:
-        return in_order[middle]
-    flat = in_order.reshape(len(in_order), -1)
-    return flat[middle.reshape(-1), np.arange(flat.shape[1])].reshape(in_order.shape[1:])
+    ascending = np.sort(values, 0)
+    if ascending.ndim == 1:
+        return ascending[middle]
+    flat = ascending.reshape(len(ascending), -1)
+    return flat[middle.reshape(-1), np.arange(flat.shape[1])].reshape(ascending.shape[1:])

@@ -1,141 +1,212 @@
-"""Rules about what Keras does otherwise with several replicas than with one; made as those in rules_flow.py.
+"""Rules about what Keras does differently with several replicas than with one. README.md says how a rule is written.
 
-That a model or an optimizer asks for it is known from the first record on (faults.py); the numbers say whether it does
-harm. docs/distributed.md tells what is done instead.
+A Probe finds at the first measured step that a model or an optimizer asks for it, and each record of the replicas says
+so; see `capture/keras_replica_issues.py`. The rules judge by the numbers whether it does harm. docs/distributed.md
+says what to do instead.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from tapescope.capture.keras_replica_issues import CLIPPING, WORDS
-from tapescope.rules.finding import Finding, percent
+from tapescope.rules.finding import Finding, format_share
 from tapescope.rules.history import History
-from tapescope.rules.record_view import View
+from tapescope.rules.record_view import RecordView
+from tensorboard_plugin_tapescope.metadata import CLIPPING_SETTINGS
 
-FEW = 16
-"""Examples to normalise by: with fewer, batch normalisation's error rises (Wu and He, "Group Normalization", 2018,
+FEW_EXAMPLES = 16
+"""Examples that batch normalization averages over: with fewer its error rises (Wu and He, "Group Normalization", 2018,
 figure 1)."""
 NAMES = {"batch_norm_of_a_share", "same_random_numbers", "clipped_before_sum", "overflow_missed"}
-"""They say nothing of how well the gradient arrives."""
+"""Names of these rules. They say nothing about how well the gradient arrives."""
 
 
-def otherwise(seen: History) -> Iterator[Finding]:
-    """What the step was found to do, each kind once."""
-    if not seen.of.faults or "replica_norm" not in seen.now.columns:
+class IssueText(NamedTuple):
+    """What happens because of an issue, and what to do instead."""
+
+    effect: str
+    cure: str
+
+
+ISSUE_TEXTS = {
+    "batch_norm": IssueText(
+        "normalizes each replica by its own share of the batch, and keeps the moving statistics of the first replica",
+        "pass synchronized=True",
+    ),
+    "random_numbers": IssueText(
+        "draws the same random numbers on all replicas, so their examples share masks",
+        "call tapescope.own_random_numbers(model) before the first step",
+    ),
+    "clipping": IssueText(
+        "clips each replica's gradients before they are summed",
+        "clip the sum in the step instead of in the optimizer",
+    ),
+    "overflow": IssueText(
+        "looks for overflow on the first replica only, and applies NaN if another one overflowed",
+        "make all gradients NaN where their sum is not finite, before `apply`",
+    ),
+    "accumulation": IssueText(
+        "fails under replicas (keras#20582)",
+        "sum the gradients of several parts of the batch before `apply`",
+    ),
+}
+"""By kind; all settings that clip share one."""
+
+
+def issue_text(issue: tuple[str, str | None, float | None]) -> str:
+    """Return one line about an issue: who does what, and the cure.
+
+    Args:
+      issue: its kind (a key of ISSUE_TEXTS, or one of CLIPPING_SETTINGS), the layer that causes it (None for the
+        optimizer), and the value of the setting that asks for it (None where it is not a setting).
+    """
+    kind, layer, value = issue
+    setting = kind if value is None else f"{kind}={value:g}"
+    optimizer = {"overflow": "LossScaleOptimizer", "accumulation": f"gradient_accumulation_steps={value or 0:g}"}
+    text = _text(kind)
+    return f"{layer or optimizer.get(kind, setting)} {text.effect}: {text.cure}"
+
+
+def _text(kind: str) -> IssueText:
+    return ISSUE_TEXTS["clipping" if kind in CLIPPING_SETTINGS else kind]
+
+
+def replica_issues(history: History) -> Iterator[Finding]:
+    """Judge the issues that the records name, each kind once. Kinds of a later version are ignored."""
+    issues = history.layout.replica_issues
+    if not issues or "replica_norm" not in history.latest.columns:
         return
-    replicas = len(seen.now.columns["replica_norm"])
-    first: dict[str, tuple[str | None, float]] = {}
-    for kind, layer, value in seen.of.faults:
-        first.setdefault(kind, (layer, 0.0 if value is None else value))
-    for kind, (layer, value) in first.items():
-        layers = sum(fault[0] == kind for fault in seen.of.faults)
+    replicas = len(history.latest.columns["replica_norm"])
+    first = {kind: (layer, 0.0 if value is None else value) for kind, layer, value in reversed(issues)}
+    for kind in dict.fromkeys(kind for kind, _, _ in issues):
+        layer, value = first[kind]
+        layers = sum(other == kind for other, _, _ in issues)
         if kind == "batch_norm":
-            yield _batch_norm(seen, layer, layers, replicas)
+            yield _batch_norm(history, layer, layers, replicas)
         elif kind == "random_numbers":
-            yield _random_numbers(seen, layer, layers, replicas)
+            yield _random_numbers(history, layer, layers, replicas)
         elif kind == "overflow":
-            yield _overflow(seen, replicas)
-        elif kind in CLIPPING:
-            yield _clipping(seen, kind, value, replicas)
+            yield _overflow(history, replicas)
+        elif kind in CLIPPING_SETTINGS:
+            yield _clipping(history, kind, value, replicas)
 
 
-def _batch_norm(seen: History, layer: str | None, layers: int, replicas: int) -> Finding:
-    share = _batch(seen) / replicas
-    return _finding(
-        seen,
-        "batch_norm_of_a_share",
-        "warning" if share < FEW else "info",
-        layer,
-        f"`{layer}`{_more(layers)} {_by(layers, 'normalises')} {share:.0f} examples of a replica at a time, and of the "
-        f"{replicas} moving statistics those of the first are kept",
-        {"examples": share, "layers": layers, "replicas": replicas},
-        "batch_norm",
+def _batch_norm(history: History, layer: str | None, layers: int, replicas: int) -> Finding:
+    examples = _batch_size(history) / replicas
+    verb = "normalizes" if layers == 1 else "normalize"
+    return Finding(
+        rule="batch_norm_of_a_share",
+        version=1,
+        severity="warning" if examples < FEW_EXAMPLES else "info",
+        layer=layer,
+        step=_first_step(history),
+        message=f"{_name_layers(layer, layers)} {verb} the {examples:.0f} examples of each replica separately, and of "
+        f"the {replicas} moving statistics those of the first replica are kept",
+        evidence={"examples": examples, "layers": layers, "replicas": replicas},
+        advice=_advice("batch_norm"),
     )
 
 
-def _random_numbers(seen: History, layer: str | None, layers: int, replicas: int) -> Finding:
-    return _finding(
-        seen,
-        "same_random_numbers",
-        "warning",
-        layer,
-        f"`{layer}`{_more(layers)} {_by(layers, 'draws')} the same random numbers on all {replicas} replicas, so their "
-        "examples share masks, and the noise is not averaged out",
-        {"layers": layers, "replicas": replicas},
-        "random_numbers",
+def _random_numbers(history: History, layer: str | None, layers: int, replicas: int) -> Finding:
+    verb = "draws" if layers == 1 else "draw"
+    return Finding(
+        rule="same_random_numbers",
+        version=1,
+        severity="warning",
+        layer=layer,
+        step=_first_step(history),
+        message=f"{_name_layers(layer, layers)} {verb} the same random numbers on all {replicas} replicas, so their "
+        "examples share masks, and the noise does not average out",
+        evidence={"layers": layers, "replicas": replicas},
+        advice=_advice("random_numbers"),
     )
 
 
-def _clipping(seen: History, setting: str, value: float, replicas: int) -> Finding:
-    """It does harm where it acts: at half of the records, as the gradient is usually."""
-    acts = [_clips(v, setting, value) for v in seen.window]
-    share = float(np.mean(acts))
-    longest = max(float(np.nanmax(np.sqrt(np.nansum(np.square(_own(v)), axis=1)))) for v in seen.window)
-    return _finding(
-        seen,
-        "clipped_before_sum",
-        "warning" if share >= 0.5 else "info",
-        None,
-        f"the optimizer's {setting}={value:g} clips each of {replicas} replicas' gradients and then sums them, so that "
-        f"the sum may be {replicas} times as large, and have another direction; it acts at {percent(share)} of the "
-        "records",
-        {setting: value, "share_of_records": share, "replica_norm_largest": longest, "replicas": replicas},
-        "clipping",
+def _clipping(history: History, setting: str, limit: float, replicas: int) -> Finding:
+    """Judge clipping by how often it acts: at half of the records it does harm."""
+    share = float(np.mean([_clips(view, setting, limit) for view in history.window]))
+    longest = max(float(np.nanmax(_whole_norms(view))) for view in history.window)
+    return Finding(
+        rule="clipped_before_sum",
+        version=1,
+        severity="warning" if share >= 0.5 else "info",
+        layer=None,
+        step=_first_step(history),
+        message=f"the optimizer's {setting}={limit:g} clips the gradients of each of {replicas} replicas and then sums "
+        f"them, so that the sum may be {replicas} times as large and have another direction; it acts at "
+        f"{format_share(share)} of the records",
+        evidence={
+            setting: limit,
+            "share_of_records": share,
+            "replica_norm_largest": longest,
+            "replicas": replicas,
+        },
+        advice=_advice(setting),
     )
 
 
-def _clips(view: View, setting: str, value: float) -> bool:
-    """Whether some replica's gradient was clipped. By `clipvalue`, where it is certain: of the elements only the
-    largest of the sum is known.
+def _clips(view: RecordView, setting: str, limit: float) -> bool:
+    """Return whether some replica's gradient was clipped.
+
+    For `clipvalue` only where it is certain: the records have the largest element of the sum only.
     """
     if setting == "clipvalue":
-        return bool(np.nanmax(view.columns["gradient_max"], initial=0) > value * len(_own(view)))
-    norms = _own(view)
-    return bool(np.any((norms if setting == "clipnorm" else np.sqrt(np.nansum(np.square(norms), axis=1))) > value))
+        replicas = len(view.columns["replica_norm"])
+        return bool(np.nanmax(view.columns["gradient_max"], initial=0) > limit * replicas)
+    norms = _replica_norms(view) if setting == "clipnorm" else _whole_norms(view)
+    return bool(np.any(norms > limit))
 
 
-def _overflow(seen: History, replicas: int) -> Finding:
-    """Worst where it has happened: all weights are NaN, which count as 0 in their norm."""
-    weights = [float(np.nansum(np.square(v.column("weight_norm", seen.of.variables)))) for v in list(seen.window)[-2:]]
-    happened = len(weights) == 2 and weights[0] > 0 and weights[1] == 0
+def _overflow(history: History, replicas: int) -> Finding:
+    """Report an error once it has happened: then all weights are NaN, which counts as 0 in their norm."""
+    variables = history.layout.variable_count
+    last_two = list(history.window)[-2:]
+    squares = [float(np.nansum(np.square(view.column("weight_norm", variables)))) for view in last_two]
+    happened = len(squares) == 2 and squares[0] > 0 and squares[1] == 0
     message = f"the loss scale's optimizer looks for overflow on the first of {replicas} replicas only"
     if happened:
-        since = list(seen.window)[-2].step
-        message += f"; between steps {since} and {seen.now.step} another one's overflow has made all weights NaN"
-    return _finding(
-        seen,
-        "overflow_missed",
-        "error" if happened else "warning",
-        None,
-        message,
-        {"weight_norm": weights[-1] ** 0.5, "replicas": replicas},
-        "overflow",
+        message += f"; between steps {last_two[0].step} and {history.latest.step} an overflow on another replica has "
+        message += "made all weights NaN"
+    return Finding(
+        rule="overflow_missed",
+        version=1,
+        severity="error" if happened else "warning",
+        layer=None,
+        step=_first_step(history),
+        message=message,
+        evidence={"weight_norm": squares[-1] ** 0.5, "replicas": replicas},
+        advice=_advice("overflow"),
     )
 
 
-def _finding(
-    seen: History, rule: str, severity: str, layer: str | None, message: str, evidence: dict[str, float], kind: str
-) -> Finding:
-    step, (_, cure) = seen.first.step if seen.first else seen.now.step, WORDS[kind]
-    return Finding(rule, 1, severity, layer, step, message, evidence, f"{cure[0].upper()}{cure[1:]}.")
+def _first_step(history: History) -> int:
+    return (history.first or history.latest).step
 
 
-def _own(view: View) -> np.ndarray:
-    """Norms of the replicas' own gradients, [R, V]."""
+def _advice(kind: str) -> str:
+    cure = _text(kind).cure
+    return f"{cure[0].upper()}{cure[1:]}."
+
+
+def _replica_norms(view: RecordView) -> np.ndarray:
+    """Return norms of the replicas' own gradients, [R, V]."""
     return np.asarray(view.columns["replica_norm"], float)
 
 
-def _batch(seen: History) -> float:
-    """Examples a step."""
-    old, new = seen.window[0], seen.now
-    steps, examples = new.step - old.step, new.number("examples_seen") - old.number("examples_seen")
-    return examples / steps if steps else new.number("examples_seen") / (new.step + 1)
+def _whole_norms(view: RecordView) -> np.ndarray:
+    """Return norms of the replicas' own gradients over all variables, [R]."""
+    return np.sqrt(np.nansum(np.square(_replica_norms(view)), axis=1))
 
 
-def _more(layers: int) -> str:
-    return f" and {layers - 1} more" if layers > 1 else ""
+def _batch_size(history: History) -> float:
+    """Return examples per step over all replicas."""
+    oldest = history.window[0]
+    latest = history.latest
+    steps = latest.step - oldest.step
+    examples = latest.number("examples_seen") - oldest.number("examples_seen")
+    return examples / steps if steps else latest.number("examples_seen") / (latest.step + 1)
 
 
-def _by(layers: int, verb: str) -> str:
-    return verb.removesuffix("s") if layers > 1 else verb
+def _name_layers(layer: str | None, layers: int) -> str:
+    return f"`{layer}` and {layers - 1} more" if layers > 1 else f"`{layer}`"

@@ -4,7 +4,7 @@ import json
 import math
 import numbers
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 
@@ -140,7 +140,7 @@ def _detail_for_each_name(family: Family, detail: str) -> list[Any]:
     return list(values)
 
 
-def _is_index(value: Any) -> bool:
+def _is_index(value: Any) -> TypeGuard[int]:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0
 
 

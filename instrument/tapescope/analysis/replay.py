@@ -1,0 +1,26 @@
+"""The rules, replayed over a finished run: the same findings as while it trained."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tapescope.rules import engine
+from tapescope.rules.finding import Finding
+from tapescope.rules.record_view import Record, run_layout
+from tapescope.storage.run import Run
+from tensorboard_plugin_tapescope import metadata
+
+
+def check(run: Run) -> tuple[Finding, ...]:
+    """Return what the rules find in a run, in the order in which they found it."""
+    layout = run_layout(run.variables, run.layers, run.details)
+    return engine.replay(layout, run.steps, _columns(run)).findings
+
+
+def records(run: Run) -> Iterator[Record]:
+    """Yield the records of a run, as the recorder passed them to the rules."""
+    return engine.split_records(run.steps, _columns(run))
+
+
+def _columns(run: Run) -> dict[str, np.ndarray]:
+    return {name: run[name] for name in run.columns if name in metadata.COLUMNS}

@@ -1,0 +1,55 @@
+"""The rule about a replica whose gradient differs from the others'. README.md says how a rule is written."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tapescope.rules.finding import Finding, format_factor
+from tapescope.rules.history import LONG, WINDOW, History
+from tapescope.rules.record_view import lower_median
+
+OUTLIER_NORM_DECADES = np.log10(3)
+OUTLIER_NORM_DECADES_LONG = np.log10(1.5)
+"""The smaller difference, for one that has lasted for LONG records."""
+OUTLIER_COSINE = 0.4
+ONE_SIDED_SHARE = 0.9
+"""Of the records. By chance a replica's gradient is longer than the others' at half of them, however noisy a batch is,
+and at 27 of 30 once in a hundred thousand times."""
+
+
+def replica_outlier(history: History) -> Iterator[Finding]:
+    """Report one replica whose gradient has another norm than the others', or another direction."""
+    if len(history.replica_differences) < WINDOW:
+        return
+    steps = [step for step, _ in history.replica_differences]
+    differences = np.stack([difference for _, difference in history.replica_differences])  # [T, 2, R]
+    usual = lower_median(differences)
+    one_sided = np.mean(np.sign(differences) == np.sign(usual), axis=0) >= ONE_SIDED_SHARE
+    norm_limit = OUTLIER_NORM_DECADES if len(differences) < LONG else OUTLIER_NORM_DECADES_LONG
+    limits = np.array([norm_limit, OUTLIER_COSINE])
+    excess = np.where(one_sided, np.nan_to_num(np.abs(usual), posinf=99), 0) / limits[:, None]
+    if not excess.max() >= 1:
+        return
+    # Of two replicas each is the other's outlier. Name the longer one, unless the other has no gradient at all.
+    preferred = np.where(np.isinf(usual), usual < 0, usual > 0)
+    kind, replica = np.unravel_index(np.argmax(excess + np.where(preferred, 1e-6, 0.0)), excess.shape)
+    decades, cosine = usual[:, replica]
+    if kind == 0:
+        difference = f"is {format_factor(10.0**decades)} as long as that of the others"
+    else:
+        difference = f"has another direction than that of the others: its cosine to the mean differs by {cosine:+.2f}"
+    on_usual_side = np.sign(differences[:, kind, replica]) == np.sign(usual[kind, replica])
+    yield Finding(
+        rule="replica_outlier",
+        version=1,
+        severity="warning",
+        layer=None,
+        step=steps[int(np.argmax(on_usual_side))],
+        message=f"the gradient of replica {replica} {difference}",
+        evidence={
+            "replica": float(replica),
+            "norm_ratio": float(10.0**decades),
+            "cosine_difference": float(cosine),
+        },
+        advice="Compare this replica's data with that of the others: its shard, its labels, its preprocessing.",
+    )
