@@ -60,7 +60,7 @@ check: $(VENV)/.dev docs
 	$(BIN)/pyright
 
 docs: $(VENV)/.dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

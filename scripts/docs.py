@@ -18,6 +18,8 @@ SOURCES = {
     "BUILD_NOTES.md": "BUILD_NOTES.md",
     "SECURITY.md": "SECURITY.md",
     "development/capture.md": "instrument/tapescope/capture/README.md",
+    "development/fit.md": "instrument/tapescope/fit/README.md",
+    "development/storage.md": "instrument/tapescope/storage/README.md",
     "http_api.md": "plugins/tensorboard_plugin_tapescope/http_api.md",
     "examples/index.md": "examples/README.md",
 }
