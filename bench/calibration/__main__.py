@@ -1,10 +1,10 @@
-"""Calibrates the rules: trains every set-up, scores what was found, writes docs/calibration.md and prints its tables.
+"""Calibrate the rules: train every set-up, score the findings, and write docs/calibration.md.
 
     python -m bench.calibration [--jobs=2] [--only=REGEX [--write]] [--keep=DIR]
 
-Every faulty set-up has one fault, put there on purpose, so that the rule and the layers that ought to be found are
-known. Thresholds were chosen on the set-ups that are not held out; the figures that count are those of the held-out
-ones, whose networks, data and seeds are others.
+A faulty set-up has one fault, injected on purpose, so that the rule and the layers to be found are known. Thresholds
+were chosen on the set-ups that are not held out. The figures that count are those of the held-out set-ups, which have
+other networks, data and seeds.
 """
 
 import argparse
@@ -18,31 +18,32 @@ import sys
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-from bench.calibration import measuring, page, setups
+from bench.calibration import page, results, setups
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "calibration.md"
 
 
 def main() -> None:
-    """See the docstring of this file."""
+    """Train, score, and print or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes (default: %(default)s)")
     parser.add_argument(
-        "--only", default="", help="train those of which part, family, name and seed match, print, and write no page"
+        "--only", default="", help="train the set-ups whose part, family, name and seed match; print, write no page"
     )
-    parser.add_argument("--keep", default="", help="directory of trainings, which later calls need not repeat")
-    parser.add_argument("--write", action="store_true", help="write the page though --only is given")
-    given = parser.parse_args()
-    chosen = [i for i, s in enumerate(setups.all_setups()) if re.search(given.only, s.key)]
-    results = []
+    parser.add_argument("--keep", default="", help="directory for the trainings, which later calls read")
+    parser.add_argument("--write", action="store_true", help="write the page even with --only")
+    options = parser.parse_args()
+    chosen = [i for i, setup in enumerate(setups.all_setups()) if re.search(options.only, setup.key)]
+    measured = []
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(given.jobs, context, measuring.start) as pool:
-        for result in pool.map(functools.partial(measuring.measure, keep=given.keep), chosen):
-            results.append(result)
-            print(f"\r{len(results)} of {len(chosen)}: {result.name}\x1b[K", end="", file=sys.stderr, flush=True)
+    measure = functools.partial(results.measure, keep=options.keep)
+    with concurrent.futures.ProcessPoolExecutor(options.jobs, context, results.start_process) as pool:
+        for result in pool.map(measure, chosen):
+            measured.append(result)
+            print(f"\r{len(measured)} of {len(chosen)}: {result.name}\x1b[K", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    text = page.page(results, given.only)
-    if given.write or not given.only:
+    text = page.page(measured, options.only)
+    if options.write or not options.only:
         PAGE.write_text(text)
     print(text)
 

@@ -1,4 +1,4 @@
-"""The faults: each says which rule ought to find it, in which layers, and what follows from it."""
+"""The faults: each says which rule should find it, in which layers, and what follows from it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,56 +9,56 @@ import tensorflow as tf
 
 Batch = tuple[np.ndarray, np.ndarray]
 Hook = Callable[[int, keras.Model, Batch, np.random.Generator], Batch]
-"""(step, model, batch, random numbers) -> batch: what happens before a step."""
+"""Called before a step: (step, model, batch, random numbers) -> batch."""
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong, put there on purpose."""
+    """One injected fault."""
 
     name: str
     rule: str | None = None
-    """What is to be found; None: nothing."""
+    """The rule to be found; None in a healthy set-up."""
     layers: tuple[str, ...] = ()
-    """Where: any of these is right. Empty where the fault is in no layer."""
+    """The layers to be found: any of these is right. Empty if the fault is not in a layer."""
     also: tuple[str, ...] = ()
-    """What follows from it, and may be found as well."""
+    """Rules that follow from the fault and may be found as well."""
     begins: int = 0
-    """The step at which it is put there."""
+    """The step at which the fault begins."""
     every: int = 4
-    """Every how many steps is measured: each one, where the very step matters."""
+    """A step is measured every so many steps; 1 where the exact step matters."""
     start: Callable[[keras.Model], None] | None = None
-    """Done to the model before the first step."""
+    """Changes the model before the first step."""
     hook: Hook | None = None
     clip: float | None = None
     """Global norm that gradients are clipped to."""
     rates: dict[str, float] = {}
     """Factors of single layers' learning rates."""
     odd_replica: Callable[[Any, Any], tuple[Any, Any]] | None = None
-    """What the last of four replicas does to its share of the batch."""
+    """Changes the last replica's share of the batch."""
 
 
 NONE = Fault("")
 
-# What follows from what.
+# Rules that follow from a fault.
 FLAT = ("loss_not_falling", "update_too_small")
 NO_WAY_BACK = ("vanishing", "no_gradient", "dying_units", *FLAT)
 WILD = ("exploding", "dead_units", "dying_units", "saturation", "non_finite", "gradient_spike", "loss_not_falling")
 SCALE = ("poor_initialization", "vanishing", "exploding", "update_too_large", "update_too_small", "no_gradient")
 AFTER_SIGMOID = ("dead_units", "dying_units", *FLAT)
-"""ReLU fed by outputs that are all above 0 and hardly differ: many of its units are dead, truly."""
+"""A ReLU whose inputs are all above 0 and hardly differ has many units that are in fact dead."""
 
 
 def hidden(first: int, last: int) -> tuple[str, ...]:
-    """`hidden_<first>` to `hidden_<last>`."""
+    """Return the names `hidden_<first>` to `hidden_<last>`."""
     return tuple(f"hidden_{n}" for n in range(first, last + 1))
 
 
 def built_in(name: str, first: int, last: int, rule: str = "vanishing", also: tuple[str, ...] = AFTER_SIGMOID) -> Fault:
-    """The network as it was built is the fault."""
+    """Describe a network whose architecture is the fault."""
     return Fault(name, rule, hidden(first, last), also)
 
 
-def _of(layer: str, attribute: str, change: Callable[[Any], Any]) -> Callable[[keras.Model], None]:
+def _assign(layer: str, attribute: str, change: Callable[[Any], Any]) -> Callable[[keras.Model], None]:
     def start(model: keras.Model) -> None:
         variable = getattr(model.get_layer(layer), attribute)
         variable.assign(change(tf.convert_to_tensor(variable)))
@@ -67,19 +67,18 @@ def _of(layer: str, attribute: str, change: Callable[[Any], Any]) -> Callable[[k
 
 
 def weights_times(factor: float, layer: str, rule: str = "poor_initialization") -> Fault:
-    """The first weights of a layer out of scale."""
+    """Scale the initial weights of a layer."""
     also = (*SCALE, "dead_units", *FLAT) if factor < 1 else (*SCALE, *WILD)
-    return Fault(
-        f"weights of {layer} times {factor:g}", rule, (layer,), also, start=_of(layer, "kernel", lambda w: w * factor)
-    )
+    start = _assign(layer, "kernel", lambda w: w * factor)
+    return Fault(f"weights of {layer} times {factor:g}", rule, (layer,), also, start=start)
 
 
 def all_weights_times(factor: float, depth: int) -> Fault:
-    """Those of all hidden layers, none of them by much."""
+    """Scale the initial weights of all hidden layers, each by a little."""
 
     def start(model: keras.Model) -> None:
         for name in hidden(1, depth):
-            _of(name, "kernel", lambda w: w * factor)(model)
+            _assign(name, "kernel", lambda w: w * factor)(model)
 
     return Fault(
         f"{depth} layers, weights times {factor:g}", "exploding", hidden(1, depth), (*SCALE, *WILD), start=start
@@ -87,7 +86,7 @@ def all_weights_times(factor: float, depth: int) -> Fault:
 
 
 def data_times(factor: float, rule: str | None = "poor_initialization", layer: str = "hidden_1") -> Fault:
-    """Data that nobody scaled; no fault where they are normalised after the first layer."""
+    """Leave the data unscaled; with `rule` None, the network normalizes them and there is no fault."""
     also = () if rule is None else (*SCALE, *WILD, *FLAT)
     layers = () if rule is None else (layer,)
 
@@ -98,46 +97,46 @@ def data_times(factor: float, rule: str | None = "poor_initialization", layer: s
 
 
 def dead_biases(layer: str, value: float = -20.0) -> Fault:
-    """The biases of a ReLU layer start far below 0."""
-    start = _of(layer, "bias", lambda b: tf.fill(b.shape, value))
+    """Start the biases of a ReLU layer far below 0."""
+    start = _assign(layer, "bias", lambda b: tf.fill(b.shape, value))
     return Fault(f"biases of {layer} at {value:g}", "dead_units", (layer,), NO_WAY_BACK, start=start)
 
 
 def negative_weights(layer: str) -> Fault:
-    """All weights of a ReLU layer below 0, where its inputs are above."""
-    start = _of(layer, "kernel", lambda w: -tf.abs(w))
+    """Make all weights of a ReLU layer negative; its inputs are positive."""
+    start = _assign(layer, "kernel", lambda w: -tf.abs(w))
     return Fault(f"negative weights in {layer}", "dead_units", (layer,), NO_WAY_BACK, start=start)
 
 
 def biases_drop(layer: str, at: int, by: float = 20.0) -> Fault:
-    """At a step the biases of a ReLU layer fall, as after one wild update."""
+    """Lower the biases of a ReLU layer at one step, as one far too large update would."""
 
     def hook(n, model, batch, rng):
         if n == at:
-            _of(layer, "bias", lambda b: b - by)(model)
+            _assign(layer, "bias", lambda b: b - by)(model)
         return batch
 
     return Fault(f"biases of {layer} drop", "dead_units", (layer,), NO_WAY_BACK, begins=at, hook=hook)
 
 
 def shut_biases(layer: str, value: float) -> Fault:
-    """The biases of a bounded layer start where it is flat."""
-    start = _of(layer, "bias", lambda b: tf.fill(b.shape, value))
+    """Start the biases of a layer with a bounded activation where the activation is flat."""
+    start = _assign(layer, "bias", lambda b: tf.fill(b.shape, value))
     return Fault(f"biases of {layer} at {value:g}", "saturation", (layer,), (*SCALE, *AFTER_SIGMOID), start=start)
 
 
 def too_fast(name: str) -> Fault:
-    """The learning rate of all layers."""
+    """Describe a learning rate that is too high; the optimizer of the set-up has it."""
     return Fault(name, "update_too_large", (), (*WILD, "vanishing", "no_gradient"))
 
 
 def too_slow(name: str) -> Fault:
-    """The learning rate of all layers."""
+    """Describe a learning rate that is too low; the optimizer of the set-up has it."""
     return Fault(name, "update_too_small", (), FLAT)
 
 
 def rate_times(factor: float, layer: str) -> Fault:
-    """The learning rate of one layer; at 0 the optimizer forgot it."""
+    """Scale the learning rate of one layer; 0 is a layer that the optimizer does not know."""
     if factor < 1:
         return Fault(f"{layer} at {factor:g} times the rate", "update_too_small", (layer,), rates={layer: factor})
     also = (*WILD, "vanishing", "no_gradient")
@@ -145,17 +144,17 @@ def rate_times(factor: float, layer: str) -> Fault:
 
 
 def clipped(norm: float) -> Fault:
-    """A threshold far below what the gradient's norm ever is."""
+    """Clip at a norm far below any that the gradient has."""
     return Fault(f"clipped at {norm:g}", "always_clipped", (), FLAT, clip=norm)
 
 
 def stopped(layer: int) -> Fault:
-    """Goes with a network that stops the gradient after that layer."""
+    """Describe a network that stops the gradient after that layer."""
     return Fault(f"stopped gradient after hidden_{layer}", "no_gradient", hidden(1, layer), ("vanishing",))
 
 
 def random_labels() -> Fault:
-    """Labels drawn anew for every batch."""
+    """Shuffle the labels of every batch."""
 
     def hook(n, model, batch, rng):
         return batch[0], rng.permutation(batch[1])
@@ -164,7 +163,7 @@ def random_labels() -> Fault:
 
 
 def inputs_alike() -> Fault:
-    """All examples of a batch are the same: the labels cannot be told from them."""
+    """Make all examples of a batch equal, so that they do not determine the labels."""
 
     def hook(n, model, batch, rng):
         x, y = batch
@@ -174,7 +173,7 @@ def inputs_alike() -> Fault:
 
 
 def bad_batches(every: int, factor: float, targets: bool = False) -> Fault:
-    """Now and then a batch whose inputs, or targets, are out of scale."""
+    """Scale the inputs, or the targets, of every so many batches."""
 
     def hook(n, model, batch, rng):
         if n == 0 or n % every:
@@ -186,7 +185,7 @@ def bad_batches(every: int, factor: float, targets: bool = False) -> Fault:
 
 
 def nan_input(at: int) -> Fault:
-    """One NaN in one example."""
+    """Put one NaN into one example."""
 
     def hook(n, model, batch, rng):
         if n == at:
@@ -197,14 +196,14 @@ def nan_input(at: int) -> Fault:
 
 
 class Poison:
-    """A ReLU that works until a step from which on it divides by 0 or, on the way back only, is the root of 0."""
+    """A ReLU that divides by 0 from a step on, or whose gradient alone has the infinite slope of a root at 0."""
 
     def __init__(self, at: int, layer: str, backward: bool = False):
         self._backward = backward
         self._on = tf.Variable(0.0, trainable=False)
         self.__name__ = "poisoned"
-        name = "root of 0 behind" if backward else "division by 0 in"
-        self.fault = Fault(f"{name} {layer}", "non_finite", (layer,), begins=at, every=1, hook=self._hook)
+        operation = "root of 0 behind" if backward else "division by 0 in"
+        self.fault = Fault(f"{operation} {layer}", "non_finite", (layer,), begins=at, every=1, hook=self._hook)
 
     def __call__(self, z):
         if self._backward:  # 0 * inf
@@ -218,15 +217,15 @@ class Poison:
 
 
 def zero_outputs() -> Fault:
-    """No fault: outputs that start at 0 are good practice."""
-    return Fault("outputs start at 0", start=_of("output", "kernel", tf.zeros_like))
+    """Start the outputs at 0, which is good practice and not a fault."""
+    return Fault("outputs start at 0", start=_assign("output", "kernel", tf.zeros_like))
 
 
 def shuffled(x: np.ndarray, y: np.ndarray) -> Batch:
-    """Labels of other examples."""
+    """Give each example the label of another."""
     return x, np.random.permutation(y)
 
 
 def odd_replica(name: str, change: Callable[[Any, Any], tuple[Any, Any]]) -> Fault:
-    """One replica is fed something else."""
+    """Give one replica other data."""
     return Fault(f"one replica's {name}", "replica_outlier", odd_replica=change)

@@ -1,4 +1,4 @@
-"""Networks of the set-ups: functions of a few choices that return (data) -> model.
+"""Networks of the set-ups: each function takes a few options and returns a function from data to a model.
 
 Hidden layers are `hidden_1`, `hidden_2`, ..., the last one is `output`.
 """
@@ -17,12 +17,12 @@ Activation = str | Callable[[Any], Any]
 
 
 def inputs_of(data: Data):
-    """The model's input."""
+    """Return the model's input."""
     return keras.Input(data.x.shape[1:], name="input")
 
 
 def finish(data: Data, inputs: Any, x: Any, activation: str | None = None) -> keras.Model:
-    """The model, with the output that the data ask for."""
+    """Return the model, with the output layer that suits the data."""
     default = {0: "linear", 1: "sigmoid"}.get(data.classes, "softmax")
     units = data.classes or data.y.shape[1]
     return keras.Model(inputs, layers.Dense(units, activation or default, name="output")(x))
@@ -43,7 +43,7 @@ def mlp(
     shut: int = 0,
     dropout: float = 0.0,
 ) -> Callable[[Data], keras.Model]:
-    """Dense layers, normalised where `norm` is given; `shut`: after that layer the gradient is stopped."""
+    """Return dense layers, normalized if `norm` is given; the gradient stops after layer number `shut`."""
 
     def build(data: Data) -> keras.Model:
         x = inputs = inputs_of(data)
@@ -64,7 +64,7 @@ def mlp(
 
 
 class Stop(layers.Layer):
-    """No gradient comes back through it."""
+    """A layer that stops the gradient."""
 
     def call(self, inputs):
         return tf.stop_gradient(inputs)
@@ -77,7 +77,7 @@ def cnn(
     init: Any = "he_normal",
     norm: type | None = None,
 ) -> Callable[[Data], keras.Model]:
-    """3 x 3 convolutions on images, halved once, averaged at the end."""
+    """Return 3 x 3 convolutions on images, pooled after the first and averaged at the end."""
 
     def build(data: Data) -> keras.Model:
         x = inputs = inputs_of(data)
@@ -96,7 +96,7 @@ def cnn(
 
 
 def residual(blocks: int = 3, width: int = 48, activation: str = "relu", norm: bool = True):
-    """Two dense layers around each of which a skip connection leads; layer normalisation before them."""
+    """Return blocks of layer normalization and two dense layers, each with a skip connection."""
 
     def build(data: Data) -> keras.Model:
         inputs = inputs_of(data)
@@ -111,7 +111,7 @@ def residual(blocks: int = 3, width: int = 48, activation: str = "relu", norm: b
 
 
 def branches(first: str = "relu", second: str = "sigmoid", width: int = 64, init: Any = "glorot_uniform"):
-    """Two layers side by side, concatenated: the third example of the text that the project starts from."""
+    """Return two parallel layers, concatenated: the third example of the text that the project starts from."""
 
     def build(data: Data) -> keras.Model:
         inputs = inputs_of(data)
@@ -125,23 +125,25 @@ def branches(first: str = "relu", second: str = "sigmoid", width: int = 64, init
 
 
 def transformer(width: int = 32, blocks: int = 2, activation: str = "gelu"):
-    """Pre-norm encoder blocks over the rows of an image."""
+    """Return pre-norm encoder blocks over the rows of an image."""
 
     def build(data: Data) -> keras.Model:
         inputs = inputs_of(data)
-        x, n = layers.Dense(width, name="hidden_1")(inputs), 1
+        x = layers.Dense(width, name="hidden_1")(inputs)
+        n = 1
         for block in range(blocks):
             y = layers.LayerNormalization()(x)
             x = layers.Add()([x, layers.MultiHeadAttention(2, width // 2, name=f"attention_{block + 1}")(y, y)])
             y = layers.Dense(2 * width, activation, name=f"hidden_{n + 1}")(layers.LayerNormalization()(x))
-            x, n = layers.Add()([x, layers.Dense(width, name=f"hidden_{n + 2}")(y)]), n + 2
+            x = layers.Add()([x, layers.Dense(width, name=f"hidden_{n + 2}")(y)])
+            n += 2
         return finish(data, inputs, layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x)))
 
     return build
 
 
 def recurrent(width: int = 32, kind: type = layers.LSTM):
-    """A recurrent layer over rows, a dense one and the output."""
+    """Return a recurrent layer over rows, a dense layer and the output."""
 
     def build(data: Data) -> keras.Model:
         inputs = inputs_of(data)
@@ -152,5 +154,5 @@ def recurrent(width: int = 32, kind: type = layers.LSTM):
 
 
 def preset(name: str, **options: Any) -> Callable[[Data], keras.Model]:
-    """A network of `tapescope-train` for digits, as it is there; see tapescope_trainers.models."""
+    """Return a network of `tapescope-train` for the digits; see `tapescope_trainers.training.models`."""
     return lambda data: models.build(name, (8, 8), data.classes, **options)

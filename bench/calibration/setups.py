@@ -1,25 +1,27 @@
-"""All set-ups in their order: what is trained, and which fault was put where.
+"""All set-ups in order: what is trained, and which fault is injected where.
 
-They come in parts, each written or drawn before the rules were seen on one of its set-ups. The last parts are held out;
-once rules were changed by what a part taught, it is one of those chosen on, and a new one is made.
+They come in parts. Each part was written, or drawn at random, before the rules were seen on any of its set-ups. The
+last parts are held out. Once a part has led to a change of the rules, it counts as one that thresholds were chosen on,
+and a new part is made.
 """
 
-from bench.calibration import chosen, drawn, second
-from bench.calibration.rows import Row, Setup
+from bench.calibration import first_part, random_parts, second_part
+from bench.calibration.setup import Row, Setup
 
 DRAWN = (1, 2, 3, 4, 5)
-"""Seeds of the drawn parts."""
+"""Seeds of the parts drawn at random."""
 HELD_OUT = ("second", *(f"drawn {seed}" for seed in DRAWN[1:]))
 """Parts that no rule or threshold was chosen on."""
 
 
 def all_setups() -> list[Setup]:
+    """Return the set-ups of all parts."""
     parts = {
-        "first": _part(chosen.healthy(), chosen.faulty(), 0, 0),
-        "second": _part(second.healthy(), second.faulty(), 11, 300),
+        "first": _part(first_part.healthy(), first_part.faulty(), 0, 0),
+        "second": _part(second_part.healthy(), second_part.faulty(), 11, 300),
     }
     for seed in DRAWN:
-        parts[f"drawn {seed}"] = [*drawn.healthy(seed), *drawn.faulty(seed)]
+        parts[f"drawn {seed}"] = [*random_parts.healthy(seed), *random_parts.faulty(seed)]
     return [s._replace(part=part) for part, setups in parts.items() for s in setups]
 
 
@@ -28,7 +30,16 @@ def _part(healthy: list[Row], faulty: list[Row], seed: int, first: int) -> list[
 
 
 def _setup(row: Row, seed: int) -> Setup:
-    label, network, of, optimizer, fault = row
+    label, network, data, optimizer, fault = row
     family, _, name = label.partition(": ")
     replicas = {"two replicas": 2, "four replicas": 4, "replicas": 4}.get(family, 1)
-    return Setup(name or fault.name, family, network, of, optimizer, fault, replicas, seed)
+    return Setup(
+        name=name or fault.name,
+        family=family,
+        network=network,
+        data=data,
+        optimizer=optimizer,
+        fault=fault,
+        replicas=replicas,
+        seed=seed,
+    )

@@ -1,4 +1,4 @@
-"""Trains one set-up for a few seconds with tapescope, and takes what other tools look at from the same steps."""
+"""The training of one set-up with tapescope, and the quantities of other tools from the same steps."""
 
 import math
 import os
@@ -19,17 +19,17 @@ from tapescope.rules import finding
 
 REPLICAS = 4
 EXTRAS = "extras.npz"
-"""Beside a run's event files: all losses, and what other tools look at."""
+"""File next to a run's event files: all losses, and the quantities of other tools."""
 
 
 class Trial(NamedTuple):
-    """What a training left."""
+    """The results of a training."""
 
     run: tapescope.Run
     live: tuple[Any, ...]
-    """Findings of the recorder."""
+    """Findings that the recorder reported while training."""
     extras: list[dict[str, np.ndarray]]
-    """By record, what only other tools look at: see `extras`."""
+    """By record, the quantities that only other tools use: see `_extras`."""
     fall: float
     """Share of the loss of the first steps that was gone in the last ones."""
     seconds: float
@@ -38,15 +38,13 @@ class Trial(NamedTuple):
 def _loss(data: Data) -> Callable[[Any, Any], Any]:
     if data.classes == 0:
         return keras.losses.MeanSquaredError(reduction=None)
-    return (
-        keras.losses.BinaryCrossentropy(reduction=None)
-        if data.classes == 1
-        else keras.losses.SparseCategoricalCrossentropy(reduction=None)
-    )
+    if data.classes == 1:
+        return keras.losses.BinaryCrossentropy(reduction=None)
+    return keras.losses.SparseCategoricalCrossentropy(reduction=None)
 
 
 def trial(setup: Setup, keep: str) -> Trial:
-    """What training it left; under `keep`, unless that is empty, it is looked for first and left for the next time."""
+    """Train a set-up, or read its training in the directory `keep`; an empty `keep` keeps nothing."""
     if not keep:
         with tempfile.TemporaryDirectory() as logdir:
             _train(setup, logdir)
@@ -62,11 +60,14 @@ def _trial(logdir: str) -> Trial:
     run = tapescope.Run(logdir)
     with np.load(os.path.join(logdir, EXTRAS)) as kept:
         columns = {name: kept[name] for name in kept}
-    losses, seconds = columns.pop("losses"), float(columns.pop("seconds"))
+    losses = columns.pop("losses")
+    seconds = float(columns.pop("seconds"))
     extras = [{name: rows[t] for name, rows in columns.items()} for t in range(len(run.steps))]
-    early, late = (float(np.median(part)) for part in (losses[:5], losses[-20:]))
+    early = float(np.median(losses[:5]))
+    late = float(np.median(losses[-20:]))
     fall = (early - late) / abs(early) if math.isfinite(late) else -math.inf
-    return Trial(run, tuple(finding.from_json(f) for f in run.findings), extras, fall, seconds)
+    live = tuple(finding.from_json(f) for f in run.findings)
+    return Trial(run=run, live=live, extras=extras, fall=fall, seconds=seconds)
 
 
 def _train(setup: Setup, logdir: str) -> None:
@@ -76,11 +77,12 @@ def _train(setup: Setup, logdir: str) -> None:
     data = setup.data(setup.seed)
     strategy = tf.distribute.get_strategy()
     if setup.replicas > 1:
-        # TensorFlow's own collectives are numbered anew in each strategy of a process, and would clash.
+        # TensorFlow numbers its own collectives anew in each strategy of a process, so they would clash.
         copies = tf.distribute.ReductionToOneDevice()
         strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(setup.replicas)], copies)
     with strategy.scope():
-        model, optimizer = setup.network(data), setup.optimizer()
+        model = setup.network(data)
+        optimizer = setup.optimizer()
         optimizer.build(model.trainable_variables)
     if setup.fault.start:
         setup.fault.start(model)
@@ -89,18 +91,20 @@ def _train(setup: Setup, logdir: str) -> None:
     run_step = step if setup.replicas == 1 else _replicated(step, strategy, setup)
 
     every = setup.every or setup.fault.every
-    rng, losses, extras = np.random.default_rng(setup.seed), [], []
+    rng = np.random.default_rng(setup.seed)
+    losses = []
+    extras = []
     with tapescope.Recorder(logdir, probe) as recorder:
         for n in range(setup.steps):
             chosen = rng.integers(0, len(data.x), setup.batch)
             batch = data.x[chosen], data.y[chosen]
             if setup.fault.hook:
                 batch = setup.fault.hook(n, model, batch, rng)
-            loss, reading, more = run_step(*batch, n % every == 0)
+            loss, reading, quantities = run_step(*batch, n % every == 0)
             losses.append(float(loss))
             if reading is not None:
                 recorder.write(n, reading, {"loss": losses[-1]})
-                extras.append({name: np.asarray(t) for name, t in more.items()})
+                extras.append({name: np.asarray(t) for name, t in quantities.items()})
     columns = {name: np.stack([row[name] for row in extras]) for name in extras[0]}
     np.savez(os.path.join(logdir, EXTRAS), losses=losses, seconds=time.perf_counter() - began, **columns)
 
@@ -115,19 +119,21 @@ def _step(setup: Setup, model, optimizer, probe: tapescope.Probe, loss_of) -> Ca
         with probe.tape(measure) as tape:
             loss = tf.reduce_sum(loss_of(y, model(x, training=True))) / setup.batch
         gradients = tape.gradient(loss, model.trainable_variables)
-        given = [(g, v) for g, v in zip(gradients, model.trainable_variables, strict=True) if g is not None]
+        pairs = [(g, v) for g, v in zip(gradients, model.trainable_variables, strict=True) if g is not None]
         clipped = None
         if setup.fault.clip is not None:
-            norm = tf.linalg.global_norm([g for g, _ in given])
+            norm = tf.linalg.global_norm([g for g, _ in pairs])
             factor = setup.fault.clip / tf.maximum(norm, setup.fault.clip)
-            given = [(g * factor, v) for g, v in given]
+            pairs = [(g * factor, v) for g, v in pairs]
             clipped = [None if g is None else g * factor for g in gradients]
         before = [tf.identity(v) for v, _ in slowed]
-        optimizer.apply_gradients(given)
+        optimizer.apply_gradients(pairs)
         for (v, factor), old in zip(slowed, before, strict=True):
             v.assign(old + factor * (v - old))
-        more = _extras(tape.calls, gradients, setup.batch) if measure and setup.replicas == 1 else {}
-        return loss, tape.reading(applied=clipped), more
+        quantities = {}
+        if measure and setup.replicas == 1:
+            quantities = _extras(tape.calls, gradients, setup.batch)
+        return loss, tape.reading(applied=clipped), quantities
 
     return step
 
@@ -135,8 +141,8 @@ def _step(setup: Setup, model, optimizer, probe: tapescope.Probe, loss_of) -> Ca
 def _replicated(step: Callable[..., Any], strategy, setup: Setup) -> Callable[..., Any]:
     @tf.function
     def run(x, y, measure):
-        loss, reading, more = strategy.run(step, (x, y, measure))
-        return strategy.reduce("SUM", loss, axis=None), reading, more
+        loss, reading, quantities = strategy.run(step, (x, y, measure))
+        return strategy.reduce("SUM", loss, axis=None), reading, quantities
 
     def split(x, y, measure):
         shares = list(zip(np.split(x, setup.replicas), np.split(y, setup.replicas), strict=True))
@@ -154,7 +160,7 @@ def _replicated(step: Callable[..., Any], strategy, setup: Setup) -> Callable[..
 
 
 def _extras(calls: Sequence[Any], gradients: Sequence[Any], batch: int) -> dict[str, Any]:
-    """What other tools look at and no column holds.
+    """Return the quantities that other tools use and no column holds.
 
     [V] `mean_abs`: mean absolute element of the gradient. [L] `inactive`: share of units with an output above 0 on less
     than 1 % of the batch; `nonpositive`: share of outputs at or below 0; `beyond_5`: share of pre-activations outside
@@ -188,8 +194,8 @@ def _share(where: Any) -> Any:
     return tf.reduce_mean(tf.cast(where, tf.float32))
 
 
-def quiet_process() -> None:
-    """Four logical CPUs for the replicas and nothing on the console; before TensorFlow wakes up."""
+def configure_process() -> None:
+    """Make four logical CPUs for the replicas and silence TensorFlow; call this before TensorFlow starts."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * REPLICAS

@@ -13,7 +13,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import tensorflow as tf
 from bench.faults.rows import Row, told
-from scripts.testbed.records import loaded, readings
+from scripts.testbed.records import compiled_readings, loaded_steps
 
 import tapescope
 from tapescope.storage import event_file
@@ -37,7 +37,7 @@ class SlowWriter:
 
 def slow(directory: pathlib.Path, steps: int) -> Row:
     """A training of 200 steps a second, of which each record is 40 ms of disk."""
-    probe, read = readings(50)
+    probe, read = compiled_readings(50)
     real, tf.io.TFRecordWriter = tf.io.TFRecordWriter, SlowWriter
     try:
         with tapescope.Recorder(directory, probe) as recorder:
@@ -67,7 +67,7 @@ def slow(directory: pathlib.Path, steps: int) -> Row:
 
 def removed(directory: pathlib.Path) -> Row:
     """The directory goes away under it, three times."""
-    probe, read = readings(10, histograms=False)
+    probe, read = compiled_readings(10, histograms=False)
     with tapescope.Recorder(directory, probe) as recorder:
         for n in range(400):
             if n % 100 == 50:
@@ -76,7 +76,7 @@ def removed(directory: pathlib.Path) -> Row:
             recorder.write(n, read[0][1], {"loss": 1.0})
     steps = tapescope.Run(directory).steps.tolist()
     seen = f"{recorder.lost} records lost; after the last time {len(steps)} of 50 records in the directory made anew"
-    return Row("the directory removed, four times", seen, steps == list(range(350, 400)) == loaded(directory))
+    return Row("the directory removed, four times", seen, steps == list(range(350, 400)) == loaded_steps(directory))
 
 
 @contextlib.contextmanager
@@ -98,7 +98,7 @@ def forbidden(directory: pathlib.Path) -> Row:
     """No permission in the directory for 100 records, then the file goes as well for 100."""
     event_file.RETRY_SECONDS, retry = 0.0, event_file.RETRY_SECONDS
     directory.mkdir()
-    probe, read = readings(10, histograms=False)
+    probe, read = compiled_readings(10, histograms=False)
     try:
         with somebody(directory), tapescope.Recorder(directory, probe) as recorder:
             lost = []
@@ -127,7 +127,7 @@ def forbidden(directory: pathlib.Path) -> Row:
 
 def strict(directory: pathlib.Path) -> Row:
     """strict_io: the training stops."""
-    probe, read = readings(10, histograms=False)
+    probe, read = compiled_readings(10, histograms=False)
     recorder = tapescope.Recorder(directory, probe, strict_io=True)
     shutil.rmtree(directory)
     directory.write_text("in the way")
@@ -147,7 +147,7 @@ def strict(directory: pathlib.Path) -> Row:
 
 def two(directory: pathlib.Path) -> Row:
     """A second recorder of the same directory."""
-    probe, read = readings(10, histograms=False)
+    probe, read = compiled_readings(10, histograms=False)
     with tapescope.Recorder(directory, probe) as recorder:
         refused = 0
         for n in range(20):
@@ -156,7 +156,7 @@ def two(directory: pathlib.Path) -> Row:
                 tapescope.Recorder(directory, probe)
             except OSError:
                 refused += 1
-    whole = tapescope.Run(directory).steps.tolist() == list(range(20)) == loaded(directory)
+    whole = tapescope.Run(directory).steps.tolist() == list(range(20)) == loaded_steps(directory)
     return Row("two recorders on one directory", f"the second refused {refused} times of 20", refused == 20 and whole)
 
 

@@ -14,7 +14,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import numpy as np
 from bench.faults.rows import Row, told
-from scripts.testbed.records import eager_steps, loaded
+from scripts.testbed.records import eager_steps, loaded_steps
 from tensorboard.data import server_ingester
 from tensorboard.util import grpc_util
 
@@ -76,7 +76,7 @@ def killing(logdir: pathlib.Path, times: int) -> Row:
     for i in range(times):
         handed = killed(logdir / f"run_{i:03}", rng)
         steps = tapescope.Run(logdir / f"run_{i:03}").steps.tolist()
-        if steps != list(range(len(steps))) or (steps and loaded(logdir / f"run_{i:03}") != steps):
+        if steps != list(range(len(steps))) or (steps and loaded_steps(logdir / f"run_{i:03}") != steps):
             wrong.append(i)
         behind.append(handed - len(steps))
         if steps:  # else it was killed while the first record was written
@@ -113,7 +113,7 @@ def full(mount: pathlib.Path) -> Row:
                 recorder._wait()
                 n += 1
         run = tapescope.Run(mount / "run")
-        kept = lost == recorder.lost and len(run.steps) == n - lost == len(loaded(mount / "run"))
+        kept = lost == recorder.lost and len(run.steps) == n - lost == len(loaded_steps(mount / "run"))
         kept = kept and run.status["lost"] == lost and run.steps[-1] == n - 1
         return Row(promise, f"{full_at - lost} written, {lost} lost and counted, then 20 more; training went on", kept)
     finally:

@@ -14,7 +14,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import numpy as np
 from bench.faults.rows import Row, told
-from scripts.testbed.records import held, readings, write
+from scripts.testbed.records import compiled_readings, open_files_and_threads, write_repeatedly
 
 import tapescope
 
@@ -28,15 +28,15 @@ def main() -> None:
     """The row of the table."""
     records = 4_000 if "--quick" in sys.argv else 200_000
     part = records // 40
-    probe, read = readings(100, histograms=False)
+    probe, read = compiled_readings(100, histograms=False)
     memory, cost, holding = [], [], []
     with tempfile.TemporaryDirectory() as scratch, tapescope.Recorder(scratch, probe) as recorder:
         for begin in range(0, records, part):
             since = time.process_time()
-            write(recorder, read, range(begin, begin + part))
+            write_repeatedly(recorder, read, range(begin, begin + part))
             cost.append(1000 * (time.process_time() - since) / part)
             memory.append(resident())
-            holding.append(held())
+            holding.append(open_files_and_threads())
         lost = recorder.lost + recorder.left_out
     half = len(memory) // 2
     slope = np.polyfit(np.arange(half) * part / 1000, memory[half:], 1)[0]

@@ -11,7 +11,7 @@ import warnings
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 from bench.faults.rows import Row, told
-from scripts.testbed import cut_files as cutting
+from scripts.testbed import cut_files
 from scripts.testbed.hostile import SMALL, Tab, good, request, spoiled
 from scripts.testbed.synthetic import Spec
 
@@ -56,41 +56,41 @@ def large() -> Row:
 
 def python_cut(root: pathlib.Path, every: int) -> Row:
     """A run's file cut at every byte, read by TensorBoard's Python loader."""
-    content, ends = cutting.written(root / "whole")
+    content, ends = cut_files.write_run(root / "whole")
     directory = root / "logdir" / "cut"
     directory.mkdir(parents=True)
     lengths, wrong = range(0, len(content), every), 0
     for length in lengths:
         (directory / "events.out.tfevents.1").write_bytes(content[:length])
-        tab, step = cutting.python_loader(root / "logdir"), cutting.last_step(ends, length)
-        shown = cutting.shown(tab)
+        tab, step = cut_files.tab_with_python_loader(root / "logdir"), cut_files.last_complete_step(ends, length)
+        shown = cut_files.shown_steps(tab)
         right = shown == ({} if step < 0 else {"cut": step})
-        wrong += not (right and (not shown or cutting.right(cutting.recorded(tab, "cut"), step)))
+        wrong += not (right and (not shown or cut_files.is_complete_until(cut_files.recorded_steps(tab, "cut"), step)))
     promise = f"a file cut at {len(lengths):,} places, all routes, TensorBoard's Python loader"
     return Row(promise, f"no 500; {wrong} shown other than to the last whole record", not wrong)
 
 
 def server_cut(root: pathlib.Path, every: int, spoiled: int) -> Row:
     """The same, and files with a byte changed, as runs beside a good one, read by the data server."""
-    content, ends = cutting.written(root / "whole")
+    content, ends = cut_files.write_run(root / "whole")
     rng, lengths, wrong, strange = random.Random(0), list(range(0, len(content), every)), 0, 0
     batches = [lengths[i : i + 250] for i in range(0, len(lengths), 250)]
     for number, batch in enumerate(batches):
         logdir = root / f"logdir {number}"
         files = {f"cut {length}": content[:length] for length in batch}
-        files |= {f"changed {i}": cutting.changed(content, rng) for i in range(spoiled // len(batches))}
+        files |= {f"changed {i}": cut_files.change_byte(content, rng) for i in range(spoiled // len(batches))}
         for name, bytes_ in {**files, "good": content}.items():
             (logdir / name).mkdir(parents=True)
             (logdir / name / "events.out.tfevents.1").write_bytes(bytes_)
-        expected = {f"cut {n}": step for n in batch if (step := cutting.last_step(ends, n)) >= 0}
-        tab = cutting.data_server(logdir)
-        found = cutting.waited(tab, {**expected, "good": cutting.STEPS[-1]})
+        expected = {f"cut {n}": step for n in batch if (step := cut_files.last_complete_step(ends, n)) >= 0}
+        tab = cut_files.tab_with_data_server(logdir)
+        found = cut_files.wait_for_steps(tab, {**expected, "good": cut_files.STEPS[-1]})
         wrong += sum(found.get(run) != step for run, step in expected.items())
-        wrong += sum(not cutting.right(cutting.recorded(tab, run), step) for run, step in expected.items())
+        wrong += sum(not cut_files.is_complete_until(cut_files.recorded_steps(tab, run), step) for run, step in expected.items())
         strange += sum(
-            not set(cutting.recorded(tab, r)) <= set(cutting.STEPS) for r in found if r.startswith("changed")
+            not set(cut_files.recorded_steps(tab, r)) <= set(cut_files.STEPS) for r in found if r.startswith("changed")
         )
-        strange += cutting.recorded(tab, "good") != list(cutting.STEPS)
+        strange += cut_files.recorded_steps(tab, "good") != list(cut_files.STEPS)
     promise = (
         f"a file cut at {len(lengths):,} places, {spoiled} with a byte changed, all routes, TensorBoard's data server"
     )

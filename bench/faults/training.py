@@ -15,8 +15,10 @@ tf.config.set_logical_device_configuration(
 )
 
 from bench.faults.rows import Row, told
-from scripts.testbed import failing as on
-from scripts.testbed import networks  # noqa: E402
+from scripts.testbed import (
+    dropout_training,
+    networks,  # noqa: E402
+)
 
 import tapescope  # noqa: E402
 from tapescope.statistics import layers as layer_statistics
@@ -29,13 +31,13 @@ def main() -> None:
     combinations = [("float32", 1), ("mixed_bfloat16", 1), ("mixed_float16", 1), ("float32", 2), ("float32", 4)]
     for dtype, replicas in combinations:
         how = {"dtype": dtype, "replicas": replicas, "steps": steps}
-        without, _, _ = on.trained(lambda model: None, **how)
+        without, _, _ = dropout_training.train(lambda model: None, **how)
         runs = {}
         for name, measure in (("on", None), ("off", lambda n: False), ("every third", lambda n: n % 3 == 0)):
-            runs[name], _, _ = on.trained(tapescope.Probe, measure=measure, **how)
+            runs[name], _, _ = dropout_training.train(tapescope.Probe, measure=measure, **how)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(layer_statistics, "layer_rows", on.breaks)
-            runs["failing"], _, _ = on.trained(tapescope.Probe, **how)
+            patch.setattr(layer_statistics, "layer_rows", dropout_training.fail)
+            runs["failing"], _, _ = dropout_training.train(tapescope.Probe, **how)
         other = [
             name
             for name, weights in runs.items()
@@ -51,13 +53,13 @@ def by_chance(number: int) -> list[Row]:
     """Networks with branches, sums, normalization, attention and dropout; half of them do not know the batch's size."""
     found = {known: {"the same bits": 0, "differ": 0, "differ without measuring": 0} for known in (True, False)}
     for seed in range(number):
-        network = functools.partial(networks.by_chance, seed)
-        how = networks.how_by_chance(seed)
-        plain, measured = (networks.trained(network, measure, **how) for measure in (False, True))
+        network = functools.partial(networks.random_network, seed)
+        how = networks.random_options(seed)
+        plain, measured = (networks.train(network, measure, **how) for measure in (False, True))
         if networks.same_bits(plain, measured):
             outcome = "the same bits"
         else:  # TensorFlow adds some networks' gradients in an order that one training in ten does not keep
-            again = (networks.trained(network, False, **how) for _ in range(40))
+            again = (networks.train(network, False, **how) for _ in range(40))
             steady = all(networks.same_bits(plain, other) for other in again)
             outcome = "differ" if steady else "differ without measuring"
         found[how["known"]][outcome] += 1

@@ -20,11 +20,13 @@ SPEC = Spec(depth=2, units=2, bias=False, histograms=False)
 STEPS = (0, 3, 6)
 
 
-def written(directory: pathlib.Path) -> tuple[bytes, dict[int, int]]:
-    """A short run's file, and the last step that each length of it holds (-1: none), by where its records end."""
+def write_run(directory: pathlib.Path) -> tuple[bytes, dict[int, int]]:
+    """Return a short run's file, and the last complete step (-1: none) by the length at which a record ends."""
     synthetic.write(directory, SPEC, STEPS)
     (path,) = directory.iterdir()
-    ends, at, step = {0: -1}, 0, -1
+    ends = {0: -1}
+    at = 0
+    step = -1
     for raw in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
         event = event_file.event_pb2.Event.FromString(raw)
         at += len(raw) + tfrecord.FRAMING_BYTES
@@ -33,53 +35,53 @@ def written(directory: pathlib.Path) -> tuple[bytes, dict[int, int]]:
     return path.read_bytes(), ends
 
 
-def last_step(ends: dict[int, int], length: int) -> int:
-    """The last step that so many bytes hold."""
+def last_complete_step(ends: dict[int, int], length: int) -> int:
+    """Return the last step that is complete in that many bytes."""
     return ends[max(end for end in ends if end <= length)]
 
 
-def changed(content: bytes, rng: random.Random) -> bytes:
-    """The same with one byte changed."""
+def change_byte(content: bytes, rng: random.Random) -> bytes:
+    """Return the file with one byte changed."""
     at = rng.randrange(len(content))
     return content[:at] + bytes([content[at] ^ rng.randrange(1, 256)]) + content[at + 1 :]
 
 
-def python_loader(logdir: pathlib.Path) -> Tab:
-    """The tab over TensorBoard's Python loader."""
+def tab_with_python_loader(logdir: pathlib.Path) -> Tab:
+    """Return the tab over TensorBoard's Python loader."""
     multiplexer = plugin_event_multiplexer.EventMultiplexer(tensor_size_guidance={"tapescope": 1000})
     multiplexer.AddRunsFromDirectory(str(logdir)).Reload()
     return Tab({}, lambda _: data_provider.MultiplexerDataProvider(multiplexer, str(logdir)))
 
 
-def data_server(logdir: pathlib.Path) -> Tab:
-    """The tab over TensorBoard's data server, which ends with this process."""
+def tab_with_data_server(logdir: pathlib.Path) -> Tab:
+    """Return the tab over TensorBoard's data server, which ends with this process."""
     ingester = server_ingester.SubprocessServerDataIngester(
         server_binary=server_ingester.get_server_binary(),
         logdir=str(logdir),
         reload_interval=1,
         channel_creds_type=grpc_util.ChannelCredsType.LOCAL,
     )
-    with warnings.catch_warnings():  # it forgets its own subprocess, which ends with our process
+    with warnings.catch_warnings():  # the ingester drops its subprocess, which ends with this process
         warnings.simplefilter("ignore", ResourceWarning)
         ingester.start()
     return Tab({}, lambda _: ingester.data_provider)
 
 
-def shown(tab: Tab) -> dict[str, int]:
-    """The last step of each run that the tab shows."""
+def shown_steps(tab: Tab) -> dict[str, int]:
+    """Return the last step of each run that the tab shows."""
     return {row["name"]: row["step"] for row in tab.checked("runs").json["runs"]}
 
 
-def waited(tab: Tab, expected: dict[str, int], seconds: float = 30) -> dict[str, int]:
-    """The last steps once those expected are there, or time is up."""
+def wait_for_steps(tab: Tab, expected: dict[str, int], seconds: float = 30) -> dict[str, int]:
+    """Return the last steps once they include those expected, or when time is up."""
     deadline = time.monotonic() + seconds
-    while not expected.items() <= (found := shown(tab)).items() and time.monotonic() < deadline:
+    while not expected.items() <= (found := shown_steps(tab)).items() and time.monotonic() < deadline:
         time.sleep(0.3)
     return found
 
 
-def recorded(tab: Tab, run: str) -> list[int]:
-    """Asks every route for a run; the steps of its gradient norms."""
+def recorded_steps(tab: Tab, run: str) -> list[int]:
+    """Ask every route for a run; return the steps of its gradient norms."""
     tab.checked("run", run=run)
     for view in VIEWS:
         tab.checked("view", view=view, run=run)
@@ -88,6 +90,6 @@ def recorded(tab: Tab, run: str) -> list[int]:
     return sorted({int(line.split(",")[0]) for line in lines})
 
 
-def right(steps: list[int], last: int) -> bool:
-    """Whether these are the steps of the run up to the last; the status says step 0 before there is a record."""
+def is_complete_until(steps: list[int], last: int) -> bool:
+    """Tell whether these are all steps up to the last; the status has step 0 before there is a record."""
     return steps == [n for n in STEPS if n <= last] or (last == 0 and not steps)

@@ -12,64 +12,69 @@ import tapescope
 
 LAYERS = ("conv", "norm_gelu", "dense", "gate", "out")
 AT = 2
-"""The step at which it happens."""
+"""The step at which the value appears."""
 RNG = np.random.default_rng(4)
-X, Y = RNG.normal(size=[4, 6, 6, 2]).astype(np.float32), RNG.normal(size=[4, 3]).astype(np.float32)
+X = RNG.normal(size=[4, 6, 6, 2]).astype(np.float32)
+Y = RNG.normal(size=[4, 3]).astype(np.float32)
 
 
 @tf.custom_gradient
 def poisoned_forward(x, wrong):
-    """Adds `wrong` to one element; the gradient passes."""
-    return x + _first(x, wrong), lambda upstream: (upstream, None)
+    """Add `wrong` to one element; the gradient passes unchanged."""
+    return x + _at_first_element(x, wrong), lambda upstream: (upstream, None)
 
 
 @tf.custom_gradient
 def poisoned_backward(x, wrong):
-    """The identity, whose gradient has `wrong` in it."""
-    return tf.identity(x), lambda upstream: (upstream + _first(upstream, wrong), None)
+    """Return the input, and add `wrong` to one element of the gradient."""
+    return tf.identity(x), lambda upstream: (upstream + _at_first_element(upstream, wrong), None)
 
 
-def _first(x, wrong):
-    """`wrong` at the first element, and 0 elsewhere."""
+def _at_first_element(x, wrong):
+    """Return zeros of the shape of `x`, with `wrong` as the first element."""
     return tf.cast(tf.where(tf.reshape(tf.range(tf.size(x)), tf.shape(x)) == 0, wrong, 0.0), x.dtype)
 
 
 def network(dtype, switches, poison):
-    """Convolution, normalisation, GELU, sigmoid and an output; each may be poisoned behind its activation."""
+    """Return a convolution, a normalization with GELU, a tanh, a sigmoid and an output layer.
+
+    Each activation is followed by `poison(output, switch)` with the layer's own switch.
+    """
 
     def with_switch(name, function):
         return lambda z: poison(function(z), switches[name])
 
-    layer = functools.partial(keras.layers.Dense, dtype=dtype)
-    kinds = {
-        "conv": keras.layers.Conv2D(3, 3, activation=with_switch("conv", tf.nn.relu), name="conv", dtype=dtype),
-        "norm_gelu": keras.layers.Activation(with_switch("norm_gelu", tf.nn.gelu), name="norm_gelu", dtype=dtype),
-        "dense": layer(5, activation=with_switch("dense", tf.nn.tanh), name="dense"),
-        "gate": layer(4, activation=with_switch("gate", tf.nn.sigmoid), name="gate"),
-        "out": layer(3, activation=with_switch("out", tf.identity), name="out"),
-    }
-    normal = keras.layers.LayerNormalization(dtype=dtype)
-    flat = keras.layers.Flatten(dtype=dtype)
-    order = [kinds["conv"], normal, kinds["norm_gelu"], flat, kinds["dense"], kinds["gate"], kinds["out"]]
-    return keras.Sequential([keras.Input(X.shape[1:]), *order])
+    dense = functools.partial(keras.layers.Dense, dtype=dtype)
+    return keras.Sequential(
+        [
+            keras.Input(X.shape[1:]),
+            keras.layers.Conv2D(3, 3, activation=with_switch("conv", tf.nn.relu), name="conv", dtype=dtype),
+            keras.layers.LayerNormalization(dtype=dtype),
+            keras.layers.Activation(with_switch("norm_gelu", tf.nn.gelu), name="norm_gelu", dtype=dtype),
+            keras.layers.Flatten(dtype=dtype),
+            dense(5, activation=with_switch("dense", tf.nn.tanh), name="dense"),
+            dense(4, activation=with_switch("gate", tf.nn.sigmoid), name="gate"),
+            dense(3, activation=with_switch("out", tf.identity), name="out"),
+        ]
+    )
 
 
 class Case(NamedTuple):
-    """What became of one bad number."""
+    """The record of one run in which one layer produced a non-finite value at one step."""
 
     layer: str
     at: int
-    """The step at which it came."""
+    """The step at which the value appeared."""
     run: tapescope.Run
-    """What a kill -9 right after that step would have left: nothing was closed."""
+    """The run as a kill -9 right after that step would have left it: nothing was closed."""
     expected: list[int]
-    """First bad layer by step."""
+    """The first non-finite layer by step; -1 where there is none."""
     findings: list[tuple[str | None, int]]
-    """Layer and step of each finding of the rule."""
+    """Layer and step of each finding of the rule `non_finite`."""
 
 
 def cases(dtype, poison, directory, ats=(AT,), wrong=np.nan):
-    """Puts `wrong` at every layer in turn, at each of the steps `ats`; yields a Case each."""
+    """Yield a Case for each layer and each step in `ats`, with `wrong` as the value."""
     keras.utils.set_random_seed(1)
     switches = {name: tf.Variable(0.0) for name in LAYERS}
     model = network(dtype, switches, poison)
@@ -101,5 +106,5 @@ def cases(dtype, poison, directory, ats=(AT,), wrong=np.nan):
         run = tapescope.Run(directory / f"{layer}_{at}")
         recorder.close()
         switches[layer].assign(0.0)
-        found = [(f.layer, f.step) for f in recorder.findings if f.rule == "non_finite"]
-        yield Case(layer, at, run, [-1] * at + [index], found)
+        findings = [(f.layer, f.step) for f in recorder.findings if f.rule == "non_finite"]
+        yield Case(layer=layer, at=at, run=run, expected=[-1] * at + [index], findings=findings)

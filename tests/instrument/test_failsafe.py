@@ -6,12 +6,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from scripts.testbed.failing import X, Y, breaks, network, trained
+from scripts.testbed.dropout_training import X, Y, fail, network, train
 from tensorflow.python.framework import config
 
 import tapescope
-from tapescope.capture import activations, backward_passes, layer_graph, layer_hooks
-from tapescope.statistics import histograms, merging, reading
+from tapescope import tape
+from tapescope.capture import activations, layer_graph, layer_hooks
+from tapescope.statistics import histograms, reading
 from tapescope.statistics import layers as layer_statistics
 
 
@@ -27,14 +28,14 @@ def test_weights_are_the_same_to_the_bit_with_the_probe_on_off_sometimes_and_fai
     if replicas > 1:  # Keras draws on mirrored state: each strategy its own masks, but the same in every run
         tf.random.set_seed(0)
     how = {"dtype": dtype, "replicas": replicas}
-    without, _, _ = trained(lambda model: None, **how)
+    without, _, _ = train(lambda model: None, **how)
     assert np.isfinite(np.concatenate([w.ravel() for w in without])).all()
     for measure in (lambda n: True, lambda n: False, lambda n: n % 7 == 3):
-        weights, probe, _ = trained(tapescope.Probe, measure=measure, **how)
+        weights, probe, _ = train(tapescope.Probe, measure=measure, **how)
         same(weights, without)
         assert probe.failure is None
-    monkeypatch.setattr(layer_statistics, "layer_rows", breaks)
-    weights, probe, read = trained(tapescope.Probe, **how)
+    monkeypatch.setattr(layer_statistics, "layer_rows", fail)
+    weights, probe, read = train(tapescope.Probe, **how)
     same(weights, without)
     assert "made to fail" in probe.failure
     assert read is None or replicas > 1
@@ -42,24 +43,24 @@ def test_weights_are_the_same_to_the_bit_with_the_probe_on_off_sometimes_and_fai
 
 FAILING = {
     "a layer's description": (activations, "describe_layer", r"at first: ValueError: made to fail"),
-    "a layer's input": (layer_hooks, "_own", r"at first: ValueError: made to fail"),
-    "a layer's output": (layer_hooks, "Call", r"at first: ValueError: made to fail"),
-    "the backward pass": (backward_passes, "Pass", r"ValueError: made to fail"),
-    "the names": (layer_graph, "sources", r"ValueError: made to fail"),
+    "a layer's input": (layer_hooks, "_separate_input", r"at first: ValueError: made to fail"),
+    "a layer's output": (layer_hooks, "LayerCall", r"at first: ValueError: made to fail"),
+    "the backward pass": (tape, "BackwardPass", r"ValueError: made to fail"),
+    "the names": (layer_graph, "find_sources", r"ValueError: made to fail"),
     "a gradient": (reading, "dense", r"at .*first/kernel: ValueError: made to fail"),
     "a layer's numbers": (layer_statistics, "flat_mask", r"at first: ValueError: made to fail"),
-    "the histograms": (histograms, "codes", r"ValueError: made to fail"),
-    "the end": (merging, "layers", r"ValueError: made to fail"),
+    "the histograms": (histograms, "count_codes", r"ValueError: made to fail"),
+    "the end": (reading, "layer_columns", r"ValueError: made to fail"),
 }
 """Where measuring is made to fail, and what is said of it."""
 
 
 @pytest.mark.parametrize("where", FAILING)
 def test_a_failure_anywhere_leaves_the_plain_step_and_one_warning(where, monkeypatch, caplog):
-    without, _, _ = trained(lambda model: None, steps=3)
+    without, _, _ = train(lambda model: None, steps=3)
     module, name, said = FAILING[where]
-    monkeypatch.setattr(module, name, breaks)
-    weights, probe, read = trained(tapescope.Probe, steps=3)
+    monkeypatch.setattr(module, name, fail)
+    weights, probe, read = train(tapescope.Probe, steps=3)
     assert read is None
     same(weights, without)
     (warning,) = [r.getMessage() for r in caplog.records if "tapescope:" in r.getMessage()]
@@ -67,17 +68,17 @@ def test_a_failure_anywhere_leaves_the_plain_step_and_one_warning(where, monkeyp
     with pytest.raises(AssertionError, match=said):
         raise AssertionError(probe.failure)
     with pytest.raises(ValueError, match="made to fail"):
-        trained(lambda model: tapescope.Probe(model, strict=True), steps=1)
+        train(lambda model: tapescope.Probe(model, strict=True), steps=1)
 
 
 def test_the_layer_that_fails_is_named(monkeypatch):
     real = layer_statistics.flat_mask
 
     def fails_for_tanh(activation, a):
-        return breaks() if activation.name == "tanh" else real(activation, a)
+        return fail() if activation.name == "tanh" else real(activation, a)
 
     monkeypatch.setattr(layer_statistics, "flat_mask", fails_for_tanh)
-    _, probe, _ = trained(tapescope.Probe, steps=1)
+    _, probe, _ = train(tapescope.Probe, steps=1)
     assert probe.failure == "at second: ValueError: made to fail"
 
 
@@ -152,7 +153,7 @@ def test_fit_goes_on_where_measuring_fails(tmp_path, monkeypatch, caplog):
         return [v.numpy() for v in model.trainable_variables]
 
     without = fitted()
-    monkeypatch.setattr(layer_statistics, "layer_rows", breaks)
+    monkeypatch.setattr(layer_statistics, "layer_rows", fail)
     monitor = tapescope.Monitor(tmp_path, tapescope.every(2))
     same(fitted(monitor), without)
     assert sum("measuring failed" in r.getMessage() for r in caplog.records) == 1
@@ -173,7 +174,7 @@ def test_the_same_seed_gives_the_same_records_to_the_bit(tmp_path):
 
         numbers = itertools.count()
         tf.random.set_seed(1)
-        trained(probe_of, steps=20, see=lambda read: recorder.write(next(numbers), read))
+        train(probe_of, steps=20, on_reading=lambda read: recorder.write(next(numbers), read))
         recorder.close()
         return tapescope.Run(tmp_path / name)
 

@@ -1,19 +1,20 @@
-"""The set-ups that thresholds were chosen on, or put right by. None has a threshold of its own."""
+"""The first part: set-ups that thresholds were chosen on. All set-ups share the same thresholds."""
 
 import numpy as np
 from bench.calibration import faults
 from bench.calibration.data import clusters, digits, friedman, images, rings, rows
 from bench.calibration.faults import NONE, Poison
 from bench.calibration.networks import branches, cnn, mlp, recurrent, residual, transformer
-from bench.calibration.rows import Row, adam, adamw, momentum, rmsprop, sgd
+from bench.calibration.setup import Row, adam, adamw, momentum, rmsprop, sgd
 from keras import layers
 from keras.initializers import VarianceScaling
 
-BN, LN = layers.BatchNormalization, layers.LayerNormalization
+BN = layers.BatchNormalization
+LN = layers.LayerNormalization
 
 
 def healthy() -> list[Row]:
-    """Good practice: what a person would call sound before it was trained."""
+    """Return set-ups that follow good practice; each was judged to be healthy before it was trained."""
     return [
         ("mlp: relu, Adam", mlp(), digits, adam(1e-3), NONE),
         ("mlp: relu, SGD", mlp(), digits, sgd(0.1), NONE),
@@ -67,12 +68,14 @@ def healthy() -> list[Row]:
 
 
 def faulty() -> list[Row]:
-    """One fault each."""
+    """Return set-ups with one fault each."""
     return [*_first(), *_second()]
 
 
 def _first() -> list[Row]:
-    small, poison, root = VarianceScaling(0.4), Poison(60, "hidden_2"), Poison(40, "hidden_2", backward=True)
+    small = VarianceScaling(0.4)
+    poison = Poison(60, "hidden_2")
+    root = Poison(40, "hidden_2", backward=True)
     amid = ["relu", "relu", *["sigmoid"] * 4, "relu", "relu"]
     return [
         ("mlp", mlp(6, activation="sigmoid"), digits, sgd(0.1), faults.built_in("6 sigmoid layers", 1, 6)),
@@ -118,10 +121,18 @@ def _first() -> list[Row]:
 
 
 def _second() -> list[Row]:
-    small, poison, root = VarianceScaling(0.3), Poison(33, "hidden_4"), Poison(25, "hidden_3", backward=True)
-    amid, middle = ["elu"] * 3 + ["sigmoid"] * 4 + ["elu"] * 2, ["relu", "softsign", "relu"]
-    glorot, shift = mlp(20, 32, "relu", "glorot_uniform"), lambda x, y: (x * np.float32(10) + 5, y)
-    poisoned, rooted = ["elu"] * 3 + [poison, "elu"], ["relu", "relu", root, "relu"]
+    small = VarianceScaling(0.3)
+    poison = Poison(33, "hidden_4")
+    root = Poison(25, "hidden_3", backward=True)
+    some_sigmoids = ["elu"] * 3 + ["sigmoid"] * 4 + ["elu"] * 2
+    one_softsign = ["relu", "softsign", "relu"]
+    deep_glorot = mlp(20, 32, "relu", "glorot_uniform")
+    poisoned = ["elu"] * 3 + [poison, "elu"]
+    rooted = ["relu", "relu", root, "relu"]
+
+    def shift(x, y):
+        return x * np.float32(10) + 5, y
+
     return [
         ("mlp, other", mlp(7, 40, "sigmoid"), clusters, momentum(0.05), faults.built_in("7 sigmoid layers", 1, 7)),
         (
@@ -131,8 +142,8 @@ def _second() -> list[Row]:
             adam(1e-3),
             faults.built_in("6 sigmoids", 1, 6),
         ),
-        ("mlp, other", mlp(9, 48, amid), clusters, adam(1e-3), faults.built_in("4 sigmoids amid elu", 4, 7)),
-        ("mlp, other", glorot, clusters, adam(1e-3), faults.built_in("20 relu layers, Glorot", 1, 20)),
+        ("mlp, other", mlp(9, 48, some_sigmoids), clusters, adam(1e-3), faults.built_in("4 sigmoids amid elu", 4, 7)),
+        ("mlp, other", deep_glorot, clusters, adam(1e-3), faults.built_in("20 relu layers, Glorot", 1, 20)),
         ("regression", mlp(10, 40, "tanh", small), friedman, sgd(0.1), faults.built_in("10 tanh layers, small", 1, 10)),
         ("mlp, other", mlp(5, 48, "selu", "lecun_normal"), clusters, sgd(0.1), faults.weights_times(0.01, "hidden_4")),
         ("regression", mlp(4, 32, "elu"), friedman, sgd(0.1), faults.weights_times(0.005, "hidden_2")),
@@ -161,7 +172,7 @@ def _second() -> list[Row]:
         ),
         ("branches", branches(), digits, adam(1e-3), faults.shut_biases("hidden_2", 15)),
         ("mlp, other", mlp(2, 64, "sigmoid"), clusters, adam(1e-3), faults.data_times(300, "saturation")),
-        ("regression", mlp(3, 48, middle), friedman, adam(1e-3), faults.shut_biases("hidden_2", 40)),
+        ("regression", mlp(3, 48, one_softsign), friedman, adam(1e-3), faults.shut_biases("hidden_2", 40)),
         ("mlp, other", mlp(3, 48, "elu"), clusters, adam(1e-3), faults.shut_biases("hidden_2", -12)),
         ("mlp, other", mlp(3, 48, "elu"), clusters, momentum(5), faults.too_fast("momentum 5")),
         ("cnn, other", cnn(3), images, adam(0.5), faults.too_fast("Adam 0.5")),

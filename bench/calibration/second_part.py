@@ -1,11 +1,11 @@
-"""Set-ups whose networks, data and optimizers are of other kinds than those of chosen.py. See setups.py."""
+"""The second part: networks, data and optimizers of other kinds than those of the first. See setups.py."""
 
 import keras
 from bench.calibration import faults
 from bench.calibration.data import digits, images, itself, skewed, spirals, tokens, waves
 from bench.calibration.faults import NONE, Poison
 from bench.calibration.networks import mlp
-from bench.calibration.networks_second import (
+from bench.calibration.second_networks import (
     attention,
     autoencoder,
     bag_of_words,
@@ -15,30 +15,37 @@ from bench.calibration.networks_second import (
     residual_cnn,
     with_dropout,
 )
-from bench.calibration.rows import Row, adam, momentum, optimizer
+from bench.calibration.setup import Row, adam, momentum, optimizer
 from keras import layers
 from keras.initializers import VarianceScaling
 
-nadam, adagrad, adamax, lion = map(optimizer, ("Nadam", "Adagrad", "Adamax", "Lion"))
+nadam = optimizer("Nadam")
+adagrad = optimizer("Adagrad")
+adamax = optimizer("Adamax")
+lion = optimizer("Lion")
 nesterov = optimizer("SGD", momentum=0.9, nesterov=True)
-LN, GN = layers.LayerNormalization, lambda: layers.GroupNormalization(4)
+
+
+def group_norm():
+    """Return a group normalization of four groups."""
+    return layers.GroupNormalization(4)
 
 
 def decayed(rate: float):
-    """Adam, whose rate falls to 0 along a cosine."""
+    """Return Adam with a learning rate that falls to 0 along a cosine."""
     return adam(keras.optimizers.schedules.CosineDecay(rate, 240))
 
 
 def warmed(rate: float):
-    """Momentum, whose rate rises from 0 for the first 80 steps."""
+    """Return momentum SGD with a learning rate that rises from 0 for the first 80 steps."""
     return momentum(keras.optimizers.schedules.CosineDecay(0.0, 400, warmup_target=rate, warmup_steps=80))
 
 
 def healthy() -> list[Row]:
-    """Good practice: what a person would call sound before it was trained."""
+    """Return set-ups that follow good practice; each was judged to be healthy before it was trained."""
     return [
         ("signals: relu", conv1d(), waves, adam(2e-3), NONE),
-        ("signals: elu, group norm", conv1d(4, 16, "elu", norm=GN), waves, nadam(2e-3), NONE),
+        ("signals: elu, group norm", conv1d(4, 16, "elu", norm=group_norm), waves, nadam(2e-3), NONE),
         ("signals: tanh", conv1d(3, 24, "tanh", "glorot_uniform"), waves, adam(3e-3), NONE),
         ("signals: Adamax", conv1d(2, 32, "leaky_relu"), waves, adamax(4e-3), NONE),
         ("autoencoder: relu", autoencoder(), itself, adam(2e-3), NONE),
@@ -53,7 +60,7 @@ def healthy() -> list[Row]:
         ("dropout: gelu, half", with_dropout(2, 128, "gelu", 0.5), digits, nadam(1e-3), NONE),
         ("dropout: skewed targets", with_dropout(2, 64, "elu", 0.1), skewed, adam(2e-3), NONE),
         ("residual cnn: batch norm", residual_cnn(), images, adam(2e-3), NONE),
-        ("residual cnn: group norm, momentum", residual_cnn(3, 12, "elu", GN), images, nesterov(0.02), NONE),
+        ("residual cnn: group norm, momentum", residual_cnn(3, 12, "elu", group_norm), images, nesterov(0.02), NONE),
         ("words: mean", bag_of_words(), tokens, adam(5e-3), NONE),
         ("words: mean, tanh, Adagrad", bag_of_words(48, "tanh", 1), tokens, adagrad(0.1), NONE),
         ("words: attention", attention(), tokens, adam(2e-3), NONE),
@@ -69,8 +76,9 @@ def healthy() -> list[Row]:
 
 
 def faulty() -> list[Row]:
-    """One fault each."""
-    poison, root = Poison(47, "hidden_3"), Poison(29, "hidden_2", backward=True)
+    """Return set-ups with one fault each."""
+    poison = Poison(47, "hidden_3")
+    root = Poison(29, "hidden_2", backward=True)
     late = ["relu"] * 3 + ["sigmoid"] * 4
     narrow = mlp(14, 24, "selu", VarianceScaling(0.35))
     return [

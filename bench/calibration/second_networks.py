@@ -1,4 +1,4 @@
-"""Networks of other kinds than those of networks.py, for the second part. Made as they are."""
+"""Networks of other kinds than those of networks.py, for the second part."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,23 +14,23 @@ Build = Callable[[Data], keras.Model]
 def conv1d(
     depth: int = 3, filters: int = 24, activation: Any = "relu", init: str = "he_normal", norm: Any = None
 ) -> Build:
-    """Convolutions over time, strided once, with the largest output of all times at the end."""
+    """Return convolutions over time, strided once, with global max pooling at the end."""
 
     def build(data: Data) -> keras.Model:
         x = inputs = inputs_of(data)
         for n in range(1, depth + 1):
-            own = activation[n - 1] if isinstance(activation, list) else activation
+            function = activation[n - 1] if isinstance(activation, list) else activation
             options = {"strides": 2 if n == 2 else 1, "padding": "same", "kernel_initializer": init}
-            x = layers.Conv1D(filters, 5, activation=None if norm else own, name=f"hidden_{n}", **options)(x)
+            x = layers.Conv1D(filters, 5, activation=None if norm else function, name=f"hidden_{n}", **options)(x)
             if norm:
-                x = layers.Activation(own, name=f"act_{n}")(norm()(x))
+                x = layers.Activation(function, name=f"act_{n}")(norm()(x))
         return finish(data, inputs, layers.GlobalMaxPooling1D()(x))
 
     return build
 
 
 def autoencoder(width: int = 48, code: int = 12, activation: str = "relu", init: str = "he_normal") -> Build:
-    """Down to a code and up again."""
+    """Return an encoder and a decoder around a narrow code."""
 
     def build(data: Data) -> keras.Model:
         x = inputs = inputs_of(data)
@@ -42,7 +42,7 @@ def autoencoder(width: int = 48, code: int = 12, activation: str = "relu", init:
 
 
 def densenet(depth: int = 4, width: int = 24, activation: str = "relu") -> Build:
-    """Each layer reads the outputs of all before it."""
+    """Return dense layers that each read the outputs of all layers before."""
 
     def build(data: Data) -> keras.Model:
         x = inputs = inputs_of(data)
@@ -55,7 +55,7 @@ def densenet(depth: int = 4, width: int = 24, activation: str = "relu") -> Build
 
 
 def gated(blocks: int = 2, width: int = 48, activation: str = "relu") -> Build:
-    """Layers whose outputs are multiplied with a sigmoid gate of their own."""
+    """Return layers whose outputs are each multiplied by a sigmoid gate."""
 
     def build(data: Data) -> keras.Model:
         x = inputs = inputs_of(data)
@@ -68,7 +68,7 @@ def gated(blocks: int = 2, width: int = 48, activation: str = "relu") -> Build:
 
 
 def with_dropout(depth: int = 3, width: int = 96, activation: str = "relu", rate: float = 0.3) -> Build:
-    """Dense layers, each followed by dropout."""
+    """Return dense layers, each followed by dropout."""
 
     def build(data: Data) -> keras.Model:
         x = inputs = inputs_of(data)
@@ -83,7 +83,7 @@ def with_dropout(depth: int = 3, width: int = 96, activation: str = "relu", rate
 def residual_cnn(
     blocks: int = 2, filters: int = 16, activation: str = "relu", norm: Any = layers.BatchNormalization
 ) -> Build:
-    """Blocks of two normalised convolutions; the activation comes after the addition."""
+    """Return blocks of two normalized convolutions, with the activation after the addition."""
 
     def build(data: Data) -> keras.Model:
         inputs = inputs_of(data)
@@ -100,7 +100,7 @@ def residual_cnn(
 
 
 def bag_of_words(width: int = 32, activation: str = "relu", depth: int = 2) -> Build:
-    """The mean of embedded words, and dense layers."""
+    """Return dense layers on the mean of embedded words."""
 
     def build(data: Data) -> keras.Model:
         inputs = keras.Input(data.x.shape[1:], dtype="int32", name="input")
@@ -113,7 +113,7 @@ def bag_of_words(width: int = 32, activation: str = "relu", depth: int = 2) -> B
 
 
 def attention(width: int = 32, heads: int = 4, blocks: int = 1, activation: str = "relu") -> Build:
-    """Embedded words, and encoder blocks with the normalisation after the addition."""
+    """Return post-norm encoder blocks on embedded words."""
 
     def build(data: Data) -> keras.Model:
         inputs = keras.Input(data.x.shape[1:], dtype="int32", name="input")

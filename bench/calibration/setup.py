@@ -1,4 +1,4 @@
-"""A set-up; what one line of the written lists of them holds, and the optimizers in it."""
+"""The set-up of one training, a row of the written lists of set-ups, and the optimizers in them."""
 
 import re
 from collections.abc import Callable
@@ -11,27 +11,29 @@ from bench.calibration.faults import NONE, Fault
 
 Optimizer = Callable[[], keras.optimizers.Optimizer]
 
-
 Row = tuple[str, Callable[[Data], keras.Model], Callable[[int], Data], Optimizer, Fault]
-"""Family and name, network, data, optimizer, fault; without a name it has that of its fault."""
+"""`family: name` or `family` (then the fault has the name), network, data, optimizer, fault."""
 
 
-def optimizer(kind: str, **fixed) -> Callable[..., Optimizer]:
-    """One of Keras', to be given its learning rate: a number or a schedule."""
+def optimizer(kind: str, **options) -> Callable[..., Optimizer]:
+    """Return a function of the learning rate, a number or a schedule, that makes one of Keras' optimizers."""
 
-    def at(rate) -> Optimizer:
+    def with_rate(rate) -> Optimizer:
         rate = float(rate) if isinstance(rate, int) else rate
-        return partial(getattr(keras.optimizers, kind), rate, **fixed)
+        return partial(getattr(keras.optimizers, kind), rate, **options)
 
-    return at
+    return with_rate
 
 
-adam, sgd, adamw, rmsprop = map(optimizer, ("Adam", "SGD", "AdamW", "RMSprop"))
+adam = optimizer("Adam")
+sgd = optimizer("SGD")
+adamw = optimizer("AdamW")
+rmsprop = optimizer("RMSprop")
 momentum = optimizer("SGD", momentum=0.9)
 
 
 class Setup(NamedTuple):
-    """A training, and what is wrong with it."""
+    """A training, and the fault that is injected into it."""
 
     name: str
     family: str
@@ -44,10 +46,10 @@ class Setup(NamedTuple):
     steps: int = 240
     batch: int = 64
     every: int = 0
-    """Every how many steps is measured; 0: as the fault has it."""
+    """A step is measured every so many steps; 0: as the fault says."""
     part: str = ""
 
     @property
     def key(self) -> str:
-        """A name of its own, fit for a directory."""
+        """Return a unique name that fits a directory."""
         return re.sub(r"[^a-z0-9.-]+", "_", f"{self.part} {self.family} {self.name} {self.seed}".lower())
