@@ -1,4 +1,4 @@
-"""The tape: the plain program untouched, the user's gradients unchanged, and clear words for every misuse."""
+"""The Probe: the plain program is untouched, the user's gradients are unchanged, and every misuse has a clear error."""
 
 from collections import Counter
 
@@ -9,6 +9,8 @@ import tensorflow as tf
 from scripts.testbed.steps import dense_chain, measured_step, mirrored, squared_error
 
 import tapescope
+from tapescope.capture import graph_isolation
+from tapescope.statistics import reading as readings
 from tapescope.storage import summaries
 
 RNG = np.random.default_rng(3)
@@ -36,17 +38,17 @@ def node_counts(step, measure):
     return Counter(node.op for node in graph.as_graph_def().node)
 
 
-def test_unmeasured_step_has_exactly_the_graph_of_the_users_own():
+@pytest.mark.parametrize("measure", [True, False])
+def test_only_a_measured_step_has_another_graph_than_the_users_own(measure):
     model, optimizer = chain(), keras.optimizers.Adam()
     optimizer.build(model.trainable_variables)
     probe = tapescope.Probe(model)
-    mine = node_counts(program(model, probe.tape, optimizer), False)
-    theirs = node_counts(program(model, lambda measure: tf.GradientTape(), optimizer), False)
-    assert mine == theirs
-    assert node_counts(program(model, probe.tape, optimizer), True) != theirs
+    mine = node_counts(program(model, probe.tape, optimizer), measure)
+    theirs = node_counts(program(model, lambda measure: tf.GradientTape(), optimizer), measure)
+    assert (mine == theirs) == (not measure)
 
 
-def test_training_is_the_same_to_the_bit_with_measuring_on_and_off():
+def test_weights_have_the_same_bits_with_measuring_on_and_off():
     def weights(measure):
         model, optimizer = chain(), keras.optimizers.Adam(0.01)
         step = program(model, tapescope.Probe(model).tape, optimizer)
@@ -100,26 +102,43 @@ def test_a_float16_norm_does_not_overflow():
 
 
 @pytest.mark.parametrize("measure", [True, False])
-def test_unconnected_gradients_are_zero_where_asked(measure):
+def test_unconnected_gradients_are_zero_on_request(measure):
     used, unused = tf.Variable([1.0]), tf.Variable([1.0, 2.0])
     probe = tapescope.Probe([used, unused])
     with probe.tape(measure) as tape:
         loss = tf.reduce_sum(used)
     found = tape.gradient(loss, {"u": used, "n": unused}, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     np.testing.assert_array_equal(found["n"], [0, 0])
-    assert not measure or np.isnan(tape.reading().column("gradient_norm")[1])
 
 
-@pytest.mark.parametrize("where", [0, 1, 2])
-def test_first_nonfinite_layer_forward(where):
+def test_an_unconnected_gradient_is_recorded_as_nan():
+    used, unused = tf.Variable([1.0]), tf.Variable([1.0, 2.0])
+    probe = tapescope.Probe([used, unused])
+    with probe.tape(True) as tape:
+        loss = tf.reduce_sum(used)
+    tape.gradient(loss, [used, unused], unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    np.testing.assert_array_equal(np.isnan(tape.reading().column("gradient_norm")), [False, True])
+
+
+def reading_with_nan_in_bias(layer):
     model = chain()
-    model.layers[where].bias.assign([np.nan] + [0.0] * (model.layers[where].bias.shape[0] - 1))
-    read, *_ = measured_step("function", lambda: model, X, Y)
-    assert read.column("first_nonfinite_forward") == where
-    assert where == 0 or read.column("activation_nonfinite")[where] == len(X)
-    # A NaN in the loss is met by the last layer first on the way back. On some processors ReLU makes a 0 of it.
-    hidden = where == 0 and np.all(np.isfinite(read.column("activation_max")))
-    assert read.column("first_nonfinite_backward") == (-1 if hidden else 2)
+    model.layers[layer].bias.assign([np.nan] + [0.0] * (model.layers[layer].bias.shape[0] - 1))
+    return measured_step("function", lambda: model, X, Y)[0]
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_the_first_nonfinite_layer_forward_is_recorded(layer):
+    assert reading_with_nan_in_bias(layer).column("first_nonfinite_forward") == layer
+
+
+@pytest.mark.parametrize("layer", [1, 2])  # layer 0 has a ReLU, which on some processors turns NaN into 0
+def test_nonfinite_outputs_are_counted(layer):
+    assert reading_with_nan_in_bias(layer).column("activation_nonfinite")[layer] == len(X)
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_a_nan_in_the_loss_reaches_the_last_layer_first(layer):
+    assert reading_with_nan_in_bias(layer).column("first_nonfinite_backward") == 2
 
 
 def test_a_nonfinite_input_names_the_first_layer():
@@ -130,24 +149,24 @@ def test_a_nonfinite_input_names_the_first_layer():
 
 
 @pytest.mark.parametrize("mode", ["function", "jit", "replicas"])
-@pytest.mark.parametrize("where", [0, 1, 2])
-def test_first_nonfinite_layer_backward(where, mode):
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_the_first_nonfinite_layer_backward_is_recorded(layer, mode):
     @tf.custom_gradient
     def breaks(z):
         return tf.identity(z), lambda upstream: upstream * np.float32(np.nan)
 
     def make():
         model = chain()
-        model.layers[where].activation = lambda z: breaks(z)
+        model.layers[layer].activation = lambda z: breaks(z)
         return model
 
     read, *_ = measured_step(mode, make, X, Y)
     assert read.column("first_nonfinite_forward") == -1
-    assert read.column("first_nonfinite_backward") == where
+    assert read.column("first_nonfinite_backward") == layer
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
-def test_replicas_give_the_reading_and_the_weights_of_one_device(replicas):
+def test_replicas_have_the_reading_and_the_weights_of_one_device(replicas):
     """Ten steps of SGD with momentum on the same global batches."""
 
     def run(strategy):
@@ -174,7 +193,7 @@ def test_replicas_give_the_reading_and_the_weights_of_one_device(replicas):
                 for p in parts
             )
             reading = whole(x, y)
-        return summaries.on_host(reading), [v.numpy() for v in model.trainable_variables]
+        return summaries.to_host(reading), [v.numpy() for v in model.trainable_variables]
 
     one, weights_of_one = run(tf.distribute.OneDeviceStrategy("CPU:0"))
     many, weights_of_many = run(mirrored(replicas))
@@ -190,43 +209,82 @@ def test_replicas_give_the_reading_and_the_weights_of_one_device(replicas):
     assert many.replicas.shape == (3, replicas, 6)
 
 
-def test_errors_name_the_value_and_the_cure():
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": "conv"}, "`layers` must match a layer's path; got 'conv', the layers are: layer0, layer1, layer2"),
+        ({"layers": "("}, r"`layers` must be a valid regular expression; got '\(' \(missing \)"),
+        ({"window_examples": 0}, "`window_examples` must be a positive number of examples; got 0"),
+        ({"model": "model"}, "`model` must be a Keras model, .*; got str"),
+        (
+            {"model": keras.Sequential([keras.Input((3,)), keras.layers.ReLU()])},
+            "`model` must have a trainable variable; got none",
+        ),
+    ],
+)
+def test_probe_rejects_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tapescope.Probe(**({"model": chain()} | arguments))
+
+
+def test_tape_rejects_a_tensor_as_measure():
+    with pytest.raises(ValueError, match="`measure` must be a Python bool.*; got <tf.Tensor"):
+        tapescope.Probe(chain()).tape(tf.constant(True))
+
+
+def test_gradient_must_follow_a_step():
     model = chain()
-    probe = tapescope.Probe(model)
-    with pytest.raises(ValueError, match=r"`layers` \('conv'\) matches none of the layers: layer0, layer1, layer2"):
-        tapescope.Probe(model, layers="conv")
-    with pytest.raises(ValueError, match="is no regular expression"):
-        tapescope.Probe(model, layers="(")
-    with pytest.raises(ValueError, match=r"`window_examples` \(0\) must be a positive number"):
-        tapescope.Probe(model, window_examples=0)
-    with pytest.raises(ValueError, match=r"`model` \(str\) must be a Keras model"):
-        tapescope.Probe("model")
-    with pytest.raises(ValueError, match="no trainable variable"):
-        tapescope.Probe(keras.Sequential([keras.Input((3,)), keras.layers.ReLU()]))
-    with pytest.raises(ValueError, match="must be a Python bool"):
-        probe.tape(tf.constant(True))
-    tape = probe.tape(True)
-    with pytest.raises(ValueError, match="called outside a step"):
-        tape.gradient(tf.constant(1.0), model.trainable_variables)
+    with pytest.raises(ValueError, match="`tape.gradient` must be called after a step"):
+        tapescope.Probe(model).tape(True).gradient(tf.constant(1.0), model.trainable_variables)
+
+
+def test_reading_must_follow_gradient():
+    tape = tapescope.Probe(chain()).tape(True)
     with tape:
-        loss = tf.reduce_sum(model(X))
-    with pytest.raises(ValueError, match=r"before `tape.gradient\(\)`"):
-        tape.reading()
-    with pytest.raises(ValueError, match="this tape was used before"), tape:
         pass
+    with pytest.raises(ValueError, match=r"`tape.reading\(\)` must be called after `tape.gradient\(\)`"):
+        tape.reading()
+
+
+def test_a_tape_cannot_be_used_twice():
+    tape = tapescope.Probe(chain()).tape(True)
+    with tape:
+        pass
+    with pytest.raises(ValueError, match="a tape must be used once"), tape:
+        pass
+
+
+def measured_tape(model):
+    with tapescope.Probe(model).tape(True) as tape:
+        loss = tf.reduce_sum(model(X))
     tape.gradient(loss, model.trainable_variables)
-    with pytest.raises(ValueError, match="has 2 elements, the model 6 trainable variables"):
-        tape.reading(applied=[None, None])
-    with pytest.raises(ValueError, match=r"`name` \('norm'\) is no column"):
-        tape.reading().column("norm")
+    return tape
+
+
+@pytest.mark.parametrize("name", ["applied", "aggregated"])
+def test_gradient_lists_must_be_whole(name):
+    tape = measured_tape(chain())
+    message = f"`{name}` must have an element for each of the 6 trainable variables; got 2"
+    with pytest.raises(ValueError, match=message):
+        tape.reading(**{name: [None, None]})
+
+
+def test_column_rejects_an_unknown_name():
+    reading = measured_tape(chain()).reading()
+    with pytest.raises(ValueError, match="`name` must be a column of a reading; got 'norm', the columns are: gradient"):
+        reading.column("norm")
+
+
+def test_gradient_rejects_variables_of_other_models():
+    model = chain()
     stranger = keras.Variable([1.0], name="stranger")
-    with probe.tape(True) as tape:
+    with tapescope.Probe(model).tape(True) as tape:
         loss = tf.reduce_sum(model(X)) * stranger
-    with pytest.raises(ValueError, match="a variable that the Probe does not know: stranger"):
+    with pytest.raises(ValueError, match="`sources` must have variables of the Probe's models only; got stranger"):
         tape.gradient(loss, [*model.trainable_variables, stranger])
 
 
-def test_another_model_under_the_same_probe_is_refused():
+def test_another_model_under_the_same_probe_is_rejected():
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2, name="a"), keras.layers.Dense(2, name="b")])
     probe = tapescope.Probe(model)
 
@@ -237,5 +295,62 @@ def test_another_model_under_the_same_probe_is_refused():
         return tape.reading()
 
     measure(model)
-    with pytest.raises(ValueError, match=r"other rows than when it was first traced \(b\)"):
+    with pytest.raises(
+        ValueError, match="must measure the rows that it had when it was first traced; they differ in b"
+    ):
         measure(model.layers[0])
+
+
+def count_calls(monkeypatch, module, name):
+    """Replace a function by one that also notes its first argument; return the list of them."""
+    arguments = []
+    function = getattr(module, name)
+
+    def counted(first, *args, **kwargs):
+        arguments.append(first)
+        return function(first, *args, **kwargs)
+
+    monkeypatch.setattr(module, name, counted)
+    return arguments
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_each_gradient_is_made_ready_once(replicas, monkeypatch):
+    """Also where it is passed again as `aggregated` and `applied`."""
+    strategy = mirrored(2) if replicas == 2 else tf.distribute.get_strategy()
+    with strategy.scope():
+        model = chain()
+    probe = tapescope.Probe(model)
+    dense = count_calls(monkeypatch, readings, "dense")
+    isolated = count_calls(monkeypatch, graph_isolation, "gradient_to_measure")
+
+    def in_replica():
+        with probe.tape(True) as tape:
+            loss = tf.reduce_sum(tf.square(model(X)))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        return tape.reading(applied=gradients)
+
+    tf.function(lambda: strategy.run(in_replica)).get_concrete_function()
+    deltas = 3 * 3 - 1  # the first layer's input has no gradient
+    assert len(isolated) == 6 * replicas
+    assert len([d for d in dense if d is not None]) == (6 + deltas) * replicas
+
+
+def test_an_aggregated_gradient_spares_the_statistics_of_the_tapes_own(monkeypatch):
+    model = chain()
+    gradient_rows = count_calls(monkeypatch, readings.tensor_statistics, "gradient_rows")
+    with tapescope.Probe(model).tape(True) as tape:
+        loss = tf.reduce_sum(model(X))
+    gradients = tape.gradient(loss, model.trainable_variables)
+    tape.reading(aggregated=[2 * g for g in gradients])
+    assert len(gradient_rows) == 1
+    np.testing.assert_allclose(gradient_rows[0][0], 2 * gradients[0], rtol=1e-6)
+
+
+def test_options_are_attributes():
+    probe = tapescope.Probe(chain(), window_examples=8, histograms=False, exact=False)
+    assert (probe.window_examples, probe.histograms, probe.exact) == (8, False, False)
+
+
+def test_measuring_is_exact_by_default():
+    assert tapescope.Probe(chain()).exact
