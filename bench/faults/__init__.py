@@ -1,0 +1,1 @@
+"""Faults, load and corrupted input, and their effect on training and records. See `__main__.py`."""

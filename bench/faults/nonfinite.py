@@ -7,7 +7,7 @@ import tempfile
 
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
-from bench.faults.rows import Row, told
+from bench.faults.row import Row, print_rows
 from scripts.testbed.nonfinite import cases, poisoned_backward, poisoned_forward
 
 DTYPES = {
@@ -17,31 +17,32 @@ DTYPES = {
 }
 
 
-def named(dtype: str, ats: range) -> Row:
-    """Of all cases of a type: how many name the layer, in the record and as the finding, and are on disk."""
-    total, by_record, by_finding, on_disk = 0, 0, 0, 0
-    for poison, way in ((poisoned_forward, "forward"), (poisoned_backward, "backward")):
+def count_named(dtype: str, ats: range) -> Row:
+    """Count the cases of a type that name the layer, in the record and as a finding, and that are on disk."""
+    total = 0
+    by_record = 0
+    by_finding = 0
+    on_disk = 0
+    for poison, direction in ((poisoned_forward, "forward"), (poisoned_backward, "backward")):
         for wrong in (float("nan"), float("inf")):
             with tempfile.TemporaryDirectory() as scratch:
                 for case in cases(dtype, poison, pathlib.Path(scratch), ats, wrong):
                     total += 1
-                    on_disk += case.run.steps.tolist() == list(
-                        range(case.at + 1)
-                    )  # the last good one, the first bad one
-                    by_record += case.run[f"first_nonfinite_{way}"].tolist() == case.expected
+                    on_disk += case.run.steps.tolist() == list(range(case.at + 1))
+                    by_record += case.run[f"first_nonfinite_{direction}"].tolist() == case.expected
                     by_finding += case.findings[:1] == [(case.layer, case.at)]
-    seen = (
-        f"the first layer is named at the very step in {by_record} of {total} records and {by_finding} findings; "
+    result = (
+        f"first layer named at the exact step in {by_record} of {total} records and {by_finding} findings; "
         f"last good and first bad record on disk in {on_disk}"
     )
-    promise = f"NaN or infinity at each of 5 layers, forward and backward, {DTYPES[dtype]}"
-    return Row(promise, seen, by_record == by_finding == on_disk == total)
+    test = f"NaN or infinity at each of 5 layers, forward and backward, {DTYPES[dtype]}"
+    return Row(test, result, by_record == by_finding == on_disk == total)
 
 
 def main() -> None:
-    """A row a type."""
+    """Print the rows of the table."""
     ats = range(1, 3 if "--quick" in sys.argv else 6)
-    told([named(dtype, ats) for dtype in DTYPES])
+    print_rows([count_named(dtype, ats) for dtype in DTYPES])
 
 
 if __name__ == "__main__":
