@@ -11,15 +11,8 @@ from tapescope import cli
 from tapescope.rules.finding import from_json
 from tapescope.storage import event_file
 from tensorboard_plugin_tapescope import metadata
-from tests.instrument.rules.test_rules import LAYERS, VARIABLES, both, healthy, put
+from tests.instrument.rules.records import LAYERS, VARIABLES, both, healthy, put
 
-DETAILS = {
-    "units": [20, 20, 20, 5],
-    "activations": ["relu", "tanh", "elu", "softmax"],
-    "variables": [[0, 1], [2, 3], [4, 5], [6, 7]],
-    "sources": [[], [0], [1], [2]],
-    "skipped": {},
-}
 VANISHING = put("flow_gate", 1, -3.5)
 
 

@@ -1,4 +1,4 @@
-"""What Keras gets wrong under replicas, found in a user's own loop: live, and by a replay of the records."""
+"""Issues of Keras with several replicas, found in a user's own loop: live, and by a replay of the records."""
 
 import json
 
@@ -11,19 +11,25 @@ from scripts.testbed.steps import mirrored
 import tapescope
 from tapescope import cli
 from tapescope.capture import keras_replica_issues, optimizer_hooks
-from tapescope.rules import engine, finding, record_view
-from tapescope.rules.record_view import Record
-from tests.instrument.rules.test_rules import LAYERS, VARIABLES, healthy, put
-from tests.instrument.test_cli import DETAILS
+from tapescope.rules import engine, finding, replica_issues
+from tapescope.rules.record_view import Record, run_layout
+from tests.instrument.rules.records import DETAILS, LAYERS, VARIABLES, healthy, put
 
-NAMES = sorted(engine.replica_issues.NAMES)
 SGD = keras.optimizers.SGD
+NORM = ("batch_norm", "norm", None)
 
 
-def own_loop(logdir, layers, make_optimizer, *, scale=(1.0, 1.0), right=False, dtype=None, steps=12):
-    """A loop as a user writes it, on two replicas; `right` does as docs/distributed.md says.
+def train(logdir, layers, make_optimizer, *, scale=(1.0, 1.0), cured=False, dtype=None, steps=12):
+    """Train on two replicas with a loop as a user writes it, and return the findings about Keras by rule.
 
-    `scale` multiplies the two replicas' inputs from the sixth step on.
+    Args:
+        logdir: Directory of the run.
+        layers: Returns layers between the first and the last one.
+        make_optimizer: Returns the optimizer.
+        scale: Multiplies the two replicas' inputs from the sixth step on.
+        cured: Whether the loop does what docs/distributed.md says.
+        dtype: Of the first layer.
+        steps: Number of steps.
     """
     strategy = mirrored(2)
     with strategy.scope():
@@ -32,9 +38,10 @@ def own_loop(logdir, layers, make_optimizer, *, scale=(1.0, 1.0), right=False, d
             *layers(),
             keras.layers.Dense(1, name="out"),
         ]
-        model, optimizer = keras.Sequential([keras.Input((4,)), *stack]), make_optimizer()
+        model = keras.Sequential([keras.Input((4,)), *stack])
+        optimizer = make_optimizer()
         optimizer.build(model.trainable_variables)
-    if right:
+    if cured:
         keras_replica_issues.own_random_numbers(model)
     probe = tapescope.Probe(model, histograms=False)
     dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -45,7 +52,7 @@ def own_loop(logdir, layers, make_optimizer, *, scale=(1.0, 1.0), right=False, d
             target = optimizer.scale_loss(loss) if dynamic else loss
         factor = tf.identity(optimizer.dynamic_scale.value) if dynamic else None
         gradients = tape.gradient(target, model.trainable_variables)
-        if right:
+        if cured:
             total = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
             norm = tf.linalg.global_norm(total)
             gradients = [g * tf.where(tf.math.is_finite(norm), 1.0, np.nan) for g in gradients]
@@ -66,104 +73,182 @@ def own_loop(logdir, layers, make_optimizer, *, scale=(1.0, 1.0), right=False, d
             )
             loss, reading = step(x)
             recorder.write(n, reading, {"loss": loss})
-    live, again = recorder.findings, engine.check(tapescope.Run(logdir))
-    assert again == live
-    return {f.rule: f for f in live if f.rule in NAMES}
+    assert tapescope.check(tapescope.Run(logdir)) == recorder.findings
+    return {f.rule: f for f in recorder.findings if f.rule in replica_issues.NAMES}
 
 
-def test_masks_statistics_and_clipping_are_found(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def uncured(tmp_path_factory):
+    """Return the directory and the findings of a loop with batch normalization, dropout and clipping."""
+
     def layers():
         return [keras.layers.BatchNormalization(name="norm"), *(keras.layers.Dropout(0.5) for _ in range(2))]
 
-    found = own_loop(tmp_path, layers, lambda: SGD(0.01, global_clipnorm=1e-3))
-    assert sorted(found) == ["batch_norm_of_a_share", "clipped_before_sum", "same_random_numbers"]
-    assert {f.severity for f in found.values()} == {"warning"}
-    norm, clipped, masks = (found[name] for name in sorted(found))
-    assert (norm.layer, norm.step) == ("norm", 0)
-    assert norm.evidence == {"examples": 4, "layers": 1, "replicas": 2}
-    assert norm.advice == "Pass synchronized=True."
-    assert masks.layer.startswith("dropout")
-    assert "and 1 more draw the same random numbers on all 2 replicas" in masks.message
-    assert clipped.evidence["global_clipnorm"] == pytest.approx(1e-3)
-    assert clipped.evidence["share_of_records"] >= 0.5
-    assert clipped.evidence["replica_norm_largest"] > 1e-3
-    assert cli.main(["check", "--json", str(tmp_path)]) == cli.FOUND
-    told = [json.loads(line)["rule"] for line in capsys.readouterr().out.splitlines()]
-    assert set(found) <= set(told)
+    logdir = tmp_path_factory.mktemp("uncured")
+    return logdir, train(logdir, layers, lambda: SGD(0.01, global_clipnorm=1e-3))
 
 
-def test_a_loop_that_does_it_rightly_is_left_in_peace(tmp_path):
+def test_masks_statistics_and_clipping_are_warnings(uncured):
+    _, findings = uncured
+    severities = {rule: found.severity for rule, found in findings.items()}
+    assert severities == dict.fromkeys(
+        ("batch_norm_of_a_share", "clipped_before_sum", "same_random_numbers"), "warning"
+    )
+
+
+def test_batch_normalization_is_reported_with_the_examples_of_a_replica(uncured):
+    found = uncured[1]["batch_norm_of_a_share"]
+    assert (found.layer, found.step) == ("norm", 0)
+    assert found.evidence == {"examples": 4, "layers": 1, "replicas": 2}
+    assert found.advice == "Pass synchronized=True."
+
+
+def test_layers_that_draw_the_same_numbers_are_counted(uncured):
+    found = uncured[1]["same_random_numbers"]
+    assert found.layer.startswith("dropout")
+    assert "and 1 more draw the same random numbers on all 2 replicas" in found.message
+
+
+def test_clipping_is_reported_with_how_often_it_acts(uncured):
+    evidence = uncured[1]["clipped_before_sum"].evidence
+    assert evidence["global_clipnorm"] == pytest.approx(1e-3)
+    assert evidence["share_of_records"] >= 0.5
+    assert evidence["replica_norm_largest"] > 1e-3
+
+
+def test_the_command_line_reports_replica_issues(uncured, capsys):
+    logdir, findings = uncured
+    assert cli.main(["check", "--json", str(logdir)]) == cli.FOUND
+    reported = {json.loads(line)["rule"] for line in capsys.readouterr().out.splitlines()}
+    assert set(findings) <= reported
+
+
+def test_a_loop_with_the_cures_has_no_finding(tmp_path):
     def layers():
         return [keras.layers.BatchNormalization(synchronized=True), keras.layers.Dropout(0.5)]
 
     def optimizer():
         return keras.optimizers.LossScaleOptimizer(SGD(0.01))
 
-    assert own_loop(tmp_path, layers, optimizer, right=True, scale=(1.0, 1e30)) == {}
+    assert train(tmp_path, layers, optimizer, cured=True, scale=(1.0, 1e30)) == {}
 
 
-@pytest.mark.parametrize(("scale", "severity"), [((1.0, 1e30), "error"), ((1e30, 1.0), "warning")])
-def test_an_overflow_that_only_another_replica_has(tmp_path, scale, severity):
-    """On the first replica Keras sees it, and skips the step; on the other one it makes all weights NaN."""
+def train_with_overflow(logdir, scale):
+    """Return the only finding of a loop whose gradients overflow in float16."""
 
     def optimizer():
         return keras.optimizers.LossScaleOptimizer(SGD(0.01), initial_scale=8.0)
 
-    found = own_loop(tmp_path, lambda: [], optimizer, scale=scale, dtype="mixed_float16", steps=9)
-    assert list(found) == ["overflow_missed"]
-    assert found["overflow_missed"].severity == severity
-    assert ("has made all weights NaN" in found["overflow_missed"].message) == (severity == "error")
+    findings = train(logdir, lambda: [], optimizer, scale=scale, dtype="mixed_float16", steps=9)
+    assert list(findings) == ["overflow_missed"]
+    return findings["overflow_missed"]
 
 
-def recorded(*asked, change=None, count=20, replicas=4, examples=128):
-    """Findings of these rules on made-up records of a healthy run that asks for these faults."""
-    watch = engine.Watch(record_view.subject(VARIABLES, LAYERS, {**DETAILS, "faults": asked}))
+def test_an_overflow_on_the_second_replica_is_an_error(tmp_path):
+    found = train_with_overflow(tmp_path, scale=(1.0, 1e30))
+    assert found.severity == "error"
+    assert "an overflow on another replica has made all weights NaN" in found.message
+
+
+def test_an_overflow_on_the_first_replica_is_skipped_by_keras(tmp_path):
+    found = train_with_overflow(tmp_path, scale=(1e30, 1.0))
+    assert found.severity == "warning"
+    assert "NaN" not in found.message
+
+
+def find(*issues, change=None, count=20, replicas=4, examples=128):
+    """Return findings of these rules on synthetic records of a healthy run with these issues."""
+    rules = engine.RuleEngine(run_layout(VARIABLES, LAYERS, {**DETAILS, "faults": issues}))
     for t in range(count):
         columns = healthy(t, replicas) | {"examples_seen": np.float64(examples * (4 * t + 1))}
         if change:
             change(t, columns)
-        watch.add(Record(4 * t, columns))
-    return [f for f in watch.findings if f.rule in NAMES]
+        rules.add(Record(4 * t, columns))
+    return [found for found in rules.findings if found.rule in replica_issues.NAMES]
 
 
-def test_how_grave_it_is():
-    def severities(*arguments, **options):
-        return [(f.rule, f.severity) for f in recorded(*arguments, **options)]
-
-    norm = ("batch_norm", "norm", None)
-    assert severities(norm, examples=64) == [("batch_norm_of_a_share", "info")]
-    assert severities(norm, examples=60) == [("batch_norm_of_a_share", "warning")]
-    assert severities(("clipnorm", None, 100.0)) == [("clipped_before_sum", "info")]
-    assert severities(("clipnorm", None, 0.01)) == [("clipped_before_sum", "warning")]
-    assert severities(("global_clipnorm", None, 0.1)) == [("clipped_before_sum", "warning")]
-    assert severities(("clipvalue", None, 1e-4)) == [("clipped_before_sum", "warning")]
-    assert severities(("clipvalue", None, 1.0)) == [("clipped_before_sum", "info")]
-    assert severities(("overflow", None, None), change=put("weight_norm", slice(0, 8), 0.0, since=19)) == [
-        ("overflow_missed", "error")
-    ]
-    assert severities(norm, replicas=0) == []
-    assert severities() == []
-
-
-def test_a_kind_of_a_later_version_is_left_alone():
-    assert recorded(("something_new", "layer", 3.0)) == []
+@pytest.mark.parametrize(
+    ("issue", "examples", "rule", "severity"),
+    [
+        (NORM, 64, "batch_norm_of_a_share", "info"),
+        (NORM, 60, "batch_norm_of_a_share", "warning"),
+        (("random_numbers", "dropout", None), 128, "same_random_numbers", "warning"),
+        (("clipnorm", None, 100.0), 128, "clipped_before_sum", "info"),
+        (("clipnorm", None, 0.01), 128, "clipped_before_sum", "warning"),
+        (("global_clipnorm", None, 0.1), 128, "clipped_before_sum", "warning"),
+        (("clipvalue", None, 1e-4), 128, "clipped_before_sum", "warning"),
+        (("clipvalue", None, 1.0), 128, "clipped_before_sum", "info"),
+        (("overflow", None, None), 128, "overflow_missed", "warning"),
+    ],
+)
+def test_the_severity_follows_the_harm(issue, examples, rule, severity):
+    assert [(found.rule, found.severity) for found in find(issue, examples=examples)] == [(rule, severity)]
 
 
-def test_findings_of_replicas_are_plain_json():
-    for f in recorded(("clipnorm", None, 0.01), ("random_numbers", "d", None), ("batch_norm", "b", None)):
-        assert finding.from_json(json.loads(finding.to_json(f))) == f
+def test_weights_that_became_nan_make_a_missed_overflow_an_error():
+    (found,) = find(("overflow", None, None), change=put("weight_norm", slice(0, 8), 0.0, since=19))
+    assert found.severity == "error"
 
 
-def test_what_apply_was_given_is_noted_between_gradient_and_reading_only():
+def test_one_replica_has_no_replica_issue():
+    assert find(NORM, replicas=0) == []
+
+
+def test_a_run_without_issues_has_no_finding():
+    assert find() == []
+
+
+def test_a_kind_of_a_later_version_is_ignored():
+    assert find(("something_new", "layer", 3.0)) == []
+
+
+@pytest.mark.parametrize("issue", [("clipnorm", None, 0.01), ("random_numbers", "d", None), NORM])
+def test_findings_about_replicas_are_plain_json(issue):
+    (found,) = find(issue)
+    assert finding.from_json(json.loads(finding.to_json(found))) == found
+
+
+@pytest.mark.parametrize(
+    ("issue", "text"),
+    [
+        (("clipnorm", None, 0.5), "clipnorm=0.5 clips each replica's gradients before they are summed: clip the sum"),
+        (("overflow", None, None), "LossScaleOptimizer looks for overflow on the first replica only"),
+        (("accumulation", None, 4.0), "gradient_accumulation_steps=4 fails under replicas"),
+        (NORM, "norm normalizes each replica by its own share of the batch"),
+    ],
+)
+def test_an_issue_is_described_with_who_has_it(issue, text):
+    assert replica_issues.issue_text(issue).startswith(text)
+
+
+@pytest.fixture
+def optimizer():
+    """Return a built optimizer and its variable."""
     variable = keras.Variable(np.ones(3, np.float32))
     optimizer = SGD(0.1)
     optimizer.build([variable])
-    gradient, other = tf.ones([3]), tf.ones([3])
-    optimizer_hooks.note()
-    optimizer.apply([gradient], [variable])
-    assert optimizer_hooks.optimizers([gradient, None]) == [optimizer]
-    optimizer.apply([gradient], [variable])
-    assert optimizer_hooks.optimizers([gradient]) == []
-    optimizer_hooks.note()
-    optimizer.apply([other], [variable])
-    assert optimizer_hooks.optimizers([gradient]) == []
+    return optimizer, variable
+
+
+def test_an_optimizer_that_applies_the_tapes_gradients_is_recorded(optimizer):
+    sgd, variable = optimizer
+    gradient = tf.ones([3])
+    optimizer_hooks.start_recording()
+    sgd.apply([gradient], [variable])
+    assert optimizer_hooks.stop_recording([gradient, None]) == [sgd]
+
+
+def test_an_optimizer_is_not_recorded_after_the_reading(optimizer):
+    sgd, variable = optimizer
+    gradient = tf.ones([3])
+    optimizer_hooks.start_recording()
+    optimizer_hooks.stop_recording([gradient])
+    sgd.apply([gradient], [variable])
+    assert optimizer_hooks.stop_recording([gradient]) == []
+
+
+def test_an_optimizer_that_applies_other_gradients_is_not_recorded(optimizer):
+    sgd, variable = optimizer
+    optimizer_hooks.start_recording()
+    sgd.apply([tf.ones([3])], [variable])
+    assert optimizer_hooks.stop_recording([tf.ones([3])]) == []

@@ -1,0 +1,224 @@
+"""Rules about where the gradient goes: records that each must report, and similar ones that it must not."""
+
+import numpy as np
+import pytest
+
+from tests.instrument.rules.records import (
+    ALL,
+    FLAT,
+    LAYER,
+    LAYERS,
+    NAN,
+    both,
+    find,
+    only_finding,
+    put,
+)
+
+DEEP = slice(1, 4)
+
+
+@pytest.mark.parametrize("replicas", [0, 4])
+def test_a_healthy_run_has_no_findings(replicas):
+    assert find(replicas=replicas, severity="info") == []
+
+
+def test_vanishing_names_the_layer_that_takes_most():
+    finding = only_finding(find(20, put("flow_gate", 1, -3.5, since=8)), "vanishing")
+    assert (finding.layer, finding.step, finding.severity) == ("hidden_2", 32, "warning")
+    assert finding.evidence["decades_gate"] == -3.5
+
+
+def test_vanishing_says_how_much_arrives_and_what_the_optimizer_makes_of_it():
+    finding = only_finding(find(20, put("flow_gate", 1, -3.5, since=8)), "vanishing")
+    assert finding.message.startswith(
+        "the tanh layer `hidden_2` makes the gradient 2,200 times shorter, mostly by its activation; `hidden_1` gets "
+    )
+    assert finding.message.endswith(", yet its weights change by 0.001 of their norm per step, where 0.001 is usual")
+
+
+def test_vanishing_is_an_error_where_the_first_layer_stands_still():
+    finding = find(8, both(put("flow_gate", 1, -2.5), put("update_ratio", LAYER["hidden_1"], 1e-6)))[0]
+    assert (finding.rule, finding.severity) == ("vanishing", "error")
+    assert ", and its weights change by 1e-06 of their norm per step, where 0.001 is usual" in finding.message
+
+
+def test_vanishing_is_info_where_the_loss_falls():
+    finding = find(60, put("flow_gate", 1, -2.5), severity="info")[0]
+    assert (finding.rule, finding.severity) == ("vanishing", "info")
+
+
+def test_vanishing_is_a_warning_where_the_loss_does_not_fall():
+    assert only_finding(find(60, both(put("flow_gate", 1, -2.5), FLAT)), "vanishing").severity == "warning"
+
+
+def test_vanishing_after_most_of_the_loss_is_gone_is_not_a_warning():
+    assert find(60, put("flow_gate", 1, -3.5, since=40)) == []
+
+
+def test_a_gradient_that_is_cut_off_is_a_warning_even_after_learning():
+    assert only_finding(find(60, put("flow_gate", 1, -np.inf, since=40)), "vanishing").layer == "hidden_2"
+
+
+def test_vanishing_by_weights_is_reported():
+    finding = only_finding(find(20, put("flow_weight", 2, -3.4, since=1)), "vanishing")
+    assert finding.layer == "hidden_3"
+    assert "mostly by its weights" in finding.message
+
+
+def test_a_skip_connection_compensates_for_weak_weights():
+    assert find(20, both(put("flow_weight", 2, -3.4, since=1), put("flow_between", 2, 3.4))) == []
+
+
+def test_pooling_takes_nothing_from_the_weights_before_it():
+    assert find(20, put("flow_between", 2, -4.0)) == []
+
+
+def test_a_confident_softmax_with_a_loss_near_0_is_not_vanishing():
+    tiny = {"gradient_norm": 1e-9, "applied_norm": 1e-9, "delta_norm": 1e-9, "update_ratio": 1e-7}
+
+    def converged(t, columns):
+        if t > 20:
+            for name, factor in tiny.items():
+                columns[name] = np.abs(columns[name]) * factor
+            columns["loss"] = np.float64(1e-9)
+            columns["flow_gate"][3] = -7.0
+
+    assert find(60, converged, severity="info") == []
+
+
+def test_exploding_over_the_depth_is_reported():
+    assert only_finding(find(20, put("flow_weight", DEEP, 0.9, since=1)), "exploding").layer in LAYERS[1:]
+
+
+def test_normalization_compensates_for_large_weights():
+    assert find(20, both(put("flow_weight", DEEP, 0.9, since=1), put("flow_between", DEEP, -0.9))) == []
+
+
+def test_exploding_over_the_depth_after_learning_is_not_a_warning():
+    assert find(60, put("flow_weight", DEEP, 0.9, since=40)) == []
+
+
+def growing(t, columns):
+    """Let the gradient grow, most in hidden_3, and the loss with it."""
+    columns["gradient_norm"] *= 10.0 ** (t / 5)
+    columns["gradient_norm"][4] *= 10.0 ** (t / 20)
+    columns["loss"] = np.float64(2.3 + t)
+
+
+def test_exploding_over_time_is_an_error():
+    (finding,) = (finding for finding in find(40, growing) if finding.rule == "exploding")
+    assert (finding.layer, finding.severity) == ("hidden_3", "error")
+
+
+def test_a_growing_gradient_with_a_falling_loss_is_not_exploding():
+    def growing_gradient(t, columns):
+        growing(t, columns)
+        columns["loss"] = np.float64(2.3 * 0.97**t)
+
+    assert "exploding" not in {finding.rule for finding in find(40, growing_gradient)}
+
+
+def spikes(*at):
+    """Return a change that multiplies the gradient at some records, most in hidden_2."""
+
+    def change(t, columns):
+        if t in at:
+            columns["gradient_norm"] *= 100
+            columns["gradient_norm"][2] *= 10
+            columns["applied_norm"] = columns["gradient_norm"]
+
+    return change
+
+
+def test_one_spike_is_info():
+    assert only_finding(find(40, spikes(20), severity="info"), "gradient_spike").severity == "info"
+
+
+def test_two_spikes_are_a_warning():
+    finding = only_finding(find(40, spikes(20, 30)), "gradient_spike")
+    assert (finding.layer, finding.step) == ("hidden_2", 80)
+    assert "and again at step 120" in finding.message
+
+
+def test_a_rise_that_lasts_is_not_a_spike():
+    assert find(40, spikes(*range(20, 40))) == []
+
+
+def bad_from_record_7(t, columns):
+    """Put NaN into the outputs from hidden_2 on, and into the gradient from the output on."""
+    if t >= 7:
+        columns["first_nonfinite_forward"] = np.float64(1)
+        columns["first_nonfinite_backward"] = np.float64(3)
+        columns["gradient_nonfinite"][:] = 3
+        columns["loss"] = np.float64(NAN)
+
+
+def test_non_finite_names_the_first_layer_forward_and_backward():
+    finding = only_finding(find(8, bad_from_record_7), "non_finite")
+    assert (finding.layer, finding.step, finding.severity) == ("hidden_2", 28, "error")
+    assert finding.message.endswith("in the backward pass the first is `output`, between steps 25 and 28")
+
+
+def test_non_finite_stays_the_only_finding():
+    assert find(60, bad_from_record_7) == find(8, bad_from_record_7)
+
+
+def test_a_gradient_that_is_not_finite_names_its_layer():
+    def bad_gradient(t, columns):
+        if t >= 5:
+            columns["gradient_nonfinite"][[0, 1, 2, 4]] = [1, 2, 3, 9]
+
+    finding = only_finding(find(8, bad_gradient), "non_finite")
+    assert (finding.layer, finding.severity) == ("hidden_3", "error")
+    assert "all outputs are finite, but the gradient is not from `hidden_3` backwards" in finding.message
+
+
+def overflow_at_record_5(t, columns):
+    """Let one step have a gradient that is not finite, and change no weights."""
+    if t == 5:
+        columns["first_nonfinite_backward"] = np.float64(3)
+        columns["gradient_nonfinite"][:] = 1
+        columns["update_ratio"][:] = 0
+
+
+def test_a_step_that_a_loss_scale_skipped_is_info():
+    finding = only_finding(find(8, overflow_at_record_5, severity="info"), "non_finite")
+    assert (finding.layer, finding.step, finding.severity) == ("output", 20, "info")
+
+
+def test_a_skipped_step_after_which_the_weights_are_not_finite_is_an_error():
+    ruined = both(put("first_nonfinite_forward", None, 0, since=6), put("loss", None, NAN, since=6))
+    finding = only_finding(find(8, both(overflow_at_record_5, ruined), severity="info"), "non_finite")
+    assert (finding.layer, finding.step, finding.severity) == ("output", 20, "error")
+
+
+def test_a_loss_that_is_recorded_now_and_then_is_finite():
+    def sometimes(t, columns):
+        if t % 2:
+            columns["loss"] = np.float64(NAN)
+
+    assert find(40, sometimes, severity="info") == []
+
+
+def test_a_loss_that_is_never_recorded_is_finite():
+    assert find(40, put("loss", None, NAN), severity="info") == []
+
+
+def test_an_infinite_loss_is_reported_without_a_layer():
+    assert only_finding(find(40, put("loss", None, np.inf, since=20)), "non_finite").layer is None
+
+
+def test_a_variable_without_a_path_to_the_loss_is_an_error():
+    cut = both(put("gradient_norm", LAYER["hidden_1"], NAN), put("gradient_nonfinite", LAYER["hidden_1"], NAN))
+    finding = only_finding(find(10, cut), "no_gradient")
+    assert (finding.layer, finding.severity) == ("hidden_1", "error")
+
+
+def test_a_gradient_of_exactly_0_is_a_warning():
+    finding = only_finding(find(10, put("gradient_norm", LAYER["hidden_1"], 0)), "no_gradient")
+    assert (finding.layer, finding.severity) == ("hidden_1", "warning")
+
+
+def test_a_loss_of_0_is_not_a_missing_gradient():
+    assert find(10, put("gradient_norm", ALL, 0)) == []

@@ -1,0 +1,135 @@
+"""Rules about one layer: records that each must report, and similar ones that it must not."""
+
+import numpy as np
+import pytest
+
+from tests.instrument.rules.records import FLAT, LAYOUT, both, find, only_finding, put
+
+
+def test_dead_units_are_counted_since_the_step_at_which_they_were_too_many():
+    finding = only_finding(find(20, put("units_dead", 0, 12.0, since=8)), "dead_units")
+    assert (finding.layer, finding.step) == ("hidden_1", 32)
+    assert finding.message == "12 of the 20 units of `hidden_1` never fired on 512 examples; at first it was 2"
+    assert finding.evidence == {"dead": 12.0, "share": 0.6, "window_examples": 512.0}
+
+
+def test_fewer_dead_units_than_half_are_not_reported():
+    assert find(20, put("units_dead", 0, 9.0)) == []
+
+
+def test_units_that_die_in_training_are_info():
+    finding = only_finding(find(20, put("units_dead", 0, 9.0, since=8), severity="info"), "dying_units")
+    assert finding.severity == "info"
+
+
+def test_half_of_the_units_dead_from_the_start_is_not_a_warning_where_the_loss_falls():
+    assert find(60, put("units_dead", 0, 12.0, since=4)) == []
+
+
+def test_half_of_the_units_dead_from_the_start_is_a_warning_where_the_loss_does_not_fall():
+    assert only_finding(find(60, both(put("units_dead", 0, 12.0), FLAT)), "dead_units").severity == "warning"
+
+
+def test_all_units_dead_is_an_error():
+    assert only_finding(find(20, put("units_dead", 0, 20.0)), "dead_units").severity == "error"
+
+
+def test_a_small_window_of_examples_proves_no_dead_units():
+    assert find(20, both(put("units_dead", 0, 20.0), put("window_examples", None, 100))) == []
+
+
+def test_one_of_five_dead_outputs_is_a_warning():
+    assert only_finding(find(20, put("units_dead", 3, 1.0)), "dead_units").layer == "output"
+
+
+def test_of_dead_layers_the_first_is_named():
+    dead = both(
+        put("units_dead", slice(1, 3), 20.0), put("activation_zero", slice(1, 3), 1.0), put("flow_gate", 2, -np.inf)
+    )
+    findings = {(finding.rule, finding.layer) for finding in find(20, dead)}
+    assert findings == {("vanishing", "hidden_2"), ("dead_units", "hidden_2")}
+
+
+def test_a_bounded_activation_that_is_saturated_from_the_start_is_a_warning():
+    assert only_finding(find(20, put("saturated", 1, 0.7)), "saturation").layer == "hidden_2"
+
+
+def test_saturation_that_comes_with_learning_is_not_a_warning():
+    assert find(20, put("saturated", 1, 0.7, since=1)) == []
+
+
+def test_nearly_complete_saturation_is_a_warning():
+    assert only_finding(find(20, put("saturated", 1, 0.95, since=1)), "saturation").layer == "hidden_2"
+
+
+def test_a_one_sided_activation_may_be_saturated_on_most_of_its_inputs():
+    assert find(20, put("saturated", 2, 0.7)) == []
+
+
+def test_a_one_sided_activation_that_is_nearly_all_saturated_is_a_warning():
+    assert only_finding(find(20, put("saturated", 2, 0.95)), "saturation").layer == "hidden_3"
+
+
+def test_relu_is_never_saturated():
+    assert find(20, put("saturated", 0, 1.0)) == []
+
+
+SIGMOID_OUTPUT = LAYOUT._replace(activations=("relu", "tanh", "elu", "sigmoid"))
+CONFIDENT = both(put("saturated", 3, 0.99), put("flow_gate", 3, -2.0))
+
+
+def test_outputs_may_saturate_where_the_loss_falls():
+    assert find(40, CONFIDENT, SIGMOID_OUTPUT) == []
+
+
+def test_saturated_outputs_are_reported_where_the_loss_does_not_fall():
+    assert "saturation" in {finding.rule for finding in find(40, both(CONFIDENT, FLAT), SIGMOID_OUTPUT)}
+
+
+def test_first_weights_that_are_too_large_are_reported():
+    assert only_finding(find(1, put("flow_weight", 2, 1.3)), "poor_initialization").layer == "hidden_3"
+
+
+def test_first_weights_of_0_are_reported():
+    finding = only_finding(find(1, put("flow_weight", 1, -np.inf)), "poor_initialization")
+    assert finding.layer == "hidden_2"
+    assert finding.message == "the first weights of `hidden_2` make the gradient that passes them 0"
+
+
+def test_first_weights_of_an_output_may_be_0():
+    assert find(1, put("flow_weight", 3, -np.inf)) == []
+
+
+def test_first_weights_within_one_decade_are_not_reported():
+    assert find(1, put("flow_weight", 1, 0.9)) == []
+
+
+def test_a_normalization_compensates_for_the_first_weights_before_it():
+    assert find(1, both(put("flow_weight", 2, 1.3), put("flow_between", 3, -1.3))) == []
+
+
+def test_later_weights_are_not_an_initialization():
+    assert find(30, put("flow_weight", 2, 1.3, since=1)) == []
+
+
+def test_first_weights_of_all_layers_are_judged_as_one():
+    finding = only_finding(find(1, put("flow_weight", slice(1, 4), -0.8)), "poor_initialization")
+    assert (finding.layer, finding.evidence["decades_weights"]) == ("hidden_2", pytest.approx(-2.4))
+
+
+def test_layers_that_narrow_change_the_gradient_by_design():
+    narrowing = LAYOUT._replace(expected_weight_gain=np.array([0, -0.8, -0.8, -0.8]))
+    assert find(1, put("flow_weight", slice(1, 4), -0.8), narrowing) == []
+
+
+@pytest.mark.parametrize("std", [150.0, 1e-3])
+def test_outputs_of_the_first_layer_on_an_unusual_scale_are_reported(std):
+    assert only_finding(find(1, put("activation_std", 0, std)), "poor_initialization").layer == "hidden_1"
+
+
+def test_a_normalization_compensates_for_an_unusual_scale():
+    assert find(1, both(put("activation_std", 0, 1e-3), put("flow_between", 1, 3.0))) == []
+
+
+def test_a_later_layer_may_have_an_unusual_scale():
+    assert find(1, put("activation_std", 1, 1e-3)) == []
