@@ -48,7 +48,7 @@ oldest:
 	"$(PYTHON)" -m venv $(VENV)-oldest
 	"$(PYTHON)" scripts/oldest.py >$(VENV)-oldest/oldest.txt
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint=$(VENV)-oldest/oldest.txt --editable '.[trainers,test]'
-	$(VENV)-oldest/bin/python -m pytest $(PYTEST_ARGS) -m 'not slow and not browser' tests/instrument tests/plugin
+	$(VENV)-oldest/bin/python -m pytest $(PYTEST_ARGS) -m 'not process and not browser' tests/instrument tests/plugin
 
 audit: $(VENV)/.dev
 	$(BIN)/python scripts/audit.py

@@ -74,38 +74,38 @@ def executed(wheel, tmp_path_factory):
     return done, directory
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.timeout(600)
 def test_the_python_runs_from_the_wheel(executed):
     done, _ = executed
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_autograph_converts_the_documented_steps(executed):
     done, _ = executed
     assert "AutoGraph could not" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_the_readme_records_every_tenth_step(executed):
     run = tapescope.Run(executed[1] / "runs" / "mine")
     assert run.steps.tolist() == list(range(0, 500, 10))
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_the_network_of_the_readme_learns(executed):
     run = tapescope.Run(executed[1] / "runs" / "mine")
     assert run["loss"][-1] < run["loss"][0] / 4
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_the_quick_start_finds_a_vanishing_gradient(executed):
     run = tapescope.Run(executed[1] / "runs" / "sigmoids")
     assert "vanishing" in [finding["rule"] for finding in run.findings]
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_the_recipes_write_four_runs(executed):
     assert len(tapescope.runs(executed[1] / "runs" / "recipes")) == 4
 

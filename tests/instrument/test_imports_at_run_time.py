@@ -70,18 +70,18 @@ def loaded(runs):
     return run_program(*runs, READERS)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("name", READERS)
 def test_reading_loads_neither_tensorflow_nor_keras(loaded, name):
     assert not {"tensorflow", "keras"} & set(loaded[name])
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_checking_loads_neither_pandas_nor_plotly(loaded):
     assert loaded["check"] == ["numpy"]
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_writing_loads_tensorflow(runs):
     assert "tensorflow" in run_program(*runs, {"Recorder": "tapescope.Recorder"})["Recorder"]
 

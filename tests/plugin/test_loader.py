@@ -1,4 +1,4 @@
-"""The loader leaves TensorBoard working whatever is missing, and the built wheel works where TensorFlow is not."""
+"""The loader: TensorBoard works whatever is missing, and the built wheel works without TensorFlow."""
 
 import argparse
 import contextlib
@@ -33,25 +33,30 @@ NEEDED = (
     *("werkzeug", "markdown", "markupsafe", "absl", "packaging", "PIL", "pillow.libs", "typing_extensions.py"),
     *("setuptools", "pkg_resources", "_distutils_hack"),
 )
-"""What TensorBoard and plotly import, which is not fetched again but linked to."""
+"""Packages of TensorBoard and plotly that are linked into the test's environment."""
 
 
-def test_the_name_is_that_of_the_contract():
+def test_the_loader_s_name_is_the_contract_s():
     assert loader.NAME == metadata.PLUGIN_NAME
 
 
 @pytest.mark.parametrize(
     ("given", "kept"), [({}, loader.KEPT_RECORDS), ({"tapescope": 7}, 7), ({"images": 3}, loader.KEPT_RECORDS)]
 )
-def test_more_records_are_kept_unless_the_user_says_how_many(given, kept):
+def test_more_records_are_kept_unless_the_user_gives_a_number(given, kept):
     flags = argparse.Namespace(samples_per_plugin=dict(given))
     Loader().fix_flags(flags)
     assert flags.samples_per_plugin["tapescope"] == kept
-    Loader().fix_flags(argparse.Namespace())  # of a TensorBoard without the flag
+
+
+def test_flags_of_a_tensorboard_without_samples_per_plugin_stay():
+    flags = argparse.Namespace(logdir="runs")
+    Loader().fix_flags(flags)
+    assert flags == argparse.Namespace(logdir="runs")
 
 
 @pytest.mark.parametrize("missing", ["plotly", "numpy", "tensorboard_plugin_tapescope.plugin"])
-def test_what_cannot_be_imported_is_told_in_the_log(missing, monkeypatch, caplog):
+def test_a_missing_module_is_logged_and_the_tab_left_out(missing, monkeypatch, caplog):
     for name in [name for name in sys.modules if name.startswith("tensorboard_plugin_tapescope.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
@@ -71,7 +76,7 @@ def test_loading_imports_neither_tensorflow_nor_tapescope():
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_the_wheel_alone_gives_tensorboard_the_tab(tmp_path, wheel):
     """A clean environment that has tensorboard, numpy and plotly from here, and tapescope from its wheel alone."""
     clean = tmp_path / "clean"

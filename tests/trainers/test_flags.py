@@ -148,7 +148,7 @@ def test_help_names_every_flag(capsys):
     assert [name for name in flags.Options._fields if name not in text] == []
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("--preset=x", 2)])
 @pytest.mark.parametrize("program", ["train", "study.command"])
 def test_help_and_errors_need_no_tensorflow(program, argument, code):

@@ -350,7 +350,7 @@ def start_program(logdir, steps):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_forked_child_may_not_write_and_an_end_without_close_is_recorded(tmp_path):
     output, _ = start_program(tmp_path, 5).communicate(timeout=120)
     assert "belongs to the process that this one was forked from" in output
@@ -371,7 +371,7 @@ def wait_until_free(logdir):
             time.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_killed_program_leaves_whole_records_and_no_lock(tmp_path):
     program = start_program(tmp_path, 10**6)
     printed = [program.stdout.readline() for _ in range(40)]

@@ -221,7 +221,7 @@ def test_a_setup_scales_the_weights_of_hidden_layers():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The directory of a study of one small set-up with the seeds 0 and 1."""
+    """Train one small set-up with the seeds 0 and 1, and return the directory."""
     logdir = str(tmp_path_factory.mktemp("study"))
     trial.train(SMALL, [0, 1], STEPS, logdir)
     return logdir
@@ -333,7 +333,7 @@ def test_bad_input_is_one_line(flag, message, capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_the_command_stops_at_a_signal_and_then_trains_what_is_missing(tmp_path, monkeypatch, capsys):
     """Two small set-ups with two seeds, in two processes; SIGTERM comes after the first run."""
     setups = {claims.EXAMPLE_1, claims.EXAMPLE_3}
