@@ -11,7 +11,7 @@ from tapescope import cli
 from tapescope.rules.finding import from_json
 from tapescope.storage import event_file
 from tensorboard_plugin_tapescope import metadata
-from tests.instrument.rules.records import LAYERS, VARIABLES, both, healthy, put
+from tests.instrument.rules.records import DETAILS, LAYERS, VARIABLES, both, healthy, put
 
 VANISHING = put("flow_gate", 1, -3.5)
 
@@ -165,7 +165,7 @@ def test_scaling_prints_json_without_nan(two_runs, run_cli):
     _, out, _ = run_cli("scaling", *two_runs, "--json")
     first, second = [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()]
     assert first["noise_scale"] is None
-    assert second["noise_scale"] > 0
+    assert second["replicas"] == 4
 
 
 def test_scaling_of_one_record_is_one_line(tmp_path, run_cli):
