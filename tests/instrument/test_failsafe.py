@@ -1,6 +1,8 @@
-"""Measuring never changes training: on, off, or failing, the weights are the same to the bit."""
+"""Measuring never changes training: on, off, or failing, the weights have the same bits."""
 
+import functools
 import itertools
+import re
 
 import keras
 import numpy as np
@@ -16,59 +18,88 @@ from tapescope.statistics import histograms, reading
 from tapescope.statistics import layers as layer_statistics
 
 
-def same(first, second):
+def assert_same(first, second):
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "replicas"), [("float32", 1), ("mixed_bfloat16", 1), ("mixed_float16", 1), ("float32", 2)]
-)
-def test_weights_are_the_same_to_the_bit_with_the_probe_on_off_sometimes_and_failing(dtype, replicas, monkeypatch):
-    if replicas > 1:  # Keras draws on mirrored state: each strategy its own masks, but the same in every run
-        tf.random.set_seed(0)
-    how = {"dtype": dtype, "replicas": replicas}
-    without, _, _ = train(lambda model: None, **how)
-    assert np.isfinite(np.concatenate([w.ravel() for w in without])).all()
-    for measure in (lambda n: True, lambda n: False, lambda n: n % 7 == 3):
-        weights, probe, _ = train(tapescope.Probe, measure=measure, **how)
-        same(weights, without)
-        assert probe.failure is None
+def train_seeded(make_probe, **options):
+    tf.random.set_seed(0)  # under replicas, Keras draws on mirrored state
+    return train(make_probe, **options)
+
+
+@functools.cache
+def plain_weights(**options):
+    weights, _, _ = train_seeded(lambda model: None, **options)
+    return weights
+
+
+SETUPS = [
+    {"dtype": "float32", "replicas": 1},
+    {"dtype": "mixed_bfloat16", "replicas": 1},
+    {"dtype": "mixed_float16", "replicas": 1},
+    {"dtype": "float32", "replicas": 2},
+]
+MEASURED = {"always": lambda n: True, "never": lambda n: False, "sometimes": lambda n: n % 7 == 3}
+
+
+@pytest.mark.parametrize("measured", MEASURED)
+@pytest.mark.parametrize("setup", SETUPS, ids=str)
+def test_measuring_keeps_the_bits_of_the_weights(setup, measured):
+    weights, probe, _ = train_seeded(tapescope.Probe, measure=MEASURED[measured], **setup)
+    assert probe.failure is None
+    assert np.isfinite(np.concatenate([w.ravel() for w in weights])).all()
+    assert_same(weights, plain_weights(**setup))
+
+
+@pytest.mark.parametrize("setup", SETUPS, ids=str)
+def test_failing_to_measure_keeps_the_bits_of_the_weights(setup, monkeypatch):
     monkeypatch.setattr(layer_statistics, "layer_rows", fail)
-    weights, probe, read = train(tapescope.Probe, **how)
-    same(weights, without)
+    weights, probe, _ = train_seeded(tapescope.Probe, **setup)
     assert "made to fail" in probe.failure
-    assert read is None or replicas > 1
+    assert_same(weights, plain_weights(**setup))
 
 
 FAILING = {
-    "a layer's description": (activations, "describe_layer", r"at first: ValueError: made to fail"),
-    "a layer's input": (layer_hooks, "_separate_input", r"at first: ValueError: made to fail"),
-    "a layer's output": (layer_hooks, "LayerCall", r"at first: ValueError: made to fail"),
-    "the backward pass": (tape, "BackwardPass", r"ValueError: made to fail"),
-    "the names": (layer_graph, "find_sources", r"ValueError: made to fail"),
-    "a gradient": (reading, "dense", r"at .*first/kernel: ValueError: made to fail"),
-    "a layer's numbers": (layer_statistics, "flat_mask", r"at first: ValueError: made to fail"),
-    "the histograms": (histograms, "count_codes", r"ValueError: made to fail"),
-    "the end": (reading, "layer_columns", r"ValueError: made to fail"),
+    "a layer's description": (activations, "describe_layer", r"^at first: ValueError: made to fail"),
+    "a layer's input": (layer_hooks, "_separate_input", r"^at first: ValueError: made to fail"),
+    "a layer's output": (layer_hooks, "LayerCall", r"^at first: ValueError: made to fail"),
+    "the backward pass": (tape, "BackwardPass", r"^ValueError: made to fail"),
+    "the names": (layer_graph, "find_sources", r"^ValueError: made to fail"),
+    "a gradient": (reading, "dense", r"^at .*first/kernel: ValueError: made to fail"),
+    "a layer's numbers": (layer_statistics, "flat_mask", r"^at first: ValueError: made to fail"),
+    "the histograms": (histograms, "count_codes", r"^ValueError: made to fail"),
+    "the columns": (reading, "layer_columns", r"^ValueError: made to fail"),
 }
-"""Where measuring is made to fail, and what is said of it."""
+"""Function that is made to fail, and what the probe's `failure` says then."""
 
 
-@pytest.mark.parametrize("where", FAILING)
-def test_a_failure_anywhere_leaves_the_plain_step_and_one_warning(where, monkeypatch, caplog):
-    without, _, _ = train(lambda model: None, steps=3)
-    module, name, said = FAILING[where]
+@pytest.fixture(params=FAILING)
+def failing(request, monkeypatch):
+    """Let a function fail; return what the probe's `failure` says then."""
+    module, name, message = FAILING[request.param]
+    weights = plain_weights(steps=3)
     monkeypatch.setattr(module, name, fail)
-    weights, probe, read = train(tapescope.Probe, steps=3)
-    assert read is None
-    same(weights, without)
+    return message, weights
+
+
+def test_a_failure_anywhere_leaves_the_plain_step(failing):
+    message, plain = failing
+    weights, probe, last_reading = train_seeded(tapescope.Probe, steps=3)
+    assert_same(weights, plain)
+    assert re.search(message, probe.failure)
+    assert last_reading is None
+
+
+def test_a_failure_anywhere_is_logged_once(failing, caplog):
+    train_seeded(tapescope.Probe, steps=3)
     (warning,) = [r.getMessage() for r in caplog.records if "tapescope:" in r.getMessage()]
     assert "training goes on, and is not measured. tapescope.Probe(..., strict=True) raises" in warning
-    with pytest.raises(AssertionError, match=said):
-        raise AssertionError(probe.failure)
+
+
+def test_a_strict_probe_raises_a_failure_anywhere(failing):
     with pytest.raises(ValueError, match="made to fail"):
-        train(lambda model: tapescope.Probe(model, strict=True), steps=1)
+        train_seeded(lambda model: tapescope.Probe(model, strict=True), steps=1)
 
 
 def test_the_layer_that_fails_is_named(monkeypatch):
@@ -82,70 +113,84 @@ def test_the_layer_that_fails_is_named(monkeypatch):
     assert probe.failure == "at second: ValueError: made to fail"
 
 
-def test_a_backward_pass_that_only_measuring_asks_for_may_fail(caplog):
-    """As that of one of a layer's inner tensors: the tape is used up by then, and the plain pass needs it still."""
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_backward_pass_that_only_measuring_needs_may_fail(compiled, monkeypatch):
+    """It may fail at one of a layer's inner tensors, when the tape's recording is used up."""
     real = tf.GradientTape.gradient
+    model = network()
+    probe = tapescope.Probe(model)
 
-    def gradient(tape, target, sources, *args, **kwargs):
-        found = real(tape, target, sources, *args, **kwargs)
+    def fail_with_many_sources(tape, target, sources, *args, **kwargs):
+        gradients = real(tape, target, sources, *args, **kwargs)
         if isinstance(sources, list) and len(sources) > 6:
-            tape._tape = held[-1]  # as where it failed on the way
             raise ValueError("made to fail")
-        return found
+        return gradients
 
-    held = []
-    model = network()
-    for eager in (True, False):
-        probe = tapescope.Probe(model)
+    def plain():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(X))
+        return tape.gradient(loss, model.trainable_variables)
 
-        def step(probe=probe):
-            with probe.tape(True) as tape:
-                loss = tf.reduce_sum(model(X))
-            held.append(tape._tape)
-            gradients = tape.gradient(loss, model.trainable_variables)
-            return gradients, tape.reading()
+    def measured():
+        with probe.tape(True) as tape:
+            loss = tf.reduce_sum(model(X))
+        return tape.gradient(loss, model.trainable_variables), tape.reading()
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tf.GradientTape, "gradient", gradient)
-            found, read = (step if eager else tf.function(step))()
-        assert read is None
-        assert "made to fail" in probe.failure
-
-        def plain():
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_sum(model(X))
-            return tape.gradient(loss, model.trainable_variables)
-
-        same(found, (plain if eager else tf.function(plain))())
+    expected = (tf.function(plain) if compiled else plain)()
+    monkeypatch.setattr(tf.GradientTape, "gradient", fail_with_many_sources)
+    gradients, read = (tf.function(measured) if compiled else measured)()
+    assert read is None
+    assert "made to fail" in probe.failure
+    assert_same(gradients, expected)
 
 
-def test_what_the_user_does_wrong_is_raised_and_measuring_goes_on():
-    model = network()
+def measured_loss(model):
     probe = tapescope.Probe(model)
     with probe.tape(True) as tape:
         loss = tf.reduce_sum(model(X))
-    with pytest.raises(TypeError):
+    return probe, tape, loss
+
+
+def test_a_target_that_is_none_is_raised():
+    model = network()
+    probe, tape, _ = measured_loss(model)
+    with pytest.raises(TypeError, match="received None"):
         tape.gradient(None, model.trainable_variables)
+    assert probe.failure is None
+
+
+def test_a_second_gradient_of_a_plain_tape_is_raised():
+    model = network()
+    probe, tape, loss = measured_loss(model)
     tape.gradient(loss, model.trainable_variables)
     with pytest.raises(RuntimeError, match="can only be used to compute one set"):
         tape.gradient(loss, model.trainable_variables)
-    with pytest.raises(ValueError, match="`applied` has 1 elements"):
+    assert probe.failure is None
+
+
+def test_measuring_goes_on_after_a_bad_argument():
+    model = network()
+    probe, tape, loss = measured_loss(model)
+    tape.gradient(loss, model.trainable_variables)
+    with pytest.raises(ValueError, match="`applied` must have an element for each"):
         tape.reading(applied=[None])
     assert probe.failure is None
     assert tape.reading() is not None
 
+
+def test_an_error_in_a_users_layer_is_raised():
     class Mine(keras.layers.Dense):
         def call(self, x):
             raise LookupError("mine")
 
-    mine = keras.Sequential([Mine(2, "relu", name="mine")])
-    probe = tapescope.Probe(mine)
+    model = keras.Sequential([Mine(2, "relu", name="mine")])
+    probe = tapescope.Probe(model)
     with pytest.raises(LookupError, match="mine"), probe.tape(True):
-        mine(X)
+        model(X)
     assert probe.failure is None
 
 
-def test_fit_goes_on_where_measuring_fails(tmp_path, monkeypatch, caplog):
+def test_fit_goes_on_when_measuring_fails(tmp_path, monkeypatch, caplog):
     def fitted(*callbacks):
         model = network()
         model.compile("adam", "mse")
@@ -155,18 +200,18 @@ def test_fit_goes_on_where_measuring_fails(tmp_path, monkeypatch, caplog):
     without = fitted()
     monkeypatch.setattr(layer_statistics, "layer_rows", fail)
     monitor = tapescope.Monitor(tmp_path, tapescope.every(2))
-    same(fitted(monitor), without)
+    assert_same(fitted(monitor), without)
     assert sum("measuring failed" in r.getMessage() for r in caplog.records) == 1
     assert monitor.recorder.lost == 0
 
 
-def test_the_same_seed_gives_the_same_records_to_the_bit(tmp_path):
-    """On one machine, with TensorFlow's op determinism; what was measured in milliseconds left out."""
+def test_the_same_seed_gives_records_of_the_same_bits(tmp_path):
+    """On one machine, with TensorFlow's op determinism. Columns in milliseconds are left out."""
 
     def recorded(name):
         recorder = None
 
-        def probe_of(model):
+        def make_probe(model):
             nonlocal recorder
             probe = tapescope.Probe(model, window_examples=32)
             recorder = tapescope.Recorder(tmp_path / name, probe)
@@ -174,7 +219,7 @@ def test_the_same_seed_gives_the_same_records_to_the_bit(tmp_path):
 
         numbers = itertools.count()
         tf.random.set_seed(1)
-        train(probe_of, steps=20, on_reading=lambda read: recorder.write(next(numbers), read))
+        train(make_probe, steps=20, on_reading=lambda read: recorder.write(next(numbers), read))
         recorder.close()
         return tapescope.Run(tmp_path / name)
 

@@ -228,13 +228,13 @@ def test_probe_rejects_bad_arguments(arguments, message):
 
 
 def test_tape_rejects_a_tensor_as_measure():
-    with pytest.raises(ValueError, match="`measure` must be a Python bool.*; got <tf.Tensor"):
+    with pytest.raises(ValueError, match=r"`measure` must be a Python bool.*; got <tf\.Tensor"):
         tapescope.Probe(chain()).tape(tf.constant(True))
 
 
 def test_gradient_must_follow_a_step():
     model = chain()
-    with pytest.raises(ValueError, match="`tape.gradient` must be called after a step"):
+    with pytest.raises(ValueError, match=r"`tape\.gradient` must be called after a step"):
         tapescope.Probe(model).tape(True).gradient(tf.constant(1.0), model.trainable_variables)
 
 
