@@ -36,6 +36,7 @@ class Monitor(keras.callbacks.Callback):
       layers: as for `tapescope.Probe`.
       window_examples: as for `tapescope.Probe`.
       histograms: as for `tapescope.Probe`.
+      exact: as for `tapescope.Probe`.
       strict: as for `tapescope.Probe`.
 
     Raises:
@@ -52,6 +53,7 @@ class Monitor(keras.callbacks.Callback):
         layers: str | None = None,
         window_examples: int = 1024,
         histograms: bool = True,
+        exact: bool = True,
         strict: bool = False,
     ):
         super().__init__()
@@ -64,6 +66,7 @@ class Monitor(keras.callbacks.Callback):
             "layers": layers,
             "window_examples": window_examples,
             "histograms": histograms,
+            "exact": exact,
             "strict": strict,
         }
         self._probe: Probe | None = None
