@@ -1,4 +1,4 @@
-"""What is imported when: reading a run needs neither TensorFlow nor Keras, and printing help needs no NumPy."""
+"""Imports at run time: reading a run needs neither TensorFlow nor Keras, and printing help needs no NumPy."""
 
 import ast
 import json

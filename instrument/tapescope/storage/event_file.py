@@ -186,7 +186,7 @@ class EventFile:
 
     @property
     def failing(self) -> bool:
-        """Whether no file takes records now."""
+        """True while no file takes records."""
         return self._failure is not None
 
     def add(self, step: int, values: Iterable[Value], wall_time: float | None = None) -> None:

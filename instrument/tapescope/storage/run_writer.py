@@ -73,7 +73,7 @@ class RunWriter:
 
     @property
     def failing(self) -> bool:
-        """Whether the last record was not taken."""
+        """True if the last record was not taken."""
         return self._file.failing
 
     def write_status(self, state: str, reason: str = "", lost: int = 0, left_out: int = 0) -> None:
