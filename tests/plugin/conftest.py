@@ -1,4 +1,4 @@
-"""Log directories of made-up runs, and TensorBoard over them: in this process, with either of its two loaders."""
+"""Synthetic runs, and TensorBoard over them in this process with either of its two loaders."""
 
 import pathlib
 import time
@@ -30,7 +30,7 @@ STEPS = range(0, 400, 10)
 
 @pytest.fixture(scope="session")
 def logdir(tmp_path_factory) -> pathlib.Path:
-    """Four runs: healthy, vanishing with findings, two replicas, and one of hostile names."""
+    """Write four runs: healthy, vanishing with findings, two replicas, and one with hostile names."""
     root = tmp_path_factory.mktemp("runs")
     found = (synthetic.finding(), synthetic.finding("hidden_2", 200, "warning"), synthetic.finding(None, 10, "info"))
     synthetic.write(root / "healthy", Spec(decay=0.9), STEPS)
@@ -42,19 +42,27 @@ def logdir(tmp_path_factory) -> pathlib.Path:
 
 
 class Application(NamedTuple):
-    """TensorBoard in this process; `ingester` loads the data for as long as it lives."""
+    """TensorBoard in this process; `ingester` loads data until it is deleted."""
 
     client: Client
     ingester: ingester.DataIngester
     prefix: str = ""
 
     def get(self, route: str, **parameters: object) -> TestResponse:
-        """The plugin's answer; a list in `parameters` is a parameter given several times."""
+        """Return the plugin's answer; a list in `parameters` is a parameter given several times."""
         return self.client.get(f"{self.prefix}/data/plugin/tapescope/{route}", query_string=MultiDict(parameters))
 
 
 def application(logdir: pathlib.Path, fast: bool, runs: int, prefix: str = "", last: int = 0) -> Application:
-    """TensorBoard over the directory once it has loaded so many runs to their ends, which is step `last` or later."""
+    """Return TensorBoard over a directory, once it has loaded all of its runs.
+
+    Args:
+      logdir: the directory.
+      fast: whether to use the data server instead of the Python loader.
+      runs: number of runs to wait for.
+      prefix: TensorBoard's --path_prefix.
+      last: last step of each run to wait for.
+    """
     program_ = program.TensorBoard([core_plugin.CorePluginLoader(), Loader()])
     program_.configure(("", "--logdir", str(logdir), "--reload_interval", "0", "--path_prefix", prefix))
     flags = program_.flags
@@ -68,14 +76,14 @@ def application(logdir: pathlib.Path, fast: bool, runs: int, prefix: str = "", l
         )
     else:
         loading = data_ingester.LocalDataIngester(flags)
-    with warnings.catch_warnings():  # it forgets its own subprocess, which ends with our process
+    with warnings.catch_warnings():  # the ingester drops its subprocess, which ends with this process
         warnings.simplefilter("ignore", ResourceWarning)
         loading.start()
     made = Application(Client(TensorBoardWSGIApp(flags, [Loader()], loading.data_provider)), loading, prefix)
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
         rows = made.get("runs").json["runs"]
-        # Records of long ago say "ended" when they are half loaded, too.
+        # Half loaded, a run whose records are old is "ended" as well.
         if len(rows) >= runs and all(row["state"] == "ended" and row["step"] >= last for row in rows):
             return made
         time.sleep(0.1)
@@ -84,5 +92,5 @@ def application(logdir: pathlib.Path, fast: bool, runs: int, prefix: str = "", l
 
 @pytest.fixture(scope="session", params=[True, False], ids=["fast", "python"])
 def tensorboard(request, logdir) -> Application:
-    """TensorBoard over the four runs, with each of its loaders."""
+    """Return TensorBoard over the four runs, with each of its loaders."""
     return application(logdir, request.param, runs=4, last=STEPS[-1])

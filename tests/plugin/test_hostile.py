@@ -1,4 +1,4 @@
-"""No run and no request breaks the tab: not for itself, and not for the other runs."""
+"""Damaged runs and impossible requests: they are refused in a sentence, and other runs are not affected."""
 
 import csv
 import io
@@ -33,9 +33,8 @@ JSON = st.recursive(
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numbers at the end of float32
 @pytest.mark.parametrize("seed", [*range(20), 22, 24, 29, 150, 158, 198])
-# The last six once did, in bench/faults/tab.py: counts that are NaN, states that are not whole, truths for numbers, a
-# norm below 0.
-def test_no_run_and_no_request_makes_a_500(seed):
+# bench/faults/tab.py found the last six: NaN counts, fractional states, booleans for numbers, a negative norm.
+def test_damaged_runs_make_no_server_error_and_do_not_affect_others(seed):
     rng = random.Random(seed)
     runs = {f"bad {i}": spoiled(rng, good(hostile.SMALL._replace(replicas=rng.choice([1, 2])))) for i in range(3)}
     tab = Tab({"good": good(), **runs})
@@ -44,7 +43,7 @@ def test_no_run_and_no_request_makes_a_500(seed):
     for _ in range(25):
         route, asked = request(rng, ["good", *runs])
         tab.checked(route, **asked)
-    for view in ("flow", "layer", "budget"):  # and of it all the good run notices nothing
+    for view in ("flow", "layer", "budget"):
         mine, other = (t.get("view", view=view, run="good") for t in (tab, alone))
         assert (mine.status_code, mine.data) == (200, other.data)
     rows = {row["name"]: row for row in tab.get("runs").json["runs"]}
@@ -53,7 +52,7 @@ def test_no_run_and_no_request_makes_a_500(seed):
 
 @property_test
 @given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_any_description_is_read_or_refused(content):
+def test_any_description_is_read_or_raises_a_schema_error(content):
     try:
         family = metadata.parse(content)
     except metadata.SchemaError:
@@ -67,7 +66,7 @@ def test_any_description_is_read_or_refused(content):
     st.lists(st.text(max_size=8), max_size=4),
     st.dictionaries(st.text(max_size=5), JSON, max_size=3),
 )
-def test_a_description_comes_back_as_it_was_written(columns, names, details):
+def test_a_description_is_read_as_it_was_written(columns, names, details):
     family = metadata.Family("layers", tuple(columns), tuple(names), json.loads(json.dumps(details)))
     back = metadata.parse(family.metadata().plugin_data.content)
     assert (back.columns, back.names) == (family.columns, family.names)
@@ -85,7 +84,7 @@ def test_a_description_comes_back_as_it_was_written(columns, names, details):
         max_size=4,
     ),
 )
-def test_a_table_has_the_declared_shape_whatever_the_records_are(name, columns, width, detail, arrays):
+def test_a_table_has_the_declared_shape_for_any_records(name, columns, width, detail, arrays):
     details = {"units": detail, "replicas": detail, "variables": detail, "sources": detail}
     family = metadata.Family(name, tuple(columns), tuple(f"n{i}" for i in range(width)), details)
     data = [Datum(i, float(i), np.zeros(shape, kind)) for i, (shape, kind) in enumerate(arrays)]
@@ -102,7 +101,7 @@ def test_a_table_has_the_declared_shape_whatever_the_records_are(name, columns, 
 @given(st.text(max_size=12) | st.sampled_from(NAMES))
 @example("\r")
 @example("a\rb")
-def test_no_name_becomes_a_formula_or_breaks_a_line_of_csv(name):
+def test_no_name_becomes_a_formula_or_breaks_a_csv_line(name):
     name = name.encode("utf-8", "replace").decode()
     shown = name.replace("\0", "")
     figure = {
@@ -116,7 +115,7 @@ def test_no_name_becomes_a_formula_or_breaks_a_line_of_csv(name):
         assert cell in (shown, f"'{shown}")
 
 
-def test_ten_thousand_layers_and_a_million_units_are_drawn_within_bounds():
+def test_the_response_for_ten_thousand_layers_or_a_million_units_is_bounded():
     wide = good(Spec(depth=10_000, units=1, histograms=False), steps=3)
     large = good(Spec(depth=2, units=1_000_000, histograms=False), steps=2)
     tab = Tab({"wide": wide, "large": large})
@@ -127,27 +126,46 @@ def test_ten_thousand_layers_and_a_million_units_are_drawn_within_bounds():
         assert len(answer.data) < 16 << 20, (view, run, len(answer.data))
 
 
-def test_the_golden_file_of_each_schema_version_is_read():
-    """tests/golden/README.md says how they are made. What a version wrote, every later one reads."""
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+"""A file of each schema version, see its README.md. All later versions must read it."""
+
+VERSIONS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+
+
+@pytest.fixture(params=VERSIONS)
+def golden_run(request):
+    """Return the run of each schema version."""
     import tapescope
 
-    golden = pathlib.Path(__file__).parents[1] / "golden"
-    versions = sorted(path.name for path in golden.iterdir() if path.is_dir())
-    assert versions == [f"schema_{n}" for n in range(1, metadata.SCHEMA + 1)]
-    for version in versions:
-        run = tapescope.Run(golden / version)
-        assert run.steps.tolist() == [0, 10, 20]
-        assert run.layers == ("hidden_1", "output")
-        np.testing.assert_allclose(run["loss"], [2.35, 0.563199, 0.16451], rtol=1e-5)  # 2.3 exp(-3 t) + 0.05
-        np.testing.assert_allclose(run["step_ms"], 50)
-        assert run["gradient_histogram"].sum() == 3 * 4 * 512
-        assert run["replica_norm"].shape == (3, 2, 4)
-        assert run.status["state"] == "ended"
-        assert [f["rule"] for f in run.findings] == ["vanishing"]
-        assert {c.name for c in metadata.LAYER_COLUMNS} <= set(run.columns)
+    return tapescope.Run(GOLDEN / request.param)
 
 
-def test_a_request_that_is_no_get_is_refused():
+def test_each_schema_version_has_a_golden_file():
+    assert [f"schema_{n}" for n in range(1, metadata.SCHEMA + 1)] == VERSIONS
+
+
+def test_a_golden_file_has_its_steps_and_layers(golden_run):
+    assert golden_run.steps.tolist() == [0, 10, 20]
+    assert golden_run.layers == ("hidden_1", "output")
+
+
+def test_a_golden_file_has_its_numbers(golden_run):
+    np.testing.assert_allclose(golden_run["loss"], [2.35, 0.563199, 0.16451], rtol=1e-5)  # 2.3 exp(-3 t) + 0.05
+    np.testing.assert_allclose(golden_run["step_ms"], 50)
+    assert golden_run["gradient_histogram"].sum() == 3 * 4 * 512
+    assert golden_run["replica_norm"].shape == (3, 2, 4)
+
+
+def test_a_golden_file_has_its_status_and_findings(golden_run):
+    assert golden_run.status["state"] == "ended"
+    assert [finding["rule"] for finding in golden_run.findings] == ["vanishing"]
+
+
+def test_a_golden_file_has_all_columns(golden_run):
+    assert {column.name for column in metadata.LAYER_COLUMNS} <= set(golden_run.columns)
+
+
+@pytest.mark.parametrize("method", ["post", "put", "delete", "patch", "options"])
+def test_requests_that_are_not_get_are_refused(method):
     tab = Tab({"good": good()})
-    for method in ("post", "put", "delete", "patch", "options"):
-        assert getattr(tab.client, method)("/runs").status_code == 405
+    assert getattr(tab.client, method)("/runs").status_code == 405

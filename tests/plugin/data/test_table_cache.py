@@ -1,4 +1,4 @@
-"""Many look at many runs: what TensorBoard is asked for is counted; bench/faults/load.py has the seconds."""
+"""What the tab asks TensorBoard for: each read and listing is counted. bench/faults/load.py measures the times."""
 
 import threading
 import time
@@ -8,17 +8,22 @@ import pytest
 from scripts.testbed.hostile import Provider, Tab, good
 
 from tensorboard_plugin_tapescope.data import table_cache
+from tensorboard_plugin_tapescope.data.table_cache import CachedTable, LruCache
 from tensorboard_plugin_tapescope.figures.encoding import decode
+from tensorboard_plugin_tapescope.metadata import Family
+from tensorboard_plugin_tapescope.series.tables import Table
 
-LOOK = ("step", "status", "findings", "variables", "layers")
+SUMMARY_FAMILIES = ("step", "status", "findings", "variables", "layers")
+RECORDED = [0, 1, 2, 3, 4, 5]
 
 
-class Counted(Provider):
-    """A slow provider that notes what it was asked: the records of each read, and their tags."""
+class CountingProvider(Provider):
+    """A slow provider that counts its listings, and the records of each read."""
 
     def __init__(self, runs):
         super().__init__(runs)
-        self.lists, self.reads = 0, []
+        self.lists = 0
+        self.reads = []
 
     def list_tensors(self, ctx=None, **asked):
         self.lists += 1
@@ -31,8 +36,8 @@ class Counted(Provider):
         return read
 
 
-def at(step, run):
-    """The run with its last record again, as of a later (or earlier) step."""
+def with_record(step, run):
+    """Return the run with its last record repeated at a later or earlier step."""
     return {
         tag: series._replace(data=[*series.data, series.data[-1]._replace(step=step, wall_time=2e9 + step)])
         for tag, series in run.items()
@@ -40,7 +45,7 @@ def at(step, run):
 
 
 def ended(run):
-    """The run with a last word."""
+    """Return the run with the status `ended`."""
     status = run["tapescope/status"]
     text = np.array(b'{"state": "ended"}', object)
     return {**run, "tapescope/status": status._replace(data=[status.data[0]._replace(numpy=text)])}
@@ -48,20 +53,27 @@ def ended(run):
 
 @pytest.fixture
 def tab(monkeypatch):
-    """Six runs of 6 steps, two of which train, and a listing for every request."""
+    """Return the tab over six runs of 6 steps, two of which train, with a listing for every request."""
     monkeypatch.setattr(table_cache, "LISTING_SECONDS", 0.0)
     runs = {f"run {i}": good() if i >= 4 else ended(good()) for i in range(6)}
-    made = Tab(runs, Counted)
+    made = Tab(runs, CountingProvider)
     made.runs = runs
     return made
 
 
-def test_who_asks_at_the_same_time_shares_one_listing_and_one_read(tab, monkeypatch):
+def summaries(tab) -> dict[str, dict]:
+    return {row["name"]: row for row in tab.get("runs").json["runs"]}
+
+
+@pytest.fixture
+def concurrent_answers(tab, monkeypatch) -> list[bytes]:
+    """Return what eight threads get that ask for the runs at the same time."""
     monkeypatch.setattr(table_cache, "LISTING_SECONDS", 60.0)
-    answers, ready = [], threading.Barrier(8)
+    answers = []
+    barrier = threading.Barrier(8)
 
     def ask():
-        ready.wait()
+        barrier.wait()
         answers.append(tab.get("runs").data)
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
@@ -69,65 +81,145 @@ def test_who_asks_at_the_same_time_shares_one_listing_and_one_read(tab, monkeypa
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(answers) == 8
-    assert len(set(answers)) == 1
+    return answers
+
+
+def test_concurrent_requests_get_one_answer(concurrent_answers):
+    assert len(concurrent_answers) == 8
+    assert len(set(concurrent_answers)) == 1
+
+
+@pytest.mark.usefixtures("concurrent_answers")
+def test_concurrent_requests_share_one_listing(tab):
     assert tab.provider.lists == 1
-    assert tab.provider.reads == [6 * 6, 6 * len(LOOK)]  # all records of `step`, the last of the rest
 
 
-def test_a_poll_reads_the_last_records_of_the_runs_that_have_news_and_no_others(tab):
+@pytest.mark.usefixtures("concurrent_answers")
+def test_concurrent_requests_share_one_read(tab):
+    # All records of `step`, and the last of the others.
+    assert tab.provider.reads == [6 * 6, 6 * len(SUMMARY_FAMILIES)]
+
+
+def test_a_poll_reads_only_the_last_records_of_changed_runs(tab):
     tab.get("runs")
     tab.provider.reads.clear()
-    for step in (7, 9, 30):  # in between others may have come
-        tab.runs["run 4"] = at(step, tab.runs["run 4"])
-        rows = {row["name"]: row for row in tab.get("runs").json["runs"]}
-        assert rows["run 4"]["step"] == step
+    tab.runs["run 4"] = with_record(7, tab.runs["run 4"])
+    assert summaries(tab)["run 4"]["step"] == 7
+    assert tab.provider.reads == [len(SUMMARY_FAMILIES)]
+
+
+def test_a_poll_without_changes_reads_nothing(tab):
+    tab.get("runs")
+    tab.provider.reads.clear()
+    tab.get("runs")
+    assert tab.provider.reads == []
+
+
+def test_a_sparkline_grows_by_the_last_record_of_each_poll(tab):
+    tab.get("runs")
+    for step in (7, 9, 30):
+        tab.runs["run 4"] = with_record(step, tab.runs["run 4"])
+        rows = summaries(tab)
     assert len(rows["run 4"]["losses"]) == 6 + 3
     assert len(rows["run 5"]["losses"]) == 6
-    assert tab.provider.reads == [len(LOOK)] * 3
-    tab.get("runs")
-    assert tab.provider.reads == [len(LOOK)] * 3
 
 
-def test_a_run_that_went_back_is_read_whole(tab):
+def test_a_run_that_restarted_from_an_earlier_step_is_read_whole(tab):
     tab.get("runs")
     before = tab.runs["run 4"]
-    tab.runs["run 4"] = {tag: s._replace(data=s.data[:3]) for tag, s in before.items()}
-    rows = {row["name"]: row for row in tab.get("runs").json["runs"]}
+    tab.runs["run 4"] = {tag: series._replace(data=series.data[:3]) for tag, series in before.items()}
+    rows = summaries(tab)
     assert rows["run 4"]["losses"] == rows["run 5"]["losses"][:3]
 
 
-def test_what_is_said_of_a_run_that_has_ended_is_said_anew_when_it_goes_on(tab):
-    first = {row["name"]: row for row in tab.get("runs").json["runs"]}
-    tab.runs["run 0"] = at(8, {**tab.runs["run 0"], "tapescope/status": tab.runs["run 5"]["tapescope/status"]})
-    second = {row["name"]: row for row in tab.get("runs").json["runs"]}
-    assert (first["run 0"]["state"], first["run 0"]["step"]) == ("ended", 5)
-    assert (second["run 0"]["state"], second["run 0"]["step"]) == ("training", 8)
-    assert second["run 1"] == first["run 1"]
+def test_a_run_that_goes_on_after_its_end_is_summarized_again(tab):
+    assert summaries(tab)["run 0"]["state"] == "ended"
+    tab.runs["run 0"] = with_record(8, {**tab.runs["run 0"], "tapescope/status": tab.runs["run 5"]["tapescope/status"]})
+    row = summaries(tab)["run 0"]
+    assert (row["state"], row["step"]) == ("training", 8)
 
 
-def test_while_a_run_writes_its_tables_grow_by_the_last_record_until_it_is_time_to_read_them_whole(tab, monkeypatch):
-    def view(**asked):
-        answer = tab.get("view", run="run 4", **asked).json
-        (trace,) = answer["panels"][0]["figure"]["data"]
-        return decode(trace["x"]).tolist(), answer.get("whole_until")
+def test_other_runs_keep_their_summary(tab):
+    before = summaries(tab)["run 1"]
+    tab.runs["run 0"] = with_record(8, tab.runs["run 0"])
+    assert summaries(tab)["run 1"] == before
 
-    monkeypatch.setattr(table_cache, "READ_TIME_SHARE", 1e-9)  # not before the end of this test
-    assert view() == ([0, 1, 2, 3, 4, 5], None)
+
+def flow_steps(tab, **asked) -> tuple[list[float], int | None]:
+    """Return the steps of the view Flow, and the step behind which some may be missing."""
+    answer = tab.get("view", run="run 4", **asked).json
+    (trace,) = answer["panels"][0]["figure"]["data"]
+    return decode(trace["x"]).tolist(), answer.get("whole_until")
+
+
+@pytest.fixture
+def live_tab(tab, monkeypatch):
+    """Return the tab whose run 4 has written 4 records since its tables were read, which is not due again soon."""
+    monkeypatch.setattr(table_cache, "READ_TIME_SHARE", 1e-9)
+    assert flow_steps(tab) == (RECORDED, None)
     tab.provider.reads.clear()
-    for step in (7, 9, 11, 12):  # all of them between two looks
-        tab.runs["run 4"] = at(step, tab.runs["run 4"])
-    assert view() == ([0, 1, 2, 3, 4, 5, 12], 5)
-    tab.runs["run 4"] = at(20, tab.runs["run 4"])
-    assert view(since=5) == ([5, 12, 20], 5)
-    assert view(first=12) == ([12, 20], 5)
-    assert tab.provider.reads == [1, 1]
-    rows = tab.get("csv", run="run 4").text.splitlines()[1:]
-    whole = [0, 1, 2, 3, 4, 5, 7, 9, 11, 12, 20]
-    assert sorted({int(row.split(",")[0]) for row in rows}) == whole
-    assert view() == (whole, None)
-    tab.runs["run 4"] = at(21, tab.runs["run 4"])
+    for step in (7, 9, 11, 12):
+        tab.runs["run 4"] = with_record(step, tab.runs["run 4"])
+    return tab
+
+
+def test_a_live_table_grows_by_the_newest_record(live_tab):
+    assert flow_steps(live_tab) == ([*RECORDED, 12], 5)
+    assert live_tab.provider.reads == [1]
+
+
+def test_a_live_table_keeps_the_step_behind_which_records_are_missing(live_tab):
+    flow_steps(live_tab)
+    live_tab.runs["run 4"] = with_record(20, live_tab.runs["run 4"])
+    assert flow_steps(live_tab) == ([*RECORDED, 12, 20], 5)
+
+
+def test_an_unchanged_live_table_is_not_read_again(live_tab):
+    flow_steps(live_tab)
+    flow_steps(live_tab, first=2)
+    assert live_tab.provider.reads == [1]
+
+
+def test_the_newer_part_of_a_live_table_can_be_asked_for(live_tab):
+    assert flow_steps(live_tab, since=5) == ([5, 12], 5)
+
+
+def test_the_csv_of_a_live_run_has_every_record(live_tab):
+    flow_steps(live_tab)
+    lines = live_tab.get("csv", run="run 4").text.splitlines()[1:]
+    assert sorted({int(line.split(",")[0]) for line in lines}) == [*RECORDED, 7, 9, 11, 12]
+
+
+def test_a_live_table_is_complete_after_a_whole_read(live_tab):
+    flow_steps(live_tab)
+    live_tab.get("csv", run="run 4")
+    assert flow_steps(live_tab) == ([*RECORDED, 7, 9, 11, 12], None)
+
+
+def test_a_live_table_is_read_whole_when_it_is_due(tab, monkeypatch):
     monkeypatch.setattr(table_cache, "READ_TIME_SHARE", 1e9)
-    tab.get("csv", run="run 4")
-    tab.runs["run 4"] = at(23, at(22, tab.runs["run 4"]))
-    assert view() == ([*whole, 21, 22, 23], None)
+    flow_steps(tab)
+    for step in (7, 9):
+        tab.runs["run 4"] = with_record(step, tab.runs["run 4"])
+    assert flow_steps(tab) == ([*RECORDED, 7, 9], None)
+
+
+def entry(size: int) -> CachedTable:
+    """Return a cached table of so many bytes."""
+    return CachedTable(None, Table(Family("step"), np.zeros(0), np.zeros(0), np.zeros(size, np.uint8)))
+
+
+def test_the_least_recently_used_table_is_dropped():
+    cache = LruCache(20)
+    cache.put(("a",), entry(10))
+    cache.put(("b",), entry(10))
+    cache.get(("a",))
+    cache.put(("c",), entry(10))
+    assert [name for name in "abc" if cache.get((name,))] == ["a", "c"]
+
+
+def test_a_table_larger_than_the_limit_is_kept_alone():
+    cache = LruCache(20)
+    cache.put(("a",), entry(10))
+    cache.put(("b",), entry(100))
+    assert [name for name in "ab" if cache.get((name,))] == ["b"]

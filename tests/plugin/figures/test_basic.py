@@ -40,7 +40,7 @@ def test_thinned_steps_stay_while_a_run_goes_on():
 
 @pytest.fixture(scope="module")
 def uneven() -> np.ndarray:
-    """Steps of which TensorBoard has dropped half at random."""
+    """Return steps of which TensorBoard has dropped half at random."""
     return np.sort(np.random.default_rng(0).choice(np.arange(0, 8000, 4), 1000, replace=False))
 
 
@@ -69,7 +69,7 @@ VALUES = np.array([[1e-4, 0.0, np.nan], [1e-1, 1e-2, np.inf]], np.float32)
 
 @pytest.fixture(scope="module")
 def trace() -> dict:
-    """A heatmap's trace with a zero and absent values."""
+    """Return a heatmap's trace with a zero and absent values."""
     return basic.heatmap(np.array([0, 5]), ["a", "b", "c"], VALUES, GRADIENT)["data"][0]
 
 

@@ -14,7 +14,7 @@ VALUES = np.random.default_rng(0).random((50, 3)).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def whole() -> dict:
-    """A heatmap in buckets of four steps, the last of which is not full."""
+    """Return a heatmap in buckets of four steps, the last of which is not full."""
     return basic.heatmap(np.arange(50), list("abc"), VALUES, COLUMNS["gradient_norm"], max_steps=20)
 
 
