@@ -1,20 +1,20 @@
-"""An independent float64 oracle in NumPy: forward, backward and every column by its definition, for a dense chain."""
+"""An independent float64 oracle in NumPy, for a chain of dense layers: both passes, and every column by definition."""
 
+from math import erf
 from typing import NamedTuple
 
 import numpy as np
 
-SATURATED = 0.01
+SATURATED_SHARE = 0.01
 
 
 def _selu(z):
-    scale, alpha = 1.0507009873554805, 1.6732632423543772
+    scale = 1.0507009873554805
+    alpha = 1.6732632423543772
     return scale * np.where(z > 0, z, alpha * np.expm1(z)), scale * np.where(z > 0, 1, alpha * np.exp(z))
 
 
 def _gelu(z):
-    from math import erf
-
     cdf = 0.5 * (1 + np.vectorize(erf)(z / np.sqrt(2)))
     return z * cdf, cdf + z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
 
@@ -24,7 +24,6 @@ def _sigmoid(z):
     return a, a * (1 - a)
 
 
-# name -> z -> (a, da/dz), and the largest |da/dz|
 FUNCTIONS = {
     "linear": (lambda z: (z, np.ones_like(z)), 1.0),
     "relu": (lambda z: (np.maximum(z, 0), (z > 0).astype(float)), 1.0),
@@ -39,10 +38,12 @@ FUNCTIONS = {
     "relu6": (lambda z: (np.clip(z, 0, 6), ((z > 0) & (z < 6)).astype(float)), 1.0),
     "gelu": (_gelu, 1.1289),
 }
-BOUNDED = {"sigmoid", "tanh", "softsign", "hard_sigmoid", "relu6"}
+"""By name: the function from z to a and da/dz, and the largest |da/dz|."""
 
 
 class Layer(NamedTuple):
+    """One layer's tensors, and the gradients of the loss with respect to them."""
+
     input: np.ndarray
     z: np.ndarray
     a: np.ndarray
@@ -55,27 +56,46 @@ class Layer(NamedTuple):
 
 
 def chain(x, y, weights, activations) -> tuple[float, list[Layer]]:
-    """Mean squared error over all elements of a chain of dense layers: the loss, and each layer's parts."""
+    """Return the mean squared error over all elements of a chain of dense layers, and the layers in forward order."""
     weights = [w.astype(np.float64) for w in weights]
-    a, forward = x.astype(np.float64), []
+    a = x.astype(np.float64)
+    forward = []
     for kernel, bias, name in zip(weights[::2], weights[1::2], activations, strict=True):
         z = a @ kernel + bias
-        out, derivative = FUNCTIONS[name][0](z)
-        forward.append((a, z, out, derivative, kernel))
-        a = out
+        output, derivative = FUNCTIONS[name][0](z)
+        forward.append((a, z, output, derivative, kernel))
+        a = output
     loss = np.mean((a - y) ** 2)
-    d_a, layers = 2 * (a - y) / a.size, []
-    for given, z, out, derivative, kernel in reversed(forward):
+    d_a = 2 * (a - y) / a.size
+    layers = []
+    for layer_input, z, output, derivative, kernel in reversed(forward):
         d_z = d_a * derivative
         d_input = d_z @ kernel.T
-        layers.append(Layer(given, z, out, derivative, d_input, d_z, d_a, given.T @ d_z, d_z.sum(0)))
+        layers.append(
+            Layer(
+                input=layer_input,
+                z=z,
+                a=output,
+                derivative=derivative,
+                d_input=d_input,
+                d_z=d_z,
+                d_a=d_a,
+                d_kernel=layer_input.T @ d_z,
+                d_bias=d_z.sum(0),
+            )
+        )
         d_a = d_input
     return loss, layers[::-1]
 
 
-def layer_columns(layer: Layer, activation: str) -> dict[str, float]:
+def is_saturated(layer: Layer, activation: str) -> np.ndarray:
+    """Return which elements of a layer's output are saturated, bool of its shape."""
+    return np.abs(layer.derivative) < SATURATED_SHARE * FUNCTIONS[activation][1]
+
+
+def layer_columns(layer: Layer, activation: str, is_first: bool) -> dict[str, float]:
+    """Return the layers' columns; the first layer has no gradient with respect to its input, which is data."""
     norm = np.linalg.norm
-    limit = SATURATED * FUNCTIONS[activation][1]
     return {
         "activation_mean": layer.a.mean(),
         "activation_std": layer.a.std(),
@@ -83,28 +103,30 @@ def layer_columns(layer: Layer, activation: str) -> dict[str, float]:
         "activation_max": layer.a.max(),
         "activation_zero": np.mean(layer.a == 0),
         "activation_nonfinite": 0.0,
-        "saturated": np.mean(np.abs(layer.derivative) < limit),
+        "saturated": np.mean(is_saturated(layer, activation)),
         "delta_norm": norm(layer.d_a),
         "flow_gate": np.log10(norm(layer.d_z) / norm(layer.d_a)),
-        "flow_weight": np.log10(norm(layer.d_input) / norm(layer.d_z)),
-        "flow_between": 0.0,  # in a chain nothing lies between
+        "flow_weight": np.nan if is_first else np.log10(norm(layer.d_input) / norm(layer.d_z)),
+        "flow_between": np.nan if is_first else 0.0,  # in a chain a layer's input is the output of the one before
     }
 
 
 def variable_columns(gradient: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """Return the variables' columns, without those that need several replicas."""
+    weight_norm = np.linalg.norm(before.astype(np.float64))
     return {
         "gradient_norm": np.linalg.norm(gradient),
         "applied_norm": np.linalg.norm(gradient),
-        "weight_norm": np.linalg.norm(before.astype(np.float64)),
+        "weight_norm": weight_norm,
         "gradient_max": np.abs(gradient).max(),
         "gradient_zero": np.mean(gradient == 0),
         "gradient_nonfinite": 0.0,
-        "update_ratio": np.linalg.norm(after.astype(np.float64) - before) / np.linalg.norm(before.astype(np.float64)),
+        "update_ratio": np.linalg.norm(after.astype(np.float64) - before) / weight_norm,
     }
 
 
 def histogram(x: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Counts of float32 elements by sign and magnitude, found by searching the edges."""
+    """Return counts of float32 elements by sign and magnitude, found by searching the edges."""
     side = (len(edges) - 2) // 2
     positive = edges[side + 1 :]
     x = x.astype(np.float32).ravel()

@@ -1,56 +1,48 @@
-"""What replicas disagree on, against float64 NumPy on the very batches that they had, and a closed form."""
+"""Statistics of several replicas, against float64 NumPy on the batches that they had and against a closed form."""
+
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from scripts.testbed.steps import dense_chain, mirrored
+from scripts.testbed.steps import dense_chain, measured, mirrored
 
 import tapescope
-from tapescope.analysis import noise
 from tapescope.statistics import layers as layer_statistics
+from tapescope.statistics import replicas
 from tapescope.storage import summaries
+from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.series import noise_scale
 
 RNG = np.random.default_rng(3)
-X, Y = RNG.normal(size=[32, 6]).astype(np.float32), RNG.normal(size=[32, 2]).astype(np.float32)
+X = RNG.normal(size=[32, 6]).astype(np.float32)
+Y = RNG.normal(size=[32, 2]).astype(np.float32)
 
 
-def step_of(model, optimizer, strategy, **options):
-    """`step(x, y, measure)`, for one replica's share of the batch or for the whole."""
-    probe = tapescope.Probe(model, **options)
-
-    def in_replica(x, y, measure):
-        with probe.tape(measure) as tape:
-            loss = tf.reduce_sum(tf.square(model(x, training=True) - y)) / len(X)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply(gradients, model.trainable_variables)
-        return tape.reading()
-
-    return tf.function(lambda x, y, measure: strategy.run(in_replica, args=(x, y, measure)))
-
-
-def made(strategy):
+def make_model(strategy):
     with strategy.scope():
-        model, optimizer = dense_chain([5, 2], ["tanh", "sigmoid"], 6), keras.optimizers.SGD(0.1)
+        model = dense_chain([5, 2], ["tanh", "sigmoid"], 6)
+        optimizer = keras.optimizers.SGD(0.1)
         optimizer.build(model.trainable_variables)
     return model, optimizer
 
 
-def shared(strategy, *arrays):
-    """Each replica gets its part, in order."""
+def split(strategy, *arrays):
+    """Return each array as a distributed value: every replica has its part, in order."""
     count = strategy.num_replicas_in_sync
 
-    def part(array):
+    def distribute(array):
         parts = np.split(array, count)
         return strategy.experimental_distribute_values_from_function(
             lambda context: tf.constant(parts[context.replica_id_in_sync_group])
         )
 
-    return [part(array) for array in arrays]
+    return [distribute(array) for array in arrays]
 
 
-def gradients_by_hand(model, x, y):
-    """Of this part of the batch, in float64: tanh, then sigmoid, squared error over the whole batch's 32 examples."""
+def numpy_gradients(model, x, y):
+    """Return the gradients of a part of the batch in float64: tanh, then sigmoid, mean squared error of 32 examples."""
     w1, b1, w2, b2 = (v.numpy().astype(np.float64) for v in model.trainable_variables)
     a = np.tanh(x @ w1 + b1)
     p = 1 / (1 + np.exp(-(a @ w2 + b2)))
@@ -59,51 +51,132 @@ def gradients_by_hand(model, x, y):
     return [x.T @ d1, d1.sum(0), a.T @ d2, d2.sum(0)]
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_the_lens_shows_each_replicas_own_gradient(count):
+class Replicas(NamedTuple):
+    """The readings of one step of R replicas, and the gradients that NumPy computes for each."""
+
+    reading: Any
+    all_readings: list[Any]
+    gradients: list[list[np.ndarray]]
+    summed: list[np.ndarray]
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def step(request):
+    """Measure one step of 2 and of 4 replicas."""
+    count = request.param
     strategy = mirrored(count)
-    model, optimizer = made(strategy)
-    own = [gradients_by_hand(model, x, y) for x, y in zip(np.split(X, count), np.split(Y, count), strict=True)]
-    read = step_of(model, optimizer, strategy)(*shared(strategy, X, Y), True)
-    found = summaries.on_host(read)
-    norms, cosines, signs = found.replicas
-    assert norms.shape == (count, 4)
-    total = [sum(parts) for parts in zip(*own, strict=True)]
-    for r, gradients in enumerate(own):
-        for v, (mine, all_) in enumerate(zip(gradients, total, strict=True)):
-            assert norms[r, v] == pytest.approx(np.linalg.norm(mine), rel=1e-5)
-            cosine = (mine * all_).sum() / np.linalg.norm(mine) / np.linalg.norm(all_)
-            assert cosines[r, v] == pytest.approx(cosine, abs=1e-5)
-            assert signs[r, v] == pytest.approx((np.sign(mine) == np.sign(all_)).mean(), abs=1e-6)
-    big, small = 32, 32 / count
-    small2 = np.array([np.mean([np.square(count * g[v]).sum() for g in own]) for v in range(4)])
-    big2 = np.array([np.square(g).sum() for g in total])
+    model, optimizer = make_model(strategy)
+    gradients = [numpy_gradients(model, x, y) for x, y in zip(np.split(X, count), np.split(Y, count), strict=True)]
+    probe = tapescope.Probe(model)
 
-    def scale(small2, big2):
-        return (small2 - big2) / (1 / small - 1 / big) / ((big * big2 - small * small2) / (big - small))
+    def replica_step(x, y):
+        def loss():
+            return tf.reduce_sum(tf.square(model(x, training=True) - y)) / len(X)
 
-    np.testing.assert_allclose(found.column("noise_scale"), scale(small2, big2), rtol=1e-3)
-    assert found.column("noise_scale_total") == pytest.approx(scale(small2.sum(), big2.sum()), rel=1e-3)
-    everywhere = strategy.experimental_local_results(read.replicas)
-    assert all(np.array_equal(one, everywhere[0], equal_nan=True) for one in everywhere)
+        return measured(probe, loss, model.trainable_variables, optimizer).reading
+
+    reading = tf.function(lambda x, y: strategy.run(replica_step, (x, y)))(*split(strategy, X, Y))
+    return Replicas(
+        reading=summaries.to_host(reading),
+        all_readings=list(strategy.experimental_local_results(reading.replicas)),
+        gradients=gradients,
+        summed=[sum(parts) for parts in zip(*gradients, strict=True)],
+    )
 
 
-@pytest.mark.parametrize("aggregated", [False, True])
-def test_measuring_costs_one_small_collective_besides_the_gradients(aggregated, monkeypatch):
-    """Each call to TensorFlow's all_reduce is one batched collective, traced once a replica."""
-    strategy = mirrored(4)
-    model, optimizer = made(strategy)
+def expected_rows(step, statistic):
+    """Return a statistic of each replica's gradient and the sum, [R, V]."""
+    return [[statistic(g, s) for g, s in zip(own, step.summed, strict=True)] for own in step.gradients]
+
+
+@pytest.mark.parametrize(
+    ("row", "statistic"),
+    [
+        ("replica_norm", lambda own, total: np.linalg.norm(own)),
+        ("replica_cosine", lambda own, total: (own * total).sum() / np.linalg.norm(own) / np.linalg.norm(total)),
+        ("replica_sign", lambda own, total: (np.sign(own) == np.sign(total)).mean()),
+    ],
+)
+def test_replica_columns_compare_each_replicas_gradient_with_the_sum(step, row, statistic):
+    names = [column.name for column in metadata.REPLICA_COLUMNS]
+    actual = step.reading.replicas[names.index(row)]
+    np.testing.assert_allclose(actual, expected_rows(step, statistic), rtol=1e-5, atol=1e-5)
+
+
+def expected_noise_scale(step, variables):
+    """Return the noise scale over some variables, from gradients of 32 examples and of each replica's share."""
+    count = len(step.gradients)
+    small_square = np.mean([sum(np.square(count * own[v]).sum() for v in variables) for own in step.gradients])
+    big_square = sum(np.square(step.summed[v]).sum() for v in variables)
+    big = len(X)
+    small = big / count
+    trace = (small_square - big_square) / (1 / small - 1 / big)
+    return trace / ((big * big_square - small * small_square) / (big - small))
+
+
+def test_noise_scale_of_each_variable(step):
+    expected = [expected_noise_scale(step, [v]) for v in range(4)]
+    np.testing.assert_allclose(step.reading.column("noise_scale"), expected, rtol=1e-3)
+
+
+def test_noise_scale_of_all_variables(step):
+    expected = expected_noise_scale(step, range(4))
+    assert step.reading.column("noise_scale_total") == pytest.approx(expected, rel=1e-3)
+
+
+def test_all_replicas_have_the_same_reading(step):
+    for replica in step.all_readings:
+        np.testing.assert_array_equal(replica, step.all_readings[0])
+
+
+def test_replica_rows_are_nan_for_absent_gradients():
+    gradients = [None, tf.constant([1.0, 2.0]), tf.constant([3.0, 4.0])]
+    rows = replicas.replica_rows(gradients, [tf.zeros([2]), None, tf.constant([6.0, 8.0])])
+    np.testing.assert_allclose(rows, [[np.nan, np.nan, 5], [np.nan, np.nan, 1], [np.nan, np.nan, 1]], rtol=1e-6)
+
+
+def test_the_cosine_of_tiny_gradients_does_not_underflow():
+    rows = replicas.replica_rows([tf.constant([1e-25, 0.0])], [tf.constant([1e-25, 1e-25])])
+    np.testing.assert_allclose(rows[:2, 0], [1e-25, np.sqrt(0.5)], rtol=1e-6)
+
+
+def test_counts_beyond_float32_are_summed_exactly():
+    strategy = mirrored(2)
+    counts = np.int32([2**24 + 1, 2**29 + 3, 4095, 0])
+
+    @tf.function
+    def gather():
+        def in_replica():
+            context, _ = replicas.context()
+            return replicas.gather(context, tf.zeros([1]), tf.constant(counts))[1]
+
+        return strategy.run(in_replica)
+
+    summed = strategy.experimental_local_results(gather())[0]
+    np.testing.assert_array_equal(summed, 2 * counts)
+
+
+@pytest.fixture
+def collective_sizes(monkeypatch):
+    """Record the number of elements of each batched collective that is traced, once a replica."""
     sizes: list[int] = []
-    true = tf.distribute.ReplicaContext.all_reduce
+    all_reduce = tf.distribute.ReplicaContext.all_reduce
 
-    def all_reduce(self, op, value, options=None):
+    def recorded(self, op, value, options=None):
         sizes.append(sum(int(np.prod(t.shape)) for t in tf.nest.flatten(value)))
-        return true(self, op, value, options)
+        return all_reduce(self, op, value, options)
 
-    monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", all_reduce)
+    monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", recorded)
+    return sizes
+
+
+def trace_collectives(sizes, aggregated, measure):
+    """Trace a step of four replicas, and return the sizes of its collectives and the number of gradient elements."""
+    strategy = mirrored(4)
+    model, optimizer = make_model(strategy)
     probe = tapescope.Probe(model, histograms=False)
 
-    def in_replica(x, y, measure):
+    def replica_step(x, y):
         with probe.tape(measure) as tape:
             loss = tf.reduce_sum(tf.square(model(x, training=True) - y)) / len(X)
         gradients = tape.gradient(loss, model.trainable_variables)
@@ -111,70 +184,65 @@ def test_measuring_costs_one_small_collective_besides_the_gradients(aggregated, 
         optimizer.apply(gradients, model.trainable_variables)
         return tape.reading(aggregated=total)
 
-    step = tf.function(lambda x, y, measure: strategy.run(in_replica, args=(x, y, measure)))
-    batch = shared(strategy, X, Y)
-    counts = {}
-    for measure in (False, True):
-        sizes.clear()
-        step.get_concrete_function(*batch, measure)
-        counts[measure] = sorted(sizes)
-    gradients = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    rows = (
-        len(layer_statistics.LAYER_ROWS) * 2 + len(layer_statistics.UNIT_ROWS) * 7 + 3 * 4
-    )  # of 2 layers, 7 units, 4 variables
-    assert counts[False] == [gradients] * 4 * (2 if aggregated else 1)
-    assert counts[True] == sorted([gradients] * 4 * 2 + [4 * rows] * 4)
+    sizes.clear()
+    tf.function(lambda x, y: strategy.run(replica_step, (x, y))).get_concrete_function(*split(strategy, X, Y))
+    return sorted(sizes), sum(int(np.prod(v.shape)) for v in model.trainable_variables)
 
 
-def test_the_noise_scale_of_a_problem_whose_noise_is_known():
-    """The loss w.x has the gradient x: with x of mean mu and covariance C the noise scale is tr C / |mu|^2."""
+STATISTICS = len(layer_statistics.LAYER_ROWS) * 2 + len(layer_statistics.UNIT_ROWS) * 7 + 3 * 4
+"""Numbers that each of four replicas sends: of 2 layers, 7 units and 4 variables."""
+
+
+def test_a_plain_step_has_the_optimizers_collective_only(collective_sizes):
+    sizes, gradients = trace_collectives(collective_sizes, aggregated=False, measure=False)
+    assert sizes == [gradients] * 4
+
+
+def test_measuring_adds_the_gradients_collective_and_a_small_one(collective_sizes):
+    sizes, gradients = trace_collectives(collective_sizes, aggregated=False, measure=True)
+    assert sizes == sorted([gradients] * 4 * 2 + [4 * STATISTICS] * 4)
+
+
+def test_aggregated_gradients_save_a_collective(collective_sizes):
+    sizes, gradients = trace_collectives(collective_sizes, aggregated=True, measure=True)
+    assert sizes == sorted([gradients] * 4 * 2 + [4 * STATISTICS] * 4)  # one of the two is the step's own
+
+
+@pytest.fixture(scope="module")
+def known_noise():
+    """Measure 400 steps of the loss w.x, whose gradient is x: the noise scale of x is tr(C) / |mu|^2.
+
+    Returns:
+      The noise scale, and the readings.
+    """
     rng = np.random.default_rng(0)
-    mean, deviation = np.array([0.3, -0.1, 0.2, 0.0]), np.array([0.5, 1.0, 2.0, 0.1])
-    known = np.square(deviation).sum() / np.square(mean).sum()
+    mean = np.array([0.3, -0.1, 0.2, 0.0])
+    deviation = np.array([0.5, 1.0, 2.0, 0.1])
     strategy = mirrored(2)
     with strategy.scope():
         weights = tf.Variable(np.zeros(4, np.float32), synchronization=tf.VariableSynchronization.ON_WRITE)
     probe = tapescope.Probe(weights)
 
-    def in_replica(x):
-        with probe.tape(True) as tape:
-            loss = tf.reduce_sum(tapescope.tap("product", x * weights)) / 64
-        tape.gradient(loss, [weights])
-        return tape.reading()
+    def replica_step(x):
+        return measured(probe, lambda: tf.reduce_sum(tapescope.tap("product", x * weights)) / 64, [weights]).reading
 
-    step = tf.function(lambda x: strategy.run(in_replica, args=(x,)))
-    rows = []
+    step = tf.function(lambda x: strategy.run(replica_step, args=(x,)))
+    readings = []
     for _ in range(400):
         x = (mean + deviation * rng.normal(size=[64, 4])).astype(np.float32)
-        rows.append(summaries.on_host(step(*shared(strategy, x))))
-    norms, total = np.stack([r.replicas[0] for r in rows]), np.stack([r.column("gradient_norm") for r in rows])
-    found = noise.estimate(norms, total, np.full(400, 64.0))
-    assert found.low < known < found.high
+        readings.append(summaries.to_host(step(*split(strategy, x))))
+    return np.square(deviation).sum() / np.square(mean).sum(), readings
+
+
+def test_each_step_has_a_finite_noise_scale(known_noise):
+    _, readings = known_noise
+    assert np.isfinite([reading.column("noise_scale_total") for reading in readings]).all()
+
+
+def test_the_noise_scale_of_a_run_is_near_the_known_one(known_noise):
+    known, readings = known_noise
+    replica_norms = np.stack([reading.replicas[0] for reading in readings])
+    gradient_norms = np.stack([reading.column("gradient_norm") for reading in readings])
+    found = noise_scale.estimate_noise_scale(replica_norms, gradient_norms, np.full(400, 64.0))
     assert found.scale == pytest.approx(known, rel=0.25)
-    assert found.high - found.low < known
-    steps = np.array([r.column("noise_scale_total") for r in rows])
-    assert np.isfinite(steps).all()
-
-
-@pytest.mark.parametrize("count", [2, 8])
-def test_the_interval_holds_the_truth_as_often_as_it_says(count):
-    """The same problem in NumPy, 300 times: 95 % intervals, allowed to miss a little more often."""
-    rng = np.random.default_rng(1)
-    mean, deviation, batch, steps = np.full(10, 0.2), np.linspace(0.5, 1.5, 10), 64, 200
-    known = np.square(deviation).sum() / np.square(mean).sum()
-    inside = 0
-    for _ in range(300):
-        own = mean + deviation / np.sqrt(batch / count) * rng.normal(size=[steps, count, 10])
-        found = noise.estimate(
-            *(np.linalg.norm(own / count, axis=2)[:, :, None], np.linalg.norm(own.mean(1), axis=1)[:, None]),
-            np.full(steps, float(batch)),
-        )
-        inside += found.low <= known <= found.high
-    assert 0.91 <= inside / 300 <= 0.99
-
-
-def test_where_nothing_is_known_nothing_is_said():
-    assert np.isnan(noise.estimate(np.full([5, 2, 1], np.nan), np.full([5, 1], np.nan), np.full(5, 8.0))).all()
-    few = noise.estimate(np.full([5, 2, 1], 0.6), np.ones([5, 1]), np.full(5, 8.0))
-    assert np.isfinite(few.scale)
-    assert np.isnan(few.low)
+    assert found.low < known < found.high < found.low + known

@@ -1,0 +1,99 @@
+"""Statistics of gradients and weights against float64 NumPy, where the fast path serves and where it does not."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tapescope.statistics import batched_ops, tensors
+from tensorboard_plugin_tapescope import metadata
+from tests.instrument import oracle
+
+SHAPES = [(6, 5), (7,), (6, 5), (2, 3, 4), (7,), (batched_ops.MAX_STACKED_SIZE + 1,), (6, 5), (7,), (2, 3, 4)]
+"""Shapes that are repeated, and one that is too large to be stacked."""
+
+
+def make_arrays():
+    """Return arrays of SHAPES, some of which need the exact path: tiny, zero, non-finite and huge ones."""
+    rng = np.random.default_rng(5)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in SHAPES]
+    arrays[2] *= np.float32(1e-30)
+    arrays[4][:] = 0
+    arrays[6][1, 1] = np.nan
+    arrays[6][2, 3] = -np.inf
+    arrays[7] *= np.float32(1e25)
+    return arrays
+
+
+@pytest.fixture(scope="module", params=[None, True], ids=["plain", "xla"])
+def mixed(request):
+    """Arrays, and the statistics and histograms of them as gradients, with an absent one before the last."""
+    arrays = make_arrays()
+    gradients = [*map(tf.constant, arrays[:-1]), None, tf.constant(arrays[-1])]
+    rows, bins = tf.function(lambda: tensors.gradient_rows(gradients, True), jit_compile=request.param)()
+    present = [i for i, gradient in enumerate(gradients) if gradient is not None]
+    return arrays, rows.numpy(), bins.numpy(), present
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-33, 1e-30, 1e-12, 1.0, 1e12, 1e25])
+def test_norms_are_accurate_over_the_range_of_float32(scale):
+    x = np.random.default_rng(0).normal(size=[50, 40]).astype(np.float32) * np.float32(scale)
+    norm = tensors.gradient_rows([tf.constant(x)])[0][0, 0]
+    np.testing.assert_allclose(norm, np.linalg.norm(x.astype(np.float64)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [None, True])
+def test_nonfinite_elements_are_counted_and_left_out(jit_compile):
+    x = tf.constant([1.0, np.nan, 2.0, np.inf, -np.inf, 3.0, 0.0])
+    rows, _ = tf.function(tensors.gradient_rows, jit_compile=jit_compile)([x])
+    row = dict(zip(tensors.GRADIENT_ROWS, rows.numpy()[:, 0], strict=True))
+    assert row == pytest.approx({"norm": np.sqrt(14), "max": 3, "zero": 1 / 7, "nonfinite": 3})
+
+
+def test_an_absent_gradient_is_nan():
+    rows, _ = tensors.gradient_rows([None, 2 * tf.ones([4])])
+    np.testing.assert_array_equal(rows, [[np.nan, 4], [np.nan, 2], [np.nan, 0], [np.nan, 0]])
+
+
+def test_without_any_gradient_all_is_nan():
+    rows, bins = tensors.gradient_rows([None, None], histogram=True)
+    assert np.isnan(rows).all()
+    assert bins.shape == [2, metadata.BINS]
+
+
+def test_gradient_statistics_of_mixed_shapes(mixed):
+    arrays, rows, _, present = mixed
+    for i, array in zip(present, arrays, strict=True):
+        finite = array[np.isfinite(array)].astype(np.float64)
+        expected = np.linalg.norm(finite), np.abs(finite).max(), np.mean(array == 0), array.size - finite.size
+        np.testing.assert_allclose(rows[:, i], expected, rtol=1e-5, err_msg=str(i))
+
+
+def test_gradient_histograms_of_mixed_shapes(mixed):
+    arrays, _, bins, present = mixed
+    for i, array in zip(present, arrays, strict=True):
+        finite = array[np.isfinite(array)]
+        np.testing.assert_array_equal(bins[i], oracle.histogram(finite, metadata.bin_edges()), err_msg=str(i))
+
+
+def test_an_absent_gradient_among_others_has_empty_columns(mixed):
+    arrays, rows, bins, _ = mixed
+    absent = len(arrays) - 1
+    assert np.isnan(rows[:, absent]).all()
+    assert not bins[absent].any()
+
+
+def test_weight_statistics_of_mixed_shapes():
+    rng = np.random.default_rng(6)
+    arrays = make_arrays()
+    moved = [array + rng.normal(size=array.shape).astype(np.float32) for array in arrays]
+    rows = tensors.weight_rows([*map(tf.constant, arrays)], [*map(tf.constant, moved)]).numpy()
+    for i, (old, new) in enumerate(zip(arrays, moved, strict=True)):
+        is_finite = np.isfinite(old)
+        change = new[is_finite].astype(np.float64) - old[is_finite]
+        expected = np.linalg.norm(old[is_finite].astype(np.float64)), np.linalg.norm(change), np.sum(~is_finite)
+        np.testing.assert_allclose(rows[:, i], expected, rtol=1e-5, atol=1e-15, err_msg=str(i))
+
+
+def test_norms_of_repeated_and_absent_tensors():
+    x = tf.constant([3.0, 4.0])
+    np.testing.assert_allclose(tensors.norms([x, None, x, tf.ones([4])]), [5, np.nan, 5, 2])
