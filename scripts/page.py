@@ -1,4 +1,4 @@
-"""A TensorBoard and a headless Chromium that looks at its Gradients tab; for tests, benchmarks and screenshots."""
+"""TensorBoard and headless Chromium on its Gradients tab, for tests, benchmarks and screenshots."""
 
 import contextlib
 import json
@@ -24,14 +24,14 @@ FLAGS = (
 )
 
 
-def chromium() -> str | None:
-    """Where a Chromium is, with its driver beside it on the path; None where there is none."""
-    found = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
-    return found if found and shutil.which("chromedriver") else None
+def chromium_path() -> str | None:
+    """Return the path of Chromium, None if it or its driver is not installed."""
+    path = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+    return path if shutil.which("chromedriver") else None
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a port of this machine that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -39,9 +39,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def tensorboard(logdir: str | os.PathLike[str], *flags: str) -> Iterator[tuple[str, subprocess.Popen]]:
-    """Yields the address of a TensorBoard over `logdir` once it answers, and its process, which is ended after.
+    """Yield the address of TensorBoard over `logdir` once it answers, and its process, which is ended afterwards.
 
-    TensorFlow is hidden from it, as on a machine that has none: it starts sooner, and is smaller by 300 MiB.
+    TensorFlow is hidden from it, as on a machine without it: it starts sooner and needs 300 MiB less.
     """
     port = free_port()
     without = "import sys; sys.modules['tensorflow'] = None; from tensorboard import main; main.run_main()"
@@ -75,10 +75,14 @@ def _answers(url: str) -> bool:
 
 @contextlib.contextmanager
 def browser(width: int = 1280, height: int = 900) -> Iterator[webdriver.Chrome]:
-    """Yields a Chromium with a profile of its own; RuntimeError where there is none."""
-    binary = chromium()
+    """Yield Chromium with a temporary profile.
+
+    Raises:
+      RuntimeError: Chromium is not installed.
+    """
+    binary = chromium_path()
     if binary is None:
-        raise RuntimeError("no Chromium with chromedriver: apt-get install chromium chromium-driver")
+        raise RuntimeError("Chromium with chromedriver is needed: apt-get install chromium chromium-driver")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = Options()
         options.binary_location = binary
@@ -94,22 +98,26 @@ def browser(width: int = 1280, height: int = 900) -> Iterator[webdriver.Chrome]:
             driver.quit()
 
 
-def waited(driver: webdriver.Chrome, script: str, *arguments: object, seconds: float = 30) -> object:
-    """What the script returns as soon as that is true. TimeoutError after `seconds`."""
+def wait_for(driver: webdriver.Chrome, script: str, *arguments: object, seconds: float = 30) -> object:
+    """Return what the script returns as soon as it is true.
+
+    Raises:
+      TimeoutError: it is not true within `seconds`.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(Exception):
             if value := driver.execute_script(script, *arguments):
                 return value
         time.sleep(0.05)
-    raise TimeoutError(f"not within {seconds} s: {script}")
+    raise TimeoutError(f"the script must be true within {seconds} s: {script}")
 
 
-def enter(driver: webdriver.Chrome, address: str, state: str = "") -> None:
-    """Opens the tab at a state (`view=flow&run=a`) and steps into its frame."""
+def open_tab(driver: webdriver.Chrome, address: str, state: str = "") -> None:
+    """Load the tab at a state (`view=flow&run=a`) and switch to its frame."""
     driver.switch_to.default_content()
-    driver.get("about:blank")  # an address that differs by its hash alone would not load anew
-    driver.get_log("browser")  # what an earlier page said, whose server may be gone
+    driver.get("about:blank")  # an address that differs only by its hash would not be loaded again
+    driver.get_log("browser")  # drop the messages of the page before, whose server may be gone
     driver.get(f"{address}#tapescope{'&' if state else ''}{state}")
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -127,8 +135,8 @@ def _source(driver: webdriver.Chrome, frame: object) -> str:
     )
 
 
-def show(driver: webdriver.Chrome, address: str, state: str) -> None:
-    """The tab at a state and ready; where it is open already, by a change of the address alone."""
+def show_view(driver: webdriver.Chrome, address: str, state: str) -> None:
+    """Show the tab at a state and wait until it is ready; if it is open, only its address is changed."""
     script = """
     const [address, state, done] = arguments;
     if (!document.querySelector('.tabs button') || !parent.location.href.startsWith(`${address}#`)) return done(false);
@@ -137,8 +145,8 @@ def show(driver: webdriver.Chrome, address: str, state: str) -> None:
     parent.location.hash = state;
     """
     if not driver.execute_async_script(script, address, f"#tapescope&{state}"):
-        enter(driver, address, state)
-    ready(driver)
+        open_tab(driver, address, state)
+    wait_until_ready(driver)
 
 
 READY = """
@@ -151,29 +159,29 @@ return Boolean(document.styleSheets.length && (words || drawn) && document.query
 """
 
 
-def ready(driver: webdriver.Chrome, seconds: float = 60) -> None:
-    """Waits until the view shows something."""
-    waited(driver, READY, seconds=seconds)
+def wait_until_ready(driver: webdriver.Chrome, seconds: float = 60) -> None:
+    """Wait until the view has text or all of its figures."""
+    wait_for(driver, READY, seconds=seconds)
 
 
-def dark(driver: webdriver.Chrome, on: bool) -> None:
-    """TensorBoard's dark mode, as its own switch sets it."""
+def set_dark_mode(driver: webdriver.Chrome, on: bool) -> None:
+    """Switch TensorBoard's dark mode, as its own button does."""
     driver.execute_script("window.parent.document.body.classList.toggle('dark-mode', arguments[0])", on)
 
 
-def complaints(driver: webdriver.Chrome, ignored: Sequence[str] = ()) -> list[str]:
-    """What the console holds of errors, and every breach of the content security policy."""
-    grave = [e for e in driver.get_log("browser") if e["level"] == "SEVERE" or "Content Security" in e["message"]]
-    return [e["message"] for e in grave if not any(text in e["message"] for text in ignored)]
+def console_errors(driver: webdriver.Chrome, ignored: Sequence[str] = ()) -> list[str]:
+    """Return the console's errors and violations of the content security policy, without those of `ignored` texts."""
+    entries = [e for e in driver.get_log("browser") if e["level"] == "SEVERE" or "Content Security" in e["message"]]
+    return [e["message"] for e in entries if not any(text in e["message"] for text in ignored)]
 
 
-def fetch(address: str, path: str) -> dict:
-    """JSON from a route of the plugin."""
+def fetch_json(address: str, path: str) -> dict:
+    """Return the JSON of a route of the plugin."""
     with urllib.request.urlopen(f"{address}data/plugin/tapescope/{path}", timeout=60) as answer:
         return json.load(answer)
 
 
-def save(driver: webdriver.Chrome, path: pathlib.Path) -> None:
-    """A screenshot of the window."""
+def save_screenshot(driver: webdriver.Chrome, path: pathlib.Path) -> None:
+    """Write a screenshot of the window."""
     path.parent.mkdir(parents=True, exist_ok=True)
     driver.save_screenshot(str(path))

@@ -159,7 +159,7 @@ def wait_until_loaded(url: str, load: Load) -> float:
     """Return the seconds until TensorBoard has the last step of every run."""
     began = time.monotonic()
     while True:
-        rows = page.fetch(url, "runs")["runs"]
+        rows = page.fetch_json(url, "runs")["runs"]
         if len(rows) == load.runs and all(row["step"] >= load.steps - 1 for row in rows):
             return time.monotonic() - began
         time.sleep(1)

@@ -29,7 +29,7 @@ FOLLOW_SECONDS = 3.0
 @pytest.fixture(scope="module")
 def chrome():
     """Start one Chromium for all tests of the module."""
-    if page.chromium() is None:
+    if page.chromium_path() is None:
         if os.environ.get("TAPESCOPE_REQUIRE_BROWSER") == "1":
             pytest.fail("TAPESCOPE_REQUIRE_BROWSER=1, and there is no chromium with chromedriver on the path")
         pytest.skip("no chromium with chromedriver on the path: the tab is not tried in a browser")
@@ -42,7 +42,7 @@ def address(logdir):
     """Start TensorBoard in its own process over the four runs, and return its address."""
     with page.tensorboard(logdir) as (url, _):
         deadline = time.monotonic() + 20
-        while len(page.fetch(url, "runs")["runs"]) < 4 and time.monotonic() < deadline:
+        while len(page.fetch_json(url, "runs")["runs"]) < 4 and time.monotonic() < deadline:
             time.sleep(0.2)
         yield url
 
@@ -59,40 +59,40 @@ def state_of(view: str) -> str:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_view_is_shown_without_errors_in_both_themes(chrome, address, view):
-    page.show(chrome, address, state_of(view))
+    page.show_view(chrome, address, state_of(view))
     for mode, background in (("dark", "rgb(31, 32, 35)"), ("light", "rgb(255, 255, 255)")):
-        page.dark(chrome, mode == "dark")
-        page.ready(chrome)
-        page.save(chrome, ARTIFACTS / f"{view}_{mode}.png")
-        assert page.complaints(chrome) == []
+        page.set_dark_mode(chrome, mode == "dark")
+        page.wait_until_ready(chrome)
+        page.save_screenshot(chrome, ARTIFACTS / f"{view}_{mode}.png")
+        assert page.console_errors(chrome) == []
         assert text(chrome, ".message") == ""
         assert chrome.execute_script("return getComputedStyle(document.body).backgroundColor") == background
 
 
 @pytest.mark.parametrize("view", ["flow", "layer", "budget", "compare", "replicas"])
 def test_a_view_of_figures_draws_them(chrome, address, view):
-    page.show(chrome, address, state_of(view))
+    page.show_view(chrome, address, state_of(view))
     assert chrome.execute_script("return document.querySelectorAll('.panel .main-svg').length") > 0
 
 
 def test_the_overview_has_a_headline_and_a_card_for_each_run(chrome, address):
-    page.show(chrome, address, state_of("overview"))
+    page.show_view(chrome, address, state_of("overview"))
     assert text(chrome, ".lead h2") == "2 of 4 runs have errors"
     assert len(chrome.find_elements(By.CSS_SELECTOR, ".card")) == 4
 
 
 def test_findings_are_listed_by_severity(chrome, address):
-    page.show(chrome, address, state_of("findings"))
+    page.show_view(chrome, address, state_of("findings"))
     kinds = [e.text.split(" ")[0] for e in chrome.find_elements(By.CSS_SELECTOR, ".kind")]
     assert kinds == ["error", "warning", "note"]
 
 
 def test_the_heading_opens_the_findings(chrome, address):
-    page.show(chrome, address, state_of("flow"))
+    page.show_view(chrome, address, state_of("flow"))
     chip = chrome.find_element(By.CSS_SELECTOR, "[data-key=severe]")
     assert chip.text == "3 findings"
     chip.click()
-    page.waited(chrome, "return document.querySelectorAll('.finding').length === 3")
+    page.wait_for(chrome, "return document.querySelectorAll('.finding').length === 3")
 
 
 PLOT_AREAS = """
@@ -105,7 +105,7 @@ return charts.map((chart) => {
 
 
 def test_heatmaps_of_compare_are_aligned_and_equally_wide(chrome, address):
-    page.show(chrome, address, state_of("compare"))
+    page.show_view(chrome, address, state_of("compare"))
     areas = chrome.execute_script(PLOT_AREAS)
     assert len(areas) == 3
     assert len({tuple(area) for area in areas}) == 1, areas
@@ -119,66 +119,66 @@ return [...new Set(labels.map((label) => getComputedStyle(label).fontSize))];
 
 @pytest.mark.parametrize("view", ["flow", "layer", "compare", "budget"])
 def test_tick_labels_have_one_size(chrome, address, view):
-    page.show(chrome, address, state_of(view))
+    page.show_view(chrome, address, state_of(view))
     assert chrome.execute_script(TICK_SIZES) == ["11px"]
 
 
 def test_a_view_stays_after_a_reload_and_back_returns_to_it(chrome, address):
-    page.show(chrome, address, "view=flow&run=vanishing&column=delta_norm&order=worst")
+    page.show_view(chrome, address, "view=flow&run=vanishing&column=delta_norm&order=worst")
     chrome.find_element(By.CSS_SELECTOR, "[data-key='tab layer']").click()
-    page.waited(chrome, "return document.querySelector('.panel[data-panel=output] .main-svg')")
+    page.wait_for(chrome, "return document.querySelector('.panel[data-panel=output] .main-svg')")
     chrome.switch_to.default_content()
     assert "view=layer" in chrome.current_url
     chrome.back()
-    page.enter(chrome, address, chrome.current_url.split("#tapescope&")[1])
-    page.ready(chrome)
+    page.open_tab(chrome, address, chrome.current_url.split("#tapescope&")[1])
+    page.wait_until_ready(chrome)
     chosen = [e.get_attribute("value") for e in chrome.find_elements(By.CSS_SELECTOR, ".controls select")]
     assert chosen == ["delta_norm", "worst"]
     assert text(chrome, ".heading h2") == "vanishing"
 
 
 def test_the_column_can_be_chosen(chrome, address):
-    page.show(chrome, address, "view=flow&run=vanishing")
+    page.show_view(chrome, address, "view=flow&run=vanishing")
     options = chrome.find_elements(By.CSS_SELECTOR, "[data-key='select Column'] option")
     assert {o.get_attribute("value") for o in options} == GRID_COLUMNS
     next(o for o in options if o.get_attribute("value") == "dead_share").click()
-    page.waited(chrome, "return document.querySelector('.panel h3').textContent === 'Dead share'")
+    page.wait_for(chrome, "return document.querySelector('.panel h3').textContent === 'Dead share'")
 
 
 def test_runs_can_be_searched(chrome, address):
-    page.show(chrome, address, "view=flow&run=vanishing")
+    page.show_view(chrome, address, "view=flow&run=vanishing")
     search = chrome.find_element(By.CSS_SELECTOR, "aside input[type=search]")
     search.send_keys("^(healthy|van")
     assert text(chrome, ".hint") == "No run matches."
     search.send_keys(")")
-    page.waited(chrome, "return document.querySelectorAll('.runs li').length === 2")
+    page.wait_for(chrome, "return document.querySelectorAll('.runs li').length === 2")
     search.send_keys(Keys.CONTROL, "a")
     search.send_keys(Keys.BACKSPACE)
-    page.waited(chrome, "return document.querySelectorAll('.runs li').length === 4")
+    page.wait_for(chrome, "return document.querySelectorAll('.runs li').length === 4")
 
 
 def test_a_figure_and_its_numbers_can_be_saved(chrome, address):
-    page.show(chrome, address, "view=flow&run=vanishing")
+    page.show_view(chrome, address, "view=flow&run=vanishing")
     script = "const done = arguments[0]; Plotly.toImage(document.querySelector('.chart'), {format: 'png'}).then(done)"
     assert chrome.execute_async_script(script).startswith("data:image/png;base64,")
     chrome.find_element(By.CSS_SELECTOR, ".tools button").click()
     link = "const done = arguments[0]; fetch(document.querySelector('.tools a').href).then((r) => r.text()).then(done)"
     assert chrome.execute_async_script(link).startswith("step,row,value\r\n0,hidden_1/kernel,")
-    assert page.complaints(chrome) == []
+    assert page.console_errors(chrome) == []
 
 
 def test_a_click_on_a_row_opens_its_layer(chrome, address):
-    page.show(chrome, address, "view=flow&run=vanishing&column=delta_norm")
+    page.show_view(chrome, address, "view=flow&run=vanishing&column=delta_norm")
     chrome.execute_script("document.querySelector('.chart').emit('plotly_click', {points: [{pointNumber: [2, 5]}]})")
-    page.waited(chrome, "return document.querySelector('[data-key=\"select Layer\"]')?.value === 'hidden_3'")
+    page.wait_for(chrome, "return document.querySelector('[data-key=\"select Layer\"]')?.value === 'hidden_3'")
 
 
 def test_the_tab_can_be_used_from_the_keyboard(chrome, address):
-    page.show(chrome, address, "view=flow&run=vanishing")
+    page.show_view(chrome, address, "view=flow&run=vanishing")
     tab = chrome.find_element(By.CSS_SELECTOR, "[role=tab][aria-selected=true]")
     tab.send_keys(Keys.ARROW_RIGHT)
-    page.waited(chrome, "return document.activeElement.textContent === 'Layer'")
-    page.ready(chrome)
+    page.wait_for(chrome, "return document.activeElement.textContent === 'Layer'")
+    page.wait_until_ready(chrome)
     unnamed = """return [...document.querySelectorAll('input, select, button, a')].filter((e) =>
         !e.textContent.trim() && !e.ariaLabel && !e.closest('label')).map((e) => e.outerHTML)"""
     assert chrome.execute_script(unnamed) == []
@@ -187,25 +187,25 @@ def test_the_tab_can_be_used_from_the_keyboard(chrome, address):
 def test_hostile_names_are_shown_as_text(chrome, address):
     run = urllib.parse.quote("we <b>ird/'quoted\"")
     for state in ("view=overview", f"view=findings&run={run}", f"view=flow&run={run}&column=delta_norm"):
-        page.show(chrome, address, state)
+        page.show_view(chrome, address, state)
         assert (
             chrome.execute_script("return document.querySelectorAll('script:not([src]):not([type]), img').length") == 0
         )
-        assert page.complaints(chrome) == []
+        assert page.console_errors(chrome) == []
     ticks = chrome.execute_script("return [...document.querySelectorAll('.ytick text')].map((t) => t.textContent)")
     assert HOSTILE[0] in ticks
     assert "two lines and a tab" in ticks
     for name in HOSTILE[:-1]:
-        page.show(chrome, address, f"view=layer&run={run}&layer={urllib.parse.quote(name)}")
+        page.show_view(chrome, address, f"view=layer&run={run}&layer={urllib.parse.quote(name)}")
         assert text(chrome, ".message") == ""
         selected = "return document.querySelector('[data-key=\"select Layer\"]').value"
         assert chrome.execute_script(selected) == name
-    page.save(chrome, ARTIFACTS / "hostile.png")
+    page.save_screenshot(chrome, ARTIFACTS / "hostile.png")
 
 
 def test_a_missing_run_is_named(chrome, address):
-    page.enter(chrome, address, "view=flow&run=gone")
-    page.waited(chrome, "return document.querySelector('.message').textContent.includes('gone')")
+    page.open_tab(chrome, address, "view=flow&run=gone")
+    page.wait_for(chrome, "return document.querySelector('.message').textContent.includes('gone')")
 
 
 def test_a_live_run_is_followed_and_zoom_and_scroll_stay(chrome, tmp_path):
@@ -214,11 +214,11 @@ def test_a_live_run_is_followed_and_zoom_and_scroll_stay(chrome, tmp_path):
     for step in range(160):
         writer.write(step)
     with page.tensorboard(tmp_path) as (url, _):
-        page.enter(chrome, url, "view=flow&run=live&column=delta_norm")
-        page.ready(chrome)
-        page.waited(chrome, "return document.querySelector('.chip.training')?.textContent.includes('step 159')")
+        page.open_tab(chrome, url, "view=flow&run=live&column=delta_norm")
+        page.wait_until_ready(chrome)
+        page.wait_for(chrome, "return document.querySelector('.chip.training')?.textContent.includes('step 159')")
         shown = "return document.querySelector('.chart')._fullData?.[0].x.slice(-1)[0] === arguments[0]"
-        page.waited(chrome, shown, 159)
+        page.wait_for(chrome, shown, 159)
         chrome.execute_script("Plotly.relayout(document.querySelector('.chart'), {'yaxis.range': [8.5, 2.5]})")
         whole = sent(chrome)
         chrome.execute_script("document.querySelector('main').style.height = '200px'")
@@ -227,7 +227,7 @@ def test_a_live_run_is_followed_and_zoom_and_scroll_stay(chrome, tmp_path):
         for step in range(160, 166):
             writer.write(step)
             written = time.monotonic()
-            page.waited(chrome, shown, step, seconds=10)
+            page.wait_for(chrome, shown, step, seconds=10)
             delays.append(time.monotonic() - written)
         assert max(delays) < FOLLOW_SECONDS, delays
         assert sent(chrome) < whole / 3  # only what is new
@@ -235,13 +235,13 @@ def test_a_live_run_is_followed_and_zoom_and_scroll_stay(chrome, tmp_path):
         assert rows == [166] * 12
         for step in range(166, 176):
             writer.write(step)  # all between two polls: the last is drawn at once, the others with the next whole read
-        page.waited(chrome, shown, 175)
+        page.wait_for(chrome, shown, 175)
         drawn = "return document.querySelector('.chart')._fullData[0].x.length"
-        page.waited(chrome, f"{drawn} === arguments[0]", 176)
+        page.wait_for(chrome, f"{drawn} === arguments[0]", 176)
         assert chrome.execute_script("return document.querySelector('.chart').layout.yaxis.range") == [8.5, 2.5]
         assert chrome.execute_script("return document.querySelector('main').scrollTop") == 50
-        page.save(chrome, ARTIFACTS / "live.png")
-        assert page.complaints(chrome) == []
+        page.save_screenshot(chrome, ARTIFACTS / "live.png")
+        assert page.console_errors(chrome) == []
     writer.file.close()
 
 
@@ -252,18 +252,18 @@ def sent(driver) -> int:
 
 
 def test_a_range_of_steps_is_zoomed_into_and_left(chrome, address):
-    page.show(chrome, address, "view=layer&run=vanishing&layer=hidden_2")
+    page.show_view(chrome, address, "view=layer&run=vanishing&layer=hidden_2")
     chrome.execute_script(
         "Plotly.relayout(document.querySelector('.chart'), {'xaxis.range[0]': 95.5, 'xaxis.range[1]': 204.5})"
     )
     shown = "return [...document.querySelectorAll('.chart')].filter((c) => c.data).map((c) => c._fullData[0].x[0])"
-    page.waited(chrome, f"return (() => {{ {shown} }})().every((x) => x >= 96 && x <= 204)")
-    page.ready(chrome)
+    page.wait_for(chrome, f"return (() => {{ {shown} }})().every((x) => x >= 96 && x <= 204)")
+    page.wait_until_ready(chrome)
     assert chrome.execute_script("return parent.location.hash").endswith("&first=96&last=204")
     boxes = [chrome.find_element(By.CSS_SELECTOR, f"[data-key={key}]") for key in ("first", "last")]
     assert [box.get_attribute("value") for box in boxes] == ["96", "204"]
     chrome.execute_script("document.querySelector('.chart').emit('plotly_doubleclick')")
-    page.waited(chrome, f"return (() => {{ {shown} }})()[0] === 0")
+    page.wait_for(chrome, f"return (() => {{ {shown} }})()[0] === 0")
     assert "first" not in chrome.execute_script("return parent.location.hash")
 
 
@@ -271,23 +271,23 @@ def test_a_directory_without_runs_states_the_commands(chrome, tmp_path):
     with page.tensorboard(tmp_path) as (url, _):
         chrome.switch_to.default_content()
         chrome.get(f"{url}data/plugin_entry.html?name=tapescope")
-        page.waited(chrome, "return document.querySelector('.blankslate pre')?.textContent.includes('tapescope-train')")
-        page.save(chrome, ARTIFACTS / "empty.png")
+        page.wait_for(chrome, "return document.querySelector('.blankslate pre')?.textContent.includes('tapescope-train')")
+        page.save_screenshot(chrome, ARTIFACTS / "empty.png")
 
 
 def test_a_run_of_a_newer_schema_is_named_and_others_are_shown(chrome, tmp_path):
     synthetic.write(tmp_path / "good", Spec(), range(0, 100, 10))
     synthetic.write_newer(tmp_path / "newer")
     with page.tensorboard(tmp_path) as (url, _):
-        page.enter(chrome, url)
-        page.waited(chrome, "return document.querySelectorAll('.card').length === 2")
-        problem = page.waited(chrome, "return document.querySelector('.problem')?.textContent")
+        page.open_tab(chrome, url)
+        page.wait_for(chrome, "return document.querySelectorAll('.card').length === 2")
+        problem = page.wait_for(chrome, "return document.querySelector('.problem')?.textContent")
         assert "pip install -U tapescope" in problem
-        page.save(chrome, ARTIFACTS / "newer.png")
+        page.save_screenshot(chrome, ARTIFACTS / "newer.png")
 
 
 def test_the_tab_works_under_a_path_prefix(chrome, logdir):
     with page.tensorboard(logdir, "--path_prefix=/proxy/6006") as (url, _):
-        page.enter(chrome, url, "view=flow&run=healthy")
-        page.ready(chrome)
-        assert page.complaints(chrome, ignored=["font-roboto"]) == []  # TensorBoard's own, from /
+        page.open_tab(chrome, url, "view=flow&run=healthy")
+        page.wait_until_ready(chrome)
+        assert page.console_errors(chrome, ignored=["font-roboto"]) == []  # TensorBoard's own, from /
