@@ -1,13 +1,13 @@
-"""On a machine with NVIDIA GPUs: are the readings right there, and what do they cost? One command, one file of results.
+"""Readings on NVIDIA GPUs compared with the CPU, and the cost of measuring there, in one command.
 
     python -m bench.gpu [--json=FILE] [--repeats=40]
 
-1. One measured step of each network of `bench.cost` on the GPU, against the same step on the CPU, column by column.
-2. The same over all GPUs with MirroredStrategy, against one GPU on the whole batch.
-3. Milliseconds a step (medians, interleaved): plain, not measured, measured; ratios; and kernel launches a step,
-   counted by TensorFlow's profiler.
+1. One measured step of each network of `bench.cost` on the GPU, compared with the same step on the CPU by column.
+2. The same over all GPUs with MirroredStrategy, compared with one device on the whole batch.
+3. Milliseconds a step (medians, interleaved) of the plain, the unmeasured and the measured step, their ratios, and the
+   kernel launches a step, counted by TensorFlow's profiler.
 
-Ends with exit code 1 where a reading differs, and 2 where there is no GPU.
+The exit code is 1 if a reading differs, and 2 if there is no GPU.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from tapescope.statistics import reading
 from tapescope.storage import summaries
 
 TOLERANCE = 2e-2
-"""Relative, and to the column's largest: convolutions on a GPU may round their inputs to TensorFloat-32."""
+"""Relative, also to the column's largest value. Convolutions on a GPU may round their inputs to TensorFloat-32."""
 
 
 def read_on(device, name):
-    """One measured step's reading."""
+    """Return the reading of one measured step."""
     with tf.device(device):
         step, _ = Trained(name).probed()
         read: Any = step(True)[1]
@@ -45,18 +45,19 @@ def read_on(device, name):
 
 
 def differences(read, expected):
-    """By column, how far the reading is from the one expected where it is by more than the tolerance."""
+    """Return the relative difference of each column that differs by more than the tolerance."""
     found = {}
     for column in (*reading.VARIABLE_COLUMNS, *reading.LAYER_COLUMNS):
-        if column.startswith("noise_scale"):  # one device has none
+        if column.startswith("noise_scale"):  # NaN on one device
             continue
-        a, b = (np.asarray(r.column(column), np.float64) for r in (read, expected))
-        # Shares and counts move by the elements that rounding takes across a threshold.
+        a = np.asarray(read.column(column), np.float64)
+        b = np.asarray(expected.column(column), np.float64)
+        # Shares and counts change by the elements that rounding moves across a threshold.
         scale = np.maximum(np.abs(b), max(1e-12, 0.05 * float(np.nanmax(np.abs(b), initial=0))))
-        with np.errstate(invalid="ignore"):  # of two infinities
-            off = np.nanmax(np.abs(a - b) / scale, initial=0)
-        if off > TOLERANCE or not np.array_equal(np.isnan(a), np.isnan(b)):
-            found[column] = float(off)
+        with np.errstate(invalid="ignore"):  # the difference of two infinities
+            difference = np.nanmax(np.abs(a - b) / scale, initial=0)
+        if difference > TOLERANCE or not np.array_equal(np.isnan(a), np.isnan(b)):
+            found[column] = float(difference)
     for part in ("gradient_histogram", "activation_histogram"):
         totals = [getattr(r, part).sum(1) for r in (read, expected)]
         if not np.array_equal(*totals):
@@ -65,7 +66,7 @@ def differences(read, expected):
 
 
 def mirrored(name):
-    """The reading of one step over all GPUs: each has its share of the same batch."""
+    """Return the number of replicas and the reading of one step over all GPUs, which share the same batch."""
     strategy = tf.distribute.MirroredStrategy()
     count = strategy.num_replicas_in_sync
     with strategy.scope():
@@ -89,7 +90,7 @@ def mirrored(name):
 
 
 def launches(run, steps=5):
-    """Kernel launches a step, from the profiler's trace; None where it has none."""
+    """Return the kernel launches a step from the profiler's trace; None if there is no trace."""
     logdir = tempfile.mkdtemp()
     tf.profiler.experimental.start(logdir)
     for _ in range(steps):
@@ -105,62 +106,70 @@ def launches(run, steps=5):
 
 
 def cost(name, repeats):
+    """Time the programs of `bench.cost` on this device, and count their kernel launches."""
     trained = Trained(name)
-    plain, (full, _), (lean, _) = trained.plain(), trained.probed(), trained.probed(histograms=False)
-    table = {
+    plain = trained.plain()
+    full, _ = trained.probed()
+    lean, _ = trained.probed(histograms=False)
+    programs = {
         "plain": lambda: plain().numpy(),
         "unmeasured": lambda: full(False)[0].numpy(),
         "lean": lambda: lean(True)[0].numpy(),
         "all": lambda: full(True)[0].numpy(),
     }
-    for run in table.values():
+    for run in programs.values():
         run()
-    result = interleaved(table, repeats)
-    for program, run in table.items():
+    result = interleaved(programs, repeats)
+    for program, run in programs.items():
         result[program]["launches"] = launches(run)
     return result
 
 
 def main():
+    """Compare, time, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", default="gpu.json")
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--networks", default=",".join(TITLES))
-    parser.add_argument("--cpu", action="store_true", help="run the program itself on the CPU: to see that it works")
-    given = parser.parse_args()
+    parser.add_argument("--cpu", action="store_true", help="run on the CPU, to try the program")
+    options = parser.parse_args()
     gpus = tf.config.list_physical_devices("GPU")
-    if not gpus and not given.cpu:
-        print("bench.gpu: TensorFlow sees no GPU here: pip install 'tensorflow[and-cuda]' on a machine that has one")
+    if not gpus and not options.cpu:
+        print(
+            "bench.gpu needs a GPU, and TensorFlow found none: pip install 'tensorflow[and-cuda]' on a machine with one"
+        )
         sys.exit(2)
     device = "GPU:0" if gpus else "CPU:0"
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
     print(f"{page.machine()}\n{len(gpus)} GPUs: {', '.join(names)}\n")
-    results, wrong = {}, False
+    results = {}
+    wrong = False
     print("| network | program | ms | ratio to plain | kernel launches a step |\n|---|---|---|---|---|")
-    for name in given.networks.split(","):
+    for name in options.networks.split(","):
         expected = read_on("CPU:0", name)
-        of = results[name] = {"differs from the CPU": differences(read_on(device, name), expected)}
         count, read = mirrored(name)
-        of[f"{count} replicas differ from one"] = {} if _normalises(name) else differences(read, expected)
+        compared = {
+            "differs from the CPU": differences(read_on(device, name), expected),
+            f"{count} replicas differ from one": {} if _normalizes(name) else differences(read, expected),
+        }
         with tf.device(device):
-            of["cost"] = cost(name, given.repeats)
-        for program, row in of["cost"].items():
-            print(
-                f"| {TITLES[name]} | {program} | {row['ms']:.3f} | {row['ratio']:.3f} | {row['launches']} |", flush=True
-            )
-        wrong |= any(found for what, found in of.items() if "differ" in what)
-    print("\n" + ("readings differ: see below" if wrong else "all readings agree"))
-    for name, of in results.items():
-        print(
-            f"{name}: " + "; ".join(f"{what}: {found or 'nowhere'}" for what, found in of.items() if "differ" in what)
-        )
-    with open(given.json, "w", encoding="utf-8") as file:
+            costs = cost(name, options.repeats)
+        results[name] = {**compared, "cost": costs}
+        for program, row in costs.items():
+            cells = (TITLES[name], program, f"{row['ms']:.3f}", f"{row['ratio']:.3f}", str(row["launches"]))
+            print(f"| {' | '.join(cells)} |", flush=True)
+        wrong |= any(compared.values())
+    print("\n" + ("readings differ, see below" if wrong else "all readings agree"))
+    for name, result in results.items():
+        found = [f"{key}: {value or 'nowhere'}" for key, value in result.items() if key != "cost"]
+        print(f"{name}: {'; '.join(found)}")
+    with open(options.json, "w", encoding="utf-8") as file:
         json.dump({"machine": page.machine(), "gpus": names, "results": results}, file, indent=1)
     sys.exit(wrong)
 
 
-def _normalises(name):
-    """Whether replicas rightly differ: batch normalisation takes each one's own share of the batch."""
+def _normalizes(name):
+    """Tell whether replicas may differ, because batch normalization uses each replica's share of the batch."""
     return any("batch_normalization" in layer.name for layer in Trained(name).model._flatten_layers())
 
 

@@ -1,10 +1,10 @@
-"""Replicas and workers against one device, and runs that are killed and go on.
+"""Replicas and workers compared with one device, and runs that are killed and resumed.
 
     python -m bench.replicas [--kills=20] [--steps=300] [--table=docs/replicas.md]
 
-One network on real digits: on one device, on four logical CPU devices, and as two workers on loopback. How far readings
-and weights differ, examples a second, collectives in the graph of a step. Then a run that is killed with SIGKILL at
-random moments and started again by the same command each time, against the same run undisturbed.
+Train one network on real digits on one device, on four logical CPU devices, and as two workers on loopback. Compare
+readings and weights, and measure examples a second and the collectives in the graph of a step. Then kill a run with
+SIGKILL at random moments, start it again by the same command each time, and compare it with an undisturbed run.
 """
 
 import argparse
@@ -32,26 +32,28 @@ NETWORK = ("--preset=cnn", "--width=16", "--measure_every=5", "--window_examples
 FOUR = ("--strategy=mirrored", "--devices=cpu:4")
 COLUMNS = ("loss", "gradient_norm", "weight_norm", "activation_mean", "activation_std", "saturated", "delta_norm")
 TIMES = {"step_ms", "measure_ms"}
-BETWEEN = 100
-"""Steps from one kill to the next, on average."""
+STEPS_BETWEEN_KILLS = 100
+"""On average."""
 
 
 def finish(logdir, *arguments):
+    """Train to the end."""
     with Trainer(logdir, *NETWORK, *arguments) as trainer:
         trainer.finish()
 
 
 def finish_workers(logdir, *arguments):
+    """Train two workers to the end."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
-        where = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
-    with workers(logdir, where, *NETWORK, *arguments) as trainers:
+        addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
+    with workers(logdir, addresses, *NETWORK, *arguments) as trainers:
         for trainer in trainers:
             trainer.finish()
 
 
-def apart(found, expected):
-    """The largest difference of two arrays, relative to the larger element of each pair."""
+def largest_difference(found, expected):
+    """Return the largest difference of two arrays, relative to the larger element of each pair."""
     both = np.isfinite(found) & np.isfinite(expected)
     scale = np.maximum(np.abs(found), np.abs(expected))[both]
     different = np.abs(found.astype(float)[both] - expected.astype(float)[both])
@@ -59,25 +61,27 @@ def apart(found, expected):
 
 
 def agreement(logdir, expected):
-    """The largest relative differences: of any number of the readings, and of any variable's weights."""
-    found, one = tapescope.Run(logdir), tapescope.Run(expected)
-    a, b = variables(logdir), variables(expected)
+    """Return the largest relative differences of any number of the readings, and of any variable's weights."""
+    run = tapescope.Run(logdir)
+    reference = tapescope.Run(expected)
+    a = variables(logdir)
+    b = variables(expected)
     weights = [n for n in b if "/_trainable_variables/" in n or n.startswith("model/")]
     norm = np.linalg.norm
     return {
-        "readings": max(apart(found[column], one[column]) for column in COLUMNS),
+        "readings": max(largest_difference(run[column], reference[column]) for column in COLUMNS),
         "weights": float(max(norm(a[n] - b[n]) / max(norm(b[n]), 1e-12) for n in weights)),
     }
 
 
 def speed(logdir):
-    """Examples a second, by the median time of a plain step."""
+    """Return the examples a second, by the median time of a plain step."""
     run = tapescope.Run(logdir)
     return 64 / np.nanmedian(run["step_ms"][len(run.steps) // 2 :]) * 1000
 
 
 def collectives(logdir):
-    """All-reduces in the graph of one replica: of the plain step, and of the measured one."""
+    """Count the all-reduces of one replica in the graphs of the plain and of the measured step."""
     options = flags.parse(["x", f"--logdir={logdir}", *NETWORK, *FOUR])
     parts = build.prepare(options)
     parts.recorder.close()
@@ -91,30 +95,33 @@ def collectives(logdir):
     return counts
 
 
-def killed(count, seed, folder):
-    """A run that is killed `count` times and the undisturbed one, compared bit by bit.
+def kill(count, seed, folder):
+    """Kill a run `count` times and compare it bit by bit with an undisturbed one.
 
-    Each resume starts where the one before left off: were a single one not exact, the end would not be the same.
+    Each resume continues the one before, so a single inexact resume would change the end.
     """
-    choice = random.Random(seed)
-    whole, cut = folder / "whole", folder / "killed"
-    steps = BETWEEN * (count + 2)
+    rng = random.Random(seed)
+    undisturbed = folder / "undisturbed"
+    resumed = folder / "killed"
+    steps = STEPS_BETWEEN_KILLS * (count + 2)
     arguments = ("--depth=2", f"--steps={steps}", "--checkpoint_every=20", "--validate_every=70")
-    finish(whole, *arguments)
+    finish(undisturbed, *arguments)
     moments = []
-    for aim in sorted(choice.randrange(BETWEEN * count) for _ in range(count)):
-        with Trainer(cut, *NETWORK, *arguments) as trainer:
-            until(trainer, lambda aim=aim: newest(cut) >= aim)
-            time.sleep(choice.uniform(0, 0.3))
+    for step in sorted(rng.randrange(STEPS_BETWEEN_KILLS * count) for _ in range(count)):
+        with Trainer(resumed, *NETWORK, *arguments) as trainer:
+            until(trainer, lambda step=step: newest(resumed) >= step)
+            time.sleep(rng.uniform(0, 0.3))
             trainer.send(signal.SIGKILL)
-            said = trainer.wait()
+            output = trainer.wait()
             if trainer.code != -signal.SIGKILL:
-                raise SystemExit(f"exit code {trainer.code} before it was killed {count} times: {said}")
-        moments.append(newest(cut))
+                raise SystemExit(f"exit code {trainer.code} before it was killed {count} times: {output}")
+        moments.append(newest(resumed))
         print(f"killed after checkpoint {moments[-1]}", flush=True)
-    finish(cut, *arguments)
-    found, expected = variables(cut), variables(whole)
-    run, other = tapescope.Run(cut), tapescope.Run(whole)
+    finish(resumed, *arguments)
+    found = variables(resumed)
+    expected = variables(undisturbed)
+    run = tapescope.Run(resumed)
+    reference = tapescope.Run(undisturbed)
     return {
         "kills": count,
         "checkpoints": moments,
@@ -123,30 +130,32 @@ def killed(count, seed, folder):
         "variables that differ": [n for n in expected if not np.array_equal(found[n], expected[n])],
         "records": len(run.steps),
         "every step once": run.steps.tolist() == list(range(0, steps, 5)),
-        "columns": len(other.columns) - len(TIMES),
+        "columns": len(reference.columns) - len(TIMES),
         "columns that differ": [
-            c for c in other.columns if c not in TIMES and not np.array_equal(run[c], other[c], equal_nan=True)
+            name
+            for name in reference.columns
+            if name not in TIMES and not np.array_equal(run[name], reference[name], equal_nan=True)
         ],
     }
 
 
 def table(rows, counts, kills):
-    """docs/replicas.md."""
+    """Return the page docs/replicas.md."""
     columns = ", ".join(f"`{c}`" for c in COLUMNS)
     lines = [
-        "# Replicas and workers against one device",
+        "# Replicas and workers compared with one device",
         "",
-        "Made by `python -m bench.replicas --table=docs/replicas.md`: a convolutional network on real digits, batch "
-        f"64, every fifth step measured, on {os.cpu_count()} processors. Differences are relative: the largest of any "
-        f"number in {columns}, and of any variable's weights at the end, by norm. Replicas and workers share the "
-        "processors with each other, so examples/s are no gain here, only the price.",
+        "Generated by `python -m bench.replicas --table=docs/replicas.md`: a convolutional network on real digits, "
+        f"batch 64, every fifth step measured, on {os.cpu_count()} processors. Differences are relative: the largest "
+        f"of any number in {columns}, and of any variable's weights at the end, by norm. Replicas and workers share "
+        "the processors, so examples/s show the cost of replication and not its gain.",
         "",
         "| | steps | examples/s | largest difference of a reading | of the weights |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for name, (steps, rate, apart) in rows.items():
-        differences = [f"{apart[key]:.1e}" for key in ("readings", "weights")] if apart else ["-", "-"]
-        lines.append(f"| {name} | {steps} | {rate:.0f} | {' | '.join(differences)} |")
+    for name, (steps, rate, difference) in rows.items():
+        cells = [f"{difference[key]:.1e}" for key in ("readings", "weights")] if difference else ["-", "-"]
+        lines.append(f"| {name} | {steps} | {rate:.0f} | {' | '.join(cells)} |")
     plain, measured = counts
     lines += ["", f"Collectives in a step of four replicas: {plain:g} in a plain one, {measured:g} in a measured one."]
     if kills:
@@ -154,23 +163,25 @@ def table(rows, counts, kills):
         differ = [f"{len(kills[f'{what} that differ'])} of {kills[what]} {what}" for what in ("variables", "columns")]
         lines += [
             "",
-            f"A run of {kills['steps']} steps was killed with SIGKILL at {kills['kills']} random moments (the newest "
-            f"checkpoint was then of step {moments}) and started again by the same command each time. Against the run "
-            f"that nothing stopped {differ[0]} of the last checkpoint differ in any bit, and {differ[1]} of the "
-            f"records, times left out. Each of the {kills['records']} records is there once: "
+            f"A run of {kills['steps']} steps was killed with SIGKILL at {kills['kills']} random moments and started "
+            f"again by the same command each time. The newest checkpoint was then of step {moments}. Compared with "
+            f"the undisturbed run, {differ[0]} of the last checkpoint differ in any bit, and {differ[1]} of the "
+            f"records, without times. Each of the {kills['records']} records is present once: "
             f"{'yes' if kills['every step once'] else 'NO'}.",
         ]
     return "\n".join(lines) + "\n"
 
 
 def main():
+    """Train, compare, and print or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--table", metavar="FILE", help="also write this page")
+    parser.add_argument("--table", metavar="FILE", help="also write the page to this file")
     options = parser.parse_args()
-    rows, kills = {}, None
+    rows = {}
+    kills = None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         arguments = (f"--steps={options.steps}", f"--checkpoint_every={options.steps}")
@@ -182,7 +193,7 @@ def main():
             rows[name] = options.steps, speed(at), agreement(at, folder / "one")
         print(rows, flush=True)
         if options.kills:
-            kills = killed(options.kills, options.seed, folder)
+            kills = kill(options.kills, options.seed, folder)
             print(kills, flush=True)
         page = table(rows, collectives(folder / "counted"), kills)
     print(page)
