@@ -1,4 +1,4 @@
-"""What Keras' optimizers do to gradients inside `apply`, where no tape sees it: accumulation and clipping.
+"""Accumulation and clipping, which Keras' optimizers do inside `apply`, where no tape sees it.
 
 Both are computed a second time, in the order in which Keras applies them: `gradient_accumulation_steps`, then
 `clipnorm`, `global_clipnorm` or `clipvalue`. Of a LossScaleOptimizer, those of its inner optimizer count.

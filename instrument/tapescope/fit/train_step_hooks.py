@@ -17,7 +17,7 @@ from tapescope.tape import MeasuringTape
 
 
 class _TrainStepUse(threading.local):
-    """What the `train_step` of this thread has used so far; None outside of one."""
+    """Record of what the `train_step` of this thread has used so far; None outside of one."""
 
     probe: Probe | None = None
     tapes: list[MeasuringTape] | None = None
