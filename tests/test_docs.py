@@ -20,6 +20,8 @@ import tapescope
 from tapescope_trainers import flags
 from tensorboard_plugin_tapescope import metadata
 
+pytestmark = pytest.mark.timeout(600)
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [ROOT / "docs" / "recipes.md", README, ROOT / "docs" / "quickstart.md", ROOT / "docs" / "wire.md"]
@@ -75,7 +77,6 @@ def executed(wheel, tmp_path_factory):
 
 
 @pytest.mark.process
-@pytest.mark.timeout(600)
 def test_the_python_runs_from_the_wheel(executed):
     done, _ = executed
     assert done.returncode == 0, done.stdout + done.stderr
