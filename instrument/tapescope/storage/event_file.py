@@ -66,7 +66,7 @@ _TYPES = {
 def scalar(tag: str, value: float) -> Value:
     """Return a point for TensorBoard's Scalars tab."""
     tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, tensor_shape=_SCALAR_SHAPE, float_val=[value])
-    return Value(tag, tensor, _SCALARS)
+    return Value(tag=tag, tensor=tensor, description=_SCALARS)
 
 
 def histogram(tag: str, counts: np.ndarray) -> Value:
@@ -80,12 +80,12 @@ def histogram(tag: str, counts: np.ndarray) -> Value:
     inside = slice(filled[0], filled[-1] + 1) if filled.size else slice(0, 0)
     bins = _EMPTY_BINS[inside].copy()
     bins[:, 2] = counts[inside]
-    return Value(tag, _make_proto(bins), _HISTOGRAMS)
+    return Value(tag=tag, tensor=_make_proto(bins), description=_HISTOGRAMS)
 
 
 def tensor(family: Family, array: np.ndarray) -> Value:
     """Return the tensor of one of tapescope's own families."""
-    return Value(family.tag, _make_proto(array), family, array)
+    return Value(tag=family.tag, tensor=_make_proto(array), description=family, array=array)
 
 
 def text(family: Family, texts: str | Sequence[str]) -> Value:
@@ -98,7 +98,7 @@ def text(family: Family, texts: str | Sequence[str]) -> Value:
     proto = tensor_pb2.TensorProto(
         dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=[text.encode() for text in texts]
     )
-    return Value(family.tag, proto, family)
+    return Value(tag=family.tag, tensor=proto, description=family)
 
 
 def _make_proto(array: np.ndarray) -> tensor_pb2.TensorProto:

@@ -102,7 +102,8 @@ def make_families(
 def _make_family(
     name: str, columns: Sequence[str], names: Sequence[str], array: np.ndarray, details: dict[str, Any] | None = None
 ) -> Value:
-    return event_file.tensor(Family(name, tuple(columns), tuple(names), details or {}), array)
+    family = Family(family=name, columns=tuple(columns), names=tuple(names), details=details or {})
+    return event_file.tensor(family, array)
 
 
 def is_skipped(reading: Any) -> bool:
