@@ -1,4 +1,4 @@
-"""The flow budget against closed forms, and that its parts add up on every shape of network."""
+"""The measured flow budget against closed forms; its parts add up on every shape of network."""
 
 import keras
 import numpy as np
@@ -6,18 +6,26 @@ import pytest
 import tensorflow as tf
 
 import tapescope
-from tapescope.capture import layer_graph
+from tensorboard_plugin_tapescope.series import flow_path
 
 RNG = np.random.default_rng(11)
 layers = keras.layers
 
 
 @pytest.fixture(autouse=True)
-def _same_weights():
+def seed():
+    """Seed the weights of each test."""
     keras.utils.set_random_seed(11)
 
 
 def measure(model, x, loss=None):
+    """Measure one step; return the probe, the parts of the budget and the delta norms.
+
+    Args:
+        model: Any Keras model.
+        x: Input.
+        loss: Loss of the outputs; a random projection by default.
+    """
     probe = tapescope.Probe(model)
 
     @tf.function
@@ -33,25 +41,27 @@ def measure(model, x, loss=None):
     return probe, columns, reading.column("delta_norm").numpy()
 
 
-def adds_up(probe, columns, delta, first=0):
-    parts = layer_graph.budget(probe.layers, columns, probe.names.sources, first)
-    np.testing.assert_allclose(sum(p.total for p in parts), np.log10(delta[first] / delta[-1]), atol=1e-4)
-    return parts
+def check_sum(probe, columns, delta, first=0):
+    """Check that the budget adds up to the ratio of the delta norms; return the layers on its path."""
+    rows = {part: values[None] for part, values in columns.items()}
+    budget = flow_path.flow_budget(rows, probe.names.sources, first)
+    np.testing.assert_allclose(budget.total, np.log10(delta[first] / delta[-1]), atol=1e-4)
+    return [probe.layers[layer] for layer in budget.path]
 
 
 def orthogonal(n, scale=1.0):
+    """Return an initializer of scaled rotations."""
     return lambda shape, dtype: tf.constant(scale * np.linalg.qr(RNG.normal(size=[n, n]))[0], dtype)
 
 
-def test_linear_chain_of_scaled_rotations():
+def test_scaled_rotations_cost_their_scale():
     """dL/dinput = W^T dL/dz with W a rotation times 0.1: exactly one decade a layer, nothing at the gates."""
     dense = [layers.Dense(8, kernel_initializer=orthogonal(8, 0.1), name=f"d{i}") for i in range(5)]
     probe, columns, delta = measure(keras.Sequential([keras.Input((8,)), *dense]), RNG.normal(size=[16, 8]))
     np.testing.assert_allclose(columns["flow_weight"][1:], -1, atol=1e-5)
     np.testing.assert_allclose(columns["flow_gate"], 0, atol=1e-6)
     np.testing.assert_allclose(columns["flow_between"][1:], 0, atol=1e-6)
-    parts = adds_up(probe, columns, delta)
-    assert [p.layer for p in parts] == ["d4", "d3", "d2", "d1"]
+    assert check_sum(probe, columns, delta) == ["d4", "d3", "d2", "d1"]
 
 
 def test_sigmoid_chain_at_zero_costs_a_factor_of_four_a_gate():
@@ -59,15 +69,15 @@ def test_sigmoid_chain_at_zero_costs_a_factor_of_four_a_gate():
     dense = [layers.Dense(6, "sigmoid", kernel_initializer=orthogonal(6), name=f"s{i}") for i in range(4)]
     model = keras.Sequential([keras.Input((6,)), *dense])
     for i, layer in enumerate(dense):
-        given = np.full(6, 0.5) if i else np.zeros(6)
-        layer.bias.assign(-given @ layer.kernel.numpy())
+        layer_input = np.full(6, 0.5) if i else np.zeros(6)
+        layer.bias.assign(-layer_input @ layer.kernel.numpy())
     probe, columns, delta = measure(model, np.zeros([10, 6]))
     np.testing.assert_allclose(columns["flow_gate"], np.log10(0.25), atol=1e-5)
     np.testing.assert_allclose(columns["flow_weight"][1:], 0, atol=1e-5)
-    assert len(adds_up(probe, columns, delta)) == 3
+    assert check_sum(probe, columns, delta) == ["s3", "s2", "s1"]
 
 
-def test_what_lies_between_is_counted_apart():
+def test_normalization_and_pooling_are_in_between():
     model = keras.Sequential(
         [
             keras.Input((8, 8, 2)),
@@ -83,11 +93,11 @@ def test_what_lies_between_is_counted_apart():
     assert probe.names.sources == ((), (0,), (1,))
     assert abs(columns["flow_between"][1]) > 1e-4  # normalisation and pooling
     np.testing.assert_allclose(columns["flow_between"][2], 0, atol=1e-6)  # flattening moves nothing
-    assert len(adds_up(probe, columns, delta)) == 2
+    assert check_sum(probe, columns, delta) == ["out", "conv2"]
 
 
 def test_average_pooling_costs_half():
-    """A 2 x 2 average hands each of four positions a quarter: |dL/dinput| = |dL/dout| / 2."""
+    """A 2 x 2 average gives each of four positions a quarter: |dL/dinput| = |dL/dout| / 2."""
     model = keras.Sequential(
         [
             keras.Input((4, 4, 3)),
@@ -100,7 +110,7 @@ def test_average_pooling_costs_half():
     np.testing.assert_allclose(columns["flow_between"][1], np.log10(0.5), atol=1e-5)
 
 
-def test_a_skip_brings_gradient_around_a_layer():
+def test_a_skip_connection_brings_gradient_around_a_layer():
     given = keras.Input((6,))
     stem = layers.Dense(6, "relu", name="stem")(given)
     inside = layers.Dense(6, "sigmoid", kernel_initializer=orthogonal(6, 1e-3), name="inside")(stem)
@@ -109,8 +119,7 @@ def test_a_skip_brings_gradient_around_a_layer():
     assert probe.names.sources == ((), (0,), (0, 1))
     assert columns["flow_gate"][1] + columns["flow_weight"][1] < -3
     assert columns["flow_between"][1] > 3  # nearly all of it comes around
-    parts = adds_up(probe, columns, delta)
-    assert [p.layer for p in parts] == ["out", "inside"]
+    assert check_sum(probe, columns, delta) == ["out", "inside"]
 
 
 def test_branches_each_have_their_own_path():
@@ -120,17 +129,17 @@ def test_branches_each_have_their_own_path():
         keras.Model(given, layers.Dense(3, name="out")(layers.concatenate(branches))), RNG.normal(size=[9, 6])
     )
     assert probe.names.sources == ((), (), (0, 1))
-    adds_up(probe, columns, delta, first=1)
+    assert check_sum(probe, columns, delta, first=1) == ["out"]
 
 
 def test_each_call_of_a_shared_layer_has_its_part():
     shared, given = layers.Dense(6, "tanh", name="shared"), keras.Input((6,))
     probe, columns, delta = measure(keras.Model(given, shared(shared(shared(given)))), RNG.normal(size=[9, 6]))
-    assert [p.layer for p in adds_up(probe, columns, delta)] == ["shared#3", "shared#2"]
+    assert check_sum(probe, columns, delta) == ["shared#3", "shared#2"]
 
 
-def test_a_softmax_whose_loss_is_computed_from_its_logits():
-    """Keras' own crossentropy passes the softmax by, so there is no gradient with respect to its output."""
+def test_the_gate_of_a_softmax_is_undefined_if_the_loss_uses_its_logits():
+    """Keras computes cross-entropy from the logits, so there is no gradient with respect to the softmax's output."""
     model = keras.Sequential(
         [keras.Input((6,)), layers.Dense(5, "relu", name="h"), layers.Dense(3, "softmax", name="o")]
     )
@@ -143,7 +152,7 @@ def test_a_softmax_whose_loss_is_computed_from_its_logits():
     assert np.all(np.isfinite([columns["flow_weight"][1], columns["flow_between"][1], delta[0]]))
 
 
-def test_a_tap_has_its_cost_in_between():
+def test_the_cost_of_a_tap_is_in_between():
     w = [tf.Variable(tf.constant(np.linalg.qr(RNG.normal(size=[4, 4]))[0] * 0.1, tf.float32)) for _ in range(2)]
     probe = tapescope.Probe(w)
 
@@ -157,8 +166,3 @@ def test_a_tap_has_its_cost_in_between():
 
     between = step(tf.random.stateless_normal([7, 4], [1, 2])).column("flow_between").numpy()
     np.testing.assert_allclose(between, [np.nan, -1], atol=1e-5)
-
-
-@pytest.mark.parametrize("values", [(np.nan, -1.0, 0.5)])
-def test_a_part_that_is_not_defined_counts_as_nothing(values):
-    assert layer_graph.Part("x", *values).total == -0.5

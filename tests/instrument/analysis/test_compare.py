@@ -1,118 +1,129 @@
-"""Two runs compared: equal ones, and ones that differ in one layer's initializer, told by name."""
+"""Comparison of equal runs, of runs that differ in one layer, and of models with different names."""
 
 import json
-import math
 
-import keras
 import numpy as np
 import pytest
-from scripts.testbed.steps import dense_chain
 
-import tapescope
 from tapescope import cli
-from tapescope.analysis import compare, scaling
-
-RNG = np.random.default_rng(4)
-X, Y = RNG.normal(size=[32, 6]).astype(np.float32), RNG.normal(size=[32, 2]).astype(np.float32)
-
-
-def train(logdir, change=None, steps=10, batch=32, measure=2):
-    model = dense_chain([6, 6, 6, 2], ["relu", "tanh", "sigmoid", "linear"], 6)
-    if change is not None:
-        model.layers[change].kernel.assign(keras.initializers.HeNormal(99)([6, 6]))
-    probe = tapescope.Probe(model)
-    optimizer = keras.optimizers.SGD(0.05)
-    with tapescope.Recorder(logdir, probe) as recorder:
-        for n in range(steps):
-            with probe.tape(n % measure == 0) as tape:
-                loss = keras.ops.mean((model(X[:batch]) - Y[:batch]) ** 2)
-            gradients = tape.gradient(loss, model.trainable_variables)
-            optimizer.apply(gradients, model.trainable_variables)
-            if n % measure == 0:
-                recorder.write(n, tape.reading(), {"loss": loss})
-    return tapescope.Run(logdir)
+from tapescope.analysis.compare import _relative_difference, compare, comparison_json, comparison_text
+from tests.instrument.analysis.runs import record_run
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("one"))
+def changed(tmp_path_factory):
+    """Return a run whose layer1 has another initializer."""
+    return record_run(tmp_path_factory.mktemp("changed"), changed_layer=1)
 
 
-def test_equal_runs(one, tmp_path):
-    result = compare.compare(one, train(tmp_path), 1e-6)
+@pytest.fixture(scope="module")
+def renamed(tmp_path_factory):
+    """Return a run of the same training whose model has another name."""
+    return record_run(tmp_path_factory.mktemp("renamed"), model_name="other")
+
+
+def test_two_runs_of_the_same_training_are_equal(recorded, tmp_path):
+    result = compare(recorded, record_run(tmp_path), tolerance=1e-6)
     assert result.equal
-    assert result.aligned == 5
-    assert result.forward is None
+    assert (result.aligned, result.forward, result.backward, result.unmatched) == (5, None, None, ())
     assert set(result.ratios["gradient_norm"].values()) == {1.0}
-    assert "equal within" in compare.comparison_text(result, 1e-6)
+    assert "equal within 1e-06" in comparison_text(result, 1e-6)
 
 
-@pytest.mark.parametrize("changed", [1, 2])
-def test_a_layer_with_another_initializer_is_named(changed, one, tmp_path):
-    result = compare.compare(one, train(tmp_path, change=changed), 1e-5)
-    assert (result.forward.name, result.forward.step) == (f"layer{changed}", 0)
-    assert (result.backward.name, result.backward.step) == ("layer3", 0)  # the loss differs, so all gradients do
-    text = compare.comparison_text(result, 1e-3)
-    assert f"first in forward order: layer{changed} at step 0" in text
-    data = json.loads(json.dumps(compare.comparison_json(result), allow_nan=False))
-    assert data["forward"]["name"] == f"layer{changed}"
-    assert data["equal"] is False
+@pytest.mark.parametrize("layer", [1, 2])
+def test_the_first_layer_that_differs_is_named(layer, recorded, tmp_path):
+    result = compare(recorded, record_run(tmp_path, changed_layer=layer), tolerance=1e-5)
+    assert (result.forward.name, result.forward.step) == (f"layer{layer}", 0)
 
 
-def test_aligned_by_examples(one, tmp_path):
-    half = train(tmp_path, batch=16, steps=20, measure=1)
-    assert compare.compare(one, half, by="examples").aligned == 5
-    assert compare.compare(one, half).aligned == 5
+def test_the_last_layer_differs_first_on_the_way_back(recorded, changed):
+    """The losses differ, so all gradients do."""
+    result = compare(recorded, changed, tolerance=1e-5)
+    assert (result.backward.name, result.backward.column, result.backward.step) == ("layer3", "delta_norm", 0)
 
 
-def test_what_cannot_be_compared(one, tmp_path):
-    other = train(tmp_path, steps=2)
-    other._series = {k: s._replace(steps=s.steps + 1) for k, s in other._series.items()}
-    with pytest.raises(ValueError, match="no record at the same step"):
-        compare.compare(one, other)
-    with pytest.raises(ValueError, match=r"`tolerance` \(0\) must be a positive"):
-        compare.compare(one, one, 0)
-    with pytest.raises(ValueError, match='must be "step" or "examples"'):
-        compare.compare(one, one, by="time")
+def test_the_text_names_the_first_layer_that_differs(recorded, changed):
+    text = comparison_text(compare(recorded, changed, tolerance=1e-5), 1e-3)
+    assert "first in forward order: layer1 at step 0" in text
+
+
+def test_the_json_has_no_numbers_that_are_not_finite(recorded, changed):
+    data = json.loads(json.dumps(comparison_json(compare(recorded, changed)), allow_nan=False))
+    assert (data["forward"]["name"], data["equal"]) == ("layer1", False)
+
+
+def test_variables_match_without_the_names_of_the_models(recorded, renamed):
+    assert recorded.variables[0] == "chain/layer0/kernel"
+    assert renamed.variables[0] == "other/layer0/kernel"
+    result = compare(recorded, renamed, tolerance=1e-6)
+    assert result.equal
+    assert result.unmatched == ()
+    assert list(result.ratios["gradient_norm"])[:2] == ["layer0/kernel", "layer0/bias"]
+
+
+def test_names_that_are_equal_are_kept_whole(recorded, changed):
+    assert "chain/layer0/kernel" in compare(recorded, changed).ratios["gradient_norm"]
+
+
+def test_layers_that_only_one_run_has_are_named(recorded, tmp_path):
+    result = compare(recorded, record_run(tmp_path, widths=(6, 6, 2)))
+    assert result.unmatched == ("chain/layer3/bias", "chain/layer3/kernel", "layer3")
+
+
+def test_runs_without_a_common_name_are_refused(recorded, copy):
+    for name, series in copy._series.items():
+        family = series.family._replace(names=tuple(f"x{i}" for i in range(len(series.family.names))), details={})
+        copy._series[name] = series._replace(family=family)
+    with pytest.raises(ValueError, match="have no layer or variable in common"):
+        compare(recorded, copy)
+
+
+def test_records_are_aligned_by_examples(recorded, tmp_path):
+    half = record_run(tmp_path, batch=16, steps=6, every=1)
+    assert compare(recorded, half, by="examples").aligned == 2  # after 32 and after 96 examples
+
+
+def test_runs_without_a_common_step_are_refused(recorded, copy):
+    copy._series = {name: series._replace(steps=series.steps + 1) for name, series in copy._series.items()}
+    with pytest.raises(ValueError, match="have no record at the same step; try `by` examples"):
+        compare(recorded, copy)
+
+
+@pytest.mark.parametrize("tolerance", [0, -1, float("nan")])
+def test_a_tolerance_that_is_not_positive_is_refused(recorded, tolerance):
+    with pytest.raises(ValueError, match="`tolerance` must be a positive relative difference, such as 1e-3; got "):
+        compare(recorded, recorded, tolerance)
+
+
+def test_an_unknown_alignment_is_refused(recorded):
+    with pytest.raises(ValueError, match='`by` must be "step" or "examples"; got \'time\''):
+        compare(recorded, recorded, by="time")
 
 
 def test_relative_differences():
     a = np.array([1.0, np.nan, np.nan, 0.0, 1e-9, np.inf])
     b = np.array([1.1, np.nan, 1.0, 0.0, 2e-9, np.inf])
-    np.testing.assert_allclose(compare._relative(a, b), [0.1 / 1.1, 0, np.inf, 0, 1e-9 / (1.1e-6), 0])
+    np.testing.assert_allclose(_relative_difference(a, b), [0.1 / 1.1, 0, np.inf, 0, 1e-9 / 1.1e-6, 0])
 
 
-def speed(replicas, rate, noise=math.nan, batch=64.0):
-    return scaling.Speed("run", replicas, batch, rate, math.nan, (1.0, 1.0, 1.0), noise)
+def test_the_command_line_returns_0_for_equal_runs(recorded):
+    assert cli.main(["compare", recorded.logdir, recorded.logdir]) == 0
 
 
-def test_scaling(one):
-    (result,) = scaling.scaling([one])
-    assert result.efficiency == 1
-    assert result.batch == 32
-    assert result.step_ms[0] <= result.step_ms[1] <= result.step_ms[2]
-    seconds = one.wall_times[-1] - one.wall_times[0]
-    assert result.examples_per_second == pytest.approx(8 * 32 / seconds)
-
-
-@pytest.mark.parametrize(("noise", "verdict"), [(math.nan, "not known"), (1000, "yes"), (64, "partly"), (4, "no:")])
-def test_whether_a_larger_batch_is_worth_it(noise, verdict):
-    assert speed(2, 100, noise).worth.startswith(verdict)
-
-
-def test_the_command_line(one, tmp_path, capsys):
-    other = train(tmp_path / "other", change=1)
-    assert cli.main(["compare", one.logdir, one.logdir]) == 0
-    assert cli.main(["compare", one.logdir, other.logdir]) == 1
+def test_the_command_line_returns_1_for_runs_that_differ(recorded, changed, capsys):
+    assert cli.main(["compare", recorded.logdir, changed.logdir]) == 1
     assert "layer1" in capsys.readouterr().out
-    assert cli.main(["compare", one.logdir, other.logdir, "--json"]) == 1
+
+
+def test_the_command_line_prints_json(recorded, changed, capsys):
+    cli.main(["compare", recorded.logdir, changed.logdir, "--json"])
     assert json.loads(capsys.readouterr().out)["forward"]["name"] == "layer1"
-    assert cli.main(["compare", one.logdir, str(tmp_path / "nowhere")]) == 2
-    assert cli.main(["compare", one.logdir, str(tmp_path)]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert "is no run but holds 1; name one of them" in lines[1]
-    assert cli.main(["scaling", one.logdir, other.logdir]) == 0
-    assert "efficiency" in capsys.readouterr().out
-    assert cli.main(["report", one.logdir, f"--output={tmp_path / 'page.html'}"]) == 0
-    assert (tmp_path / "page.html").stat().st_size > 1e6
+
+
+def test_the_command_line_compares_models_with_different_names(recorded, renamed):
+    assert cli.main(["compare", recorded.logdir, renamed.logdir]) == 0
+
+
+def test_the_command_line_returns_2_for_a_directory_without_a_run(recorded, tmp_path, capsys):
+    assert cli.main(["compare", recorded.logdir, str(tmp_path / "nowhere")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -1,0 +1,48 @@
+"""The report is one page that needs nothing else."""
+
+import re
+
+import pytest
+
+import tapescope
+from tapescope import cli
+from tests.instrument.analysis.runs import record_run
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """Return the text of a page about two runs, the first of which has markup in its name."""
+    directory = tmp_path_factory.mktemp("runs")
+    first = record_run(directory / "<b>first")
+    second = record_run(directory / "second", steps=6)
+    tapescope.write_report([first, second], directory / "page.html")
+    return (directory / "page.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def markup(page):
+    """Return the page without its scripts."""
+    return re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+
+
+def test_the_page_loads_nothing(markup):
+    assert "http" not in markup
+
+
+def test_names_are_shown_as_text(markup):
+    assert "<b>first" not in markup
+    assert "&lt;b&gt;first" in markup
+
+
+def test_every_run_has_its_figures(markup):
+    assert markup.count("Flow budget") == 2
+    assert markup.count("<h3>Gradient norm</h3>") == 2
+
+
+def test_every_figure_is_drawn(page, markup):
+    assert page.count("Plotly.newPlot(document") == markup.count("<h3>") == 2 + 2 * 7
+
+
+def test_the_command_line_writes_the_page(recorded, tmp_path):
+    assert cli.main(["report", recorded.logdir, f"--output={tmp_path / 'page.html'}"]) == 0
+    assert (tmp_path / "page.html").stat().st_size > 1e6
