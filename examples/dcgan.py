@@ -1,8 +1,8 @@
-"""DCGAN: a generator and a discriminator of convolutions, with an optimizer and a tape each, on handwritten digits.
+"""DCGAN: a convolutional generator and discriminator, each with its optimizer and tape, on handwritten digits.
 
-After TensorFlow's tutorial "Deep Convolutional Generative Adversarial Network"
-(tensorflow.org/tutorials/generative/dcgan). One probe holds both networks; each layer is read from the tape that trains
-it. What tapescope changes is marked with <--. Run it: python examples/dcgan.py [--plain]
+Based on TensorFlow's tutorial "Deep Convolutional Generative Adversarial Network"
+(tensorflow.org/tutorials/generative/dcgan). One probe has both networks, and each layer is read from the tape that
+trains it. Lines that tapescope changes are marked with <--. To run it: python examples/dcgan.py [--plain]
 """
 
 import sys
@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 
 import tapescope
 
-BATCH, NOISE = 64, 32
+BATCH = 64
+NOISE = 32
 
 
 def make_generator():
@@ -52,13 +53,15 @@ def make_discriminator():
 
 
 def train(measure=True, epochs=12, logdir="runs/dcgan"):
-    """Returns the two networks, both losses of each step, and how often the discriminator sees through a fake."""
+    """Train; return both networks, both losses of each step, and the share of fakes that the discriminator detects."""
     keras.utils.set_random_seed(1)
     images = (load_digits().images[..., None] / 8 - 1).astype("float32")
     batches = tf.data.Dataset.from_tensor_slices(images).shuffle(2000, seed=1).batch(BATCH, drop_remainder=True)
-    generator, discriminator = make_generator(), make_discriminator()
-    generator_optimizer, discriminator_optimizer = keras.optimizers.Adam(1e-3), keras.optimizers.Adam(1e-3)
-    noise_seed = keras.random.SeedGenerator(1)  # a variable: tf.random's state is each compiled program's own
+    generator = make_generator()
+    discriminator = make_discriminator()
+    generator_optimizer = keras.optimizers.Adam(1e-3)
+    discriminator_optimizer = keras.optimizers.Adam(1e-3)
+    noise_seed = keras.random.SeedGenerator(1)  # a variable, because tf.random has a state for each compiled program
     cross_entropy = keras.losses.BinaryCrossentropy(from_logits=True)
 
     probe = tapescope.Probe([generator, discriminator])  # <--
@@ -70,26 +73,27 @@ def train(measure=True, epochs=12, logdir="runs/dcgan"):
         # was: with tf.GradientTape() as gen_tape, tf.GradientTape() as disc_tape:
         with probe.tape(measure) as gen_tape, probe.tape(measure) as disc_tape:  # <--
             generated = generator(noise, training=True)
-            real, fake = discriminator(images, training=True), discriminator(generated, training=True)
+            real = discriminator(images, training=True)
+            fake = discriminator(generated, training=True)
             gen_loss = cross_entropy(tf.ones_like(fake), fake)
             disc_loss = cross_entropy(tf.ones_like(real), real) + cross_entropy(tf.zeros_like(fake), fake)
         gen_gradients = gen_tape.gradient(gen_loss, generator.trainable_variables)
         disc_gradients = disc_tape.gradient(disc_loss, discriminator.trainable_variables)
         generator_optimizer.apply(gen_gradients, generator.trainable_variables)
         discriminator_optimizer.apply(disc_gradients, discriminator.trainable_variables)
-        seen_through = tf.reduce_mean(tf.cast(fake < 0, tf.float32))
-        return gen_loss, disc_loss, seen_through, gen_tape.reading(disc_tape)  # <-- the last is new
+        detected = tf.reduce_mean(tf.cast(fake < 0, tf.float32))
+        return gen_loss, disc_loss, detected, gen_tape.reading(disc_tape)  # <-- the last one is new
 
     losses = []
     with tapescope.Recorder(logdir, probe, when) as recorder:  # <--
         for _ in range(epochs):
             for batch in batches:
                 step = len(losses)
-                gen_loss, disc_loss, seen_through, reading = train_step(batch, when(step))
+                gen_loss, disc_loss, detected, reading = train_step(batch, when(step))
                 losses.append((float(gen_loss), float(disc_loss)))
                 recorder.write(step, reading, scalars={"loss": gen_loss, "loss_discriminator": disc_loss})  # <--
-    return (generator, discriminator), losses, float(seen_through)
+    return (generator, discriminator), losses, float(detected)
 
 
 if __name__ == "__main__":
-    print("fakes that the discriminator sees through:", train(measure="--plain" not in sys.argv)[-1])
+    print("share of fakes that the discriminator detects:", train(measure="--plain" not in sys.argv)[-1])

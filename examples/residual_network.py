@@ -1,7 +1,8 @@
-"""A small ResNet in a custom loop, with gradients clipped by their global norm, on made images of 16 x 16 pixels.
+"""A small ResNet in a custom loop, with gradients clipped by their global norm, on generated 16 x 16 images.
 
-After Keras' example "Trains a ResNet on the CIFAR10 dataset" (keras.io/zh/examples/cifar10_resnet), its first version
-with two blocks. What tapescope changes is marked with <--. Run it: python examples/residual_network.py [--plain]
+Based on Keras' example "Trains a ResNet on the CIFAR10 dataset" (keras.io/zh/examples/cifar10_resnet), its first
+version with two blocks. Lines that tapescope changes are marked with <--.
+To run it: python examples/residual_network.py [--plain]
 """
 
 import sys
@@ -17,16 +18,18 @@ CLASSES = 4
 
 
 def make_data(images=512):
-    """Stripes of a class's own direction and colour, in noise."""
-    rng, (row, column) = np.random.default_rng(0), np.mgrid[:16, :16]
+    """Generate noisy images of stripes; the class is the direction of the stripes."""
+    rng = np.random.default_rng(0)
+    row, column = np.mgrid[:16, :16]
     labels = rng.integers(CLASSES, size=images)
-    angle, phase = np.pi * labels / CLASSES, rng.uniform(0, 6, images)
+    angle = np.pi * labels / CLASSES
+    phase = rng.uniform(0, 6, images)
     along = np.cos(angle)[:, None, None] * row + np.sin(angle)[:, None, None] * column
     stripes = np.sin(along + phase[:, None, None])[..., None] * rng.normal(1, 0.3, [images, 1, 1, 3])
     return (stripes + rng.normal(size=[images, 16, 16, 3])).astype("float32"), labels
 
 
-def unit(x, filters, strides=1, activation="relu"):
+def residual_unit(x, filters, strides=1, activation="relu"):
     x = layers.Conv2D(filters, 3, strides, padding="same", kernel_regularizer=keras.regularizers.L2(1e-4))(x)
     x = layers.BatchNormalization()(x)
     return layers.Activation(activation)(x) if activation else x
@@ -34,9 +37,9 @@ def unit(x, filters, strides=1, activation="relu"):
 
 def make_model():
     inputs = keras.Input((16, 16, 3))
-    x = unit(inputs, 8)
+    x = residual_unit(inputs, 8)
     for filters, strides in ((8, 1), (16, 2)):
-        y = unit(unit(x, filters, strides), filters, activation=None)
+        y = residual_unit(residual_unit(x, filters, strides), filters, activation=None)
         if strides > 1:
             x = layers.Conv2D(filters, 1, strides, padding="same", name="shortcut")(x)
         x = layers.Activation("relu")(layers.add([x, y]))
@@ -45,11 +48,13 @@ def make_model():
 
 
 def train(measure=True, epochs=8, logdir="runs/resnet"):
-    """Returns the model, the loss of each step, and the share of the last 128 images that it gets right."""
+    """Train; return the model, the loss of each step, and the accuracy on the last 128 images."""
     keras.utils.set_random_seed(1)
-    (x, y), model = make_data(), make_model()
+    x, y = make_data()
+    model = make_model()
     batches = tf.data.Dataset.from_tensor_slices((x[:-128], y[:-128])).shuffle(384, seed=1).batch(32)
-    optimizer, loss_fn = keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy()
+    optimizer = keras.optimizers.Adam(3e-3)
+    loss_fn = keras.losses.SparseCategoricalCrossentropy()
 
     probe = tapescope.Probe(model)  # <--
     when = tapescope.every(10) if measure else tapescope.never()  # <--

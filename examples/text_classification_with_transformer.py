@@ -1,8 +1,8 @@
-"""Text classification with a transformer block, trained with `fit`, on made sentences.
+"""Text classification with a transformer block, trained with `fit` on generated sentences.
 
-After Keras' example of that name (keras.io/examples/nlp/text_classification_with_transformer). A sentence is "positive"
-if its last word of judgement is. What tapescope changes is marked with <--.
-Run it: python examples/text_classification_with_transformer.py [--plain]
+Based on Keras' example of that name (keras.io/examples/nlp/text_classification_with_transformer). The last good or bad
+word of a sentence decides its class. Lines that tapescope changes are marked with <--.
+To run it: python examples/text_classification_with_transformer.py [--plain]
 """
 
 import sys
@@ -13,7 +13,10 @@ from keras import layers, ops
 
 import tapescope
 
-WORDS, LENGTH, WIDTH, HEADS = 100, 20, 16, 2
+WORDS = 100
+LENGTH = 20
+WIDTH = 16
+HEADS = 2
 
 
 class TransformerBlock(layers.Layer):
@@ -23,8 +26,10 @@ class TransformerBlock(layers.Layer):
         self.feed_forward = keras.Sequential(
             [layers.Dense(32, activation="relu", name="inner"), layers.Dense(WIDTH, name="outer")], name="feed_forward"
         )
-        self.norm_1, self.norm_2 = layers.LayerNormalization(epsilon=1e-6), layers.LayerNormalization(epsilon=1e-6)
-        self.dropout_1, self.dropout_2 = layers.Dropout(rate), layers.Dropout(rate)
+        self.norm_1 = layers.LayerNormalization(epsilon=1e-6)
+        self.norm_2 = layers.LayerNormalization(epsilon=1e-6)
+        self.dropout_1 = layers.Dropout(rate)
+        self.dropout_2 = layers.Dropout(rate)
 
     def call(self, inputs, training=False):
         attended = self.dropout_1(self.attention(inputs, inputs), training=training)
@@ -43,7 +48,7 @@ class TokenAndPositionEmbedding(layers.Layer):
 
 
 def make_data(sentences=1024):
-    """Words 1 to 3 are good, 4 to 6 bad, all others mean nothing."""
+    """Generate sentences: words 1 to 3 are good, 4 to 6 are bad, all others are neutral."""
     rng = np.random.default_rng(0)
     texts = rng.integers(7, WORDS, [sentences, LENGTH])
     places = np.argsort(rng.random([sentences, LENGTH]))[:, :3]
@@ -62,10 +67,12 @@ def make_model():
 
 
 def train(measure=True, epochs=12, logdir="runs/transformer"):
-    """Returns the model, the loss of each epoch, and the accuracy on the validation data."""
+    """Train; return the model, the loss of each epoch, and the accuracy on the validation data."""
     keras.utils.set_random_seed(1)
-    (x, y), model = make_data(), make_model()
-    optimizer = keras.optimizers.Adam(5e-3)  # below: XLA rounds each program its own way
+    x, y = make_data()
+    model = make_model()
+    optimizer = keras.optimizers.Adam(5e-3)
+    # Without jit_compile=False, XLA would round the measured and the plain program differently.
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
     callbacks = [tapescope.Monitor(logdir)] if measure else []  # <--
     history = model.fit(

@@ -1,7 +1,8 @@
-"""Time series forecasting with an LSTM, trained with `fit` until the validation loss no longer falls.
+"""Time series forecasting with an LSTM, trained with `fit` until the validation loss stops falling.
 
-After TensorFlow's tutorial of that name (tensorflow.org/tutorials/structured_data/time_series), on a made temperature.
-What tapescope changes is marked with <--. Run it: python examples/time_series_forecasting.py [--plain]
+Based on TensorFlow's tutorial of that name (tensorflow.org/tutorials/structured_data/time_series), on generated
+temperatures. Lines that tapescope changes are marked with <--.
+To run it: python examples/time_series_forecasting.py [--plain]
 """
 
 import sys
@@ -15,8 +16,9 @@ HOURS = 24
 
 
 def make_data(days=60):
-    """Hourly temperature, standardized, with the time of day as sine and cosine: [windows, HOURS, 3], the next hour."""
-    rng, hour = np.random.default_rng(0), np.arange(24 * days)
+    """Generate hourly temperatures with the time of day as sine and cosine: [windows, HOURS, 3], and the next hours."""
+    rng = np.random.default_rng(0)
+    hour = np.arange(24 * days)
     day = 2 * np.pi * hour / 24
     weather = np.convolve(rng.normal(size=len(hour) + 47), np.ones(48) / 7, "valid")
     temperature = np.sin(day - 2) + 0.5 * weather + 0.1 * rng.normal(size=len(hour))
@@ -38,9 +40,10 @@ def make_model():
 
 
 def train(measure=True, epochs=8, logdir="runs/time_series"):
-    """Returns the model, the loss of each epoch, and the mean absolute error on the last fifth of the time."""
+    """Train; return the model, the loss of each epoch, and the mean absolute error on the last fifth of the time."""
     keras.utils.set_random_seed(1)
-    (x, y), model = make_data(), make_model()
+    x, y = make_data()
+    model = make_model()
     split = len(x) * 4 // 5
     model.compile(keras.optimizers.Adam(1e-2), keras.losses.MeanSquaredError(), metrics=["mean_absolute_error"])
     callbacks = [keras.callbacks.EarlyStopping(monitor="val_loss", patience=2)]

@@ -1,7 +1,7 @@
-"""Variational autoencoder with a `train_step` of its own, trained with `fit`, on handwritten digits.
+"""Variational autoencoder with a custom `train_step`, trained with `fit` on handwritten digits.
 
-After Keras' example "Variational AutoEncoder" (keras.io/examples/generative/vae). What tapescope changes is marked with
-<--. Run it: python examples/variational_autoencoder.py [--plain]
+Based on Keras' example "Variational AutoEncoder" (keras.io/examples/generative/vae). Lines that tapescope changes are
+marked with <--. To run it: python examples/variational_autoencoder.py [--plain]
 """
 
 import sys
@@ -17,7 +17,7 @@ LATENT = 2
 
 
 class Sampling(layers.Layer):
-    """Draws z from the normal distribution that the encoder describes."""
+    """A layer that draws z from the normal distribution that the encoder describes."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -33,7 +33,8 @@ def make_encoder():
     x = layers.Conv2D(8, 3, activation="relu", strides=2, padding="same", name="conv_1")(inputs)
     x = layers.Conv2D(16, 3, activation="relu", strides=2, padding="same", name="conv_2")(x)
     x = layers.Dense(16, activation="relu", name="dense")(layers.Flatten()(x))
-    mean, log_var = layers.Dense(LATENT, name="z_mean")(x), layers.Dense(LATENT, name="z_log_var")(x)
+    mean = layers.Dense(LATENT, name="z_mean")(x)
+    log_var = layers.Dense(LATENT, name="z_log_var")(x)
     return keras.Model(inputs, [mean, log_var, Sampling(name="z")([mean, log_var])], name="encoder")
 
 
@@ -48,11 +49,12 @@ def make_decoder():
 
 
 class VAE(keras.Model):
-    """Encoder and decoder; the loss is the reconstruction's and the Kullback-Leibler divergence."""
+    """An encoder and a decoder; the loss is the reconstruction loss plus the Kullback-Leibler divergence."""
 
     def __init__(self, encoder, decoder, **kwargs):
         super().__init__(**kwargs)
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder = encoder
+        self.decoder = decoder
         self.trackers = [keras.metrics.Mean(name=name) for name in ("loss", "reconstruction_loss", "kl_loss")]
 
     @property
@@ -60,7 +62,7 @@ class VAE(keras.Model):
         return self.trackers
 
     def train_step(self, data):
-        with tf.GradientTape() as tape:  # as it was: Monitor finds it
+        with tf.GradientTape() as tape:  # unchanged: Monitor finds this tape
             mean, log_var, z = self.encoder(data, training=True)
             pixels = keras.losses.binary_crossentropy(data, self.decoder(z, training=True))
             reconstruction = ops.mean(ops.sum(pixels, axis=(1, 2)))
@@ -74,11 +76,11 @@ class VAE(keras.Model):
 
 
 def train(measure=True, epochs=15, logdir="runs/vae"):
-    """Returns the model, the loss of each epoch, and the last one."""
+    """Train; return the model, the loss of each epoch, and the last loss."""
     keras.utils.set_random_seed(1)
     images = (load_digits().images[..., None] / 16).astype("float32")
     vae = VAE(make_encoder(), make_decoder())
-    vae.compile(optimizer=keras.optimizers.Adam(3e-3), jit_compile=False)  # XLA rounds each program its own way
+    vae.compile(optimizer=keras.optimizers.Adam(3e-3), jit_compile=False)  # XLA rounds each program differently
     callbacks = [tapescope.Monitor(logdir)] if measure else []  # <--
     history = vae.fit(images, epochs=epochs, batch_size=128, verbose=0, callbacks=callbacks)  # <-- was: no callbacks
     return vae, history.history["loss"], history.history["loss"][-1]

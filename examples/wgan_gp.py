@@ -1,8 +1,8 @@
 """WGAN-GP: a `train_step` with two networks, two optimizers and a gradient penalty, trained with `fit`.
 
-After Keras' example "WGAN-GP overriding Model.train_step" (keras.io/examples/generative/wgan_gp), on points that lie on
-a ring. The tapes of `train_step` stay as they are: Monitor finds them, and reads each layer from the one that trains
-it. What tapescope changes is marked with <--. Run it: python examples/wgan_gp.py [--plain]
+Based on Keras' example "WGAN-GP overriding Model.train_step" (keras.io/examples/generative/wgan_gp), with points on a
+ring as data. The tapes of `train_step` are unchanged: Monitor finds them and reads each layer from the tape that trains
+it. Lines that tapescope changes are marked with <--. To run it: python examples/wgan_gp.py [--plain]
 """
 
 import sys
@@ -24,20 +24,23 @@ def make_network(name, inputs, outputs):
 class WGAN(keras.Model):
     def __init__(self, critic, generator, critic_steps=3, penalty=10.0):
         super().__init__()
-        self.critic, self.generator = critic, generator
-        self.critic_steps, self.penalty = critic_steps, penalty
-        self.seed = keras.random.SeedGenerator(1)  # a variable: tf.random's state is each compiled program's own
+        self.critic = critic
+        self.generator = generator
+        self.critic_steps = critic_steps
+        self.penalty = penalty
+        self.seed = keras.random.SeedGenerator(1)  # a variable, because tf.random has a state for each compiled program
 
     def compile(self, critic_optimizer, generator_optimizer):
-        super().compile(jit_compile=False)  # XLA rounds each program its own way
-        self.critic_optimizer, self.generator_optimizer = critic_optimizer, generator_optimizer
+        super().compile(jit_compile=False)  # XLA rounds each program differently
+        self.critic_optimizer = critic_optimizer
+        self.generator_optimizer = generator_optimizer
 
     def gradient_penalty(self, real, fake):
         between = real + keras.random.uniform([tf.shape(real)[0], 1], seed=self.seed) * (fake - real)
         with tf.GradientTape() as tape:
             tape.watch(between)
-            judged = self.critic(between, training=True)
-        norm = tf.norm(tape.gradient(judged, between), axis=1)
+            scores = self.critic(between, training=True)
+        norm = tf.norm(tape.gradient(scores, between), axis=1)
         return tf.reduce_mean((norm - 1) ** 2)
 
     def train_step(self, real):
@@ -58,7 +61,7 @@ class WGAN(keras.Model):
 
 
 def train(measure=True, epochs=100, logdir="runs/wgan_gp"):
-    """Returns the model, the critic's loss after each epoch, and how far generated points are from the ring."""
+    """Train; return the model, the critic's loss of each epoch, and the mean distance of its points from the ring."""
     keras.utils.set_random_seed(1)
     angle = np.random.default_rng(0).uniform(0, 2 * np.pi, 1024)
     points = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype("float32")
@@ -66,8 +69,8 @@ def train(measure=True, epochs=100, logdir="runs/wgan_gp"):
     wgan.compile(*(keras.optimizers.Adam(2e-3, beta_1=0.5, beta_2=0.9) for _ in range(2)))
     callbacks = [tapescope.Monitor(logdir)] if measure else []  # <--
     history = wgan.fit(points, batch_size=128, epochs=epochs, verbose=0, callbacks=callbacks)  # <-- was: no callbacks
-    made = wgan.generator(tf.random.stateless_normal([512, NOISE], [1, 2]))
-    return wgan, history.history["critic_loss"], float(tf.reduce_mean(tf.abs(tf.norm(made, axis=1) - 1)))
+    generated = wgan.generator(tf.random.stateless_normal([512, NOISE], [1, 2]))
+    return wgan, history.history["critic_loss"], float(tf.reduce_mean(tf.abs(tf.norm(generated, axis=1) - 1)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Writing a training loop from scratch: handwritten digits, a dense network, metrics and validation by hand.
+"""A training loop from scratch: a dense network on handwritten digits, with metrics and validation written out.
 
-After Keras' guide of that name (keras.io/guides/writing_a_custom_training_loop_in_tensorflow). What tapescope changes
-is marked with <--. Run it: python examples/writing_a_training_loop_from_scratch.py [--plain]
+Based on Keras' guide of that name (keras.io/guides/writing_a_custom_training_loop_in_tensorflow). Lines that tapescope
+changes are marked with <--. To run it: python examples/writing_a_training_loop_from_scratch.py [--plain]
 """
 
 import sys
@@ -14,7 +14,7 @@ import tapescope
 
 
 def make_data():
-    """8 x 8 pixels between 0 and 1, and labels: 1,500 to train on, the rest to validate."""
+    """Return batches of 8 x 8 pixels between 0 and 1 and labels: 1,500 digits for training, the rest for validation."""
     images, labels = load_digits(return_X_y=True)
     data = tf.data.Dataset.from_tensor_slices(((images / 16).astype("float32"), labels))
     return data.take(1500).shuffle(1500, seed=1).batch(64), data.skip(1500).batch(64)
@@ -28,9 +28,10 @@ def make_model():
 
 
 def train(measure=True, epochs=8, logdir="runs/training_loop"):
-    """Returns the model, the loss of each step, and the accuracy on the validation data."""
+    """Train; return the model, the loss of each step, and the accuracy on the validation data."""
     keras.utils.set_random_seed(1)
-    (train_data, validation_data), model = make_data(), make_model()
+    train_data, validation_data = make_data()
+    model = make_model()
     optimizer = keras.optimizers.Adam(1e-3)
     loss_fn = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     train_accuracy = keras.metrics.SparseCategoricalAccuracy()
@@ -63,8 +64,9 @@ def train(measure=True, epochs=8, logdir="runs/training_loop"):
                 recorder.write(step, reading, scalars={"loss": loss})  # <--
             for x, y in validation_data:
                 test_step(x, y)
-            trained, validated = float(train_accuracy.result()), float(validation_accuracy.result())
-            print(f"epoch {epoch}: loss {losses[-1]:.3f}, accuracy {trained:.3f}, validation accuracy {validated:.3f}")
+            accuracy = float(train_accuracy.result())
+            validated = float(validation_accuracy.result())
+            print(f"epoch {epoch}: loss {losses[-1]:.3f}, accuracy {accuracy:.3f}, validation accuracy {validated:.3f}")
             train_accuracy.reset_state()
             validation_accuracy.reset_state()
     return model, losses, validated

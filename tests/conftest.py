@@ -1,4 +1,4 @@
-"""Two logical CPU devices and no GPU for every test in this process; set before TensorFlow wakes up."""
+"""Four logical CPU devices and no GPU for every test of this process, set before TensorFlow starts."""
 
 import os
 import pathlib
@@ -20,23 +20,25 @@ tf.config.set_logical_device_configuration(
 
 @pytest.fixture(autouse=True)
 def _fresh_names():
-    """Keras numbers layer names per process; every test starts again at `dense`."""
-    tf.keras.backend.clear_session(free_memory=False)  # collecting garbage would take longer than most tests
+    """Restart Keras' numbering of layer names, so that it does not depend on the tests before."""
+    tf.keras.backend.clear_session(free_memory=False)  # freeing memory would take longer than most tests
     yield
-    # A tape that is still open would record all that follows in this process.
+    # A tape that is still open would record everything that follows in this process.
     assert pywrap_tfe.TFE_Py_TapeSetIsEmpty(), "a tf.GradientTape was left open"
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """The wheel of the working tree as it is, committed or not."""
-    root, made = pathlib.Path(__file__).parents[1], tmp_path_factory.mktemp("wheel")
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listed, cwd=root, capture_output=True, check=True, text=True).stdout.split("\0"):
+    """Build the wheel of the working tree, committed or not."""
+    root = pathlib.Path(__file__).parents[1]
+    directory = tmp_path_factory.mktemp("wheel")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(command, cwd=root, capture_output=True, check=True, text=True).stdout.split("\0"):
         if name and not name.startswith(("docs/", "tests/")) and (root / name).is_file():
-            (made / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(root / name, made / "tree" / name)
-    build = [sys.executable, "-m", "pip", "-q", "wheel", "--no-deps", "--no-build-isolation", "-w", made, made / "tree"]
-    subprocess.run(build, check=True, timeout=200)
-    (found,) = made.glob("tapescope-*.whl")
-    return found
+            copy = directory / "tree" / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name, copy)
+    build = [sys.executable, "-m", "pip", "-q", "wheel", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "-w", directory, directory / "tree"], check=True, timeout=200)
+    (wheel,) = directory.glob("tapescope-*.whl")
+    return wheel
