@@ -1,10 +1,13 @@
-"""Every kind of model: the rows it has, the gradients that a plain tape would give, and their norms in float64."""
+"""Every kind of model: its rows, the gradients that a plain tape gives, and their norms in float64."""
+
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from scripts.testbed.steps import measured
 
 import tapescope
 
@@ -23,15 +26,17 @@ def sequential(shape, *stack, dtype="float32"):
 
 
 def many_inputs_and_outputs():
-    left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
-    both = layers.concatenate([dense(3, "l", "relu")(left), dense(3, "r", "tanh")(right)])
-    return keras.Model([left, right], {"class": dense(2, "class", "softmax")(both), "value": dense(1, "value")(both)})
+    left = keras.Input((4,), name="left")
+    right = keras.Input((4,), name="right")
+    joined = layers.concatenate([dense(3, "l", "relu")(left), dense(3, "r", "tanh")(right)])
+    outputs = {"class": dense(2, "class", "softmax")(joined), "value": dense(1, "value")(joined)}
+    return keras.Model([left, right], outputs)
 
 
 def attention():
-    given = keras.Input((5, 4))
-    x = layers.MultiHeadAttention(2, 3, name="mha")(given, given)
-    return keras.Model(given, dense(2, "out")(layers.LayerNormalization()(layers.add([x, given]))))
+    inputs = keras.Input((5, 4))
+    x = layers.MultiHeadAttention(2, 3, name="mha")(inputs, inputs)
+    return keras.Model(inputs, dense(2, "out")(layers.LayerNormalization()(layers.add([x, inputs]))))
 
 
 def partly_frozen():
@@ -41,18 +46,19 @@ def partly_frozen():
 
 
 class Tied(keras.Model):
-    """The embedding is the output's matrix too, as in language models."""
+    """A model whose embedding is also the matrix of the output, as in language models."""
 
     def __init__(self):
         super().__init__()
-        self.tokens, self.hidden = layers.Embedding(6, 4, name="tokens"), dense(4, "hidden", "gelu")
+        self.tokens = layers.Embedding(6, 4, name="tokens")
+        self.hidden = dense(4, "hidden", "gelu")
 
     def call(self, x):
         return tf.matmul(self.hidden(self.tokens(x)), self.tokens.embeddings, transpose_b=True)
 
 
 class Inner(layers.Layer):
-    """A layer of layers, built when it is first called, with an argument that is no tensor and several outputs."""
+    """A layer of layers, built at its first call, with an argument that is not a tensor and several outputs."""
 
     def build(self, shape):
         self.blocks = [dense(shape[-1], f"block_{i}", "elu") for i in range(2)]
@@ -64,42 +70,46 @@ class Inner(layers.Layer):
 
 
 class Lazy(keras.Model):
+    """A model whose layers are built at their first call."""
+
     def __init__(self):
         super().__init__()
-        self.inner, self.out = Inner(name="inner"), dense(1, "out")
+        self.inner = Inner(name="inner")
+        self.out = dense(1, "out")
 
     def call(self, x):
         return self.out(self.inner(x, scale=0.5)[0])
 
 
 class Looped(keras.Model):
-    """One layer runs inside a `tf.map_fn`, a graph of its own; one returns integers."""
+    """A model with a layer inside `tf.map_fn`, whose body is a graph of its own."""
 
     def __init__(self):
         super().__init__()
-        self.inside, self.out = dense(3, "inside", "relu"), dense(1, "out")
+        self.inside = dense(3, "inside", "relu")
+        self.out = dense(1, "out")
 
     def call(self, x):
-        self.inside(x[:1])  # builds it
+        self.inside(x[:1])  # builds the layer
         mapped = tf.map_fn(lambda row: self.inside(row[None])[0], x, fn_output_signature=tf.float32)
         return self.out(mapped)
 
 
 class Cell(layers.Layer):
-    """A recurrent cell of one's own."""
+    """A custom recurrent cell."""
 
     state_size = output_size = 3
 
     def build(self, shape):
-        self.both = dense(3, "both", "tanh")
+        self.dense = dense(3, "both", "tanh")
 
     def call(self, x, states):
-        new = self.both(tf.concat([x, states[0]], axis=1))
+        new = self.dense(tf.concat([x, states[0]], axis=1))
         return new, [new]
 
 
 class Gated(layers.Layer):
-    """As ReZero: a residual that a scalar opens."""
+    """A residual branch that a scalar scales, as in ReZero."""
 
     def build(self, shape):
         self.gate = self.add_weight(shape=(), initializer="ones", name="gate")
@@ -110,12 +120,13 @@ class Gated(layers.Layer):
 
 
 class Mixture(keras.Model):
-    """Of experts, each with a share of every example."""
+    """A mixture of experts; each gets a share of every example."""
 
     def __init__(self):
         super().__init__()
         self.experts = [dense(3, f"expert_{i}", "gelu") for i in range(2)]
-        self.router, self.out = dense(2, "router", "softmax"), dense(1, "out")
+        self.router = dense(2, "router", "softmax")
+        self.out = dense(1, "out")
 
     def call(self, x):
         share = self.router(x)
@@ -123,11 +134,12 @@ class Mixture(keras.Model):
 
 
 class Rounded(keras.Model):
-    """What is rounded is passed straight through on the way back."""
+    """A model with a rounded code and a straight-through gradient."""
 
     def __init__(self):
         super().__init__()
-        self.code, self.out = dense(3, "code", "tanh"), dense(1, "out")
+        self.code = dense(3, "code", "tanh")
+        self.out = dense(1, "out")
 
     def call(self, x):
         code = self.code(x)
@@ -135,7 +147,7 @@ class Rounded(keras.Model):
 
 
 def adapted():
-    """By LoRA: the kernel is frozen, two thin matrices beside it are trained."""
+    """Return a model adapted by LoRA: the kernel is frozen and two thin matrices next to it are trained."""
     model = sequential((4,), dense(3, "a", "relu"), dense(2, "b"))
     model.layers[0].enable_lora(2)
     return model
@@ -148,26 +160,31 @@ KINDS = {
     "lstm": (lambda: sequential((5, 4), layers.LSTM(3, name="lstm"), dense(1, "out")), SEQUENCES, ("lstm", "out")),
     "gru": (
         lambda: sequential((5, 4), layers.GRU(3, return_sequences=True, name="gru"), dense(1, "out")),
-        *(SEQUENCES, ("gru", "out")),
+        SEQUENCES,
+        ("gru", "out"),
     ),
     "bidirectional": (
         lambda: sequential((5, 4), layers.Bidirectional(layers.LSTM(3, name="rnn"), name="both"), dense(1, "out")),
-        *(SEQUENCES, ("both/forward_rnn", "both/backward_rnn", "out")),
+        SEQUENCES,
+        ("both/forward_rnn", "both/backward_rnn", "out"),
     ),
     "own_cell": (lambda: sequential((5, 4), layers.RNN(Cell(), name="rnn"), dense(1, "out")), SEQUENCES, ("out",)),
     "time_distributed": (
         lambda: sequential((5, 4), layers.TimeDistributed(dense(3, "d", "relu"), name="td"), dense(1, "out")),
-        *(SEQUENCES, ("out",)),
+        SEQUENCES,
+        ("out",),
     ),
     "norm_and_dropout": (
         lambda: sequential(
             (4,), dense(6, "a", "relu"), layers.BatchNormalization(), layers.Dropout(0.5, seed=3), dense(1, "out")
         ),
-        *(VECTORS, ("a", "out")),
+        VECTORS,
+        ("a", "out"),
     ),
     "embedding": (
         lambda: sequential((5,), layers.Embedding(6, 3), layers.Flatten(), dense(1, "out"), dtype="int32"),
-        *(TOKENS, ("out",)),
+        TOKENS,
+        ("out",),
     ),
     "partly_frozen": (partly_frozen, VECTORS, ("a", "b", "c")),
     "tied": (Tied, TOKENS, ("hidden",)),
@@ -184,52 +201,97 @@ def squares(outputs):
 
 
 def twins(make):
-    """Two models with the same weights and the same random numbers to come."""
+    """Yield two models with the same weights and the same state of the random generators."""
     for _ in range(2):
         keras.utils.set_random_seed(0)
         keras.backend.clear_session()
         yield make()
 
 
-def check(make, x, rows, compiled=True, **kwargs):
-    mine, theirs = twins(make)
-    for model in (mine, theirs):
+class Comparison(NamedTuple):
+    """A measured step of a model, and what a plain tape gives."""
+
+    probe: tapescope.Probe
+    model: keras.Model
+    gradients: list
+    reading: Any
+    expected: list
+
+
+def compare(make, x, compiled=True, **options):
+    """Take a measured and a plain step of twins; `options` are those of `tf.function`."""
+    model, twin = twins(make)
+    for each in (model, twin):
         keras.utils.set_random_seed(1)
-        model(x)
-    probe = tapescope.Probe(mine)
+        each(x)
+    probe = tapescope.Probe(model)
 
     def step():
-        with probe.tape(True) as tape:
-            loss = squares(mine(x, training=True))
-        return tape.gradient(loss, mine.trainable_variables), tape.reading()
+        taken = measured(probe, lambda: squares(model(x, training=True)), model.trainable_variables)
+        return taken.gradients, taken.reading
 
     def plain_step():
         with tf.GradientTape() as tape:
-            loss = squares(theirs(x, training=True))
-        return tape.gradient(loss, theirs.trainable_variables)
+            loss = squares(twin(x, training=True))
+        return tape.gradient(loss, twin.trainable_variables)
 
-    wrap = (lambda f: tf.function(f, **kwargs)) if compiled else (lambda f: f)
-    (gradients, reading), expected = wrap(step)(), wrap(plain_step)()
-    assert probe.layers == rows
-    for gradient, other in zip(gradients, expected, strict=True):
+    if compiled:
+        step = tf.function(step, **options)
+        plain_step = tf.function(plain_step, **options)
+    gradients, reading = step()
+    return Comparison(probe=probe, model=model, gradients=gradients, reading=reading, expected=plain_step())
+
+
+def assert_gradients_of_a_plain_tape(comparison):
+    for gradient, other in zip(comparison.gradients, comparison.expected, strict=True):
         np.testing.assert_array_equal(tf.convert_to_tensor(gradient), tf.convert_to_tensor(other))
-    norms = [np.linalg.norm(np.asarray(tf.convert_to_tensor(g), np.float64)) for g in expected]
-    np.testing.assert_allclose(reading.column("gradient_norm"), norms, rtol=1e-5)
-    return probe, reading, mine
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_kind(kind):
-    make, x, rows = KINDS[kind]
-    probe, reading, model = check(make, x, rows, compiled=False)
-    assert np.all(np.isfinite(reading.column("activation_std")))
-    seen = [v for own in probe.names.layer_variables for v in own]
-    assert len(seen) == len(set(seen))  # a variable is one layer's
-    assert len(probe.variables) == len(model.trainable_variables)
+def assert_gradient_norms(comparison):
+    norms = [np.linalg.norm(np.asarray(tf.convert_to_tensor(g), np.float64)) for g in comparison.expected]
+    np.testing.assert_allclose(comparison.reading.column("gradient_norm"), norms, rtol=1e-5)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    """A comparison of eager steps, and the rows that the model should have."""
+    make, x, rows = KINDS[request.param]
+    return compare(make, x, compiled=False), rows
+
+
+def test_each_kind_of_model_has_its_rows(kind):
+    comparison, rows = kind
+    assert comparison.probe.layers == rows
+
+
+def test_each_kind_of_model_has_the_gradients_of_a_plain_tape(kind):
+    comparison, _ = kind
+    assert_gradients_of_a_plain_tape(comparison)
+
+
+def test_gradient_norms_of_each_kind_of_model(kind):
+    comparison, _ = kind
+    assert_gradient_norms(comparison)
+
+
+def test_every_row_of_each_kind_of_model_has_activations(kind):
+    comparison, _ = kind
+    assert np.all(np.isfinite(comparison.reading.column("activation_std")))
+
+
+def test_a_variable_belongs_to_one_layer(kind):
+    comparison, _ = kind
+    variables = [v for layer in comparison.probe.names.layer_variables for v in layer]
+    assert len(variables) == len(set(variables))
+
+
+def test_every_trained_variable_has_a_column(kind):
+    comparison, _ = kind
+    assert len(comparison.probe.variables) == len(comparison.model.trainable_variables)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "mixed_bfloat16"])
-def test_numbers_of_every_precision(dtype):
+def test_readings_of_every_precision(dtype):
     def make():
         keras.utils.set_random_seed(0)
         return sequential((4,), dense(3, "a", "relu"), dense(2, "b"), dtype=None)
@@ -239,46 +301,68 @@ def test_numbers_of_every_precision(dtype):
         model = make()
     finally:
         keras.config.set_dtype_policy("float32")
-    exact = make()
-    exact.set_weights([w.astype("float32") for w in model.get_weights()])
-    found = []
-    for one in (model, exact):
-        probe = tapescope.Probe(one)
-        with probe.tape(True) as tape:
-            loss = squares(one(VECTORS))
-        tape.gradient(loss, one.trainable_variables)
-        found.append(tape.reading())
+    reference = make()
+    reference.set_weights([w.astype("float32") for w in model.get_weights()])
+    reading, expected = (
+        measured(tapescope.Probe(each), lambda each=each: squares(each(VECTORS)), each.trainable_variables).reading
+        for each in (model, reference)
+    )
     for column in ("gradient_norm", "gradient_max", "activation_mean", "activation_std", "delta_norm", "weight_norm"):
-        np.testing.assert_allclose(*(r.column(column) for r in found), rtol=0.05, atol=0.02, err_msg=column)
+        np.testing.assert_allclose(
+            reading.column(column), expected.column(column), rtol=0.05, atol=0.02, err_msg=column
+        )
 
 
-def test_what_a_loop_hides_is_listed_with_the_reason():
-    probe, _, _ = check(Looped, VECTORS, ("inside", "out"))  # `inside` is also called once outside the loop
-    assert "it runs inside a graph of its own (a loop's body" in probe.skipped["inside"]
+@pytest.fixture(scope="module")
+def looped():
+    return compare(Looped, VECTORS)
 
 
-def test_xla_compiles_a_measured_step_of_many_kinds_of_layers():
+def test_a_layer_inside_a_loop_is_listed_with_the_reason(looped):
+    assert "it runs inside a graph of its own (a loop's body" in looped.probe.skipped["inside"]
+
+
+def test_a_layer_that_is_called_in_and_outside_a_loop_has_a_row(looped):
+    assert looped.probe.layers == ("inside", "out")
+
+
+def test_a_layer_inside_a_loop_has_the_gradients_of_a_plain_tape(looped):
+    assert_gradients_of_a_plain_tape(looped)
+
+
+@pytest.fixture(scope="module")
+def xla():
+    """A comparison of steps that XLA compiled, for a model of many kinds of layers."""
+
     def make():
-        given = keras.Input((5,), dtype="int32")
-        x = layers.Embedding(6, 4)(given)
+        inputs = keras.Input((5,), dtype="int32")
+        x = layers.Embedding(6, 4)(inputs)
         x = layers.MultiHeadAttention(1, 2, name="mha")(x, x)
         x = layers.BatchNormalization()(layers.LSTM(3, name="lstm")(x))
-        return keras.Model(given, dense(2, "out", "softmax")(layers.Dropout(0.2, seed=1)(x)))
+        return keras.Model(inputs, dense(2, "out", "softmax")(layers.Dropout(0.2, seed=1)(x)))
 
-    check(make, TOKENS, (*MHA[:-1], "lstm", "out"), jit_compile=True)
+    return compare(make, TOKENS, jit_compile=True)
+
+
+@pytest.mark.slow
+def test_under_xla_layers_have_their_rows(xla):
+    assert xla.probe.layers == (*MHA[:-1], "lstm", "out")
+
+
+@pytest.mark.slow
+def test_under_xla_gradients_are_those_of_a_plain_tape(xla):
+    assert_gradients_of_a_plain_tape(xla)
+
+
+@pytest.mark.slow
+def test_under_xla_gradient_norms_are_right(xla):
+    assert_gradient_norms(xla)
 
 
 def test_layers_frozen_between_steps_are_refused_with_the_cure():
     model = sequential((4,), dense(3, "a", "relu"), dense(2, "b"))
     probe = tapescope.Probe(model)
-
-    def step():
-        with probe.tape(True) as tape:
-            loss = squares(model(VECTORS))
-        tape.gradient(loss, model.trainable_variables)
-        return tape.reading()
-
-    step()
+    measured(probe, lambda: squares(model(VECTORS)), model.trainable_variables)
     model.layers[0].trainable = False
     with pytest.raises(ValueError, match=r"a/bias, \S*a/kernel.*the model was changed.*make a new Probe"):
-        step()
+        measured(probe, lambda: squares(model(VECTORS)), model.trainable_variables)

@@ -4,12 +4,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from scripts.testbed.steps import dense_chain
+from scripts.testbed.steps import Step, dense_chain, measured
 
 import tapescope
 
 RNG = np.random.default_rng(3)
-X, Y = (tf.constant(RNG.normal(size=[16, n]), tf.float32) for n in (6, 2))
+X = tf.constant(RNG.normal(size=[16, 6]), tf.float32)
+Y = tf.constant(RNG.normal(size=[16, 2]), tf.float32)
 
 
 def chain(**kwargs):
@@ -24,85 +25,145 @@ def norms(gradients):
     return [float(np.linalg.norm(np.asarray(tf.convert_to_tensor(g), np.float64))) for g in gradients]
 
 
-def exact(model, loss):
+def plain_gradients(model, loss):
     with tf.GradientTape() as tape:
         value = loss()
     return tape.gradient(value, model.trainable_variables)
 
 
+def assert_same_bits(gradients, expected):
+    for gradient, other in zip(gradients, expected, strict=True):
+        np.testing.assert_array_equal(gradient, other)
+
+
 def test_an_accumulated_gradient_is_that_of_the_whole_batch():
     model = chain()
-    probe, total = tapescope.Probe(model), [tf.zeros_like(v) for v in model.trainable_variables]
+    probe = tapescope.Probe(model)
+    total = [tf.zeros_like(v) for v in model.trainable_variables]
     for part in range(4):
         rows = slice(4 * part, 4 * part + 4)
         with probe.tape(part == 3) as tape:
             loss = error(model, X[rows], Y[rows]) / 4
         total = [t + g for t, g in zip(total, tape.gradient(loss, model.trainable_variables), strict=True)]
     reading = tape.reading(aggregated=total)
-    np.testing.assert_allclose(reading.column("gradient_norm"), norms(exact(model, lambda: error(model))), rtol=1e-5)
-    assert reading.column("examples") == 4  # the activations are those of the part that was measured
+    expected = norms(plain_gradients(model, lambda: error(model)))
+    np.testing.assert_allclose(reading.column("gradient_norm"), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "clip",
-    [
-        lambda gs: [tf.clip_by_value(g, -1e-3, 1e-3) for g in gs],
-        lambda gs: [tf.clip_by_norm(g, 1e-2) for g in gs],
-        lambda gs: tf.clip_by_global_norm(gs, 1e-2)[0],
+def test_under_accumulation_activations_are_of_the_measured_part():
+    model = chain()
+    probe = tapescope.Probe(model)
+    for part in range(4):
+        with probe.tape(part == 3) as tape:
+            loss = error(model, X[4 * part : 4 * part + 4], Y[4 * part : 4 * part + 4])
+        gradients = tape.gradient(loss, model.trainable_variables)
+    assert tape.reading(aggregated=gradients).column("examples") == 4
+
+
+@pytest.fixture(
+    params=[
+        lambda gradients: [tf.clip_by_value(g, -1e-3, 1e-3) for g in gradients],
+        lambda gradients: [tf.clip_by_norm(g, 1e-2) for g in gradients],
+        lambda gradients: tf.clip_by_global_norm(gradients, 1e-2)[0],
     ],
     ids=["value", "norm", "global_norm"],
 )
-def test_clipped_gradients_before_and_after(clip):
+def clipping(request):
+    """Gradients before and after clipping, and the reading."""
     model = chain()
     probe = tapescope.Probe(model)
     with probe.tape(True) as tape:
         loss = error(model)
     gradients = tape.gradient(loss, model.trainable_variables)
-    clipped = clip(gradients)
-    reading = tape.reading(applied=clipped)
+    clipped = request.param(gradients)
+    return gradients, clipped, tape.reading(applied=clipped)
+
+
+def test_gradient_norms_are_those_before_clipping(clipping):
+    gradients, _, reading = clipping
     np.testing.assert_allclose(reading.column("gradient_norm"), norms(gradients), rtol=1e-5)
+
+
+def test_applied_norms_are_those_after_clipping(clipping):
+    _, clipped, reading = clipping
     np.testing.assert_allclose(reading.column("applied_norm"), norms(clipped), rtol=1e-5)
+
+
+def test_clipping_makes_some_gradient_smaller(clipping):
+    _, _, reading = clipping
     assert np.any(reading.column("applied_norm") < reading.column("gradient_norm"))
 
 
-def test_a_loss_scale_that_overflows_skips_the_step_and_the_record_says_so(tmp_path):
+@pytest.fixture(scope="module")
+def overflowing_run(tmp_path_factory):
+    """A run of two steps in float16, of which the first overflows."""
+    logdir = tmp_path_factory.mktemp("overflow")
     model = chain(dtype="mixed_float16")
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=2.0**30)
     optimizer.build(model.trainable_variables)
     probe = tapescope.Probe(model)
-    with tapescope.Recorder(tmp_path, probe) as recorder:
+    with tapescope.Recorder(logdir, probe) as recorder:
         for step, scale in enumerate((2.0**30, 16.0)):
             optimizer.dynamic_scale.assign(scale)
-            with probe.tape(True) as tape:
-                loss = error(model)
-                scaled = optimizer.scale_loss(loss)
-            gradients = tape.gradient(scaled, model.trainable_variables)
-            optimizer.apply(gradients, model.trainable_variables)
-            recorder.write(step, tape.reading(loss_scale=scale), scalars={"loss": loss})
-    run = tapescope.Run(tmp_path)
-    assert run["skipped"].tolist() == [1, 0]
-    assert np.all(run["update_ratio"][0] == 0)
-    assert run["gradient_norm"][1].max() < 10
-    assert [f["severity"] for f in run.findings if f["rule"] == "non_finite"] == ["info"]
+            taken = measured(
+                probe,
+                lambda: optimizer.scale_loss(error(model)),
+                model.trainable_variables,
+                optimizer,
+                loss_scale=scale,
+            )
+            recorder.write(step, taken.reading)
+    return tapescope.Run(logdir)
 
 
-def test_several_losses_on_one_tape():
-    """The sum is what the optimizer gets; `aggregated` says so."""
+def test_a_loss_scale_that_overflows_skips_the_step(overflowing_run):
+    assert overflowing_run["skipped"].tolist() == [1, 0]
+
+
+def test_a_skipped_step_changes_no_weight(overflowing_run):
+    assert np.all(overflowing_run["update_ratio"][0] == 0)
+
+
+def test_gradient_norms_are_unscaled(overflowing_run):
+    assert overflowing_run["gradient_norm"][1].max() < 10
+
+
+def test_an_overflow_under_a_loss_scale_is_only_noted(overflowing_run):
+    assert [f["severity"] for f in overflowing_run.findings if f["rule"] == "non_finite"] == ["info"]
+
+
+@pytest.fixture
+def two_losses():
+    """The Probe, the sum of the gradients of two losses on one persistent tape, and the reading of it."""
     model = chain()
     probe = tapescope.Probe(model)
     with probe.tape(True, persistent=True) as tape:
-        first, second = error(model), 0.1 * tf.add_n([tf.nn.l2_loss(v) for v in model.trainable_variables])
+        first = error(model)
+        second = 0.1 * tf.add_n([tf.nn.l2_loss(v) for v in model.trainable_variables])
     parts = [tape.gradient(loss, model.trainable_variables) for loss in (second, first)]
     total = [a + b for a, b in zip(*parts, strict=True)]
-    reading = tape.reading(aggregated=total)
+    return probe, total, tape.reading(aggregated=total)
+
+
+def test_gradient_norms_of_several_losses_are_those_of_aggregated(two_losses):
+    _, total, reading = two_losses
     np.testing.assert_allclose(reading.column("gradient_norm"), norms(total), rtol=1e-5)
+
+
+def test_several_losses_make_no_further_rows(two_losses):
+    probe, _, _ = two_losses
     assert len(probe.layers) == 3
-    assert np.all(np.isfinite(reading.column("delta_norm")))  # of the last of them
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_a_gradient_penalty_on_an_inner_tape(inside):
-    """`inside`: the reading is taken while the tape is still open."""
+def test_delta_norms_of_several_losses_are_those_of_the_last(two_losses):
+    """The first loss does not depend on the layers' outputs, which would give NaN."""
+    _, _, reading = two_losses
+    assert np.all(np.isfinite(reading.column("delta_norm")))
+
+
+@pytest.fixture
+def penalty():
+    """A model, and a loss with a penalty on the gradient with respect to the input."""
     model = dense_chain([5, 1], ["tanh", "linear"], 6)
 
     def loss():
@@ -112,114 +173,192 @@ def test_a_gradient_penalty_on_an_inner_tape(inside):
         slope = tf.norm(inner.gradient(out, X), axis=1)
         return tf.reduce_mean(tf.square(slope - 1)) + error(model, X, Y[:, :1])
 
-    probe = tapescope.Probe(model)
+    return model, loss
+
+
+def read_after_the_block(probe, model, loss):
+    return measured(probe, loss, model.trainable_variables)
+
+
+def read_inside_the_block(probe, model, loss):
+    """Take gradient and reading while the tape is still open."""
     with probe.tape(True) as tape:
         value = loss()
-        if inside:
-            gradients = tape.gradient(value, model.trainable_variables)
-            reading = tape.reading()
-    if not inside:
         gradients = tape.gradient(value, model.trainable_variables)
         reading = tape.reading()
-    expected = exact(model, loss)
-    for mine, theirs in zip(gradients, expected, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-    np.testing.assert_allclose(reading.column("gradient_norm"), norms(expected), rtol=1e-5)
+    return Step(value, gradients, reading)
+
+
+READ = pytest.mark.parametrize("read", [read_after_the_block, read_inside_the_block])
+
+
+@READ
+def test_a_gradient_penalty_has_the_gradients_of_a_plain_tape(penalty, read):
+    model, loss = penalty
+    taken = read(tapescope.Probe(model), model, loss)
+    assert_same_bits(taken.gradients, plain_gradients(model, loss))
+
+
+@READ
+def test_gradient_norms_of_a_gradient_penalty(penalty, read):
+    model, loss = penalty
+    taken = read(tapescope.Probe(model), model, loss)
+    np.testing.assert_allclose(taken.reading.column("gradient_norm"), norms(taken.gradients), rtol=1e-5)
+
+
+@READ
+def test_each_call_for_a_gradient_penalty_has_rows(penalty, read):
+    model, loss = penalty
+    probe = tapescope.Probe(model)
+    read(probe, model, loss)
     assert probe.layers == ("layer0", "layer1", "layer0#2", "layer1#2")
 
 
-def test_recomputed_layers_have_a_forward_and_no_delta():
-    """`tf.recompute_grad` runs its layers again on the way back; they are the same rows still."""
+@pytest.fixture
+def recomputed():
+    """A Probe, a step with two layers under `tf.recompute_grad`, and the gradients that a plain tape gives."""
     model = chain()
-    again = tf.recompute_grad(lambda x: model.layers[1](model.layers[0](x)))
+    first_two = tf.recompute_grad(lambda x: model.layers[1](model.layers[0](x)))
 
     def loss():
-        return tf.reduce_mean(tf.square(model.layers[2](again(X)) - Y))
+        return tf.reduce_mean(tf.square(model.layers[2](first_two(X)) - Y))
 
     probe = tapescope.Probe(model)
-    with probe.tape(True) as tape:
-        value = loss()
-    gradients = tape.gradient(value, model.trainable_variables)
-    reading = tape.reading()
-    for mine, theirs in zip(gradients, exact(model, loss), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    return probe, measured(probe, loss, model.trainable_variables), plain_gradients(model, loss)
+
+
+def test_recomputing_has_the_gradients_of_a_plain_tape(recomputed):
+    _, taken, expected = recomputed
+    assert_same_bits(taken.gradients, expected)
+
+
+def test_recomputed_layers_keep_their_rows(recomputed):
+    """`tf.recompute_grad` calls its layers again in the backward pass."""
+    probe, _, _ = recomputed
     assert probe.layers == ("layer0", "layer1", "layer2")
-    np.testing.assert_array_equal(np.isnan(reading.column("delta_norm")), [True, True, False])
-    assert np.all(np.isfinite(reading.column("activation_std")))
 
 
-@pytest.mark.parametrize("inside", [True, False])
-def test_the_reading_of_the_last_step_comes_out_of_a_loop_in_a_graph(inside):
-    """All steps measured inside the loop, or plain ones there and a measured one after it."""
-    model, optimizer = dense_chain([2], ["tanh"], 6), keras.optimizers.SGD(0.1)
-    optimizer.build(model.trainable_variables)
-    probe = tapescope.Probe(model)
+def test_recomputed_layers_have_no_delta(recomputed):
+    _, taken, _ = recomputed
+    np.testing.assert_array_equal(np.isnan(taken.reading.column("delta_norm")), [True, True, False])
 
-    def step(measure):
-        with probe.tape(measure) as tape:
-            loss = error(model)
-        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
-        return tape.reading()
 
+def test_recomputed_layers_have_activations(recomputed):
+    _, taken, _ = recomputed
+    assert np.all(np.isfinite(taken.reading.column("activation_std")))
+
+
+def measured_steps_in_a_loop(step):
     @tf.function
-    def measured_steps(count):
+    def steps(count):
         for _ in tf.range(count):
             reading = step(True)
         return reading
 
+    return steps
+
+
+def plain_steps_in_a_loop_and_a_measured_one_after_it(step):
     @tf.function
-    def steps(count, measure):
+    def steps(count):
         for _ in tf.range(count - 1):
             step(False)
-        return step(measure)
+        return step(True)
 
+    return steps
+
+
+@pytest.mark.parametrize("make_loop", [measured_steps_in_a_loop, plain_steps_in_a_loop_and_a_measured_one_after_it])
+def test_the_reading_of_the_last_step_comes_out_of_a_loop_in_a_graph(make_loop):
+    model = dense_chain([2], ["tanh"], 6)
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(model.trainable_variables)
+    probe = tapescope.Probe(model)
+
+    def step(measure):
+        return measured(probe, lambda: error(model), model.trainable_variables, optimizer, measure).reading
+
+    reading = make_loop(step)(tf.constant(3))
     twin = dense_chain([2], ["tanh"], 6)
     for _ in range(3):
-        gradients = exact(twin, lambda: error(twin))
+        gradients = plain_gradients(twin, lambda: error(twin))
         for variable, gradient in zip(twin.trainable_variables, gradients, strict=True):
             variable.assign_sub(0.1 * gradient)
-    reading = measured_steps(tf.constant(3)) if inside else steps(tf.constant(3), True)
     np.testing.assert_allclose(model.layers[0].kernel, twin.layers[0].kernel, rtol=1e-5)
     np.testing.assert_allclose(reading.column("gradient_norm"), norms(gradients), rtol=1e-4)
-    assert inside or steps(tf.constant(3), False) is None
 
 
-def test_what_is_no_reading_of_this_probe_is_refused_with_the_cure(tmp_path, caplog):
-    model, other = chain(), dense_chain([2], ["relu"], 6)
-    mine, theirs = tapescope.Probe(model), tapescope.Probe(other)
+def test_an_unmeasured_step_has_no_reading():
+    model = chain()
+    assert (
+        measured(tapescope.Probe(model), lambda: error(model), model.trainable_variables, measure=False).reading is None
+    )
 
-    def read(probe, model):
-        with probe.tape(True) as tape:
-            loss = error(model)
-        tape.gradient(loss, model.trainable_variables)
-        return tape.reading()
 
-    with tapescope.Recorder(tmp_path, mine) as recorder:
-        with pytest.raises(ValueError, match=r"`reading` \(float\) must be what `tape.reading\(\)` returned"):
-            recorder.write(0, 1.0)
-        with pytest.raises(ValueError, match="give each Probe a Recorder of its own"):
-            recorder.write(0, read(theirs, other))
-        read(mine, model)
-        with pytest.raises(ValueError, match=r"\(2 variables, 1 layers\) is not of the Probe"):
-            recorder.write(0, read(theirs, other))
+def test_what_is_not_a_reading_is_refused_with_the_cure(tmp_path):
+    with (
+        tapescope.Recorder(tmp_path, tapescope.Probe(chain())) as recorder,
+        pytest.raises(ValueError, match=r"`reading` must be what `tape.reading\(\)` returned, .*; got float"),
+    ):
+        recorder.write(0, 1.0)
+
+
+@pytest.fixture
+def foreign_reading():
+    """A reading of another Probe."""
+    model = dense_chain([2], ["relu"], 6)
+    return measured(tapescope.Probe(model), lambda: error(model), model.trainable_variables).reading
+
+
+def test_a_reading_of_another_probe_is_refused_before_the_first_step(tmp_path, foreign_reading):
+    with (
+        tapescope.Recorder(tmp_path, tapescope.Probe(chain())) as recorder,
+        pytest.raises(ValueError, match="make a Recorder for each Probe"),
+    ):
+        recorder.write(0, foreign_reading)
+
+
+def test_a_reading_of_another_probe_is_refused_after_a_step(tmp_path, foreign_reading):
+    model = chain()
+    probe = tapescope.Probe(model)
+    measured(probe, lambda: error(model), model.trainable_variables)
+    with (
+        tapescope.Recorder(tmp_path, probe) as recorder,
+        pytest.raises(ValueError, match=r"of the Probe .*; got one of 2 variables and 1 layers"),
+    ):
+        recorder.write(0, foreign_reading)
+
+
+def test_a_refused_reading_does_not_fail_the_run(tmp_path):
+    with tapescope.Recorder(tmp_path, tapescope.Probe(chain())) as recorder, pytest.raises(ValueError, match="reading"):
+        recorder.write(0, 1.0)
     assert tapescope.Run(tmp_path).status["state"] == "ended"
 
 
-def test_a_smaller_last_batch_is_the_same_rows_and_other_units_are_not():
+@pytest.fixture
+def convolution_step():
+    """A compiled step of a convolution; its output can be transposed, so that the last axis is time."""
     convolution = keras.layers.Conv1D(3, 2, activation="relu", name="conv")
     model = keras.Sequential([keras.Input((None, 1)), convolution, keras.layers.GlobalMaxPooling1D(name="pool")])
     probe = tapescope.Probe(model)
 
     @tf.function
     def step(x, transposed):
-        with probe.tape(True) as tape:
+        def loss():
             out = model(x)
-            out = tapescope.tap("out", tf.transpose(out) if transposed else out)
-            loss = tf.reduce_mean(out)
-        tape.gradient(loss, model.trainable_variables)
-        return tape.reading()
+            return tf.reduce_mean(tapescope.tap("out", tf.transpose(out) if transposed else out))
 
-    assert step(tf.ones([8, 6, 1]), False).column("examples") == 8
-    assert step(tf.ones([5, 4, 1]), False).column("examples") == 5
-    with pytest.raises(ValueError, match=r"`out` has 5 units and had 3"):
-        step(tf.ones([5, 4, 1]), True)
+        return measured(probe, loss, model.trainable_variables).reading
+
+    return step
+
+
+def test_a_smaller_last_batch_has_the_same_rows(convolution_step):
+    assert convolution_step(tf.ones([8, 6, 1]), False).column("examples") == 8
+    assert convolution_step(tf.ones([5, 4, 1]), False).column("examples") == 5
+
+
+def test_another_number_of_units_is_refused(convolution_step):
+    convolution_step(tf.ones([8, 6, 1]), False)
+    with pytest.raises(ValueError, match=r"`out`, which has 5 units and had 3"):
+        convolution_step(tf.ones([5, 4, 1]), True)
