@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def page():
-    """The page of these set-ups; the program itself fails if live and replayed findings differ."""
+    """Return the page of these set-ups. The program fails if live and replayed findings differ."""
     only = rf"^first_mlp_({'|'.join(HEALTHY + FAULTY)})_\d+$"
     command = [sys.executable, "-m", "bench.calibration", f"--only={only}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)

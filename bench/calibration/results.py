@@ -23,7 +23,7 @@ class Detection(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What was detected in one set-up, and what should have been."""
+    """The detections in one set-up, and its fault."""
 
     name: str
     family: str

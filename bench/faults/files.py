@@ -89,8 +89,8 @@ def kill(logdir: pathlib.Path, times: int) -> Row:
     found = last_steps_of_data_server(logdir, expected)
     wrong += [name for name, step in expected.items() if found.get(name) != step]
     result = (
-        f"{times - len(wrong)} read completely by Run and both loaders; at most {max(unwritten)} record passed to the "
-        "recorder and not yet written"
+        f"{times - len(wrong)} read completely by Run and both loaders; records passed to the recorder and not yet "
+        f"written: at most {max(unwritten)}"
     )
     return Row(f"kill -9 at {times} random moments", result, not wrong)
 

@@ -1,7 +1,7 @@
-"""Runs and requests that are made to break the tab: without TensorBoard, the plugin over a data provider made up here.
+"""Corrupted runs and malformed requests, and the plugin over a fake data provider instead of TensorBoard.
 
-What TensorBoard's own loaders let through is any plugin content, any tensor, any step and time; and a provider may fail
-on a tensor that it cannot decode.
+TensorBoard's loaders pass on any plugin content, tensor, step and time. A provider may also fail on a tensor that it
+cannot decode.
 """
 
 import json
@@ -32,13 +32,13 @@ HOSTILE = (
     "=1+1",
     "",
 )
-"""Names that a page must show as text."""
+"""Names that the page must show as text."""
 NAMES = (*HOSTILE, "\ud800", "\x00", "</script><script>alert(3)</script>", "__proto__", "a" * 5000, "@SUM(A1)", "\n=1")
 NUMBERS = (float("nan"), float("inf"), -3e38, 0.0, 3e38, -1.0)
 
 
 class Datum(NamedTuple):
-    """A record as the data provider gives it."""
+    """A record as the data provider returns it."""
 
     step: int
     wall_time: float
@@ -46,14 +46,14 @@ class Datum(NamedTuple):
 
 
 class Series(NamedTuple):
-    """A tag: what its plugin content is, and its records; None where reading them fails."""
+    """The plugin content and the records of a tag; `data` is None if reading them fails."""
 
     content: bytes
     data: list[Datum] | None
 
 
 class Provider:
-    """A data provider over runs of tags."""
+    """A data provider over runs and their tags."""
 
     def __init__(self, runs: Mapping[str, Mapping[str, Series]]):
         self.runs = runs
@@ -96,30 +96,30 @@ class Tab:
         self.client = Client(application)
 
     def get(self, route: str, **parameters: Any) -> TestResponse:
-        """A list among the parameters is one given several times."""
+        """Request a route; a list is sent as a parameter that occurs several times."""
         return self.client.get(f"/{route}", query_string=MultiDict(parameters))
 
     def checked(self, route: str, **parameters: Any) -> TestResponse:
-        """The same, of which only an answer or a refusal in a sentence will do."""
+        """Request a route; fail unless it returns a valid answer, or an error with a message."""
         answer = self.get(route, **parameters)
         assert answer.status_code in (200, 400, 404), (route, parameters, answer.get_data(as_text=True)[:300])
         if answer.status_code != 200:
             assert 0 < len(answer.json["error"]) < 1000
         elif "json" in answer.content_type:
-            json.loads(answer.data, parse_constant=refused)  # NaN is no JSON
+            json.loads(answer.data, parse_constant=refused)  # NaN is not JSON
         return answer
 
 
 def refused(constant: str) -> None:
-    """For `json.loads`: the page's parser takes no NaN."""
-    raise AssertionError(f"{constant} is no JSON")
+    """Reject a NaN in JSON, as the page's parser does; this is for `json.loads`."""
+    raise AssertionError(f"{constant} is not JSON")
 
 
 SMALL = Spec(depth=3, units=4)
 
 
 def good(spec: Spec = SMALL, steps: int = 6) -> dict[str, Series]:
-    """A whole run as it should be."""
+    """Return a complete and valid run."""
     rng = np.random.default_rng(spec.seed)
     found: dict[str, list[Datum]] = {}
     for step in range(steps):
@@ -135,7 +135,7 @@ def good(spec: Spec = SMALL, steps: int = 6) -> dict[str, Series]:
 
 
 def spoiled(rng: random.Random, run: dict[str, Series]) -> dict[str, Series]:
-    """The run with one to four things wrong in it."""
+    """Return the run with one to four corruptions."""
     run = dict(run)
     for _ in range(rng.randint(1, 4)):
         tag = rng.choice(list(run) or ["tapescope/layers"])
@@ -151,7 +151,7 @@ def _unread(rng: random.Random, series: Series) -> Series:
 
 
 def _content(rng: random.Random, series: Series) -> Series:
-    """Another description."""
+    """Return the tag with another description."""
     try:
         fields = json.loads(series.content)
         names, details = fields["names"], dict(fields["details"])
@@ -181,7 +181,7 @@ def _content(rng: random.Random, series: Series) -> Series:
 
 
 def _data(rng: random.Random, series: Series) -> Series:
-    """Other records."""
+    """Return the tag with other records."""
     data = list(series.data or ())
     if not data:
         return series
@@ -220,7 +220,7 @@ def _data(rng: random.Random, series: Series) -> Series:
 
 
 def request(rng: random.Random, runs: list[str]) -> tuple[str, dict[str, Any]]:
-    """A route and its parameters, more or less as they should be."""
+    """Return a route and its parameters, most of them valid."""
     words = "-1 1e9 NaN 999999999999999999999 hidden_1 hidden_1/kernel gradient_norm units_dead 1"
     some = (*HOSTILE, *words.split())
     columns = (*tables.COLUMNS, *metadata.COLUMNS)

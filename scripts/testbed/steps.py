@@ -15,7 +15,7 @@ MODES = ("eager", "function", "jit", "replicas", "jit_replicas")
 
 
 class Step(NamedTuple):
-    """What `measured` returns."""
+    """The results of one step."""
 
     loss: Any
     gradients: Any
@@ -129,4 +129,4 @@ def measured_step(mode, make_model, x, y, loss=squared_error, make_optimizer=Non
             )
 
         read = tf.function(lambda x, y: strategy.run(replica_step, (x, y)))(share_of(0), share_of(1))
-    return summaries.on_host(read), model, before, probe
+    return summaries.to_host(read), model, before, probe

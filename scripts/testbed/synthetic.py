@@ -1,6 +1,6 @@
-"""Runs made up to test and measure the tab: the wire contract filled with numbers that have a known shape.
+"""Synthetic runs to test and measure the tab: the wire contract, filled with numbers that have a known shape.
 
-    from synthetic import Spec, write
+    from scripts.testbed.synthetic import Spec, write
     write("runs/vanishing", Spec(depth=12, decay=0.4), steps=range(0, 1000, 10))
 
 The gradient of layer i of n is `decay ** (n - i)`, so `decay` 0.4 vanishes and 1.0 is healthy; a share of units dies.
@@ -20,19 +20,19 @@ from tensorboard_plugin_tapescope.metadata import Family
 
 
 class Spec(NamedTuple):
-    """What a made-up run looks like."""
+    """The properties of a synthetic run."""
 
     depth: int = 5
     units: int = 16
     decay: float = 0.8
     dying: float = 0.2
-    """Share of units that are dead at the end."""
+    """Share of the units that are dead at the end."""
     replicas: int = 1
     bias: bool = True
     histograms: bool = True
     budget: bool = True
     layers: tuple[str, ...] = ()
-    """Names in place of `hidden_1` .. `output`."""
+    """Names to use instead of `hidden_1` .. `output`."""
     findings: tuple[dict, ...] = ()
     step_seconds: float = 0.05
     seed: int = 0
@@ -49,8 +49,9 @@ DEFAULT = Spec()
 
 
 def families(spec: Spec) -> dict[str, Family]:
-    """Each family's description, by family name."""
-    layers, variables = spec.layer_names(), spec.variable_names()
+    """Return the description of each family by its name."""
+    layers = spec.layer_names()
+    variables = spec.variable_names()
     kinds = len(variables) // len(layers)
     details = {
         "units": [spec.units] * len(layers),
@@ -77,7 +78,7 @@ def families(spec: Spec) -> dict[str, Family]:
 
 
 def _histogram(scale: np.ndarray, edges: np.ndarray, rng: np.random.Generator, size: int = 512) -> np.ndarray:
-    """[rows, BINS] int32 counts of normal samples of each scale, with a fifth of exact zeros."""
+    """Return int32 counts [rows, BINS] of normal samples of each scale; a fifth of them are exactly 0."""
     samples = rng.normal(size=(len(scale), size)) * scale[:, None]
     samples[:, : size // 5] = 0
     inside = np.clip(np.searchsorted(edges, samples, side="right") - 1, 0, metadata.BINS - 1)
@@ -86,8 +87,9 @@ def _histogram(scale: np.ndarray, edges: np.ndarray, rng: np.random.Generator, s
 
 
 def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The numeric families at a step, by family name."""
-    depth, kinds = len(spec.layer_names()), 2 if spec.bias else 1
+    """Return the arrays of the numeric families at a step, by family name."""
+    depth = len(spec.layer_names())
+    kinds = 2 if spec.bias else 1
     progress = step / max(total, 1)
     noise = np.exp(rng.normal(scale=0.15, size=depth))
     delta = spec.decay ** np.arange(depth - 1, -1, -1) * np.exp(-2 * progress) * noise
@@ -147,12 +149,12 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
 
 
 def _rows(columns: tuple[metadata.Column, ...], known: dict[str, np.ndarray], width: int) -> np.ndarray:
-    """[C, width]: a row a column, NaN where nothing is known of it."""
+    """Return an array [C, width] with a row for each column; columns that are not in `known` are NaN."""
     return np.stack([np.broadcast_to(known.get(c.name, np.nan), width) for c in columns])
 
 
 def _states(spec: Spec, dead: np.ndarray) -> np.ndarray:
-    """[sum U] uint8: the first units of each layer die one after another, the last is always on."""
+    """Return uint8 states [sum U]: the first units of each layer die one after another, the last is always on."""
     code = {name: i for i, name in enumerate(metadata.UNIT_STATES)}
     states = np.full((len(dead), spec.units), code["alive"], np.uint8)
     states[:, -1] = code["always_on"]
@@ -162,7 +164,7 @@ def _states(spec: Spec, dead: np.ndarray) -> np.ndarray:
 
 
 def finding(layer: str | None = "hidden_1", step: int = 40, severity: str = "error", **fields) -> dict:
-    """A finding as rules write them."""
+    """Return a finding as the rules write it."""
     message = f"The gradient of {layer} is 5 decades below that of the last layer."
     base = {"rule": "vanishing", "version": 1, "severity": severity, "layer": layer, "step": step}
     evidence = {"gradient_norm": 1e-7, "decades": 5.0}
@@ -170,10 +172,11 @@ def finding(layer: str | None = "hidden_1", step: int = 40, severity: str = "err
 
 
 class Writer:
-    """Appends the records of a made-up run, as the recorder would."""
+    """Appends the records of a synthetic run, as the recorder would."""
 
     def __init__(self, logdir: str | os.PathLike[str], spec: Spec, total: int = 1000):
-        self.spec, self.total = spec, total
+        self.spec = spec
+        self.total = total
         self.families = families(spec)
         self.rng = np.random.default_rng(spec.seed)
         self.file = event_file.EventFile(logdir)
@@ -197,7 +200,7 @@ class Writer:
 def write(
     logdir: str | os.PathLike[str], spec: Spec = DEFAULT, steps: Iterable[int] = range(0, 500, 10), state: str = "ended"
 ) -> None:
-    """A whole run; `units` only at every fourth record, as a window of examples closes."""
+    """Write a whole run, with `units` only at every fourth record, where a window of examples ends."""
     steps = list(steps)
     total = steps[-1] if steps else 0
     writer = Writer(logdir, spec, total)
@@ -211,7 +214,7 @@ def write(
 
 
 def write_newer(logdir: str | os.PathLike[str]) -> None:
-    """A run as a later version may write it, whose schema this one does not know."""
+    """Write a run of a later schema, which this version does not know."""
     file = event_file.EventFile(logdir)
     later = Family("layers", ("activation_mean",), ("hidden_1",), {}, metadata.SCHEMA + 1)
     file.add(0, [event_file.tensor(later, np.zeros((1, 1), np.float32))])

@@ -63,7 +63,7 @@ def deep():
 
 @pytest.fixture(scope="module")
 def growth(shallow, deep):
-    """The nodes that a further layer of the same shape adds, by type."""
+    """Return the nodes that a further layer of the same shape adds, by type."""
     few, _ = shallow
     many, _ = deep
     return {op: (many[op] - few[op]) / 8 for op in many if many[op] > few[op]}
@@ -113,14 +113,14 @@ def test_branches_are_not_inlined(shallow):
 
 @pytest.fixture(scope="module")
 def host_reading():
-    """A Probe, and its reading of one step of four layers as NumPy arrays."""
+    """Return a Probe, and its reading of one step of four layers as NumPy arrays."""
     function, probe = concrete_step([16] * 4, True)
     return probe, summaries.to_host(function(np.ones([16, 16], np.float32)))
 
 
 @pytest.fixture(scope="module")
 def sizes(host_reading):
-    """The number of elements of each part of the reading."""
+    """Return the number of elements of each part of the reading."""
     _, read = host_reading
     return {name: value.size for name, value in read._asdict().items() if isinstance(value, np.ndarray)}
 
@@ -148,7 +148,7 @@ def test_a_reading_is_small(sizes):
 
 @pytest.fixture
 def second_record(tmp_path, host_reading):
-    """An event file with two records, and the values of the second; the first describes the columns."""
+    """Yield an event file with two records, and the values of the second; the first describes the columns."""
     probe, read = host_reading
     ledger = unit_ledger.Ledger(probe.names.units, 16)
     file = event_file.EventFile(tmp_path)
@@ -176,7 +176,7 @@ def test_a_record_takes_4_bytes_a_number_and_300_a_family(second_record):
 
 @pytest.fixture(scope="module")
 def collectives():
-    """The number of collectives in a plain and in a measured step of two replicas."""
+    """Return the number of collectives in a plain and in a measured step of two replicas."""
     strategy = mirrored(2)
     with strategy.scope():
         model = dense_chain([4, 2], ["relu", "linear"], 6)

@@ -254,7 +254,7 @@ def assert_gradient_norms(comparison):
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request):
-    """A comparison of eager steps, and the rows that the model should have."""
+    """Return a comparison of eager steps, and the rows that the model should have."""
     make, x, rows = KINDS[request.param]
     return compare(make, x, compiled=False), rows
 
@@ -332,7 +332,7 @@ def test_a_layer_inside_a_loop_has_the_gradients_of_a_plain_tape(looped):
 
 @pytest.fixture(scope="module")
 def xla():
-    """A comparison of steps that XLA compiled, for a model of many kinds of layers."""
+    """Return a comparison of steps that XLA compiled, for a model of many kinds of layers."""
 
     def make():
         inputs = keras.Input((5,), dtype="int32")

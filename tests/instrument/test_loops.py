@@ -96,7 +96,7 @@ def test_clipping_makes_some_gradient_smaller(clipping):
 
 @pytest.fixture(scope="module")
 def overflowing_run(tmp_path_factory):
-    """A run of two steps in float16, of which the first overflows."""
+    """Return a run of two steps in float16, of which the first overflows."""
     logdir = tmp_path_factory.mktemp("overflow")
     model = chain(dtype="mixed_float16")
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=2.0**30)
@@ -134,7 +134,7 @@ def test_an_overflow_under_a_loss_scale_is_only_noted(overflowing_run):
 
 @pytest.fixture
 def two_losses():
-    """The Probe, the sum of the gradients of two losses on one persistent tape, and the reading of it."""
+    """Return the Probe, the sum of the gradients of two losses on one persistent tape, and the reading of it."""
     model = chain()
     probe = tapescope.Probe(model)
     with probe.tape(True, persistent=True) as tape:
@@ -163,7 +163,7 @@ def test_delta_norms_of_several_losses_are_those_of_the_last(two_losses):
 
 @pytest.fixture
 def penalty():
-    """A model, and a loss with a penalty on the gradient with respect to the input."""
+    """Return a model, and a loss with a penalty on the gradient with respect to the input."""
     model = dense_chain([5, 1], ["tanh", "linear"], 6)
 
     def loss():
@@ -216,7 +216,7 @@ def test_each_call_for_a_gradient_penalty_has_rows(penalty, read):
 
 @pytest.fixture
 def recomputed():
-    """A Probe, a step with two layers under `tf.recompute_grad`, and the gradients that a plain tape gives."""
+    """Return a Probe, a step with two layers under `tf.recompute_grad`, and the gradients that a plain tape gives."""
     model = chain()
     first_two = tf.recompute_grad(lambda x: model.layers[1](model.layers[0](x)))
 
@@ -305,7 +305,7 @@ def test_what_is_not_a_reading_is_refused_with_the_cure(tmp_path):
 
 @pytest.fixture
 def foreign_reading():
-    """A reading of another Probe."""
+    """Return a reading of another Probe."""
     model = dense_chain([2], ["relu"], 6)
     return measured(tapescope.Probe(model), lambda: error(model), model.trainable_variables).reading
 
@@ -337,7 +337,7 @@ def test_a_refused_reading_does_not_fail_the_run(tmp_path):
 
 @pytest.fixture
 def convolution_step():
-    """A compiled step of a convolution; its output can be transposed, so that the last axis is time."""
+    """Return a compiled step of a convolution; its output can be transposed, so that the last axis is time."""
     convolution = keras.layers.Conv1D(3, 2, activation="relu", name="conv")
     model = keras.Sequential([keras.Input((None, 1)), convolution, keras.layers.GlobalMaxPooling1D(name="pool")])
     probe = tapescope.Probe(model)

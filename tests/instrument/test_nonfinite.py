@@ -20,7 +20,7 @@ def direction(request):
 
 @pytest.fixture(scope="module")
 def found(dtype, direction, tmp_path_factory):
-    """A Case for each layer."""
+    """Return a Case for each layer."""
     return list(cases(dtype, POISONS[direction], tmp_path_factory.mktemp("runs")))
 
 
