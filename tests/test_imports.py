@@ -1,7 +1,6 @@
 """Import rules: nothing imports upward, there is no circle, and reading a run needs neither TensorFlow nor Keras."""
 
 import ast
-import configparser
 import pathlib
 
 import pytest
@@ -173,15 +172,6 @@ def test_writing_a_run_imports_nothing_that_draws():
 def test_tests_and_benchmarks_are_independent(package, other):
     imports = graph({f"{package}.{name}": source for name, source in sources(package).items()})
     assert [module for module, found in imports.items() if _inside(other, found)] == []
-
-
-def test_setup_cfg_lists_every_package():
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    listed = config["options"]["packages"].split()
-    folders = [path for root in ("instrument", "trainers", "plugins") for path in (ROOT / root).rglob("__init__.py")]
-    packages = [".".join(path.parent.relative_to(ROOT).parts[1:]) for path in folders]
-    assert sorted(listed) == sorted(packages)
 
 
 # Each check finds a planted violation.
