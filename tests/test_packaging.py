@@ -1,4 +1,4 @@
-"""What an installation, a source distribution and a package index get."""
+"""The contents of an installation, of a source distribution, and of the page on a package index."""
 
 import configparser
 import pathlib

@@ -1,4 +1,4 @@
-"""What the installed packages may do (read and write runs), and which packages they may need."""
+"""Limits of the installed packages: they read and write runs, and need few packages of known versions."""
 
 import ast
 import configparser
