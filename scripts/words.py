@@ -32,7 +32,8 @@ WORDS = {
 """Regular expressions, matched as whole words whatever the case, and what to write instead."""
 
 BEGINNINGS = ("Of", "What", "Where", "Whether", "By", "As")
-"""How no docstring of a module, class or function begins."""
+"""First words that the docstring of a module, class or function must not have. A property is described as a field is."""
+PROPERTIES = {"property", "cached_property"}
 
 _AVOIDED = {
     re.compile(rf"\b(?:{word})\b".replace(" ", r"\s"), re.IGNORECASE): instead for word, instead in WORDS.items()
@@ -50,6 +51,8 @@ def docstring_beginnings(source: str) -> Iterator[tuple[int, str]]:
     """Yield the line number and a message for each docstring of a Python source that begins with an avoided word."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if PROPERTIES & {ast.unparse(decorator).split(".")[-1] for decorator in getattr(node, "decorator_list", ())}:
             continue
         first = (ast.get_docstring(node) or "").partition(" ")[0]
         if first in BEGINNINGS:

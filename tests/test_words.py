@@ -35,6 +35,11 @@ def test_an_avoided_docstring_beginning_is_found(source, beginning):
     assert f"begins with `{beginning}`" in message
 
 
+def test_a_property_may_be_described_as_a_field():
+    source = 'class C:\n    @functools.cached_property\n    def f(self):\n        """Whether it is."""'
+    assert list(words.docstring_beginnings(source)) == []
+
+
 def test_other_docstring_beginnings_are_not_found():
     assert list(words.docstring_beginnings('def f():\n    """Return whatever it is."""')) == []
 
