@@ -52,7 +52,7 @@ class Comparison(NamedTuple):
 
     @property
     def equal(self) -> bool:
-        """Whether no value differs by more than the tolerance."""
+        """True if no value differs by more than the tolerance."""
         return self.beyond == 0
 
 

@@ -32,7 +32,7 @@ class Speed(NamedTuple):
 
     @property
     def worth(self) -> str:
-        """Whether a larger batch pays, by the noise scale; see `tensorboard_plugin_tapescope.series.noise_scale`."""
+        """Verdict on a larger batch by the noise scale; see `tensorboard_plugin_tapescope.series.noise_scale`."""
         if not self.noise_scale > 0:
             return "not known: the noise scale needs two replicas"
         if self.batch < self.noise_scale / 2:

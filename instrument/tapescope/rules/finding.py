@@ -1,4 +1,4 @@
-"""A finding: what a rule says about a run, as text and numbers; its fields are those on the wire."""
+"""Findings: statements of the rules about a run, with the fields that are on the wire."""
 
 import json
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ from tensorboard_plugin_tapescope.series.findings import SEVERITIES as SEVERITIE
 
 
 class Finding(NamedTuple):
-    """What a rule says about a run."""
+    """Statement of a rule about a run."""
 
     rule: str
     version: int

@@ -1,4 +1,4 @@
-"""What the rules look at: the last records of a run in full, and a few numbers of the earlier ones.
+"""The history that rules look at: the last records of a run in full, and a few numbers of the earlier ones.
 
 A rule asks what is usual, so it reads medians over the last `WINDOW` records. It also asks what was, so the first
 record, the first losses and a few extremes are kept. Memory and work for a record do not grow.
@@ -165,7 +165,7 @@ class History:
 
     @property
     def settled(self) -> bool:
-        """Whether there are enough records to say what is usual."""
+        """True if there are enough records to say what is usual."""
         return self.records >= WINDOW // 2
 
     @cached_property
@@ -204,13 +204,13 @@ class History:
 
     @cached_property
     def loss_stuck(self) -> bool:
-        """Whether the loss had time to fall, did not, and is not falling slowly either."""
+        """True if the loss had time to fall, did not, and is not falling slowly either."""
         had_time = self.records >= LONG and self.steps_since_first >= MIN_STEPS
         return had_time and self.loss_fall < STUCK_FALL and not self.loss_trend > FALLING_TREND
 
     @property
     def learned(self) -> bool:
-        """Whether most of the loss is gone."""
+        """True if most of the loss is gone."""
         return self.loss_fall >= LEARNED_FALL
 
     @cached_property
@@ -225,7 +225,7 @@ class History:
 
     @property
     def loss_became_nonfinite(self) -> bool:
-        """Whether the loss is Inf, or is NaN after it always was a number. A loss that is not recorded is NaN too."""
+        """True if the loss is Inf, or is NaN after it always was a number. A loss that is not recorded is NaN too."""
         if not math.isnan(self.latest.loss):
             return math.isinf(self.latest.loss)
         before = [math.isfinite(view.loss) for view in self.window][:-1]

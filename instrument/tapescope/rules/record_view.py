@@ -28,7 +28,7 @@ class Record(NamedTuple):
 
 
 class RunLayout(NamedTuple):
-    """What the rows of a run's records stand for."""
+    """Meaning of the rows of a run's records."""
 
     groups: tuple[str, ...]
     """Names of the layers, then of the variables that no measured layer owns."""

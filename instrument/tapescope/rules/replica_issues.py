@@ -23,7 +23,7 @@ NAMES = {"batch_norm_of_a_share", "same_random_numbers", "clipped_before_sum", "
 
 
 class IssueText(NamedTuple):
-    """What happens because of an issue, and what to do instead."""
+    """Effect of an issue, and its cure."""
 
     effect: str
     cure: str

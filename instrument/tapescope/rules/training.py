@@ -43,7 +43,7 @@ def update_too_large(history: History) -> Iterator[Finding]:
         return
     values = usual if steady else np.where(leaps, largest, np.nan)
     at = index_of_largest(values)
-    replaced = np.minimum(np.where(np.isnan(values), largest, values), 1)  # above 1 is no worse: weights are replaced
+    replaced = np.minimum(np.where(np.isnan(values), largest, values), 1)  # above 1 the weights are replaced as well
     _, stands_out = _extreme_group(replaced, history)
     layer = history.layout.groups[at]
     ratio = float(values[at])
