@@ -271,7 +271,9 @@ def test_a_directory_without_runs_states_the_commands(chrome, tmp_path):
     with page.tensorboard(tmp_path) as (url, _):
         chrome.switch_to.default_content()
         chrome.get(f"{url}data/plugin_entry.html?name=tapescope")
-        page.wait_for(chrome, "return document.querySelector('.blankslate pre')?.textContent.includes('tapescope-train')")
+        page.wait_for(
+            chrome, "return document.querySelector('.blankslate pre')?.textContent.includes('tapescope-train')"
+        )
         page.save_screenshot(chrome, ARTIFACTS / "empty.png")
 
 

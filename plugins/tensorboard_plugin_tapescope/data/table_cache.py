@@ -91,7 +91,7 @@ class LruCache:
 
 
 class TableCache:
-    """What is shared between requests: cached tables, the last listing and summaries of ended runs. Thread-safe."""
+    """Cached tables, the last listing and summaries of ended runs, shared between requests. Thread-safe."""
 
     def __init__(self, data_provider: Any):
         self.provider = data_provider

@@ -61,8 +61,8 @@ def unique_labels(names: Sequence[str], parts: int = 1) -> list[str]:
 
 def column_title(column: Column) -> str:
     """Return a column's name as text, with the unit if it has one: `step ms`, `noise scale (examples)`."""
-    words = column.name.replace("_", " ")
-    return f"{words} ({column.unit})" if column.unit and column.unit not in words else words
+    text = column.name.replace("_", " ")
+    return f"{text} ({column.unit})" if column.unit and column.unit not in text else text
 
 
 def wrap_lines(sentence: str, width: int = 46) -> str:

@@ -43,7 +43,7 @@ class Query(NamedTuple):
 
     @property
     def has_range(self) -> bool:
-        """Whether only some of the steps are asked for."""
+        """True if only some of the steps are asked for."""
         return self.first is not None or self.last is not None
 
 

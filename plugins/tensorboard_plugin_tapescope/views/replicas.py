@@ -62,7 +62,7 @@ def _noise_scale(snapshot: Snapshot, query: Query) -> Panel:
     name = "noise_scale_total"
     title = "Gradient noise scale"
     if table is None or name not in table.family.columns or not np.isfinite(tables.column(table, name)).any():
-        return Panel("noise", title, empty="The noise scale needs two or more replicas.")
+        return Panel("noise", title, empty="The noise scale needs two or more replicas.", wide=True)
     values = tables.column(table, name)[:, None]
     figure = basic.line_chart(table.steps, [name], values, COLUMNS[name], query.dark, 2 * query.max_steps)
     note = "Batch size beyond which more examples a step help little (McCandlish et al. 2018)."

@@ -1,4 +1,4 @@
-"""What the tab asks TensorBoard for: each read and listing is counted. bench/faults/load.py measures the times."""
+"""Reads and listings that the tab asks TensorBoard for, counted. bench/faults/load.py measures the times."""
 
 import threading
 import time
