@@ -32,7 +32,7 @@ WORDS = {
 """Regular expressions, matched as whole words whatever the case, and what to write instead."""
 
 BEGINNINGS = ("Of", "What", "Where", "Whether", "By", "As")
-"""First words that the docstring of a module, class or function must not have. A property is described as a field is."""
+"""First words that no docstring of a module, class or function may have; a property is described as a field is."""
 PROPERTIES = {"property", "cached_property"}
 
 _AVOIDED = {
