@@ -1,4 +1,6 @@
-"""`model.fit` with a Monitor: every way that fit compiles, the same weights, and the model as it was found."""
+"""`model.fit` with a Monitor: its records, the same weights as without it, and the model as it was found."""
+
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -9,15 +11,18 @@ from scripts.testbed.steps import dense_chain, mirrored
 import tapescope
 
 RNG = np.random.default_rng(2)
-X, Y = RNG.normal(size=[96, 6]).astype(np.float32), RNG.normal(size=[96, 2]).astype(np.float32)
+X = RNG.normal(size=[96, 6]).astype(np.float32)
+Y = RNG.normal(size=[96, 2]).astype(np.float32)
+BATCH = 8
 
 
 class Custom(keras.Model):
-    """A `train_step` of its own, with an inner tape for a gradient penalty."""
+    """A model with a `train_step` of its own, whose inner tape takes a gradient penalty."""
 
     def __init__(self):
         super().__init__()
-        self.hidden, self.out = keras.layers.Dense(5, "tanh", name="hidden"), keras.layers.Dense(2, name="out")
+        self.hidden = keras.layers.Dense(5, "tanh", name="hidden")
+        self.out = keras.layers.Dense(2, name="out")
 
     def call(self, x):
         return self.out(self.hidden(x))
@@ -35,68 +40,149 @@ class Custom(keras.Model):
         return {"loss": loss}
 
 
-def fit(monitors, make=lambda: dense_chain([5, 2], ["relu", "sigmoid"], 6), fit_options=None, **options):
+class WithoutTape(Custom):
+    """A model whose `train_step` takes no gradient."""
+
+    def train_step(self, data):
+        return {"loss": tf.reduce_sum(self(data[0]))}
+
+
+def make_chain():
+    return dense_chain([5, 2], ["relu", "sigmoid"], 6)
+
+
+def make_compiled(optimizer: Any = "sgd", make=make_chain, **options):
     keras.utils.set_random_seed(1)
     model = make()
-    model.compile(keras.optimizers.Adam(0.01), "mse", **options)
+    model.compile(optimizer, "mse", **options)
+    return model
+
+
+def fit(callbacks, make=make_chain, fit_options=None, **options):
+    """Train two epochs of twelve batches; `options` are those of `compile`."""
+    model = make_compiled(keras.optimizers.Adam(0.01), make, **options)
     history = model.fit(
-        X, Y, batch_size=8, epochs=2, shuffle=True, verbose=0, callbacks=monitors, **(fit_options or {})
+        X, Y, batch_size=BATCH, epochs=2, shuffle=True, verbose=0, callbacks=callbacks, **(fit_options or {})
     )
-    return model, history
+    return model, history.history
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"jit_compile": True},
-        {"jit_compile": False},
-        {"run_eagerly": True},
-        {"jit_compile": False, "steps_per_execution": 3},
-        {"jit_compile": False, "make": Custom},
-        {"jit_compile": False, "fit_options": {"sample_weight": np.linspace(0, 1, 96), "validation_data": (X, Y)}},
-        {"run_eagerly": True, "fit_options": {"class_weight": {0: 1.0, 1: 3.0}}},
-    ],
-    ids=["jit", "graph", "eager", "steps_per_execution", "custom", "weights", "class_weights"],
+def exact_norms(model, examples):
+    """Return the gradient norms of the mean squared error over the first examples."""
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(keras.losses.mean_squared_error(Y[:examples], model(X[:examples])))
+    return [tf.norm(g) for g in tape.gradient(loss, model.trainable_variables)]
+
+
+class Fits(NamedTuple):
+    """The same training without and with a Monitor that measures every third execution."""
+
+    plain: Any
+    monitored: Any
+    plain_history: Any
+    monitored_history: Any
+    run: tapescope.Run
+    steps_per_execution: int
+
+
+VARIANTS = {
+    "jit": {"jit_compile": True},
+    "graph": {"jit_compile": False},
+    "eager": {"run_eagerly": True},
+    "steps_per_execution": {"jit_compile": False, "steps_per_execution": 3},
+    "custom": {"jit_compile": False, "make": Custom},
+    "weights": {
+        "jit_compile": False,
+        "fit_options": {"sample_weight": np.linspace(0, 1, 96), "validation_data": (X, Y)},
+    },
+    "class_weights": {"run_eagerly": True, "fit_options": {"class_weight": {0: 1.0, 1: 3.0}}},
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name == "jit" else ()) for name in VARIANTS],
 )
-def test_fit_records_and_trains_to_the_same_bits(options, tmp_path):
-    plain, history = fit([], **options)
-    watched, same_history = fit([tapescope.Monitor(tmp_path, tapescope.every(3))], **options)
-    for a, b in zip(plain.get_weights(), watched.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert same_history.history == history.history
-    run = tapescope.Run(tmp_path)
-    per_call = options.get("steps_per_execution", 1)  # the record is of the last batch of an execution
-    assert run.steps.tolist() == list(range(per_call - 1, 24, 3 * per_call))
-    np.testing.assert_array_equal(run["examples_seen"], 8 * (run.steps + 1))
-    assert len(run.layers) >= 2
-    assert np.all(run["gradient_norm"] > 0)
-    assert np.all(run["update_ratio"] > 0)
-    assert np.all(np.isfinite(run["loss"]))
-    assert run.status["state"] == "ended"
-    assert tf.GradientTape.__name__ == "GradientTape"
-    assert "train_step" not in vars(watched)
+def fits(request, tmp_path_factory):
+    """Train each variant twice."""
+    logdir = tmp_path_factory.mktemp("run")
+    options = VARIANTS[request.param]
+    plain, plain_history = fit([], **options)
+    monitored, monitored_history = fit([tapescope.Monitor(logdir, tapescope.every(3))], **options)
+    return Fits(
+        plain=plain,
+        monitored=monitored,
+        plain_history=plain_history,
+        monitored_history=monitored_history,
+        run=tapescope.Run(logdir),
+        steps_per_execution=options.get("steps_per_execution", 1),
+    )
 
 
-def test_readings_are_those_of_the_probe(tmp_path):
-    keras.utils.set_random_seed(1)
-    model = dense_chain([5, 2], ["relu", "sigmoid"], 6)
+def test_a_monitored_fit_trains_to_the_same_bits(fits):
+    for plain, monitored in zip(fits.plain.get_weights(), fits.monitored.get_weights(), strict=True):
+        np.testing.assert_array_equal(plain, monitored)
+
+
+def test_a_monitored_fit_has_the_same_history(fits):
+    assert fits.monitored_history == fits.plain_history
+
+
+def test_the_last_batch_of_every_third_execution_is_recorded(fits):
+    count = fits.steps_per_execution
+    assert fits.run.steps.tolist() == list(range(count - 1, 24, 3 * count))
+
+
+def test_examples_are_counted_over_all_batches(fits):
+    np.testing.assert_array_equal(fits.run["examples_seen"], BATCH * (fits.run.steps + 1))
+
+
+@pytest.mark.parametrize("column", ["gradient_norm", "update_ratio"])
+def test_every_record_has_gradients_and_updates(fits, column):
+    assert np.all(fits.run[column] > 0)
+
+
+def test_every_record_has_a_loss(fits):
+    assert np.isfinite(fits.run["loss"]).all()
+
+
+def test_both_layers_are_recorded(fits):
+    recorded = {name.split("#")[0] for name in fits.run.layers}  # the custom step calls each layer twice
+    assert recorded == {layer.name for layer in fits.monitored.layers}
+
+
+def test_the_run_has_ended(fits):
+    assert fits.run.status["state"] == "ended"
+
+
+def test_the_models_train_step_is_not_replaced_after_fit(fits):
+    assert "train_step" not in vars(fits.monitored)
+
+
+def test_the_gradient_tape_is_not_replaced_after_fit(fits):
+    assert isinstance(tf.GradientTape, type)
+
+
+def test_readings_are_those_of_a_probe(tmp_path):
+    model = make_compiled(keras.optimizers.SGD(0.1), jit_compile=False)
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
-    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
     model.fit(X[:8], Y[:8], batch_size=8, verbose=0, callbacks=[tapescope.Monitor(tmp_path)])
     probe = tapescope.Probe(twin)
     with probe.tape(True) as tape:
         loss = tf.reduce_mean(keras.losses.mean_squared_error(Y[:8], twin(X[:8], training=True)))
     tape.gradient(loss, twin.trainable_variables)
-    run, reading = tapescope.Run(tmp_path), tape.reading()
+    run = tapescope.Run(tmp_path)
+    reading = tape.reading()
     for column in ("gradient_norm", "delta_norm", "saturated", "activation_std", "flow_gate"):
         np.testing.assert_allclose(run[column][0], reading.column(column), rtol=1e-5, err_msg=column)
 
 
-def test_under_a_strategy(tmp_path):
+@pytest.mark.slow
+def test_records_under_a_strategy_are_of_all_replicas(tmp_path):
     def make():
         with mirrored(2).scope():
-            return dense_chain([5, 2], ["relu", "sigmoid"], 6)
+            return make_chain()
 
     with mirrored(2).scope():
         fit([tapescope.Monitor(tmp_path, tapescope.every(4))], make, jit_compile=False)
@@ -107,117 +193,163 @@ def test_under_a_strategy(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras' own callback and NumPy 2
-def test_beside_kerass_own_tensorboard_callback(tmp_path):
+def test_a_monitor_works_with_kerass_tensorboard_callback(tmp_path):
     fit([keras.callbacks.TensorBoard(tmp_path), tapescope.Monitor(tmp_path / "gradients")], jit_compile=False)
     assert tapescope.Run(tmp_path / "gradients").steps.tolist() == [0, 10, 20]
 
 
-def test_an_error_found_stops_the_training(tmp_path):
-    def make():
-        model = dense_chain([5, 2], ["relu", "sigmoid"], 6)
-        model.layers[1].kernel.assign(np.full([5, 2], np.nan))
-        return model
-
+def test_an_error_that_the_rules_find_stops_the_training(tmp_path):
     monitor = tapescope.Monitor(tmp_path, tapescope.every(1), on_finding="stop")
-    keras.utils.set_random_seed(1)
-    model = make()
-    model.compile("sgd", "mse", jit_compile=False)
+    model = make_compiled(jit_compile=False)
+    model.layers[1].kernel.assign(np.full([5, 2], np.nan))
     model.fit(X, Y, batch_size=1, epochs=200, verbose=0, callbacks=[monitor])
     run = tapescope.Run(tmp_path)
     assert run.steps[-1] < 200 * 96 - 1
-    assert run.findings[0]["rule"] == "non_finite"
-    assert run.findings[0]["layer"] == "layer1"
-    with pytest.raises(ValueError, match='must be "continue" or "stop"'):
+    assert (run.findings[0]["rule"], run.findings[0]["layer"]) == ("non_finite", "layer1")
+
+
+def test_on_finding_has_two_values(tmp_path):
+    with pytest.raises(ValueError, match='`on_finding` must be "continue" or "stop"; got \'halt\''):
         tapescope.Monitor(tmp_path, on_finding="halt")
 
 
-def test_a_train_step_without_a_tape_is_refused_in_words(tmp_path):
-    class NoTape(Custom):
-        def train_step(self, data):
-            return {"loss": tf.reduce_sum(self(data[0]))}
-
-    with pytest.raises(ValueError, match="took no gradient"):
-        fit([tapescope.Monitor(tmp_path)], NoTape, run_eagerly=True)
+def test_a_train_step_without_a_tape_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"train_step of WithoutTape must take the gradient .*; it took no gradient"):
+        fit([tapescope.Monitor(tmp_path)], WithoutTape, run_eagerly=True)
 
 
-def test_a_second_fit_goes_on_and_another_model_is_refused(tmp_path):
+@pytest.fixture
+def twice(tmp_path):
+    """Fit one model twice with one Monitor."""
     monitor = tapescope.Monitor(tmp_path, tapescope.every(3), window_examples=16)
-    model = dense_chain([5, 2], ["relu", "sigmoid"], 6)
-    model.compile("sgd", "mse", run_eagerly=True)
+    model = make_compiled(run_eagerly=True)
     for _ in range(2):
-        model.fit(X[:32], Y[:32], batch_size=8, verbose=0, callbacks=[monitor])
-    run = tapescope.Run(tmp_path)
+        model.fit(X[:32], Y[:32], batch_size=BATCH, verbose=0, callbacks=[monitor])
+    return monitor, model, tapescope.Run(tmp_path)
+
+
+def test_a_second_fit_continues_the_step_numbers(twice):
+    _, _, run = twice
     assert run.steps.tolist() == [0, 3, 6]
-    assert run["window_examples"].tolist()[1:] == [16, 16]  # the second window began in the first fit
+
+
+def test_a_second_fit_continues_the_window_of_units(twice):
+    _, _, run = twice
+    assert run["window_examples"].tolist()[1:] == [16, 16]
+
+
+def test_another_model_is_refused(twice):
+    monitor, model, _ = twice
     other = keras.models.clone_model(model)
     other.compile("sgd", "mse", run_eagerly=True)
-    with pytest.raises(ValueError, match=r"recorded another model.*make a new one, with a `logdir` of its own"):
+    with pytest.raises(
+        ValueError, match=r"has recorded another model in .*: make a new Monitor, with another `logdir`"
+    ):
         other.fit(X, Y, verbose=0, callbacks=[monitor])
 
 
-def test_what_raises_or_stops_in_between_leaves_the_model_as_it_was(tmp_path):
-    class Raises(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            if batch == 3:
-                raise KeyboardInterrupt
+class RaiseInBatch(keras.callbacks.Callback):
+    """A callback that interrupts the training at the start of a batch."""
 
-    model = dense_chain([5, 2], ["relu", "sigmoid"], 6)
-    model.compile("sgd", "mse", run_eagerly=True)
+    def __init__(self, batch):
+        super().__init__()
+        self.batch = batch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == self.batch:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """Interrupt a fit at batch 3, which is due to be measured, and fit two batches more."""
+    model = make_compiled(run_eagerly=True)
     model.fit(X[:8], Y[:8], verbose=0)
-    own, fields = model.train_function, set(vars(model)) | set(vars(model.optimizer))
+    before = model.train_function, set(vars(model)) | set(vars(model.optimizer))
     monitor = tapescope.Monitor(tmp_path, tapescope.every(3))
     with pytest.raises(KeyboardInterrupt):
-        model.fit(X, Y, batch_size=8, verbose=0, callbacks=[monitor, Raises()])
-    model.fit(X[:16], Y[:16], batch_size=8, verbose=0, callbacks=[monitor])
-    assert model.train_function is own
-    assert set(vars(model)) | set(vars(model.optimizer)) == fields
-    assert tapescope.Run(tmp_path).steps.tolist() == [0, 3]  # batch 3 was due and never ran: the next is it
-    assert tapescope.Run(tmp_path).status["state"] == "ended"
+        model.fit(X, Y, batch_size=BATCH, verbose=0, callbacks=[monitor, RaiseInBatch(3)])
+    model.fit(X[:16], Y[:16], batch_size=BATCH, verbose=0, callbacks=[monitor])
+    return model, before, tapescope.Run(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "value"), [("clipnorm", 0.01), ("global_clipnorm", 0.01), ("clipvalue", 0.001)])
-@pytest.mark.parametrize("scaled", [False, True])
-def test_what_the_optimizer_clips_is_recorded_before_and_after(name, value, scaled, tmp_path):
-    model = dense_chain([5, 2], ["tanh", "linear"], 6)
-    optimizer = keras.optimizers.SGD(1.0, **{name: value})
-    model.compile(keras.optimizers.LossScaleOptimizer(optimizer, 8.0) if scaled else optimizer, "mse", run_eagerly=True)
+def test_an_interrupted_fit_leaves_the_train_function(interrupted):
+    model, (train_function, _), _ = interrupted
+    assert model.train_function is train_function
+
+
+def test_an_interrupted_fit_leaves_no_attributes(interrupted):
+    model, (_, attributes), _ = interrupted
+    assert set(vars(model)) | set(vars(model.optimizer)) == attributes
+
+
+def test_the_batch_after_an_interrupted_one_is_measured(interrupted):
+    _, _, run = interrupted
+    assert run.steps.tolist() == [0, 3]
+
+
+def test_a_continued_run_ends(interrupted):
+    _, _, run = interrupted
+    assert run.status["state"] == "ended"
+
+
+@pytest.mark.parametrize("loss_scale", [None, 8.0])
+@pytest.mark.parametrize("clipping", [{"clipnorm": 0.01}, {"global_clipnorm": 0.01}, {"clipvalue": 0.001}], ids=str)
+def test_clipped_gradients_are_recorded_before_and_after(clipping, loss_scale, tmp_path):
+    optimizer: Any = keras.optimizers.SGD(1.0, **clipping)
+    if loss_scale is not None:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, loss_scale)
+    model = make_compiled(optimizer, lambda: dense_chain([5, 2], ["tanh", "linear"], 6), run_eagerly=True)
     before = model.get_weights()
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(keras.losses.mean_squared_error(Y[:8], model(X[:8])))
-    exact = tape.gradient(loss, model.trainable_variables)
+    expected = exact_norms(model, 8)
     model.fit(X[:8], Y[:8], batch_size=8, verbose=0, callbacks=[tapescope.Monitor(tmp_path)])
-    change = [np.linalg.norm(a - b) for a, b in zip(before, model.get_weights(), strict=True)]  # what SGD applied
+    applied = [np.linalg.norm(a - b) for a, b in zip(before, model.get_weights(), strict=True)]  # by SGD of rate 1
     run = tapescope.Run(tmp_path)
-    np.testing.assert_allclose(run["gradient_norm"][0], [tf.norm(g) for g in exact], rtol=1e-4)
-    np.testing.assert_allclose(run["applied_norm"][0], change, rtol=1e-3)
+    np.testing.assert_allclose(run["gradient_norm"][0], expected, rtol=1e-4)
+    np.testing.assert_allclose(run["applied_norm"][0], applied, rtol=1e-3)
 
 
-def test_accumulated_gradients_are_read_where_they_are_applied(tmp_path):
-    model = dense_chain([5, 2], ["tanh", "linear"], 6)
-    model.compile(keras.optimizers.SGD(1e-3, gradient_accumulation_steps=3), "mse", run_eagerly=True)
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(keras.losses.mean_squared_error(Y[:24], model(X[:24])))
-    exact = tape.gradient(loss, model.trainable_variables)
+def test_accumulated_gradients_are_recorded_in_the_batch_that_applies_them(tmp_path):
+    optimizer = keras.optimizers.SGD(1e-3, gradient_accumulation_steps=3)
+    model = make_compiled(optimizer, lambda: dense_chain([5, 2], ["tanh", "linear"], 6), run_eagerly=True)
+    expected = exact_norms(model, 3 * BATCH)
     monitor = tapescope.Monitor(tmp_path, tapescope.every(5))
-    model.fit(X, Y, batch_size=8, shuffle=False, verbose=0, callbacks=[monitor])
+    model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[monitor])
     run = tapescope.Run(tmp_path)
     assert run.steps.tolist() == [2, 5, 11]
-    np.testing.assert_allclose(run["gradient_norm"][0], [tf.norm(g) for g in exact], rtol=1e-4)
+    np.testing.assert_allclose(run["gradient_norm"][0], expected, rtol=1e-4)
     assert np.all(run["update_ratio"] > 0)
 
 
-def test_a_step_that_a_loss_scale_skips_is_marked_and_no_explosion(tmp_path):
-    """In float16 the scaled gradient overflows at first; the scale is halved until it does not."""
-    keras.utils.set_random_seed(1)
-    model = dense_chain([5, 2], ["relu", "linear"], 6, dtype="mixed_float16")
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory):
+    """Train in float16, where the scaled gradient overflows until the loss scale has been halved often enough."""
+    logdir = tmp_path_factory.mktemp("float16")
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01), initial_scale=2.0**20)
-    model.compile(optimizer, "mse", run_eagerly=True)
-    model.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=[tapescope.Monitor(tmp_path, tapescope.every(1))])
-    run = tapescope.Run(tmp_path)
-    skipped = run["skipped"] == 1
+    model = make_compiled(
+        optimizer, lambda: dense_chain([5, 2], ["relu", "linear"], 6, dtype="mixed_float16"), run_eagerly=True
+    )
+    monitor = tapescope.Monitor(logdir, tapescope.every(1))
+    model.fit(X, Y, batch_size=BATCH, epochs=2, verbose=0, callbacks=[monitor])
+    return tapescope.Run(logdir)
+
+
+def test_steps_that_the_loss_scale_skips_are_marked(overflowing):
+    skipped = overflowing["skipped"] == 1
     assert skipped[0]
     assert not skipped[-12:].any()
-    np.testing.assert_array_equal(skipped, np.all(run["update_ratio"] == 0, axis=1))
-    assert [f["severity"] for f in run.findings if f["rule"] == "non_finite"] == ["info"]
-    assert not [f for f in run.findings if f["rule"] in ("exploding", "gradient_spike")]
-    assert np.nanmax(run["gradient_norm"][~skipped]) < 100  # unscaled
+
+
+def test_skipped_steps_are_those_without_an_update(overflowing):
+    unchanged = np.all(overflowing["update_ratio"] == 0, axis=1)
+    np.testing.assert_array_equal(overflowing["skipped"] == 1, unchanged)
+
+
+def test_skipped_steps_are_an_info_and_not_an_explosion(overflowing):
+    gradient_rules = ("non_finite", "exploding", "gradient_spike")
+    found = [(f["rule"], f["severity"]) for f in overflowing.findings if f["rule"] in gradient_rules]
+    assert found == [("non_finite", "info")]
+
+
+def test_gradients_are_recorded_without_the_loss_scale(overflowing):
+    assert np.nanmax(overflowing["gradient_norm"][overflowing["skipped"] != 1]) < 100

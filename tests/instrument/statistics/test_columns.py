@@ -42,7 +42,12 @@ def measure(mode, widths, activations) -> Measured:
     )
 
 
-@pytest.fixture(scope="module", params=steps.MODES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(mode, marks=() if mode in ("eager", "function") else pytest.mark.slow) for mode in steps.MODES
+    ],
+)
 def chain(request):
     """Measure a chain of four kinds of layers in each mode."""
     return measure(request.param, list(WIDTHS.values()), KINDS)

@@ -105,6 +105,7 @@ def test_a_sample_of_equal_elements_is_exact(value):
     assert np.count_nonzero(bins) == 1
 
 
+@pytest.mark.slow
 def test_xla_counts_the_same():
     gradients = [
         tf.random.stateless_normal([400, 1000], [1, 2]),

@@ -32,7 +32,7 @@ def unit_rows(calls):
     return dict(zip(layers.UNIT_ROWS, units.numpy(), strict=True))
 
 
-@pytest.fixture(scope="module", params=[None, True], ids=["plain", "xla"])
+@pytest.fixture(scope="module", params=[None, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "xla"])
 def stacked(request):
     """Measure outputs of equal and other shapes. Each output serves as its own gradient with respect to z, too."""
     rng = np.random.default_rng(6)

@@ -60,7 +60,7 @@ class Replicas(NamedTuple):
     summed: list[np.ndarray]
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def step(request):
     """Measure one step of 2 and of 4 replicas."""
     count = request.param

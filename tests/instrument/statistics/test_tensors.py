@@ -24,7 +24,7 @@ def make_arrays():
     return arrays
 
 
-@pytest.fixture(scope="module", params=[None, True], ids=["plain", "xla"])
+@pytest.fixture(scope="module", params=[None, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "xla"])
 def mixed(request):
     """Arrays, and the statistics and histograms of them as gradients, with an absent one before the last."""
     arrays = make_arrays()

@@ -1,0 +1,110 @@
+"""The patches that a measured `train_step` runs under: what they see, and that they are put back."""
+
+import threading
+
+import keras
+import pytest
+import tensorflow as tf
+from scripts.testbed.steps import dense_chain
+
+import tapescope
+from tapescope.fit import train_step_hooks
+from tapescope.tape import MeasuringTape
+
+GRADIENT_TAPE = tf.GradientTape
+
+
+class Owner:
+    """An object with an attribute of its class."""
+
+    name = "of the class"
+
+
+@pytest.fixture
+def probe():
+    return tapescope.Probe(dense_chain([2], ["relu"], 3), strict=True)
+
+
+def test_a_patched_attribute_is_removed_again():
+    owner = Owner()
+    with train_step_hooks.patch_attribute(owner, "name", "patched"):
+        assert owner.name == "patched"
+    assert vars(owner) == {}
+
+
+def test_an_attribute_of_the_object_is_put_back():
+    owner = Owner()
+    owner.name = "of the object"
+    with train_step_hooks.patch_attribute(owner, "name", "patched"):
+        pass
+    assert vars(owner) == {"name": "of the object"}
+
+
+def test_an_outermost_tape_measures_and_an_inner_one_does_not(probe):
+    with train_step_hooks.measure_tapes(probe) as tapes, tf.GradientTape() as outer, tf.GradientTape() as inner:
+        pass
+    assert isinstance(outer, MeasuringTape)
+    assert type(inner) is GRADIENT_TAPE
+    assert tapes == [outer]
+
+
+def test_a_tape_after_another_one_measures(probe):
+    with train_step_hooks.measure_tapes(probe) as tapes:
+        for _ in range(2):
+            with tf.GradientTape():
+                pass
+    assert len(tapes) == 2
+
+
+def test_another_thread_gets_plain_tapes(probe):
+    made = []
+    with train_step_hooks.measure_tapes(probe) as tapes:
+        thread = threading.Thread(target=lambda: made.append(tf.GradientTape()))
+        thread.start()
+        thread.join()
+    assert type(made[0]) is GRADIENT_TAPE
+    assert tapes == []
+
+
+def test_the_last_user_puts_the_gradient_tape_back(probe):
+    with train_step_hooks.measure_tapes(probe):
+        with train_step_hooks.measure_tapes(probe):
+            pass
+        assert tf.GradientTape is not GRADIENT_TAPE
+    assert tf.GradientTape is GRADIENT_TAPE
+
+
+def test_an_error_puts_the_gradient_tape_back(probe):
+    with pytest.raises(KeyError), train_step_hooks.measure_tapes(probe):
+        raise KeyError
+    assert tf.GradientTape is GRADIENT_TAPE
+
+
+def test_a_loss_scale_is_recorded():
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(), 8.0)
+    optimizer.build([keras.Variable(1.0)])
+    with train_step_hooks.record_loss_scales(optimizer) as scales:
+        assert float(optimizer.scale_loss(tf.constant(2.0))) == 16
+    assert [float(scale) for scale in scales] == [8]
+
+
+def test_an_optimizer_without_a_loss_scale_records_none():
+    optimizer = keras.optimizers.SGD()
+    with train_step_hooks.record_loss_scales(optimizer) as scales:
+        assert float(optimizer.scale_loss(tf.constant(2.0))) == 2
+    assert scales == []
+
+
+def test_no_optimizer_records_no_loss_scale():
+    with train_step_hooks.record_loss_scales(None) as scales:
+        pass
+    assert scales == []
+
+
+def test_the_last_user_puts_scale_loss_back():
+    optimizer = keras.optimizers.SGD()
+    with train_step_hooks.record_loss_scales(optimizer):
+        with train_step_hooks.record_loss_scales(optimizer):
+            pass
+        assert "scale_loss" in vars(optimizer)
+    assert "scale_loss" not in vars(optimizer)
