@@ -1,4 +1,4 @@
-"""Several tapes, and several gradients, in one step: each layer is read from the pass that trains it."""
+"""Several tapes and several gradients in one step: each layer is measured in the pass that trains it."""
 
 import keras
 import numpy as np
@@ -28,65 +28,99 @@ def losses(real, faked):
 
 
 def side_by_side(probe, gen, dis):
-    """As in the DCGAN tutorial: both tapes see everything."""
-    with probe.tape(True) as of_gen, probe.tape(True) as of_dis:
-        for_gen, for_dis = losses(dis(REAL), dis(gen(NOISE)))
-    of_gen.gradient(for_gen, gen.trainable_variables)
-    of_dis.gradient(for_dis, dis.trainable_variables)
-    return of_gen.reading(of_dis)
+    """Take the step of the DCGAN tutorial: both tapes see everything."""
+    with probe.tape(True) as gen_tape, probe.tape(True) as dis_tape:
+        gen_loss, dis_loss = losses(dis(REAL), dis(gen(NOISE)))
+    gen_tape.gradient(gen_loss, gen.trainable_variables)
+    dis_tape.gradient(dis_loss, dis.trainable_variables)
+    return gen_tape.reading(dis_tape)
 
 
 def one_after_the_other(probe, gen, dis):
-    with probe.tape(True) as of_dis:
-        _, for_dis = losses(dis(REAL), dis(gen(NOISE)))
-    of_dis.gradient(for_dis, dis.trainable_variables)
-    with probe.tape(True) as of_gen:
-        for_gen = tf.reduce_mean((dis(gen(NOISE)) - 1) ** 2)
-    of_gen.gradient(for_gen, gen.trainable_variables)
-    return of_gen.reading(of_dis)
+    with probe.tape(True) as dis_tape:
+        _, dis_loss = losses(dis(REAL), dis(gen(NOISE)))
+    dis_tape.gradient(dis_loss, dis.trainable_variables)
+    with probe.tape(True) as gen_tape:
+        gen_loss = tf.reduce_mean((dis(gen(NOISE)) - 1) ** 2)
+    gen_tape.gradient(gen_loss, gen.trainable_variables)
+    return gen_tape.reading(dis_tape)
 
 
 def one_persistent_tape(probe, gen, dis):
     with probe.tape(True, persistent=True) as tape:
-        for_gen, for_dis = losses(dis(REAL), dis(gen(NOISE)))
-    tape.gradient(for_gen, gen.trainable_variables)
-    tape.gradient(for_dis, dis.trainable_variables)
+        gen_loss, dis_loss = losses(dis(REAL), dis(gen(NOISE)))
+    tape.gradient(gen_loss, gen.trainable_variables)
+    tape.gradient(dis_loss, dis.trainable_variables)
     return tape.reading()
 
 
-@pytest.mark.parametrize("step", [side_by_side, one_after_the_other, one_persistent_tape])
-def test_a_gan_is_one_reading(step):
+STEPS = [side_by_side, one_after_the_other, one_persistent_tape]
+
+
+def plain_gan():
+    """Return the norms of the gradients that the layers and variables of a GAN should have."""
     gen, dis = networks()
-    probe = tapescope.Probe([gen, dis])
-    reading = step(probe, gen, dis)
-    assert set(probe.layers) == ROWS
-    assert probe.skipped == {}
-    rows = dict(zip(probe.layers, reading.column("delta_norm").numpy(), strict=True))
     with tf.GradientTape(persistent=True) as tape:
         leaky = gen.layers[1](gen.layers[0](NOISE))
         tape.watch(leaky)
         hidden = dis.layers[0](REAL)
         tape.watch(hidden)
-        for_gen, for_dis = losses(dis.layers[1](hidden), dis(gen.layers[2](leaky)))
-    np.testing.assert_allclose(rows["gen/leaky"], tf.norm(tape.gradient(for_gen, leaky)), rtol=1e-5)
-    np.testing.assert_allclose(rows["dis/d1"], tf.norm(tape.gradient(for_dis, hidden)), rtol=1e-5)
-    gradients = tape.gradient(for_gen, gen.trainable_variables) + tape.gradient(for_dis, dis.trainable_variables)
-    np.testing.assert_allclose(reading.column("gradient_norm"), [tf.norm(g) for g in gradients], rtol=1e-5)
+        gen_loss, dis_loss = losses(dis.layers[1](hidden), dis(gen.layers[2](leaky)))
+    deltas = {"gen/leaky": tape.gradient(gen_loss, leaky), "dis/d1": tape.gradient(dis_loss, hidden)}
+    gradients = tape.gradient(gen_loss, gen.trainable_variables) + tape.gradient(dis_loss, dis.trainable_variables)
+    return {name: tf.norm(delta) for name, delta in deltas.items()}, [tf.norm(g) for g in gradients]
 
 
-def test_a_probe_for_each_network():
+@pytest.mark.parametrize("step", STEPS)
+def test_a_gan_has_one_row_for_each_call(step):
     gen, dis = networks()
-    of_gen, of_dis = tapescope.Probe(gen), tapescope.Probe(dis)
-    with of_gen.tape(True) as gen_tape, of_dis.tape(True) as dis_tape:
-        for_gen, for_dis = losses(dis(REAL), dis(gen(NOISE)))
-    gen_tape.gradient(for_gen, gen.trainable_variables)
-    dis_tape.gradient(for_dis, dis.trainable_variables)
-    one = tapescope.Probe([gen, dis])
-    both = dict(zip(one.variables, side_by_side(one, gen, dis).column("gradient_norm").numpy(), strict=True))
-    for probe, tape in ((of_gen, gen_tape), (of_dis, dis_tape)):
-        np.testing.assert_allclose(
-            tape.reading().column("gradient_norm"), [both[name] for name in probe.variables], rtol=1e-5
-        )
-    assert (of_gen.layers, of_dis.layers) == (("g1", "leaky", "g2"), ("d1", "d2", "d1#2", "d2#2"))
+    probe = tapescope.Probe([gen, dis])
+    step(probe, gen, dis)
+    assert set(probe.layers) == ROWS
+    assert probe.skipped == {}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_layers_are_measured_in_the_pass_that_trains_them(step):
+    gen, dis = networks()
+    probe = tapescope.Probe([gen, dis])
+    reading = step(probe, gen, dis)
+    norms = dict(zip(probe.layers, reading.column("delta_norm").numpy(), strict=True))
+    for name, norm in plain_gan()[0].items():
+        np.testing.assert_allclose(norms[name], norm, rtol=1e-5)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_gradients_are_those_of_the_pass_that_asked_for_them(step):
+    gen, dis = networks()
+    reading = step(tapescope.Probe([gen, dis]), gen, dis)
+    np.testing.assert_allclose(reading.column("gradient_norm"), plain_gan()[1], rtol=1e-5)
+
+
+def measure_with_two_probes():
+    gen, dis = networks()
+    gen_probe, dis_probe = tapescope.Probe(gen), tapescope.Probe(dis)
+    with gen_probe.tape(True) as gen_tape, dis_probe.tape(True) as dis_tape:
+        gen_loss, dis_loss = losses(dis(REAL), dis(gen(NOISE)))
+    gen_tape.gradient(gen_loss, gen.trainable_variables)
+    dis_tape.gradient(dis_loss, dis.trainable_variables)
+    return (gen_probe, gen_tape), (dis_probe, dis_tape)
+
+
+def test_two_probes_record_the_gradients_of_one_each():
+    norms = np.concatenate([tape.reading().column("gradient_norm") for _, tape in measure_with_two_probes()])
+    np.testing.assert_allclose(norms, plain_gan()[1], rtol=1e-5)
+
+
+def test_each_of_two_probes_measures_its_own_layers():
+    layers = []
+    for probe, tape in measure_with_two_probes():
+        tape.reading()
+        layers.append(probe.layers)
+    assert layers == [("g1", "leaky", "g2"), ("d1", "d2", "d1#2", "d2#2")]
+
+
+def test_reading_rejects_tapes_of_another_probe():
+    (_, gen_tape), (_, dis_tape) = measure_with_two_probes()
     with pytest.raises(ValueError, match="`others` must be measuring tapes of the same Probe"):
         gen_tape.reading(dis_tape)

@@ -28,7 +28,12 @@ class ReplicaIssue(NamedTuple):
 
 
 def replica_issues(models: Sequence[Any], optimizers: Sequence[Any]) -> tuple[ReplicaIssue, ...]:
-    """Return the issues of all models and optimizers of a step, each once."""
+    """Return the issues of all models and optimizers of a step, each once.
+
+    Args:
+      models: Keras models or layers, or `tf.Module`s that hold some.
+      optimizers: Keras optimizers.
+    """
     issues: list[ReplicaIssue] = []
     for model in models:
         issues.extend(model_issues(model))

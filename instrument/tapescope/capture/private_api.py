@@ -179,7 +179,7 @@ def accumulated_gradients(optimizer: keras.optimizers.Optimizer) -> list[tuple[A
 def skip_all_reduce(optimizer: keras.optimizers.Optimizer) -> bool:
     """Keep `apply` from summing gradients over replicas; return False where this Keras has no such step to skip.
 
-    Keras has no public switch for it. A caller that gets False must not sum the gradients itself.
+    Keras has no public switch for it. A caller that gets False must pass local gradients to `apply`.
     """
     if not hasattr(optimizer, "_all_reduce_sum_gradients"):
         return False

@@ -1,4 +1,4 @@
-"""Which layers are seen, and under what names: every kind of model that Keras and TensorFlow know."""
+"""The layers that are measured, and their names, in every kind of model that Keras and TensorFlow have."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ Dense = keras.layers.Dense
 
 
 def read(model, x, loss=None, compiled=True, **options):
-    """One measured step; the probe and its reading."""
+    """Take one measured step; return the probe and the reading."""
     probe = tapescope.Probe(model, **options)
     call = model if callable(model) else model[0]
 
@@ -20,8 +20,7 @@ def read(model, x, loss=None, compiled=True, **options):
         with probe.tape(True) as tape:
             out = call(x)
             value = loss(out) if loss else sum(tf.reduce_sum(t**2) for t in tf.nest.flatten(out))
-        variables = [v for m in probe._selection.models for v in m.trainable_variables]
-        tape.gradient(value, variables)
+        tape.gradient(value, probe._state.variables())
         return tape.reading()
 
     return probe, (tf.function(step) if compiled else step)(x)
@@ -40,7 +39,7 @@ def test_functional_model_in_forward_order(compiled):
     assert probe.layers == ("left", "right", "out")
     assert probe.names.activations == ("relu", "sigmoid", "softmax")
     assert probe.names.layer_variables == ((0, 1), (2, 3), (4, 5))
-    assert np.isnan(reading.column("saturated")[2])  # softmax is no function of one element
+    assert np.isnan(reading.column("saturated")[2])  # softmax is not a function of one element
     assert np.all(np.isfinite(reading.column("delta_norm")))
 
 
@@ -95,7 +94,7 @@ def test_pattern_chooses_among_all_layers():
     assert read(model, x(8, 4))[0].layers == ("a", "b")
 
 
-def test_activation_of_a_layer_that_is_a_layer_itself_is_no_row_of_its_own():
+def test_a_layer_that_is_another_layers_activation_has_no_row():
     model = keras.Sequential([keras.Input((4,)), Dense(3, activation=keras.layers.ReLU(), name="a")])
     probe, _ = read(model, x(8, 4))
     assert probe.layers == ("a",)
@@ -143,7 +142,7 @@ def test_a_model_without_any_layer_to_measure():
 
 @pytest.mark.parametrize("compiled", [None, False, True])
 @pytest.mark.parametrize("scalars", [1, 2])
-def test_scalars_are_variables_too(scalars, compiled):
+def test_scalar_variables_are_measured(scalars, compiled):
     w, *temperatures = tf.Variable([1.0, -2.0]), *(tf.Variable(3.0) for _ in range(scalars))
     probe = tapescope.Probe([w, *temperatures], strict=True)
 
@@ -159,7 +158,7 @@ def test_scalars_are_variables_too(scalars, compiled):
     np.testing.assert_allclose(reading.column("weight_norm"), [np.sqrt(5), *[3] * scalars], 1e-6)
 
 
-def test_recurrent_layer_is_seen_from_outside():
+def test_a_recurrent_layer_is_one_row():
     model = keras.Sequential([keras.Input((5, 3)), keras.layers.LSTM(4, name="lstm"), Dense(1, name="out")])
     probe, reading = read(model, x(8, 5, 3))
     assert probe.layers == ("lstm", "out")
@@ -186,7 +185,7 @@ def test_duplicate_rows_of_indexed_slices_are_summed():
     np.testing.assert_allclose(reading.column("gradient_zero")[0], np.mean(dense == 0))
 
 
-def test_masks_pass_the_hook():
+def test_the_hook_keeps_masks():
     model = keras.Sequential(
         [keras.Input((4,), dtype="int32"), keras.layers.Embedding(6, 3, mask_zero=True), keras.layers.LSTM(2, name="l")]
     )
@@ -197,7 +196,7 @@ def test_masks_pass_the_hook():
         np.testing.assert_array_equal(model(tokens), plain)
 
 
-def test_a_function_traced_before_is_said_to_hide_its_layers():
+def test_layers_of_a_function_traced_before_are_skipped():
     model = dense_chain([3, 2], ["relu", "linear"], 4)
     inner = tf.function(lambda x: model(x))
     inner(x(8, 4))
@@ -210,7 +209,7 @@ def test_a_function_traced_before_is_said_to_hide_its_layers():
     assert set(probe.skipped) == {"layer0", "layer1"}
 
 
-def test_the_model_is_as_it_was_found():
+def test_the_model_is_left_as_it_was():
     model = dense_chain([3, 2], ["relu", "tanh"], 4)
     before = [layer.activation for layer in model.layers]
     config = model.get_config()
