@@ -9,8 +9,10 @@ import contextlib
 import functools
 import itertools
 import os
+import re
 import socket
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
 
+from tapescope.storage import event_reader
 from tapescope.storage.tfrecord import FRAMING_BYTES
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
@@ -43,6 +46,8 @@ class Value(NamedTuple):
 
 
 _file_numbers = itertools.count()
+_OWN_NAME = re.compile(r"events\.out\.tfevents\.(\d{10}\.\d{6})\.")
+"""Start of the name of a file of ours. Other programs' names have whole seconds."""
 _SCALAR_SHAPE = tensor_shape_pb2.TensorShapeProto()
 _START = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
 _SCALARS = summary_pb2.SummaryMetadata(
@@ -117,7 +122,7 @@ class DirectoryLock:
     """An advisory lock: only one Recorder may write to a run directory, in this process and in others.
 
     The records of two would be mixed, and each reader would sort them in its own way. The operating system releases the
-    lock when the process ends. A file system without locks, and Windows, keep nobody out: docs/decisions/0006.
+    lock when the process ends, also if a process that it forked goes on. A file system without locks, and Windows, keep nobody out: docs/decisions/0006.
 
     Raises:
       OSError: another Recorder holds the lock, or the directory cannot be made.
@@ -126,6 +131,7 @@ class DirectoryLock:
     def __init__(self, directory: str | os.PathLike[str]):
         self._directory = os.fspath(directory)
         self._descriptor: int | None = None
+        _locks.add(self)
         self.renew()
 
     def renew(self) -> None:
@@ -158,8 +164,26 @@ class DirectoryLock:
         if self._descriptor is not None and fcntl is not None:
             # Unlocked and not only closed: a child that was forked meanwhile has it open as well.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            self.forget()
+
+    def forget(self) -> None:
+        """Close the descriptor. The directory stays locked while another process has it open."""
+        if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+_locks: "weakref.WeakSet[DirectoryLock]" = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    """Close the descriptors that a forked process got from its parent, or its parent's locks would outlive the parent."""
+    for lock in list(_locks):
+        lock.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 class EventFile:
@@ -205,8 +229,8 @@ class EventFile:
         self._ensure_file()
         summary = summary_pb2.Summary()
         for value in values:
-            written = summary.value.add(tag=value.tag, tensor=value.tensor)
-            if value.tag not in self._described_tags:
+            written = summary.value.add(tag=_valid_tag(value.tag), tensor=value.tensor)
+            if written.tag not in self._described_tags:
                 description = value.description
                 if isinstance(description, Family):
                     description = description.metadata()
@@ -247,9 +271,8 @@ class EventFile:
             self._begin_file()
 
     def _begin_file(self) -> None:
-        # Readers take a directory's files in the order of their names, so the time comes first, to the microsecond.
         number = next(_file_numbers)
-        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}.{number}.v2"
+        name = f"events.out.tfevents.{_time_stamp(self._logdir)}.{socket.gethostname()}.{os.getpid()}.{number}.v2"
         self.path: str = os.path.join(self._logdir, name)
         self._described_tags: set[str] = set()
         self._records = 0
@@ -263,7 +286,13 @@ class EventFile:
         except (OSError, tf.errors.OpError) as error:
             raise self._note_failure(error) from None
         self._failure = None
-        self._append(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._append(
+            event_pb2.Event(
+                wall_time=time.time(),
+                file_version="brain.Event:2",
+                source_metadata=event_pb2.SourceMetadata(writer=event_reader.WRITER),
+            )
+        )
 
     def _append(self, event: event_pb2.Event) -> None:
         record = event.SerializeToString()
@@ -292,6 +321,27 @@ class EventFile:
         failure = OSError(f"cannot write {self.path}: {reason}")
         self._failure = (time.monotonic(), failure)
         return failure
+
+
+def _time_stamp(directory: str) -> str:
+    """Return the time for the name of a new file, to the microsecond: later than in the names of all files before.
+
+    Readers take a directory's files in the order of their names. A clock may go back between two programs.
+    """
+    names = []
+    with contextlib.suppress(OSError):
+        names = os.listdir(directory)
+    before = max((match[1] for name in names if (match := _OWN_NAME.match(name))), default="")
+    stamp = f"{max(0.0, time.time()):017.6f}"
+    if stamp > before:
+        return stamp
+    microseconds = min(int(before.replace(".", "")) + 1, 10**16 - 1)
+    return f"{microseconds // 10**6:010d}.{microseconds % 10**6:06d}"
+
+
+def _valid_tag(tag: str) -> str:
+    """Return a tag with what UTF-8 cannot encode replaced. A layer may have such a name."""
+    return tag.encode("utf-8", "replace").decode()
 
 
 def _is_removed(path: str) -> bool:

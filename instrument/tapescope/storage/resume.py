@@ -1,11 +1,12 @@
 """A run that goes on at an earlier step: the later records are removed from its files."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from tensorboard.compat.proto import event_pb2
+from absl import logging
 
 from tapescope.rules import engine
 from tapescope.rules.record_view import run_layout
@@ -26,44 +27,61 @@ class Resume(NamedTuple):
 
 
 def cut_records(directory: str | os.PathLike[str], step: int) -> None:
-    """Remove the events of `step` and later steps, and all statuses, from a directory's files.
+    """Remove the events of `step` and later steps, and all statuses, from the files that tapescope wrote to a directory.
 
     No reader then needs to know that there was a restart. TensorBoard's two loaders handle one differently, by tag or
-    not at all. Each file is replaced atomically, so the process may be killed at any time.
+    not at all. Each file is replaced atomically, so the process may be killed at any time. Files of other programs stay
+    as they are.
 
     Raises:
       OSError: a file cannot be read or written.
     """
-    for path in event_reader.list_event_files(directory):
-        kept = []
-        for record in tfrecord.read(path):  # a truncated record is left out
-            event = event_pb2.Event.FromString(record)
-            if event.step >= step and not event.file_version:
-                continue
-            values = [value for value in event.summary.value if value.tag != _STATUS]
-            if len(values) < len(event.summary.value):
-                if not values:
-                    continue
-                del event.summary.value[:]
-                event.summary.value.extend(values)
-                record = event.SerializeToString()
-            kept.append(record)
-        if len(kept) <= 1:  # the version alone
+    for path in event_reader.find_event_files(directory).own:
+        sizes = [len(record) + tfrecord.FRAMING_BYTES for record in _kept_records(path, step)]
+        if len(sizes) <= 1:  # the version alone
             os.remove(path)
-        elif os.path.getsize(path) != sum(len(record) + tfrecord.FRAMING_BYTES for record in kept):
-            temporary = os.path.join(directory, ".cut")
-            with open(temporary, "wb") as file:
-                file.write(tfrecord.frame(kept))
-            os.replace(temporary, path)
+        elif os.path.getsize(path) != sum(sizes):
+            _replace(path, os.path.join(directory, ".cut"), step)
+
+
+def _replace(path: str, temporary: str, step: int) -> None:
+    try:
+        tfrecord.write(temporary, _kept_records(path, step))
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def _kept_records(path: str, step: int) -> Iterator[bytes]:
+    """Yield the records of a file before `step`, without statuses. Truncated and damaged ones are left out."""
+    for record in tfrecord.read(path):
+        try:
+            event = event_reader.parse_event(path, record)
+        except ValueError:
+            continue
+        if event.step >= step and not event.file_version:
+            continue
+        values = [value for value in event.summary.value if value.tag != _STATUS]
+        if len(values) < len(event.summary.value):
+            if not values:
+                continue
+            del event.summary.value[:]
+            event.summary.value.extend(values)
+            record = event.SerializeToString()
+        yield record
 
 
 def replay_rules(directory: str | os.PathLike[str]) -> engine.RuleEngine | None:
-    """Return the rules as they stood after the last record of a directory; None if there is no record."""
+    """Return the rules as they stood after the last record of a directory; None if no record can be read."""
     try:
         run = Run(directory)
+        if not len(run.steps):
+            return None
+        layout = run_layout(run.variables, run.layers, run.details)
+        return engine.replay(layout, run.steps, {name: run[name] for name in run.columns if name in metadata.COLUMNS})
     except (FileNotFoundError, ValueError):
         return None
-    if not len(run.steps):
+    except Exception:  # a damaged run must not keep the training from going on
+        logging.exception("tapescope: the rules cannot be applied to the earlier records of %s", os.fspath(directory))
         return None
-    layout = run_layout(run.variables, run.layers, run.details)
-    return engine.replay(layout, run.steps, {name: run[name] for name in run.columns if name in metadata.COLUMNS})

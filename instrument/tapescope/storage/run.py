@@ -2,23 +2,27 @@
 
 import html
 import importlib
-import itertools
-import json
+import math
 import os
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, overload
 
 import numpy as np
+from absl import logging
+from tensorboard.compat.proto import summary_pb2
 
 from tapescope.storage import event_reader
+from tapescope.storage.printable import describe_error, one_line, printable
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
-from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series import findings, tables
 from tensorboard_plugin_tapescope.series.unit_lives import Lives, count_lives
 
 FIRST_NONFINITE = ("first_nonfinite_forward", "first_nonfinite_backward")
-FIRST_EVENTS = 20
-"""Events of a file among which tapescope's first is. Hyperparameters and a graph may come before a record."""
+RECORD_FAMILIES = ("variables", "layers", "step", "replicas")
+"""Families with a tensor in every record."""
+LATE_FAMILIES = ("gradient_histogram", "activation_histogram", "units")
+"""Families whose tensors are read when they are asked for: most of a file, and seldom needed."""
 
 _SEVERITY_COLORS = {"error": "#d93025", "warning": "#b06000", "info": "#5f6368"}
 """Colors that can be read on a light page and on a dark one."""
@@ -32,7 +36,41 @@ class Series(NamedTuple):
     """int64 [T], rising."""
     wall_times: np.ndarray
     """Seconds since 1970, float64 [T]."""
-    tensors: list[np.ndarray]
+    tensors: Sequence[np.ndarray]
+
+
+class LateTensors(Sequence[np.ndarray]):
+    """The tensors of one family at given steps, read from the files when they are first used.
+
+    Raises:
+      ValueError: upon use, the files no longer hold these records.
+    """
+
+    def __init__(self, files: Sequence[str], name: str, steps: np.ndarray):
+        self._files = files
+        self._name = name
+        self._steps = steps
+        self._tensors: list[np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        """Return one or more of the tensors."""
+        if self._tensors is None:
+            problems: list[str] = []
+            points = _read_points(self._files, problems, lambda name: name == self._name)
+            by_step = points[self._name].by_step if self._name in points else {}
+            missing = [step for step in self._steps.tolist() if step not in by_step]
+            if missing:
+                reason = "; ".join(problems) or "the run was continued or removed since; make a new Run"
+                raise ValueError(f"{metadata.tag(self._name)} at step {missing[0]} cannot be read: {reason}")
+            self._tensors = [by_step[step][1] for step in self._steps.tolist()]
+        return self._tensors[index]
 
 
 EMPTY_SERIES = Series(
@@ -44,6 +82,9 @@ EMPTY_SERIES = Series(
 class Run:
     """The records of one directory of event files, read when the object is made.
 
+    Histograms and the states of units are read when they are asked for. What cannot be read is left out, and is named
+    in `problems` and in the log.
+
     `run["gradient_norm"]` is a column by its name: float32 `[T, V]` for variables, `[T, L]` for layers, float64 `[T]`
     for the step's own, `[T, R, V]` for the replicas'. Histograms are int32 `[T, V or L, B]`, `first_nonfinite` is
     `[T, 2]`, and `unit_state` is uint8 `[W, sum U]` over the W steps at which a window of examples closed.
@@ -53,23 +94,28 @@ class Run:
 
     Raises:
       FileNotFoundError: the directory has no event file.
-      ValueError: the event files have no records of tapescope, or records of a newer schema.
+      ValueError: the event files have no records of tapescope, or none that can be read.
     """
 
     def __init__(self, logdir: str | os.PathLike[str]):
         self.logdir: str = os.fspath(logdir)
-        files = event_reader.list_event_files(self.logdir)
-        if not files:
+        # Absolute, because histograms may be read after the program has changed its directory.
+        found = event_reader.find_event_files(os.path.abspath(self.logdir))
+        problems = found.problems
+        if not found.own and not found.others:
             raise FileNotFoundError(
                 f"`logdir` must be a directory with event files, which tapescope.Recorder writes; {self.logdir} has "
-                "no event file"
+                f"no event file{_in_brackets(problems)}"
             )
-        self._series = _read_series(files)
+        self._series = _read_series(found.own, problems)
         if not self._series:
             raise ValueError(
                 f"`logdir` must be the directory of a run; {self.logdir} has event files, but none with tapescope's "
-                "records"
+                f"records{_in_brackets(problems)}"
             )
+        self.problems: tuple[str, ...] = tuple(problems)
+        """A sentence for each file, tag or record that cannot be read; it is left out."""
+        _warn(self.problems)
 
     @property
     def steps(self) -> np.ndarray:
@@ -93,13 +139,14 @@ class Run:
 
     @property
     def details(self) -> dict[str, Any]:
-        """Facts about the layers and replicas.
+        """Facts about the layers, replicas and data.
 
         Of the layers: "units", "activations", "variables" (indices of each one's own), "sources", "skipped". Of several
-        replicas: "replicas" (their number) and "faults" (what Keras does differently with them).
+        replicas: "replicas" (their number) and "faults" (what Keras does differently with them). Of the data:
+        "data_rows" and "objectives", see docs/wire.md.
         """
         merged: dict[str, Any] = {}
-        for family in ("layers", "replicas"):
+        for family in ("layers", "replicas", "data"):
             if family in self._series:
                 merged.update(self._series[family].family.details)
         return merged
@@ -109,14 +156,15 @@ class Run:
         """State of the run: "state" ("training" or "ended"), "reason", and what it was started with."""
         if "status" not in self._series:
             return {}
-        return json.loads(self._series["status"].tensors[-1].item())
+        texts = tables.decode_texts(self._series["status"].tensors[-1])
+        return tables.parse_status(texts)
 
     @property
     def findings(self) -> list[dict[str, Any]]:
         """The findings that were recorded during training."""
         if "findings" not in self._series:
             return []
-        return [json.loads(text) for text in self._series["findings"].tensors[-1]]
+        return findings.read_findings(tables.decode_texts(self._series["findings"].tensors[-1]))[0]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -156,7 +204,7 @@ class Run:
         if layer not in series.family.names:
             raise KeyError(f"no layer {layer!r} in {self.logdir}; it has: {', '.join(series.family.names)}")
         index = series.family.names.index(layer)
-        sizes = series.family.details["units"]
+        sizes = tables.units(series.family)
         start = sum(sizes[:index])
         return series.steps, self["unit_state"][:, start : start + sizes[index]]
 
@@ -189,7 +237,7 @@ class Run:
         if column == "first_nonfinite":
             names = list(FIRST_NONFINITE)
         elif column == "unit_state":
-            units = [(n, u) for n, size in zip(names, series.family.details["units"], strict=True) for u in range(size)]
+            units = [(n, u) for n, size in zip(names, tables.units(series.family), strict=True) for u in range(size)]
             names = pandas.MultiIndex.from_tuples(units, names=["layer", "unit"])
         elif values.ndim == 3:
             names = pandas.MultiIndex.from_product([range(values.shape[1]), names], names=["replica", "variable"])
@@ -226,7 +274,7 @@ class Run:
         summary = f"<p><b>{html.escape(self.logdir)}</b>: {html.escape(self._summarize())}</p>"
         items = []
         for finding in self.findings:
-            color = _SEVERITY_COLORS.get(finding["severity"], _SEVERITY_COLORS["info"])
+            color = _SEVERITY_COLORS[finding["severity"]]
             items.append(
                 f'<li><b style="color:{color}">{html.escape(finding["severity"])}</b> step {finding["step"]}: '
                 f"{html.escape(finding['message'])}. <i>{html.escape(finding['advice'])}</i></li>"
@@ -235,7 +283,8 @@ class Run:
 
     def _summarize(self) -> str:
         """Return state, size and loss of the run in one line."""
-        state = " ".join(filter(None, (self.status.get("state", "unknown"), self.status.get("reason"))))
+        status = self.status
+        state = one_line(" ".join(str(status[key]) for key in ("state", "reason") if status.get(key)) or "unknown")
         if not len(self.steps):
             return f"{state}, no record yet"
         parts = [
@@ -243,7 +292,8 @@ class Run:
             f"{len(self.steps)} records up to step {self.steps[-1]}",
             f"{len(self.layers)} layers, {len(self.variables)} variables",
         ]
-        losses = self["loss"][np.isfinite(self["loss"])]
+        losses = self["loss"] if "loss" in self.columns else np.zeros(0)
+        losses = losses[np.isfinite(losses)]
         if losses.size:
             parts.append(f"loss {losses[0]:.3g} to {losses[-1]:.3g}")
         return ", ".join(parts)
@@ -259,7 +309,8 @@ class Run:
 
     def _require_series(self, family: str) -> Series:
         if family not in self._series:
-            raise KeyError(f"{self.logdir} has no {family}; it has: {', '.join(self._series)}")
+            known = ", ".join(printable(name) for name in self._series)
+            raise KeyError(f"{self.logdir} has no {family}; it has: {known}")
         return self._series[family]
 
 
@@ -267,54 +318,115 @@ def runs(logdir: str | os.PathLike[str]) -> list[str]:
     """Return the directories at and below `logdir` that a Run can be made of, sorted.
 
     `[tapescope.Run(directory) for directory in tapescope.runs("runs")]` reads all of them. Runs of other programs are
-    left out.
+    left out. So are directories that cannot be read; the log names them.
 
     Raises:
       FileNotFoundError: `logdir` is not a directory.
     """
     if not os.path.isdir(logdir):
         raise FileNotFoundError(f"`logdir` must be a directory; got {os.fspath(logdir)}, which is not one")
-    return sorted(
-        directory
-        for directory, _, _ in os.walk(logdir)
-        if any(_is_tapescope_file(path) for path in event_reader.list_event_files(directory))
-    )
+    found = []
+    for directory, _, names in os.walk(logdir, onerror=lambda error: _warn([f"skipped: {describe_error(error)}"])):
+        if any(".tfevents." in name for name in names):
+            files = event_reader.find_event_files(directory)
+            if _holds_records(files.own):
+                found.append(directory)
+            else:
+                _warn(files.problems)
+    return sorted(found)
 
 
-def _is_tapescope_file(path: str) -> bool:
-    return any(itertools.islice(_read_values([path], FIRST_EVENTS), 1))
+def _holds_records(files: Sequence[str]) -> bool:
+    return any(True for _ in _read_values(files, []))
 
 
-def _read_series(files: list[str]) -> dict[str, Series]:
-    """Return the series of all families in the files of one run."""
-    points: dict[str, dict[int, tuple[float, np.ndarray]]] = {}
-    families: dict[str, Family] = {}
-    for step, wall_time, value in _read_values(files):
-        family = value.tag.removeprefix(f"{metadata.PLUGIN_NAME}/")
-        if family not in families:
-            families[family] = metadata.parse(value.metadata.plugin_data.content)
-            points[family] = {}
-        by_step = points[family]
-        # A step at or below the last one means that the program was started again from there.
-        while by_step and next(reversed(by_step)) >= step:
-            by_step.popitem()
-        by_step[step] = wall_time, event_reader.to_array(value.tag, value.tensor, step)
-    return {
-        name: Series(
-            family=families[name],
-            steps=np.array(list(by_step), np.int64),
-            wall_times=np.array([wall_time for wall_time, _ in by_step.values()]),
-            tensors=[array for _, array in by_step.values()],
+def _warn(problems: Sequence[str]) -> None:
+    for problem in problems:
+        logging.warning("tapescope: %s", problem)
+
+
+def _in_brackets(problems: Sequence[str]) -> str:
+    return f" ({'; '.join(problems)})" if problems else ""
+
+
+class _Points(NamedTuple):
+    """The records of one tag while they are read."""
+
+    family: Family
+    by_step: dict[int, tuple[float, Any]]
+    """Wall time and tensor by step."""
+
+
+def _read_series(files: Sequence[str], problems: list[str]) -> dict[str, Series]:
+    """Return the series of all families in the files of one run, and append to `problems` what cannot be read."""
+    points = _read_points(files, problems, lambda name: name not in LATE_FAMILIES)
+    series = {}
+    for name, (family, by_step) in points.items():
+        if not by_step:
+            continue
+        if name in RECORD_FAMILIES and "variables" in points:
+            by_step = _align(by_step, points["variables"].by_step, family)
+        steps = np.array(list(by_step), np.int64)
+        tensors = [array for _, array in by_step.values()]
+        series[name] = Series(
+            family=family,
+            steps=steps,
+            wall_times=np.array([wall_time for wall_time, _ in by_step.values()], np.float64),
+            tensors=LateTensors(files, name, steps) if name in LATE_FAMILIES else tensors,
         )
-        for name, by_step in points.items()
-    }
+    return series
 
 
-def _read_values(files: list[str], limit: int | None = None) -> Iterator[tuple[int, float, Any]]:
-    """Yield step, wall time and value of tapescope's summaries, in the first `limit` events of each file."""
-    prefix = f"{metadata.PLUGIN_NAME}/"
+def _align(
+    by_step: dict[int, tuple[float, Any]], variables: dict[int, tuple[float, Any]], family: Family
+) -> dict[int, tuple[float, Any]]:
+    """Return the points at the steps of the variables, with NaN where a record of the family cannot be read."""
+    if by_step.keys() == variables.keys():
+        return by_step
+    absent = np.full(tables.shape(family) or (), np.nan, np.float32)
+    return {step: by_step.get(step, (wall_time, absent)) for step, (wall_time, _) in variables.items()}
+
+
+def _read_points(files: Sequence[str], problems: list[str], wanted: Callable[[str], bool]) -> dict[str, _Points]:
+    """Return the records of all tags.
+
+    Args:
+      files: event files of tapescope, in the order in which they were begun.
+      problems: gets a sentence for each tag with something that cannot be read.
+      wanted: whether the tensors of a family are read. Those of the others are None.
+    """
+    points: dict[str, _Points] = {}
+    damaged: dict[str, list[str]] = {}
+    for step, wall_time, value in _read_values(files, problems):
+        name = value.tag.removeprefix(f"{metadata.PLUGIN_NAME}/")
+        try:
+            if name not in points:
+                points[name] = _Points(metadata.parse(value.metadata.plugin_data.content), {})
+            family, by_step = points[name]
+            # A step at or below the last one means that the program was started again from there.
+            while by_step and next(reversed(by_step)) >= step:
+                by_step.popitem()
+            array = None
+            if wanted(name):
+                array = event_reader.to_array(value.tag, value.tensor, step)
+                tables.check_tensor(family, array)
+            by_step[step] = (wall_time if math.isfinite(wall_time) else 0.0), array
+        except Exception as error:  # the boundary of a tensor: it is left out, whatever is wrong with it
+            damaged.setdefault(value.tag, []).append(f"{value.tag} at step {step}: {describe_error(error)}")
+    for found in damaged.values():
+        more = f" (and {len(found) - 1} more of this tag)" if len(found) > 1 else ""
+        problems.append(one_line(f"left out {found[0]}{more}"))
+    return points
+
+
+def _read_values(files: Sequence[str], problems: list[str]) -> Iterator[tuple[int, float, summary_pb2.Summary.Value]]:
+    """Yield step, wall time and value of tapescope's summaries, and append to `problems` what cannot be read."""
     for path in files:
-        for event in itertools.islice(event_reader.read_events(path), limit):
-            for value in event.summary.value:
-                if value.tag.startswith(prefix):
+        try:
+            for event in event_reader.read_events(path):
+                for value in event_reader.own_values(event):
                     yield event.step, event.wall_time, value
+        except GeneratorExit:
+            raise
+        except Exception as error:  # the boundary of a file: what is behind the damage is left out
+            problems.append(one_line(f"left out the rest of {path}: {describe_error(error)}"))

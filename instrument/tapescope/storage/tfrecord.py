@@ -9,7 +9,7 @@ records of a batch are advanced together, one byte of each row of ROW_BYTES at a
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def read(path: str | os.PathLike[str]) -> Iterator[bytes]:
                 length, _ = _HEADER.unpack(header)
                 # A damaged length may be anything: compare before reading.
                 position += length + FRAMING_BYTES
-                if position > size:
+                if position > size or (length > LARGEST_BATCH_BYTES and not _has_valid_length(header)):
                     whole = False
                     break
                 frames.append((header, file.read(length), file.read(_CHECKSUM.size)))
@@ -73,6 +73,29 @@ def frame(records: Sequence[bytes]) -> bytes:
     ):
         framed += [length, _CHECKSUM.pack(length_crc), record, _CHECKSUM.pack(record_crc)]
     return b"".join(framed)
+
+
+def write(path: str | os.PathLike[str], records: Iterable[bytes]) -> None:
+    """Write a file of records, of which at most LARGEST_BATCH_BYTES and one record are in memory.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with open(path, "wb") as file:
+        batch: list[bytes] = []
+        batch_bytes = 0
+        for record in records:
+            batch.append(record)
+            batch_bytes += len(record)
+            if batch_bytes >= LARGEST_BATCH_BYTES:
+                file.write(frame(batch))
+                batch = []
+                batch_bytes = 0
+        file.write(frame(batch))
+
+
+def _has_valid_length(header: bytes) -> bool:
+    return int(_masked_crc32c([header[:8]])[0]) == _HEADER.unpack(header)[1]
 
 
 def _count_valid(frames: Sequence[tuple[bytes, bytes, bytes]]) -> int:

@@ -2,9 +2,8 @@
 
 import json
 import math
-import numbers
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeGuard, cast
 
 import numpy as np
 
@@ -32,6 +31,9 @@ LOW_IS_BAD = {
 
 INTEGER_FAMILIES = ("units", "gradient_histogram", "activation_histogram")
 """Families of integers: states and counts."""
+
+TEXT_FAMILIES = ("findings", "status")
+"""Families of JSON texts."""
 
 
 class Datum(Protocol):
@@ -70,11 +72,32 @@ def shape(family: Family) -> tuple[int, ...] | None:
     return shapes.get(family.family)
 
 
-def table(family: Family, data: Iterable[Datum]) -> Table:
-    """Return the records as arrays. Records that are not numbers of the family's shape are left out."""
+def check_tensor(family: Family, tensor: np.ndarray) -> None:
+    """Raise ValueError if a tensor is not of the type and shape that its family declares."""
     expected = shape(family)
-    kinds = "iu" if family.family in INTEGER_FAMILIES else "fiu"
-    kept = [d for d in data if expected is None or (d.numpy.shape == expected and d.numpy.dtype.kind in kinds)]
+    if family.family in TEXT_FAMILIES:
+        kinds = "OSU"
+    elif expected is None:
+        return
+    else:
+        kinds = "iu" if family.family in INTEGER_FAMILIES else "fiu"
+    if tensor.dtype.kind not in kinds or (expected is not None and tensor.shape != expected):
+        declared = "text" if expected is None else f"numbers of shape {expected}"
+        raise ValueError(f"{family.tag} must hold {declared}; got {tensor.dtype} of shape {tensor.shape}")
+
+
+def _is_valid(family: Family, tensor: np.ndarray) -> bool:
+    try:
+        check_tensor(family, tensor)
+    except ValueError:
+        return False
+    return True
+
+
+def table(family: Family, data: Iterable[Datum]) -> Table:
+    """Return the records as arrays. Records that are not of the family's type and shape are left out."""
+    expected = shape(family)
+    kept = [d for d in data if _is_valid(family, d.numpy)]
     steps = np.array([d.step for d in kept], np.int64)
     seconds = np.array([d.wall_time if math.isfinite(d.wall_time) else 0.0 for d in kept], np.float64)
     if expected is not None:
@@ -104,7 +127,7 @@ def between(data: Table, first: int, last: int) -> Table:
 def units(family: Family) -> list[int]:
     """Return the number of units of each layer; zeros where the family does not say."""
     counts = _detail_for_each_name(family, "units")
-    return [int(n) if _is_index(n) and n < 2**31 else 0 for n in counts]
+    return [int(n) if is_index(n) and n < 2**31 else 0 for n in counts]
 
 
 def activations(family: Family) -> list[str]:
@@ -120,28 +143,31 @@ def activation_adjectives(family: Family) -> list[str]:
 
 def owned_variables(family: Family) -> list[list[int]]:
     """Return for each layer of the `layers` family the indices of its own variables."""
-    owned = family.details.get("variables")
-    owned = list(owned[: len(family.names)]) if isinstance(owned, list | tuple) else []
-    owned += [()] * (len(family.names) - len(owned))
-    return [[int(i) for i in indices if _is_index(i)] if isinstance(indices, list | tuple) else [] for indices in owned]
+    owned = json_array(family.details.get("variables"))[: len(family.names)]
+    owned += [[]] * (len(family.names) - len(owned))
+    return [[int(i) for i in json_array(indices) if is_index(i)] for indices in owned]
 
 
 def replicas(family: Family) -> int:
     """Return the number of replicas of a `replicas` family, 0 where it does not say."""
     number = family.details.get("replicas")
-    return int(number) if _is_index(number) and number < 2**16 else 0
+    return int(number) if is_index(number) and number < 2**16 else 0
 
 
 def _detail_for_each_name(family: Family, detail: str) -> list[Any]:
     """Return a list of the family's details; None for each name where it is damaged."""
-    values = family.details.get(detail)
-    if not isinstance(values, list | tuple) or len(values) != len(family.names):
-        return [None] * len(family.names)
-    return list(values)
+    values = json_array(family.details.get(detail))
+    return values if len(values) == len(family.names) else [None] * len(family.names)
 
 
-def _is_index(value: Any) -> TypeGuard[int]:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0
+def json_array(value: Any) -> list[Any]:
+    """Return the elements of a JSON array, or of a tuple; an empty list for anything else."""
+    return list(cast("list[Any]", value)) if isinstance(value, list | tuple) else []
+
+
+def is_index(value: Any) -> TypeGuard[int]:
+    """Return whether a value is a whole number, 0 or larger, and not a bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and cast("int", value) >= 0
 
 
 def column_names(family: Family) -> tuple[str, ...]:
@@ -218,7 +244,10 @@ def badness(name: str, latest: np.ndarray) -> np.ndarray:
 
 def worst_first(name: str, values: np.ndarray) -> np.ndarray:
     """Return the row numbers of `values` [T, N], the worst latest value first; equal rows stay in forward order."""
-    return np.argsort(-badness(name, values[-1]), kind="stable") if len(values) else np.arange(values.shape[1])
+    if not len(values):
+        return np.arange(values.shape[1])
+    order: np.ndarray = np.argsort(-badness(name, values[-1]), kind="stable")
+    return order
 
 
 def as_of(steps: np.ndarray, other: Table, values: np.ndarray) -> np.ndarray:
@@ -230,17 +259,31 @@ def as_of(steps: np.ndarray, other: Table, values: np.ndarray) -> np.ndarray:
 
 def texts(data: Table) -> list[str]:
     """Return the strings of the last record of a text family."""
-    last = np.ravel(data.values[-1]) if len(data.values) else []
-    return [t.decode("utf-8", "replace") if isinstance(t, bytes) else str(t) for t in last]
+    return decode_texts(data.values[-1]) if len(data.values) else []
+
+
+def decode_texts(tensor: np.ndarray) -> list[str]:
+    """Return the strings of a tensor; bytes that are not UTF-8 are replaced."""
+    return [t.decode("utf-8", "replace") if isinstance(t, bytes) else str(t) for t in np.ravel(tensor)]
 
 
 def status(data: Table) -> dict[str, Any]:
     """Return the last status; empty where none can be read."""
-    for text in texts(data):
+    return parse_status(texts(data))
+
+
+def parse_status(texts: Iterable[str]) -> dict[str, Any]:
+    """Return the first text that is a JSON object; empty if none is."""
+    for text in texts:
         try:
             fields = json.loads(text)
-        except (ValueError, RecursionError):
+        except Exception:  # the boundary of a text, which may be nested too deeply or claim too large a number
             continue
         if isinstance(fields, dict):
-            return fields
+            return cast("dict[str, Any]", fields)
     return {}
+
+
+def count(value: Any, largest: int = 2**31) -> int | None:
+    """Return a number of things from a status; None if it is not a whole number from 1 to `largest`."""
+    return int(value) if is_index(value) and 0 < value <= largest else None
