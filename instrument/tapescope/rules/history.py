@@ -199,7 +199,7 @@ class History:
         older, newer = np.split(known, [len(known) // 2])
         if len(older) < WINDOW // 2:
             return math.nan
-        lower = np.mean((older[:, None] > newer) + 0.5 * (older[:, None] == newer))
+        lower = float(((older[:, None] > newer) + 0.5 * (older[:, None] == newer)).mean())
         return float((lower - 0.5) * math.sqrt(12 * len(older) * len(newer) / (len(known) + 1)))
 
     @cached_property

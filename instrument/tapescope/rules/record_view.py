@@ -112,14 +112,12 @@ def run_layout(variables: Sequence[str], layers: Sequence[str], details: Mapping
 
 
 def _issues(details: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:
-    issues = details.get("faults", ())  # the name on the wire
-    if not isinstance(issues, list | tuple):
-        return ()
+    issues = [tables.json_array(issue) for issue in tables.json_array(details.get("faults"))]  # the name on the wire
     return tuple(tuple(issue) for issue in issues if _is_issue(issue))
 
 
-def _is_issue(issue: Any) -> bool:
-    if not isinstance(issue, list | tuple) or len(issue) != 3:
+def _is_issue(issue: Sequence[Any]) -> bool:
+    if len(issue) != 3:
         return False
     kind, layer, value = issue
     return isinstance(kind, str) and isinstance(layer, str | None) and isinstance(value, int | float | None)

@@ -15,7 +15,6 @@ A branching network has many paths. The library, the rules and the tab follow th
 docs/decisions/0009-flow-path.md for the reason.
 """
 
-import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -55,17 +54,9 @@ def valid_sources(sources: Any, layers: int) -> list[list[int]]:
       one before it.
     """
     chain = [[layer - 1] if layer else [] for layer in range(layers)]
-    if not isinstance(sources, list | tuple):
-        return chain
-    valid = [_valid_indices(entry, layer) for layer, entry in enumerate(sources[:layers])]
+    entries = tables.json_array(sources)[:layers]
+    valid = [[int(i) for i in tables.json_array(e) if tables.is_index(i) and i < n] for n, e in enumerate(entries)]
     return valid + chain[len(valid) :]
-
-
-def _valid_indices(indices: Any, below: int) -> list[int]:
-    if not isinstance(indices, list | tuple):
-        return []
-    whole = [int(i) for i in indices if isinstance(i, numbers.Integral) and not isinstance(i, bool)]
-    return [i for i in whole if 0 <= i < below]
 
 
 def followed_sources(sources: Any, layers: int) -> list[int]:

@@ -57,7 +57,7 @@ def match_rows(
     second_rows = {name: row for row, name in enumerate(second_names)}
     keys = matching_keys(second_names, second_owners)
     rows_by_key = {key: row for row, key in enumerate(keys) if second_names[row] not in set(first_names)}
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for row, (name, key) in enumerate(zip(first_names, matching_keys(first_names, first_owners), strict=True)):
         match = second_rows.get(name, rows_by_key.get(key))
         if match is not None:
