@@ -1,8 +1,7 @@
-"""Trainers in processes of their own: real ones, or forked from one that has imported TensorFlow, which takes seconds.
+"""Trainers in processes: real ones, or forked from one that has imported TensorFlow, which takes seconds.
 
-None is left behind: who starts some ends them, and forked ones are ended by the kernel with the server that they come
-from, which ends with the tests however these end. Nothing is waited for longer than PATIENCE_S: much, for a machine may
-be busy.
+None outlives the tests: whoever starts a process ends it, and the kernel ends forked ones with their server, which ends
+with the tests. Nothing is waited for longer than PATIENCE_S, which is long because a machine may be busy.
 """
 
 import contextlib
@@ -25,28 +24,31 @@ from tapescope_trainers.distributed.cluster import Cluster
 from tapescope_trainers.training import resume
 
 PATIENCE_S = 600.0
-TENSORFLOWS_OWN = re.compile(r"WARNING: All log|[IWE]\d{4} ")
-_PR_SET_PDEATHSIG = 1  # of Linux: which signal comes when the parent ends
+TENSORFLOW_LINE = re.compile(r"WARNING: All log|[IWE]\d{4} ")
+"""The beginning of a log line of TensorFlow's C++ code."""
+_PR_SET_PDEATHSIG = 1  # of Linux: the signal to send when the parent ends
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["tapescope_trainers.train", "tapescope_trainers.training.loop", "sklearn.datasets"])
 
 
 class Trainer:
-    """A `tapescope-train` that runs; a context manager that ends it."""
+    """A running `tapescope-train`; a context manager that ends it."""
 
     def __init__(self, logdir: Path, *arguments: str, tf_config: str = "", real: bool = False):
-        descriptor, self._said = tempfile.mkstemp(prefix="tapescope-said-")
+        descriptor, self._stderr = tempfile.mkstemp(prefix="tapescope-stderr-")
         os.close(descriptor)
-        argv, environment = [f"--logdir={logdir}", *arguments], {"TF_CONFIG": tf_config} if tf_config else {}
-        self._fork = self._real = None
+        argv = [f"--logdir={logdir}", *arguments]
+        environment = {"TF_CONFIG": tf_config} if tf_config else {}
+        self._fork = None
+        self._real = None
         if real:
             command = [sys.executable, "-m", "tapescope_trainers.train", *argv]
-            with open(self._said, "w") as file:
+            with open(self._stderr, "w") as file:
                 self._real = subprocess.Popen(
                     command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=file
                 )
         else:
-            self._fork = _forks.Process(target=_main, args=(argv, environment, self._said), daemon=True)
+            self._fork = _forks.Process(target=_main, args=(argv, environment, self._stderr), daemon=True)
             self._fork.start()
 
     def __enter__(self) -> "Trainer":
@@ -55,39 +57,44 @@ class Trainer:
     def __exit__(self, *exc_info: object) -> None:
         self.send(signal.SIGKILL)
         self.wait(30)
-        os.unlink(self._said)
+        os.unlink(self._stderr)
 
     @property
     def code(self) -> int | None:
-        """Its exit code, -N where signal N ended it; None while it runs."""
+        """The exit code, -N if signal N ended the process; None while it runs."""
         return self._real.poll() if self._real else self._fork.exitcode
 
+    @property
+    def output(self) -> str:
+        """The text on stderr so far, without TensorFlow's log lines."""
+        lines = Path(self._stderr).read_text().splitlines(keepends=True)
+        return "".join(line for line in lines if not TENSORFLOW_LINE.match(line))
+
     def send(self, number: int) -> None:
-        """A signal; nothing where it has ended."""
+        """Send a signal, unless the process has ended."""
         process = self._real or self._fork
         if self.code is None and process.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, number)
 
     def wait(self, seconds: float = PATIENCE_S) -> list[str]:
-        """Until it has ended; what it said, without TensorFlow's lines."""
+        """Wait for the end and return the lines of `output`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._real.wait(seconds) if self._real else self._fork.join(seconds)
-        said = Path(self._said).read_text()
-        assert self.code is not None, f"it still runs after {seconds:g} s, and said: {said}"
-        return [line for line in said.splitlines() if not TENSORFLOWS_OWN.match(line)]
+        assert self.code is not None, f"it still runs after {seconds:g} s; its output: {self.output}"
+        return self.output.splitlines()
 
     def finish(self) -> list[str]:
-        """The same, where all went well."""
-        said = self.wait()
-        assert self.code == 0, said
-        return said
+        """Wait for the end, require exit code 0, and return the lines of `output`."""
+        lines = self.wait()
+        assert self.code == 0, lines
+        return lines
 
 
-def _main(argv: list[str], environment: dict[str, str], said: str) -> None:
+def _main(argv: list[str], environment: dict[str, str], stderr: str) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), 2)
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND), 2)
     os.environ.update(environment)
     from tapescope_trainers import train
 
@@ -95,8 +102,8 @@ def _main(argv: list[str], environment: dict[str, str], said: str) -> None:
 
 
 @contextlib.contextmanager
-def workers(logdir: Path, where: Sequence[str], *arguments: str, real: bool = False) -> Iterator[list[Trainer]]:
-    """One for each address; all are gone at the end, whatever happens."""
+def workers(logdir: Path, addresses: Sequence[str], *arguments: str, real: bool = False) -> Iterator[list[Trainer]]:
+    """Run a worker for each address; all of them are ended with the block."""
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(
@@ -104,31 +111,34 @@ def workers(logdir: Path, where: Sequence[str], *arguments: str, real: bool = Fa
                     logdir,
                     "--strategy=multi_worker",
                     *arguments,
-                    tf_config=Cluster(tuple(where), index).tf_config(),
+                    tf_config=Cluster(tuple(addresses), index).tf_config(),
                     real=real,
                 )
             )
-            for index in range(len(where))
+            for index in range(len(addresses))
         ]
 
 
 def until(trainer: Trainer, condition: Callable[[], bool]) -> None:
-    """Waits while it runs."""
-    end = time.monotonic() + PATIENCE_S
+    """Wait for a condition while the trainer runs."""
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert trainer.code is None, trainer.wait()
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def newest(logdir: Path) -> int:
-    """Steps in the newest checkpoint; -1 without one."""
+    """Return the number of steps in the newest checkpoint; -1 if there is none."""
     path = tf.train.latest_checkpoint(resume.checkpoint_directory(str(logdir)))
     return int(path.rpartition("-")[2]) if path else -1
 
 
 def variables(logdir: Path) -> dict[str, np.ndarray]:
-    """All in the newest checkpoint but the number of saves: weights, the optimizer's, states of random generators."""
+    """Return the variables in the newest checkpoint by name: weights, the optimizer's, states of random generators.
+
+    The number of saves is left out.
+    """
     reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(resume.checkpoint_directory(str(logdir))))
     names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
     return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}

@@ -1,4 +1,4 @@
-"""Trainers in one process: its mirrored strategies have to be shared, see `scripts.testbed.steps.mirrored`."""
+"""Mirrored strategies that the tests of one process share; see `scripts.testbed.steps.mirrored`."""
 
 import pytest
 from scripts.testbed.steps import mirrored
@@ -8,10 +8,13 @@ from tapescope_trainers.distributed import strategy
 _make = strategy.make
 
 
-@pytest.fixture(autouse=True)
-def _shared_strategies(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def _shared_strategies():
     def make(name: str, devices: str, *more):
-        shared = name == "mirrored" and devices in ("cpu:2", "cpu:4")
-        return mirrored(int(devices[4:])) if shared else _make(name, devices, *more)
+        if name == "mirrored" and devices in ("cpu:2", "cpu:4"):
+            return mirrored(int(devices.removeprefix("cpu:")))
+        return _make(name, devices, *more)
 
-    monkeypatch.setattr(strategy, "make", make)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strategy, "make", make)
+        yield

@@ -1,31 +1,39 @@
-"""`tapescope compare` on trainings: itself, on four replicas, and with other first weights in one layer."""
+"""`tapescope compare` on trainings: with itself, on four replicas, and with other initial weights in one layer."""
 
 import keras
+import pytest
 
 from tapescope import cli
-from tapescope_trainers import flags, train
-from tapescope_trainers.training import build
+from tests.trainers import trainings
 
-ARGUMENTS = ("--preset=mlp", "--depth=2", "--width=8", "--steps=8", "--measure_every=4", "--noprogress")
+pytestmark = pytest.mark.slow
+
+ARGUMENTS = ("--preset=mlp", "--depth=2", "--width=8", "--steps=8", "--measure_every=4")
 
 
-def trained(logdir, *more: str, change: str | None = None) -> str:
-    options = flags.parse(["x", f"--logdir={logdir}", *ARGUMENTS, *more])
-    parts = build.prepare(options)
-    if change:
-        kernel = parts.model.get_layer(change).kernel
-        kernel.assign(keras.initializers.HeNormal(7)(kernel.shape))
-    train.train(options, parts, [])
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    """Train on one device."""
+    logdir = tmp_path_factory.mktemp("one_device")
+    trainings.run(logdir, *ARGUMENTS)
     return str(logdir)
 
 
-def test_the_same_training_is_told_from_one_with_another_initializer_in_one_layer(tmp_path, capsys):
-    one = trained(tmp_path / "one")
-    four = trained(tmp_path / "four", "--strategy=mirrored", "--devices=cpu:4")
-    other = trained(tmp_path / "other", change="hidden_2")
-    capsys.readouterr()
-    assert cli.main(["compare", one, one, "--tolerance=1e-9"]) == 0
-    assert cli.main(["compare", one, four]) == 0, capsys.readouterr().out
-    assert cli.main(["compare", one, other]) == 1
+def test_a_run_equals_itself(one_device):
+    assert cli.main(["compare", one_device, one_device, "--tolerance=1e-9"]) == 0
+
+
+def test_four_replicas_equal_one_device(one_device, tmp_path, capsys):
+    trainings.run(tmp_path, *ARGUMENTS, "--strategy=mirrored", "--devices=cpu:4")
+    assert cli.main(["compare", one_device, str(tmp_path)]) == 0, capsys.readouterr().out
+
+
+def test_other_initial_weights_in_one_layer_are_located(one_device, tmp_path, capsys):
+    def initialize(training):
+        kernel = training.model.get_layer("hidden_2").kernel
+        kernel.assign(keras.initializers.HeNormal(7)(kernel.shape))
+
+    trainings.run(tmp_path, *ARGUMENTS, change=initialize)
+    assert cli.main(["compare", one_device, str(tmp_path)]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("first in forward order: hidden_2 at step 0, ") for line in lines), lines
+    assert [line for line in lines if line.startswith("first in forward order: hidden_2 at step 0, ")]

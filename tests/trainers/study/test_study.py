@@ -232,6 +232,7 @@ def files(logdir: str) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in Path(logdir).rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_complete_runs_are_not_trained_again(trained):
     before = files(trained)
     runs: list[int] = []
@@ -240,6 +241,7 @@ def test_complete_runs_are_not_trained_again(trained):
     assert files(trained) == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_trained_again_with_the_same_result(trained):
     """Alone, or second of two in one program, a seed gives the same run."""
     before = trial.load(SMALL, 1, STEPS, trained)
@@ -300,6 +302,7 @@ def test_relative_update_of_two_layers(one_trial):
     assert measures.relative_update(one_trial) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_keras_trains_a_softmax_in_place_of_example_1():
     distances = shortcut.measure()
     assert distances.from_softmax < 1e-4

@@ -1,4 +1,4 @@
-"""Data sets: read, split, scaled and shuffled, the same way for the same seed."""
+"""Data sets: reading, splitting, scaling and shuffling, which depend on the seed only."""
 
 import gzip
 import itertools
@@ -18,7 +18,7 @@ def rows(batches, count: int) -> np.ndarray:
 
 @pytest.fixture
 def own(tmp_path):
-    """Writes an npz file and gives its name as a data set."""
+    """Return a function that writes an npz file and returns its name as a data set."""
 
     def write(**arrays) -> str:
         np.savez(tmp_path / "own.npz", **arrays)
@@ -27,7 +27,7 @@ def own(tmp_path):
     return write
 
 
-def test_digits_are_real_and_whole():
+def test_digits_are_complete():
     digits = data.load("digits")
     assert (digits.shape, digits.classes) == ((8, 8), 10)
     assert len(digits.x_train) + len(digits.x_valid) == 1797
@@ -36,13 +36,13 @@ def test_digits_are_real_and_whole():
     assert set(digits.y_train) == set(range(10))
 
 
-def test_the_seed_fixes_split_and_order():
-    first, again, other = (data.load("digits", seed=seed) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(first.x_valid, again.x_valid)
+def test_split_and_order_depend_on_the_seed():
+    first, same, other = (data.load("digits", seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.x_valid, same.x_valid)
     assert not np.array_equal(first.x_valid, other.x_valid)
-    a, b, c = (rows(data.batches(first, 64, seed), 40) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(a, b)
-    assert not np.array_equal(a, c)
+    order, same_order, other_order = (rows(data.batches(first, 64, seed), 40) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(order, same_order)
+    assert not np.array_equal(order, other_order)
 
 
 def test_an_epoch_has_every_example_at_most_once_and_the_next_another_order():
@@ -63,7 +63,7 @@ def test_batches_are_flat_scaled_one_hot_and_of_static_shape():
     np.testing.assert_array_equal(tf.reduce_sum(y, 1), 1)
 
 
-def test_no_thread_outlives_the_batches():
+def test_pipelines_have_no_autotune_thread():
     pipelines = data.batches(data.load("digits"), 64, 0), data.validation_batches(data.load("digits"), 64)
     assert not any(pipeline.options().autotune.enabled for pipeline in pipelines)
 
@@ -76,10 +76,10 @@ def test_labels_stay_with_their_examples():
         assert [known[image.tobytes()] for image in images] == list(np.argmax(y, 1))
 
 
-def test_validation_is_all_of_it_in_order():
+def test_validation_has_all_examples_in_order():
     digits = data.load("digits")
-    found = np.concatenate([x for x, _ in data.validation_batches(digits, 100)])
-    np.testing.assert_allclose(found, digits.x_valid.reshape(-1, 64) / 16)
+    examples = np.concatenate([x for x, _ in data.validation_batches(digits, 100)])
+    np.testing.assert_allclose(examples, digits.x_valid.reshape(-1, 64) / 16)
 
 
 def test_npz_without_a_test_part_is_split(own):
@@ -89,7 +89,7 @@ def test_npz_without_a_test_part_is_split(own):
     assert set(found.y_train) | set(found.y_valid) == set(range(10))
 
 
-def test_npz_with_a_test_part_is_taken_as_it_is(own):
+def test_npz_with_a_test_part_is_not_split(own):
     x, y = np.ones([4, 3, 3], np.float32), np.array([[0], [1], [2], [1]])
     found = data.load(own(x_train=x, y_train=y, x_test=x[:1] * 2, y_test=y[:1]))
     assert (len(found.x_train), found.scale, found.classes) == (4, 1.0, 3)
@@ -103,28 +103,28 @@ X, Y = np.zeros([4, 2], np.float32), np.zeros([4], int)
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": X}, "has images: it needs x_train and y_train"),
-        ({"x_train": X, "y_train": Y[:3]}, r"\(4, 2\) examples do not fit \(3,\) labels"),
-        ({"x_train": X, "y_train": Y.astype(float)}, "labels of type float64 must be integers"),
-        ({"x_train": X, "y_train": Y - 1}, "must be integers from 0"),
-        ({"x_train": X.astype(complex), "y_train": Y}, "complex128 must be uint8 or floating"),
-        ({"x_train": X[:1], "y_train": Y[:1]}, "0 training and 1 validation examples"),
-        ({"x_train": X, "y_train": Y, "x_test": X[:, :1], "y_test": Y}, r"\(4, 1\)"),
+        ({"images": X}, "must have x_train and y_train, and may have x_test and y_test; got images"),
+        ({"x_train": X, "y_train": Y[:3]}, r"labels \[N\]; got \(4, 2\) and \(3,\)"),
+        ({"x_train": X, "y_train": Y.astype(float)}, "labels must be integers from 0; got type float64"),
+        ({"x_train": X, "y_train": Y - 1}, "labels must be integers from 0; got type int64"),
+        ({"x_train": X.astype(complex), "y_train": Y}, "must be uint8 or floating; got type complex128"),
+        ({"x_train": X[:1], "y_train": Y[:1]}, "are needed; got 0 and 1"),
+        ({"x_train": X, "y_train": Y, "x_test": X[:, :1], "y_test": Y}, r"got \(4, 1\) and \(4,\)"),
     ],
 )
-def test_npz_that_does_not_serve_is_told_why(own, arrays, message):
+def test_unusable_npz_is_refused_with_the_reason(own, arrays, message):
     with pytest.raises(ValueError, match=message):
         data.load(own(**arrays))
 
 
-def test_a_file_that_is_no_npz(tmp_path):
+def test_a_file_that_is_not_an_npz_is_refused(tmp_path):
     (tmp_path / "own.npz").write_text("no")
-    with pytest.raises(ValueError, match="is no readable npz file"):
+    with pytest.raises(ValueError, match="must be an npz file"):
         data.load(f"npz:{tmp_path}/own.npz")
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
-def test_a_copy_on_disk(tmp_path, name):
+def test_a_copy_on_disk_is_read(tmp_path, name):
     x, y = np.full([3, 4, 4], 255, np.uint8), np.array([1, 0, 2])
     np.savez(tmp_path / f"{name}.npz", x_train=x, y_train=y, x_test=x[:1], y_test=y[:1])
     found = data.load(name, str(tmp_path))
@@ -132,7 +132,7 @@ def test_a_copy_on_disk(tmp_path, name):
     np.testing.assert_array_equal(found.y_valid, [1])
 
 
-def test_a_copy_as_mnist_is_distributed(tmp_path):
+def test_mnist_files_as_distributed_are_read(tmp_path):
     def write(name: str, array: np.ndarray) -> None:
         head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
         with gzip.open(tmp_path / f"{name}-ubyte.gz", "wb") as file:
@@ -149,24 +149,24 @@ def test_a_copy_as_mnist_is_distributed(tmp_path):
     assert found.shape == (3, 3)
 
 
-def test_no_copy_on_disk(tmp_path):
+def test_a_missing_copy_is_reported(tmp_path):
     with pytest.raises(ValueError, match=r"has no cifar10\.npz: put it there .* or leave --data_dir out"):
         data.load("cifar10", str(tmp_path))
 
 
-def test_no_network(monkeypatch):
+def test_a_failed_download_is_reported(monkeypatch):
     def load_data():
         raise Exception("URL fetch failure on https://example.com: None --\n unreachable")
 
     monkeypatch.setattr(tf.keras.datasets.mnist, "load_data", load_data)
     with pytest.raises(
-        ValueError, match=r"mnist cannot be downloaded \(URL .* --data_dir=FOLDER, or take --data=digits"
+        ValueError, match=r"mnist cannot be downloaded \(URL .* --data_dir=DIRECTORY, or use --data=digits"
     ):
         data.load("mnist")
 
 
-def test_a_network_that_does_not_answer(monkeypatch):
-    """A server that accepts and then says nothing."""
+def test_a_silent_server_times_out(monkeypatch):
+    """A server that accepts a connection and then sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/mnist.npz"
 
@@ -181,6 +181,6 @@ def test_a_network_that_does_not_answer(monkeypatch):
     assert socket.getdefaulttimeout() is None
 
 
-def test_a_batch_of_more_than_there_is():
+def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match="--batch_size=2000 is more than the 1438 training examples: lower it"):
         data.batches(data.load("digits"), 2000, 0)

@@ -1,4 +1,4 @@
-"""The networks: the given ones as they are given, the others as their flags say."""
+"""The networks: Examples 1 to 3 as in the text, the others by their flags."""
 
 import keras
 import numpy as np
@@ -8,8 +8,11 @@ import tensorflow as tf
 from tapescope_trainers import flags
 from tapescope_trainers.training import models
 
+SHAPED = [preset for preset in flags.PRESETS if preset not in flags.EXAMPLE_PRESETS]
+
 
 def outline(model: keras.Model) -> list[tuple]:
+    """Return name, type, units and activation of each dense layer."""
     return [
         (layer.name, type(layer).__name__, getattr(layer, "units", None), getattr(layer, "activation", None).__name__)
         for layer in model.layers
@@ -17,7 +20,7 @@ def outline(model: keras.Model) -> list[tuple]:
     ]
 
 
-def test_example_1_is_as_given():
+def test_example_1_is_that_of_the_text():
     model = models.build("relu_sigmoid", (28, 28), 10)
     assert type(model) is keras.Sequential
     assert model.input_shape == (None, 784)
@@ -25,14 +28,14 @@ def test_example_1_is_as_given():
     assert outline(model) == [("hidden", "Dense", 64, "relu"), ("output", "Dense", 10, "sigmoid")]
 
 
-def test_example_2_is_as_given():
+def test_example_2_is_that_of_the_text():
     model = models.build("sigmoid_relu", (28, 28), 10)
     assert type(model) is keras.Sequential
     assert [type(layer) for layer in model.layers] == [keras.layers.Dense] * 2
     assert outline(model) == [("hidden", "Dense", 64, "sigmoid"), ("output", "Dense", 10, "relu")]
 
 
-def test_example_3_is_as_given():
+def test_example_3_is_that_of_the_text():
     model = models.build("parallel_branches", (28, 28), 10)
     relu, sigmoid, merged = (model.get_layer(n) for n in ("relu_branch", "sigmoid_branch", "merged"))
     assert type(merged) is keras.layers.Concatenate
@@ -48,27 +51,36 @@ def test_example_3_is_as_given():
 
 @pytest.mark.parametrize("preset", flags.PRESETS)
 @pytest.mark.parametrize("precision", flags.PRECISIONS)
-def test_every_preset_gives_float32_probabilities(preset, precision):
+def test_every_preset_returns_float32(preset, precision):
     model = models.build(preset, (8, 8, 3), 7, mixed_precision=precision)
     output = model(np.random.default_rng(0).random([4, 192], np.float32))
     assert output.shape == (4, 7)
     assert output.dtype == tf.float32
     assert all(v.dtype == "float32" for v in model.trainable_variables)
     assert keras.config.dtype_policy().name == "float32"
-    if precision != "none":
-        assert model.layers[1].compute_dtype == precision or preset in flags.EXAMPLE_PRESETS
-    if preset not in flags.EXAMPLE_PRESETS:
-        np.testing.assert_allclose(tf.reduce_sum(output, -1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("preset", SHAPED)
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_mixed_precision_sets_the_compute_type(preset, precision):
+    model = models.build(preset, (8, 8, 3), 7, mixed_precision=precision)
+    assert model.layers[1].compute_dtype == precision
+
+
+@pytest.mark.parametrize("preset", SHAPED)
+def test_outputs_are_probabilities(preset):
+    output = models.build(preset, (8, 8, 3), 7)(np.random.default_rng(0).random([4, 192], np.float32))
+    np.testing.assert_allclose(tf.reduce_sum(output, -1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("activation", flags.ACTIVATIONS)
-def test_the_activation_is_one_flag_away(activation):
+def test_activation_is_set(activation):
     model = models.build("mlp", (8, 8), 10, activation=activation, depth=3, width=5)
     assert outline(model)[:-1] == [(f"hidden_{n}", "Dense", 5, activation) for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("initializer", flags.INITIALIZERS)
-def test_the_initializer_is_one_flag_away(initializer):
+def test_initializer_is_set(initializer):
     model = models.build("mlp", (8, 8), 10, initializer=initializer)
     config = model.layers[1].kernel_initializer.get_config()
     assert config == keras.initializers.get(initializer).get_config()
@@ -89,14 +101,14 @@ def test_depth_and_width_of_the_transformer():
     assert model.get_layer("embed").units == 12
 
 
-def test_the_transformer_tells_positions_apart():
+def test_the_transformer_depends_on_positions():
     model = models.build("transformer", (8, 8), 10)
     x = np.random.default_rng(0).random([1, 8, 8], np.float32)
-    flat, turned = x.reshape(1, 64), x[:, ::-1].reshape(1, 64)
-    assert not np.allclose(model(flat), model(turned), atol=1e-4)
+    reversed_rows = x[:, ::-1]
+    assert not np.allclose(model(x.reshape(1, 64)), model(reversed_rows.reshape(1, 64)), atol=1e-4)
 
 
 @pytest.mark.parametrize("preset", ["cnn", "resnet", "transformer"])
-def test_what_is_no_image_is_refused(preset):
-    with pytest.raises(ValueError, match=r"\(64,\).*take --preset=mlp"):
+def test_flat_examples_are_refused(preset):
+    with pytest.raises(ValueError, match=r"got shape \(64,\): use --preset=mlp"):
         models.build(preset, (64,), 10)

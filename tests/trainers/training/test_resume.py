@@ -140,6 +140,7 @@ def test_a_run_stopped_by_a_signal_saves_and_continues(undisturbed, tmp_path, nu
 MLP = ("--preset=mlp", "--width=8", "--measure_every=3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -169,6 +170,7 @@ def damaged(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_named_and_the_one_before_is_used(damaged, tmp_path_factory, caplog):
     expected = trainings.run(tmp_path_factory.mktemp("whole"), *MLP, "--steps=40").model.get_weights()
     resumed = trainings.run(damaged, *MLP, "--steps=40", "--checkpoint_every=10")
@@ -180,6 +182,7 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_used(damaged, tmp_p
     assert tapescope.Run(damaged).steps.tolist() == list(range(0, 40, 3))
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(damaged):
     for path in (damaged / "checkpoints").glob("*.index"):
         path.write_bytes(b"")
@@ -207,11 +210,13 @@ def test_a_flag_that_may_not_change_is_named(two_steps, flag, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_another_number_of_replicas_is_refused(two_steps):
     with pytest.raises(ValueError, match=r"makes 2 replicas, but the run in .* has 1: use as many"):
         trainings.run(two_steps, *MLP, "--strategy=mirrored", "--devices=cpu:2")
 
 
+@pytest.mark.slow
 def test_a_longer_training_continues(two_steps):
     assert trainings.run(two_steps, *MLP, "--steps=4").start == 2
 
@@ -229,12 +234,14 @@ def without_checkpoints(tmp_path_factory):
     return logdir
 
 
+@pytest.mark.slow
 def test_a_run_without_checkpoints_is_not_overwritten(without_checkpoints):
     with pytest.raises(ValueError, match=r"holds a run without checkpoints, .* another directory, or --resume=never"):
         trainings.run(without_checkpoints, *MLP, "--steps=2")
     assert tapescope.Run(without_checkpoints).steps.tolist() == [0, 3]
 
 
+@pytest.mark.slow
 def test_resume_never_replaces_records_and_checkpoints(without_checkpoints):
     trainings.run(without_checkpoints, *MLP, "--steps=2", "--resume=never", "--checkpoint_every=1")
     assert tapescope.Run(without_checkpoints).steps.tolist() == [0]
