@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One machine with 8 GPUs: a replica on each. Killed or ended, the same command goes on.
+# One machine with 8 GPUs, a replica on each. After a kill or a stop the same command continues the run.
 set -euo pipefail
 
 tapescope-train --preset=resnet --width=64 --data=cifar10 --data_dir="${DATA:-/data}" \
