@@ -245,9 +245,8 @@ def badness(name: str, latest: np.ndarray) -> np.ndarray:
 def worst_first(name: str, values: np.ndarray) -> np.ndarray:
     """Return the row numbers of `values` [T, N], the worst latest value first; equal rows stay in forward order."""
     if not len(values):
-        return np.arange(values.shape[1])
-    order: np.ndarray = np.argsort(-badness(name, values[-1]), kind="stable")
-    return order
+        return np.arange(int(values.shape[1]))
+    return np.argsort(-badness(name, values[-1]), kind="stable")
 
 
 def as_of(steps: np.ndarray, other: Table, values: np.ndarray) -> np.ndarray:
@@ -276,7 +275,7 @@ def parse_status(texts: Iterable[str]) -> dict[str, Any]:
     """Return the first text that is a JSON object; empty if none is."""
     for text in texts:
         try:
-            fields = json.loads(text)
+            fields: Any = json.loads(text)
         except Exception:  # the boundary of a text, which may be nested too deeply or claim too large a number
             continue
         if isinstance(fields, dict):
