@@ -25,7 +25,8 @@ from tapescope.statistics import replicas
 from tapescope.statistics.reading import STEP_COLUMNS, Reading
 from tapescope.storage import summaries
 from tapescope.storage.background import BackgroundWriter, Job
-from tapescope.storage.event_file import DirectoryLock
+from tapescope.storage.event_file import DirectoryLock, absolute
+from tapescope.storage.printable import describe, describe_error
 from tapescope.storage.resume import Resume
 from tapescope.storage.run_writer import RunWriter
 from tapescope.storage.summaries import Step
@@ -46,15 +47,17 @@ class Recorder:
     chief's writes, because a reading is of all replicas already.
 
     Args:
-      logdir: the run's directory, made if it does not exist.
+      logdir: the run's directory, made if it does not exist. It stays the same one when the program changes its own.
       probe: whose readings are recorded.
       when: the schedule that decides; if given, each record states what measuring cost.
-      about: fields of the run's status: anything that JSON can hold.
+      about: fields of the run's status: anything that JSON can hold. Its state, its reason and its numbers of records
+        stay tapescope's own.
       resume: where the run goes on, if it was recorded here before. Records of that step and later ones are removed.
       strict_io: stop the training when a record cannot be written: the next call raises OSError.
 
     Raises:
       OSError: the directory cannot be written, or another Recorder writes there.
+      ValueError: `resume` is of a run of another model; nothing is removed.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Recorder:
         *,
         strict_io: bool = False,
     ):
-        self.logdir: str = os.fspath(logdir)
+        self.logdir: str = absolute(logdir)
         self._probe_state = probe._state
         self._has_written = False
         self._measured_before = self._probe_state.tape_entered
@@ -120,7 +123,8 @@ class Recorder:
         Args:
           step: its number; numbers rise over the whole training.
           reading: of the step; under a strategy, what `strategy.run` returned. None records the scalars only.
-          scalars: by tag, floats or tensors with one element; "loss" is also shown in the Gradients tab.
+          scalars: by tag, floats or tensors with one element; "loss" is also shown in the Gradients tab. What is not
+            one real number is left out, and logged once.
           examples: number of examples trained on so far; (step + 1) times the examples of this step if None.
 
         Raises:
@@ -185,7 +189,8 @@ class Recorder:
           hparams: bool, float, int or str by name; other values are converted to str.
         """
         plain = {
-            name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in hparams.items()
+            name: value if isinstance(value, (bool, int, float, str)) else describe(value)
+            for name, value in hparams.items()
         }
         self._put(lambda run_writer: run_writer.write_hparams(plain))
 
@@ -239,7 +244,8 @@ class Recorder:
             self.close()
             return
         self._strict = False  # the error that is under way says more
-        self.close("interrupted" if issubclass(kind, KeyboardInterrupt) else f"{kind.__name__}: {error}")
+        reason = kind.__name__ if error is None else describe_error(error)
+        self.close("interrupted" if issubclass(kind, KeyboardInterrupt) else reason)
 
     def _put(self, job: Job, size: int = 0) -> None:
         """Queue a job that holds `size` bytes."""

@@ -118,11 +118,18 @@ def _make_shape(sizes: tuple[int, ...]) -> tensor_shape_pb2.TensorShapeProto:
     return tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=n) for n in sizes])
 
 
+def absolute(logdir: str | os.PathLike[str]) -> str:
+    """Return a path that stays the same when the program changes its directory; a URL is returned unchanged."""
+    path = os.fspath(logdir)
+    return path if "://" in path else os.path.abspath(path)
+
+
 class DirectoryLock:
     """An advisory lock: only one Recorder may write to a run directory, in this process and in others.
 
     The records of two would be mixed, and each reader would sort them in its own way. The operating system releases the
-    lock when the process ends, also if a process that it forked goes on. A file system without locks, and Windows, keep nobody out: docs/decisions/0006.
+    lock when the process ends, also if a process that it forked goes on. A file system without locks, and Windows, keep
+    nobody out: docs/decisions/0006.
 
     Raises:
       OSError: another Recorder holds the lock, or the directory cannot be made.
@@ -177,7 +184,7 @@ _locks: "weakref.WeakSet[DirectoryLock]" = weakref.WeakSet()
 
 
 def _forget_locks() -> None:
-    """Close the descriptors that a forked process got from its parent, or its parent's locks would outlive the parent."""
+    """Close what a forked process got from its parent: a helper that outlives its parent must not hold its locks."""
     for lock in list(_locks):
         lock.forget()
 

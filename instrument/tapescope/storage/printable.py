@@ -9,7 +9,7 @@ _MAX_CHARACTERS = 1000
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return text with each character that a terminal may act on written as its escape, such as `\\x1b`.
+    """Return text with each character that a terminal may act on written as its escape sequence of Python.
 
     Args:
       text: any text.

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +11,14 @@ from absl import logging
 from tapescope.rules import engine
 from tapescope.rules.record_view import run_layout
 from tapescope.storage import event_reader, tfrecord
+from tapescope.storage.printable import one_line
 from tapescope.storage.run import Run
 from tensorboard_plugin_tapescope import metadata
 
 _STATUS = metadata.tag("status")
+
+
+_STATE_ARRAYS = ("rows", "elements", "examples")
 
 
 class Resume(NamedTuple):
@@ -26,8 +30,34 @@ class Resume(NamedTuple):
     """What `Recorder.state` returned after the step before."""
 
 
+def check_resume(directory: str | os.PathLike[str], resume: Resume, variables: Sequence[str]) -> None:
+    """Raise ValueError unless a run can go on in a directory. Nothing is changed.
+
+    Args:
+      directory: of the run.
+      resume: where it is to go on.
+      variables: names of the variables of its Probe; empty if the model is not built yet.
+    """
+    missing = [name for name in _STATE_ARRAYS if resume.state and name not in resume.state]
+    if resume.step < 0 or missing:
+        reason = f"a state without {', '.join(missing)}" if missing else f"step {resume.step}"
+        raise ValueError(
+            "`resume` must be a Resume of a step from 0 and of what `Recorder.state()` returned, or {}; got one with "
+            f"{reason}"
+        )
+    try:
+        recorded = Run(directory).variables
+    except (FileNotFoundError, ValueError, KeyError):  # nothing that could be continued, or no record yet
+        return
+    if recorded and variables and not set(recorded) & set(variables):  # some may be new: a layer is no longer frozen
+        raise ValueError(
+            f"`resume` must continue a run of the Probe's model; {os.fspath(directory)} has a run of another one, with "
+            f"the variables {one_line(', '.join(recorded[:4]))}, ...: use another directory"
+        )
+
+
 def cut_records(directory: str | os.PathLike[str], step: int) -> None:
-    """Remove the events of `step` and later steps, and all statuses, from the files that tapescope wrote to a directory.
+    """Remove the events of `step` and later steps, and all statuses, from tapescope's files in a directory.
 
     No reader then needs to know that there was a restart. TensorBoard's two loaders handle one differently, by tag or
     not at all. Each file is replaced atomically, so the process may be killed at any time. Files of other programs stay

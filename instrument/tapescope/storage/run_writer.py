@@ -22,7 +22,9 @@ from tapescope.rules.record_view import Record, run_layout
 from tapescope.statistics.reading import Reading
 from tapescope.storage import event_file, summaries
 from tapescope.storage import resume as resuming
+from tapescope.storage.printable import describe, printable
 from tapescope.storage.resume import Resume
+from tapescope.storage.scalars import ScalarReader
 from tapescope.storage.summaries import Step
 from tapescope.storage.unit_ledger import Ledger
 from tensorboard_plugin_tapescope import metadata
@@ -30,6 +32,9 @@ from tensorboard_plugin_tapescope.metadata import Family
 
 JUDGED_TAGS = tuple(metadata.tag(family) for family in ("variables", "layers", "step", "replicas"))
 """Tags of the families whose columns the rules use."""
+
+RESERVED = {"state", "reason", "lost", "left_out", "skipped", "started", "tensorflow", "keras"}
+"""Fields of a status that `about` cannot set."""
 
 
 class RunWriter:
@@ -56,11 +61,15 @@ class RunWriter:
         """Findings of the rules so far. The tuple is replaced and never changed, so any thread may read it."""
         self._probe_state = probe_state
         self._about = dict(about, started=time.time(), tensorflow=tf.__version__, keras=keras.__version__)
+        self._scalars = ScalarReader()
+        if reserved := RESERVED & set(about):
+            logging.warning("tapescope: `about` cannot set %s, which tapescope sets itself", ", ".join(sorted(reserved)))
         self._resume = resume or Resume(0, {})
         self._ledger: Ledger | None = None
         self._engine: engine.RuleEngine | None = None
         self._rules_failed = False
         if resume:
+            resuming.check_resume(logdir, resume, probe_state.selection.variable_names())
             resuming.cut_records(logdir, resume.step)
             self._engine = resuming.replay_rules(logdir)
             self.findings = self._engine.findings if self._engine else ()
@@ -78,15 +87,14 @@ class RunWriter:
 
     def write_status(self, state: str, reason: str = "", lost: int = 0, left_out: int = 0) -> None:
         """Write the state of the run, with the numbers of records that were lost or left out."""
-        status = {
+        status = self._about | {
             "state": state,
             "reason": reason,
             "lost": lost,
             "left_out": left_out,
             "skipped": self._probe_state.skipped,
-            **self._about,
         }
-        self._file.add(max(0, self._last_step), [event_file.text(Family("status"), json.dumps(status))])
+        self._file.add(max(0, self._last_step), [event_file.text(Family("status"), json.dumps(status, default=describe))])
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Write the run's hyperparameters for the HParams tab."""
@@ -112,14 +120,14 @@ class RunWriter:
         Args:
           step: the host's part of the record.
           reading: tensors; None records the scalars only.
-          scalars: by tag, numbers or tensors with one element.
+          scalars: by tag, numbers or tensors with one element; others are left out, see `ScalarReader`.
           wall_time: seconds since 1970.
 
         Raises:
           OSError: the disk does not take the record.
           ValueError: a measured step is not above the one before.
         """
-        numbers = {tag: float(np.asarray(summaries.first_replica(value)).item()) for tag, value in scalars.items()}
+        numbers = self._scalars.read(scalars)
         names = self._probe_state.names
         values = []
         if reading is not None and names is not None:
@@ -149,7 +157,10 @@ class RunWriter:
     def _make_ledger(self, names: Names) -> Ledger:
         ledger = Ledger(names.units, self._probe_state.window_examples)
         if self._resume.state:
-            ledger.restore(self._resume.state)
+            try:
+                ledger.restore(self._resume.state)
+            except ValueError as error:
+                logging.warning("tapescope: the open window of units in %s begins anew: %s", self.logdir, error)
         shown = len(summaries.thin_out(len(names.layers)))
         if shown < len(names.layers):
             logging.info(
@@ -193,7 +204,7 @@ class RunWriter:
             return None
         for found in new:
             if found.severity != "info":
-                logging.warning("tapescope: %s. %s", found.message, found.advice)
+                logging.warning("tapescope: %s. %s", printable(found.message), printable(found.advice))
         if not new and not is_first:
             return None
         self.findings = self._engine.findings

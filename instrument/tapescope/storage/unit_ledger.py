@@ -82,7 +82,17 @@ class Ledger:
         return {name: array.copy() for name, array in state.items()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from the `state` of another Ledger of the same units."""
+        """Go on from the `state` of another Ledger of the same units.
+
+        Raises:
+          ValueError: the state is of other units.
+        """
+        shapes = tuple(np.shape(state[name]) for name in ("rows", "elements"))
+        if shapes != (self._rows.shape, self._elements.shape):
+            raise ValueError(
+                f"the state must be of {self._rows.shape[1]} units in {self._layers} layers; got arrays of shapes "
+                f"{shapes[0]} and {shapes[1]}"
+            )
         self._rows = state["rows"].copy()
         self._elements = state["elements"].copy()
         self._examples = int(state["examples"])
