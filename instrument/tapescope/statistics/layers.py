@@ -91,14 +91,14 @@ def layer_rows(calls: Sequence[LayerCall], histogram: bool = False) -> tuple[tf.
     unit_counts = _unit_counts(groups, calls)
     widths = [int(a.shape[-1] or 0) for a in outputs]
     zero, saturated = _sum_by_layer(unit_counts, groups, widths)
-    undefined = [0.0 if calls[i].activation.defined else np.nan for group in groups for i in group.indices]
+    nan_if_undefined = [0.0 if calls[i].activation.defined else np.nan for group in groups for i in group.indices]
     sizes = element_counts(groups)
     bins = None
     if histogram:
         counts = histograms.count_codes(groups)
         folded = histograms.fold_into_bins(counts, groups, finite=sizes - moments[0])
         bins = tf.transpose(restore_order(folded, groups))
-    rows = concat([sizes[None], moments, tf.raw_ops.Pack(values=[zero, saturated + undefined])], 0)
+    rows = concat([sizes[None], moments, tf.raw_ops.Pack(values=[zero, saturated + nan_if_undefined])], 0)
     rows = restore_order(rows, groups)
     units = restore_order(concat([absolute_sums, tf.raw_ops.Pack(values=unit_counts)], 0), groups, widths)
     norms, nonfinite = _delta_rows([call.deltas for call in calls])
