@@ -1,15 +1,21 @@
 """`tapescope check|compare|scaling|report`: the command line that reads recorded runs.
 
-Exit codes: 0 without findings or differences, 1 with some, 2 for bad input, which is reported in one line. No command
-needs TensorFlow. What a command needs is imported when it runs, so that `--help` is quick.
+Exit codes: 0 without findings or differences, 1 with some, 2 for bad input, which is reported in one line. They hold
+whatever the terminal can show, and also if nobody reads the output. No command needs TensorFlow. What a command needs
+is imported when it runs, so that `--help` is quick.
 """
 
 import argparse
+import contextlib
 import json
 import math
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from tapescope.storage.printable import describe_error, one_line, printable
 
 if TYPE_CHECKING:
     from tapescope.rules.finding import Finding
@@ -91,14 +97,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    options = make_parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal may have fewer characters than names do
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return options.command(options)
-    except (OSError, ValueError, KeyError) as error:
-        # str() of a KeyError is the repr of its message.
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"tapescope: {' '.join(str(message).split())}", file=sys.stderr)
-        return BAD_INPUT
+        options = make_parser().parse_args(arguments)
+    except SystemExit:
+        _flush()
+        raise
+    try:
+        code = options.command(options)
+    except Exception as error:  # the boundary of a command: whatever is wrong with a run is one line
+        _print_error(_describe(error))
+        code = BAD_INPUT
+    return code if _flush() else BAD_INPUT
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])  # str() of a KeyError is the repr of its message
+    if isinstance(error, (OSError, ValueError)):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"this cannot be done with this run: {describe_error(error)}, at {place.filename}:{place.lineno}"
+
+
+def _print(text: str) -> None:
+    """Print text in which names from a run cannot act on the terminal."""
+    try:
+        print(printable(text, keep="\n"))
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _print_error(message: str) -> None:
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"tapescope: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+def _flush() -> bool:
+    """Write what was printed; return whether the reader has what it wanted, which is so if it closed the pipe."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _drop_output()
+        if not isinstance(error, BrokenPipeError):
+            _print_error(f"the output cannot be written: {error}")
+            return False
+    return True
+
+
+def _drop_output() -> None:
+    """Discard what was printed and will be, or the interpreter would fail once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -110,9 +163,9 @@ def _check(options: argparse.Namespace) -> int:
     findings = [f for f in replay.check(run) if f.severity in at_least(options.severity)]
     findings.sort(key=lambda f: (severity_rank(f.severity), f.step))
     for found in findings:
-        print(finding.to_json(found) if options.json else _format_finding(found))
+        _print(finding.to_json(found) if options.json else _format_finding(found))
     if not findings and not options.json:
-        print(f"no findings in {len(run.steps)} records of {options.run}")
+        _print(f"no findings in {len(run.steps)} records of {options.run}")
     return FOUND if findings else SUCCESS
 
 
@@ -134,9 +187,9 @@ def _compare(options: argparse.Namespace) -> int:
         _read_run(options.first), _read_run(options.second), tolerance=options.tolerance, by=options.by
     )
     if options.json:
-        print(json.dumps(compare.comparison_json(result), allow_nan=False))
+        _print(json.dumps(compare.comparison_json(result), allow_nan=False))
     else:
-        print(compare.comparison_text(result, options.tolerance))
+        _print(compare.comparison_text(result, options.tolerance))
     return SUCCESS if result.equal else FOUND
 
 
@@ -146,16 +199,16 @@ def _scaling(options: argparse.Namespace) -> int:
     speeds = scaling.scaling([_read_run(run) for run in options.runs])
     if options.json:
         for speed in speeds:
-            print(json.dumps(_without_nan(speed._asdict() | {"worth": speed.worth}), allow_nan=False))
+            _print(json.dumps(_without_nan(speed._asdict() | {"worth": speed.worth}), allow_nan=False))
         return SUCCESS
-    print("replicas  batch  examples/s  efficiency  step ms (5, 50, 95 %)    noise scale  run")
+    _print("replicas  batch  examples/s  efficiency  step ms (5, 50, 95 %)    noise scale  run")
     for speed in speeds:
         low, median, high = speed.step_ms
-        print(
+        _print(
             f"{speed.replicas:8d} {speed.batch:6.0f} {speed.examples_per_second:11.1f} {speed.efficiency:11.0%}  "
             f"{low:7.2f} {median:7.2f} {high:7.2f}  {speed.noise_scale:11.4g}  {speed.run}"
         )
-    print(f"Does a larger batch pay? For the last run, {speeds[-1].worth}.")
+    _print(f"Does a larger batch pay? For the last run, {speeds[-1].worth}.")
     return SUCCESS
 
 
@@ -172,7 +225,7 @@ def _report(options: argparse.Namespace) -> int:
     from tapescope.analysis import report
 
     report.write_report([_read_run(run) for run in options.runs], options.output)
-    print(f"wrote {options.output}")
+    _print(f"wrote {options.output}")
     return SUCCESS
 
 

@@ -156,7 +156,7 @@ def _comparable_columns(first: Run, second: Run) -> list[str]:
 
     The noise scale is estimated from the replicas' shares of the batch, so it depends on their number.
     """
-    excluded = {"unit_state"}
+    excluded = {"unit_state", "gradient_histogram", "activation_histogram"}
     if _replica_count(first) != _replica_count(second):
         excluded.add("noise_scale")
     common = [name for name in first.columns if name in second.columns and name not in excluded]

@@ -3,6 +3,7 @@
 The figures are those of the tab. The script of plotly, from its Python package, is inside the page.
 """
 
+import contextlib
 import html
 import json
 import math
@@ -14,6 +15,7 @@ import numpy as np
 from plotly import offline
 
 from tapescope.analysis import plotting
+from tapescope.storage.printable import describe_error
 from tapescope.storage.run import Run
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import basic, style
@@ -46,13 +48,21 @@ def write_report(runs: Sequence[Run], path: str | os.PathLike[str]) -> None:
 
     Args:
       runs: the runs, each with a record or more.
-      path: file to write, such as "report.html".
+      path: file to write, such as "report.html". A file of that name is replaced once the new page is complete.
 
     Raises:
       OSError: the file cannot be written.
     """
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(render_page(runs))
+    page = render_page(runs)
+    path = os.path.realpath(path)  # a link stays one
+    temporary = f"{path}.new"
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="replace") as file:  # a name may hold a lone surrogate
+            file.write(page)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
 
 
 def render_page(runs: Sequence[Run]) -> str:
@@ -66,7 +76,7 @@ def render_page(runs: Sequence[Run]) -> str:
     if len(runs) > 1:
         body += ["<h2>Comparison</h2>", *_render_comparison(runs, names)]
     for run, name in zip(runs, names, strict=True):
-        body += [f"<h2>{_escape(name)}</h2>", _render_findings(run), *_render_figures(run)]
+        body += [f"<h2>{_escape(name)}</h2>", _render_problems(run), _render_findings(run), _render_figures(run)]
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title} - Tapescope</title>'
         f"<style>{_STYLE}</style><script>{offline.get_plotlyjs()}</script><body>{''.join(body)}</body></html>"
@@ -85,8 +95,8 @@ def _render_overview(runs: Sequence[Run], names: Sequence[str]) -> str:
     rows = []
     for run, name in zip(runs, names, strict=True):
         state = f"{run.status.get('state', '')} {run.status.get('reason', '')}".strip()
-        loss = run["loss"][-1]
-        cost = run["measure_ms"][-1]
+        loss = _last(run, "loss")
+        cost = _last(run, "measure_ms")
         cells = (
             name,
             state,
@@ -99,6 +109,10 @@ def _render_overview(runs: Sequence[Run], names: Sequence[str]) -> str:
     titles = ("run", "state", "last step", "loss", "findings", "cost of a measured step")
     head = "".join(f"<th>{title}</th>" for title in titles)
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
+def _last(run: Run, column: str) -> float:
+    return float(run[column][-1]) if column in run.columns else math.nan
 
 
 def _count_findings(run: Run) -> str:
@@ -114,17 +128,22 @@ def _render_comparison(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     if not common:
         return ["<p>The runs have no recorded step in common.</p>"]
     at = [np.searchsorted(run.steps, common) for run in runs]
-    losses = [run["loss"][rows] for run, rows in zip(runs, at, strict=True)]
-    norms = [run["gradient_norm"][rows, 0] for run, rows in zip(runs, at, strict=True)]
     figures = []
-    for title, name, values in (
-        ("Loss", "loss", losses),
-        ("Gradient of the first variable", "gradient_norm", norms),
-    ):
+    for title, name in (("Loss", "loss"), ("Gradient of the first variable", "gradient_norm")):
+        if not all(name in run.columns for run in runs):
+            continue
+        columns = [run[name][rows] for run, rows in zip(runs, at, strict=True)]
+        values = [column if column.ndim == 1 else column[:, 0] for column in columns]
         column = metadata.COLUMNS[name]
         figure = basic.line_chart(np.array(common), names, np.stack(values, axis=1), column)
         figures.append(_render_figure(title, column.definition, figure))
     return figures
+
+
+def _render_problems(run: Run) -> str:
+    if not run.problems:
+        return ""
+    return f"<ul>{''.join(f'<li class=warning>{_escape(problem)}</li>' for problem in run.problems)}</ul>"
 
 
 def _render_findings(run: Run) -> str:
@@ -140,9 +159,16 @@ def _render_findings(run: Run) -> str:
     return f"<ul>{''.join(items)}</ul>"
 
 
-def _render_figures(run: Run) -> list[str]:
-    figures = [_render_figure("Loss", metadata.COLUMNS["loss"].definition, plotting.plot(run, "loss"))]
-    for name in _FLOW_COLUMNS:
+def _render_figures(run: Run) -> str:
+    try:
+        return "".join(_draw_figures(run))
+    except Exception as error:  # the boundary of a run: a damaged one must not cost the others' figures
+        return f"<p class=error>The figures of this run cannot be drawn: {_escape(describe_error(error))}.</p>"
+
+
+def _draw_figures(run: Run) -> list[str]:
+    figures = []
+    for name in ("loss", *_FLOW_COLUMNS):
         if name in run.columns and np.isfinite(run[name]).any():
             column = metadata.COLUMNS[name]
             title = style.column_title(column).capitalize()
@@ -153,7 +179,7 @@ def _render_figures(run: Run) -> list[str]:
 
 
 def _render_figure(title: str, definition: str, figure: style.Figure) -> str:
-    data = json.dumps(figure).replace("</", "<\\/")  # "</" in a name must not end the script
+    data = json.dumps(figure).replace("<", "\\u003c")  # "</script>" or "<!--" in a name must not end the script
     sentence = definition[:1].upper() + definition[1:]
     return (
         f"<h3>{_escape(title)}</h3><div class=secondary>{_escape(sentence)}.</div><div></div>"

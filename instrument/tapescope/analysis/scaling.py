@@ -9,6 +9,7 @@ import numpy as np
 from tapescope.storage.run import Run
 from tensorboard_plugin_tapescope.series import noise_scale as noise_series
 from tensorboard_plugin_tapescope.series import scaling as scaling_series
+from tensorboard_plugin_tapescope.series import tables
 from tensorboard_plugin_tapescope.series.noise_scale import NoiseScale
 
 
@@ -63,7 +64,7 @@ def _measure_speed(run: Run) -> Speed:
     noise = noise_scale(run)
     return Speed(
         run=run.logdir,
-        replicas=int(run.status.get("replicas", 1)),
+        replicas=tables.count(run.status.get("replicas")) or 1,
         batch=scaling_series.batch_size(run.steps, run["examples_seen"]),
         examples_per_second=scaling_series.wall_clock_rate(run.wall_times, run["examples_seen"]),
         efficiency=math.nan,

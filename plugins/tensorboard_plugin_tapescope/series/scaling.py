@@ -13,13 +13,16 @@ def batch_size(steps: np.ndarray, examples_seen: np.ndarray) -> float:
 def wall_clock_rate(seconds: np.ndarray, examples_seen: np.ndarray) -> float:
     """Return examples per second from the first record to the last, measuring and validation included.
 
+    Where the clock goes back between two records, no time counts.
+
     Args:
       seconds: wall time of each record, [T].
       examples_seen: examples up to and with each record, [T].
     """
     if len(seconds) < 2:
         return float("nan")
-    return float(examples_seen[-1] - examples_seen[0]) / max(float(seconds[-1] - seconds[0]), 1e-9)
+    passed = float(np.clip(np.diff(seconds), 0, None).sum())
+    return float(examples_seen[-1] - examples_seen[0]) / passed if passed > 0 else float("nan")
 
 
 def unmeasured_rate(steps: np.ndarray, examples_seen: np.ndarray, step_ms: np.ndarray) -> float:
