@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import importlib.resources
 import json
+import logging
 import mimetypes
 import pkgutil
 import threading
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import plotly  # noqa: F401  (without it the loader leaves the tab out)
-from tensorboard import plugin_util
+from tensorboard import errors, plugin_util
 from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
@@ -33,6 +34,8 @@ VIEWS: dict[str, Callable[[Snapshot, Query], list[Panel]]] = {
     "compare": compare.compare,
     "replicas": replicas.replicas,
 }
+
+logger = logging.getLogger(__name__)
 
 DAY_SECONDS = 24 * 3600
 
@@ -66,8 +69,8 @@ class GradientsPlugin(base_plugin.TBPlugin):
     def get_plugin_apps(self) -> dict[str, Callable]:
         """Return the routes, which http_api.md documents."""
         return {
-            "/static/*": wrappers.Request.application(self._serve_page),
-            "/plotly.js": wrappers.Request.application(self._serve_plotly),
+            "/static/*": _route(self._serve_page),
+            "/plotly.js": _route(self._serve_plotly),
             "/runs": self._data_route(answer_runs),
             "/run": self._data_route(answer_run),
             "/view": self._data_route(answer_view),
@@ -77,7 +80,7 @@ class GradientsPlugin(base_plugin.TBPlugin):
     def _serve_page(self, request: wrappers.Request) -> wrappers.Response:
         name = request.path.rsplit("/static/", 1)[-1]
         if name not in self._pages:
-            return _error_response(request, RequestError(404, f"There is no page {quote(name)}."))
+            raise RequestError(404, f"There is no page {quote(name)}.")
         content_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
         return http_util.Respond(request, self._pages[name], content_type)
 
@@ -86,19 +89,34 @@ class GradientsPlugin(base_plugin.TBPlugin):
         return http_util.Respond(request, script, "text/javascript", content_encoding="gzip", expires=DAY_SECONDS)
 
     def _data_route(self, answer: Callable[[wrappers.Request, Snapshot], tuple[str, str]]) -> Callable:
-        @wrappers.Request.application
-        def app(request: wrappers.Request) -> wrappers.Response:
-            if request.method not in ("GET", "HEAD"):
-                return _error_response(request, RequestError(405, f"{request.method} is not allowed here; use GET."))
+        def respond(request: wrappers.Request) -> wrappers.Response:
             experiment = plugin_util.experiment_id(request.environ)
             snapshot = self._cache.snapshot(plugin_util.context(request.environ), experiment)
-            try:
-                content, content_type = answer(request, snapshot)
-            except RequestError as error:
-                return _error_response(request, error)
+            content, content_type = answer(request, snapshot)
             return http_util.Respond(request, content, content_type)
 
-        return app
+        return _route(respond)
+
+
+def _route(respond: Callable[[wrappers.Request], wrappers.Response]) -> Callable:
+    """Return the application of a route. Whatever fails in it is answered with a sentence."""
+
+    @wrappers.Request.application
+    def app(request: wrappers.Request) -> wrappers.Response:
+        try:
+            if request.method not in ("GET", "HEAD"):
+                raise RequestError(405, f"{request.method} is not allowed here; use GET.")
+            return respond(request)
+        except RequestError as error:
+            return _error_response(request, error)
+        except errors.PublicError:  # TensorBoard answers these itself
+            raise
+        except Exception as error:  # the boundary of a request
+            logger.exception("tapescope: %s cannot be answered", request.path)
+            reason = f"{type(error).__name__}: {quote(str(error))}"
+            return _error_response(request, RequestError(500, f"This cannot be answered ({reason})."))
+
+    return app
 
 
 def answer_runs(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
@@ -122,18 +140,58 @@ def _summaries(snapshot: Snapshot) -> tuple[str, str]:
 def answer_run(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     """Return what can be selected for one run, and its findings."""
     query = parse_query(request.args, snapshot)
-    return _json(overview.describe_run(snapshot, query.runs[0])), "application/json"
+    name = query.runs[0]
+    try:
+        return _json(overview.describe_run(snapshot, name)), "application/json"
+    except Exception as error:  # the boundary of a run
+        raise _damage(name, error) from error
 
 
 def answer_view(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     """Return the panels of a view."""
     draw = VIEWS[parse_choice(request.args, "view", VIEWS, "flow", 404)]
     query = parse_query(request.args, snapshot)
-    panels = [_finish(panel, query) for panel in draw(select_steps(snapshot, query), query)]
+    panels = [_finish(panel, query) for panel in _draw(draw, snapshot, query)]
     content: dict[str, Any] = {"panels": [panel._asdict() for panel in panels]}
     if snapshot.incomplete_after:
         content["whole_until"] = min(snapshot.incomplete_after)
     return _json(content), FIGURE_TYPE
+
+
+def _draw(draw: Callable[[Snapshot, Query], list[Panel]], snapshot: Snapshot, query: Query) -> list[Panel]:
+    """Return the panels of a view without the runs that cannot be drawn, and a panel for each of those.
+
+    Raises:
+      RequestError: the parameters fit no run, or the only run cannot be drawn.
+    """
+
+    def draw_runs(*runs: str) -> list[Panel]:
+        of_runs = query._replace(runs=runs)
+        return draw(select_steps(snapshot, of_runs), of_runs)
+
+    try:
+        return draw_runs(*query.runs)
+    except RequestError:
+        raise
+    except Exception as error:  # the boundary of a run: find the one that cannot be drawn
+        if len(query.runs) == 1:
+            raise _damage(query.runs[0], error) from error
+    usable: list[str] = []
+    panels: list[Panel] = []
+    for run in query.runs:
+        try:
+            draw_runs(run, run)  # twice, because Compare draws nothing of one run
+            usable.append(run)
+        except Exception as error:  # the boundary of a run
+            panels.append(Panel(f"damaged {run}", run, empty=str(_damage(run, error)), wide=True))
+    return [*(draw_runs(*usable) if usable else []), *panels]
+
+
+def _damage(run: str, error: Exception) -> RequestError:
+    if isinstance(error, RequestError):
+        return error
+    logger.warning("tapescope: the run %r cannot be drawn", run, exc_info=error)
+    return RequestError(400, f"The run {quote(run)} cannot be drawn ({type(error).__name__}: {quote(str(error))}).")
 
 
 def _finish(panel: Panel, query: Query) -> Panel:
@@ -150,7 +208,7 @@ def answer_csv(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]
     """Return the numbers of one panel at all recorded steps."""
     draw = VIEWS[parse_choice(request.args, "view", VIEWS, "flow", 404)]
     query = parse_query(request.args, snapshot)._replace(max_steps=csv_export.EVERY_STEP)
-    panels = {panel.key: panel for panel in draw(select_steps(snapshot.complete(), query), query)}
+    panels = {panel.key: panel for panel in _draw(draw, snapshot.complete(), query)}
     panel = panels[parse_choice(request.args, "panel", panels, next(iter(panels)), 404)]
     if panel.figure is None:
         raise RequestError(404, f"{panel.title} has no numbers: {panel.empty}")

@@ -1,6 +1,5 @@
 """The runs that TensorBoard has loaded, the tags of each, and the last step of each tag."""
 
-import functools
 import math
 import threading
 import time
@@ -9,8 +8,6 @@ from typing import Any, NamedTuple
 
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
-
-_parse = functools.lru_cache(maxsize=1024)(metadata.parse)
 
 
 class Tag(NamedTuple):
@@ -35,11 +32,21 @@ class Run(NamedTuple):
 
 
 class Listing:
-    """The runs as TensorBoard listed them at one moment, with the summary of all that is computed once."""
+    """The runs as TensorBoard listed them at one moment, with the summary of all that is computed once.
 
-    def __init__(self, runs: dict[str, Run]):
+    Args:
+      runs: by name.
+      before: the listing before, of the same experiment.
+    """
+
+    def __init__(self, runs: dict[str, Run], before: "Listing | None" = None):
         self.runs = runs
         self.created = time.monotonic()
+        self.changed = dict.fromkeys(runs, self.created)
+        """By run, when a listing first had its newest records, on time.monotonic's clock."""
+        if before is not None:
+            same = [name for name, run in runs.items() if name in before.runs and before.runs[name] == run]
+            self.changed.update({name: before.changed[name] for name in same})
         self._lock = threading.Lock()
         self._summary = None
 
@@ -51,13 +58,18 @@ class Listing:
             return self._summary
 
 
-def parse_run(listing: Any) -> Run:
-    """Return a run from TensorBoard's listing of its tags: time series by tag."""
+def parse_run(listing: Any, parse: Callable[[bytes], Family] = metadata.parse) -> Run:
+    """Return a run from TensorBoard's listing of its tags: time series by tag.
+
+    Args:
+      listing: of the run.
+      parse: reads a description, as `metadata.parse` does.
+    """
     tags: dict[str, Tag] = {}
-    problems = []
+    problems: list[str] = []
     for tag, series in sorted(listing.items()):
         try:
-            family = _parse(series.plugin_content)
+            family = parse(series.plugin_content)
             if family.tag != tag:
                 raise metadata.SchemaError(f"its description is of another tag, {family.tag}")
         except metadata.SchemaError as error:

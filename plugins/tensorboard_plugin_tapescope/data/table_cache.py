@@ -7,19 +7,25 @@ import collections
 import contextlib
 import copy
 import ctypes
+import logging
 import math
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from tensorboard import errors
 from tensorboard.data import provider
 
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.data.listing import Listing, Run, Tag, parse_run
+from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import tables
 from tensorboard_plugin_tapescope.series.tables import Table
+
+logger = logging.getLogger(__name__)
 
 WHOLE_TABLES_BYTES = 64 << 20
 """Memory for whole tables."""
@@ -39,6 +45,15 @@ SAMPLE_RECORDS = 200
 READ_TIME_SHARE = 0.05
 """A run that is being written is read as a whole for at most this share of the time."""
 
+KEPT_EXPERIMENTS = 4
+"""Experiments of which a listing and summaries are kept. Over a directory, a URL may give its one any name."""
+
+SMALL_READ_RUNS = 64
+"""Runs whose last records are read in one call. Findings are texts of any length."""
+
+ENTRY_BYTES = 512
+"""Memory of a table besides its numbers and texts."""
+
 LISTING_SECONDS = 0.2
 """Requests within so many seconds share a listing. TensorBoard's data server takes 40 ms to list."""
 
@@ -46,9 +61,6 @@ LAST_STEP = (1 << 62) - 1
 """A step that no run reaches."""
 
 SmallTable = Literal["last record", "sample"]
-
-DECODE_ERRORS = (ValueError, TypeError, OverflowError, MemoryError)
-"""Errors that TensorBoard raises for a tensor whose bytes do not match its declared shape or type."""
 
 
 class CachedTable(NamedTuple):
@@ -69,6 +81,9 @@ class LruCache:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._entries: collections.OrderedDict[tuple, CachedTable] = collections.OrderedDict()
+        self._sizes: dict[tuple, int] = {}
+        self.bytes = 0
+        """Memory of all tables."""
 
     def get(self, key: tuple) -> CachedTable | None:
         """Return the table of a key, which becomes the most recently used."""
@@ -82,12 +97,20 @@ class LruCache:
         with self._lock:
             self._entries[key] = entry
             self._entries.move_to_end(key)
-            while len(self._entries) > 1 and self._bytes() > self._max_bytes:
-                self._entries.popitem(last=False)
+            self.bytes -= self._sizes.get(key, 0)
+            self._sizes[key] = count_bytes(entry.table)
+            self.bytes += self._sizes[key]
+            while len(self._entries) > 1 and self.bytes > self._max_bytes:
+                dropped, _ = self._entries.popitem(last=False)
+                self.bytes -= self._sizes.pop(dropped)
         return entry
 
-    def _bytes(self) -> int:
-        return sum(entry.table.values.nbytes for entry in self._entries.values())
+
+def count_bytes(table: Table) -> int:
+    """Return the memory of a table: of texts their bytes, and not those of the pointers to them."""
+    arrays = table.values if table.values.dtype == object else ()
+    texts = sum(len(text) for array in arrays for text in np.ravel(array) if isinstance(text, bytes | str))
+    return ENTRY_BYTES + table.steps.nbytes + table.seconds.nbytes + table.values.nbytes + texts
 
 
 class TableCache:
@@ -103,18 +126,45 @@ class TableCache:
         """Reads for all server threads, each of which would keep the memory of a read for itself."""
         self.read_lock = threading.Lock()
         """Held while a whole table is read, so that concurrent requests do not each hold a copy of it."""
+        self._families: dict[bytes, Family] = {}
+        """The descriptions in the last listing."""
         self._listings: dict[str, Listing] = {}
         self._listing_lock = threading.Lock()
 
     def snapshot(self, ctx: Any, experiment: str) -> "Snapshot":
         """Return the runs as they are now. Concurrent callers share one listing."""
         with self._listing_lock:
-            listing = self._listings.get(experiment)
+            listing = before = self._listings.pop(experiment, None)
             if listing is None or time.monotonic() - listing.created > LISTING_SECONDS:
                 tags = self.provider.list_tensors(ctx, experiment_id=experiment, plugin_name=metadata.PLUGIN_NAME)
-                listing = Listing({run: parse_run(tags[run]) for run in sorted(tags)})
-                self._listings[experiment] = listing
+                families: dict[bytes, Family] = {}
+
+                def parse(content: bytes) -> Family:
+                    family = families[content] = self._families.get(content) or metadata.parse(content)
+                    return family
+
+                runs = {name: self._read_run(name, tags[name], parse) for name in sorted(tags)}
+                self._families = families
+                listing = Listing(runs, before)
+            self._listings[experiment] = listing  # the last one is the newest
+            self._drop_unlisted()
         return Snapshot(self, ctx, experiment, listing)
+
+    def _read_run(self, name: str, tags: Any, parse: Callable[[bytes], Family]) -> Run:
+        """Return a run of the listing; one that cannot be read has a problem in place of its tags."""
+        try:
+            return parse_run(tags, parse)
+        except Exception as error:  # the boundary of a run: it must not cost the others
+            logger.exception("tapescope: the run %r cannot be listed", name)
+            return Run({}, (f"it cannot be read ({type(error).__name__}: {error})",))
+
+    def _drop_unlisted(self) -> None:
+        """Drop what is kept of the experiments that were asked for least recently, and of runs that are gone."""
+        while len(self._listings) > KEPT_EXPERIMENTS:
+            del self._listings[next(iter(self._listings))]
+        for key in list(self.summaries):
+            if key[0] not in self._listings or key[1] not in self._listings[key[0]].runs:
+                self.summaries.pop(key, None)
 
 
 class Snapshot:
@@ -122,6 +172,7 @@ class Snapshot:
 
     def __init__(self, cache: TableCache, ctx: Any, experiment: str, listing: Listing):
         self.runs = listing.runs
+        self.changed = listing.changed
         self.summary = listing.summary
         self.incomplete_after: list[int] = []
         """For each returned table that may miss records, the step behind which."""
@@ -144,6 +195,12 @@ class Snapshot:
         slower = copy.copy(self)
         slower._must_be_complete = True
         return slower
+
+    def with_run(self, name: str, run: Run) -> "Snapshot":
+        """Return a snapshot of the same moment in which a run is replaced."""
+        other = copy.copy(self)
+        other.runs = {**self.runs, name: run}
+        return other
 
     def table(self, run: str, family: str) -> Table | None:
         """Return the records of a family within the snapshot's steps, None if the run has no such family.
@@ -261,7 +318,9 @@ class Snapshot:
                     downsample=records,
                     run_tag_filter=provider.RunTagFilter(runs=runs, tags=tags),
                 )
-            except DECODE_ERRORS:
+            except errors.PublicError:  # TensorBoard answers these itself
+                raise
+            except Exception:  # the boundary of a read: bytes that do not match their shape, or too many of them
                 if len(runs) > 1 or len(tags) > 1:  # each alone, so that one broken tensor does not hide the others
                     return {single: table for key in keys for single, table in read([key]).items()}
                 data = {}

@@ -29,7 +29,7 @@ def csv(figure: Figure) -> str:
         writer.writerow(["series", titles[0] or "x", titles[1] or "y"])
         for trace in figure["data"]:
             writer.writerows(_trace_lines(trace))
-    return out.getvalue()
+    return out.getvalue().encode("utf-8", "replace").decode()  # a name may hold a lone surrogate
 
 
 def _heatmap_lines(trace: dict[str, Any]) -> Iterator[tuple]:

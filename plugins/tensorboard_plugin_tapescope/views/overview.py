@@ -1,5 +1,6 @@
 """The overview: for each run its state, findings, loss, worst layer and what measuring costs, as JSON."""
 
+import logging
 import math
 import time
 import zlib
@@ -8,14 +9,19 @@ from typing import Any
 import numpy as np
 
 from tensorboard_plugin_tapescope.data.listing import Run
-from tensorboard_plugin_tapescope.data.table_cache import Snapshot
+from tensorboard_plugin_tapescope.data.table_cache import SMALL_READ_RUNS, Snapshot
 from tensorboard_plugin_tapescope.series import findings, tables
 from tensorboard_plugin_tapescope.series.tables import Table
 from tensorboard_plugin_tapescope.views.grid import GRID_FAMILIES, row_owners
 
+logger = logging.getLogger(__name__)
+
 STALL_SECONDS = 60.0
 STALL_GAPS = 10
 """A training run has stalled if no record came for STALL_SECONDS and for STALL_GAPS times the usual gap."""
+
+CLOCK_ERROR_SECONDS = 24 * 3600.0
+"""Largest difference between the clocks of two machines."""
 
 SPARKLINE_POINTS = 60
 
@@ -25,12 +31,23 @@ def summarize_runs(snapshot: Snapshot, now: float | None = None) -> list[dict[st
     time_now = time.time() if now is None else now
     cached = {name: snapshot.cached_summary(name) for name in snapshot.runs}
     missing = [name for name, summary in cached.items() if summary is None]
-    snapshot.preload(missing, ("step",), "sample")
-    snapshot.preload(missing, ("step", "status", "findings", "variables", "layers"), "last record")
-    return [
-        summary or snapshot.cache_summary(name, summarize_run(snapshot, name, time_now))
-        for name, summary in cached.items()
-    ]
+    for start in range(0, len(missing), SMALL_READ_RUNS):
+        part = missing[start : start + SMALL_READ_RUNS]
+        snapshot.preload(part, ("step",), "sample")
+        snapshot.preload(part, ("step", "status", "findings", "variables", "layers"), "last record")
+        for name in part:
+            cached[name] = snapshot.cache_summary(name, _summarize_any_run(snapshot, name, time_now))
+    return [summary for summary in cached.values() if summary is not None]
+
+
+def _summarize_any_run(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
+    """Return the summary of a run, or of a run without content that has the reason among its problems."""
+    try:
+        return summarize_run(snapshot, name, now)
+    except Exception as error:  # the boundary of a run: it must not cost the others their summaries
+        logger.exception("tapescope: the run %r cannot be summarized", name)
+        run = Run({}, (*snapshot.runs[name].problems, f"it cannot be summarized ({type(error).__name__}: {error})"))
+        return summarize_run(snapshot.with_run(name, run), name, now)
 
 
 def summarize_run(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
@@ -44,16 +61,15 @@ def summarize_run(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
     unreadable = 0
     if findings_table is not None:
         found, unreadable = findings.parse_findings(tables.texts(findings_table))
-    steps = status.get("steps")
     return {
         "name": name,
         "version": run.version,
         "offers": zlib.crc32(repr([tag.family for _, tag in sorted(run.tags.items())]).encode()),
-        "state": run_state(run, status, step, now),
+        "state": run_state(run, status, step, now, time.monotonic() - snapshot.changed[name]),
         "reason": str(status.get("reason") or ""),
         "step": max((tag.last_step for tag in run.tags.values()), default=None),
-        "steps": steps if isinstance(steps, int) and steps > 0 else None,
-        "replicas": status.get("replicas") if isinstance(status.get("replicas"), int) else None,
+        "steps": tables.count(status.get("steps"), largest=2**53),
+        "replicas": tables.count(status.get("replicas")),
         "loss": _last_value(step, "loss"),
         "losses": _sparkline(_values(step, "loss")),
         "profile": gradient_profile(snapshot, name),
@@ -68,13 +84,25 @@ def summarize_run(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
     }
 
 
-def run_state(run: Run, status: dict[str, Any], step: Table | None, now: float) -> str:
-    """Return `training`, `ended`, `stalled`, or `unknown` if the run has no status."""
+def run_state(run: Run, status: dict[str, Any], step: Table | None, now: float, silent: float) -> str:
+    """Return `training`, `ended`, `stalled`, or `unknown` if the run has no status.
+
+    The clock of the program that writes may differ from this one's. So a run has stalled if nothing new came while the
+    tab was looking. Only an age that no clock is wrong by counts at once.
+
+    Args:
+      run: the run.
+      status: its last status.
+      step: its records.
+      now: the time in seconds since 1970.
+      silent: seconds since its newest record was first seen.
+    """
     if status.get("state") != "training":
         return "ended" if status.get("state") == "ended" else "unknown"
     last = max(tag.last_seconds for tag in run.tags.values())
     gaps = np.diff(step.seconds[-50:]) if step is not None and len(step.seconds) > 1 else np.zeros(1)
-    return "stalled" if now - last > max(STALL_SECONDS, STALL_GAPS * usual_gap(gaps, 25)) else "training"
+    limit = max(STALL_SECONDS, STALL_GAPS * usual_gap(gaps, 25))
+    return "stalled" if silent > limit or now - last > max(limit, CLOCK_ERROR_SECONDS) else "training"
 
 
 def usual_gap(gaps: np.ndarray, percentile: float) -> float:

@@ -8,7 +8,7 @@ import pytest
 from scripts.testbed.hostile import Provider, Tab, good
 
 from tensorboard_plugin_tapescope.data import table_cache
-from tensorboard_plugin_tapescope.data.table_cache import CachedTable, LruCache
+from tensorboard_plugin_tapescope.data.table_cache import CachedTable, LruCache, count_bytes
 from tensorboard_plugin_tapescope.figures.encoding import decode
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series.tables import Table
@@ -210,7 +210,7 @@ def entry(size: int) -> CachedTable:
 
 
 def test_the_least_recently_used_table_is_dropped():
-    cache = LruCache(20)
+    cache = LruCache(2 * count_bytes(entry(10).table))
     cache.put(("a",), entry(10))
     cache.put(("b",), entry(10))
     cache.get(("a",))
@@ -219,7 +219,7 @@ def test_the_least_recently_used_table_is_dropped():
 
 
 def test_a_table_larger_than_the_limit_is_kept_alone():
-    cache = LruCache(20)
+    cache = LruCache(2 * count_bytes(entry(10).table))
     cache.put(("a",), entry(10))
-    cache.put(("b",), entry(100))
+    cache.put(("b",), entry(5000))
     assert [name for name in "ab" if cache.get((name,))] == ["b"]
