@@ -364,5 +364,5 @@ def test_layers_frozen_between_steps_are_refused_with_the_cure():
     probe = tapescope.Probe(model)
     measured(probe, lambda: squares(model(VECTORS)), model.trainable_variables)
     model.layers[0].trainable = False
-    with pytest.raises(ValueError, match=r"a/bias, \S*a/kernel.*the model was changed.*make a new Probe"):
+    with pytest.raises(ValueError, match=r"a/bias, \S*a/kernel.*The model was changed.*make a new Probe"):
         measured(probe, lambda: squares(model(VECTORS)), model.trainable_variables)

@@ -49,11 +49,22 @@ def check_resume(directory: str | os.PathLike[str], resume: Resume, variables: S
         recorded = Run(directory).variables
     except (FileNotFoundError, ValueError, KeyError):  # nothing that could be continued, or no record yet
         return
-    if recorded and variables and not set(recorded) & set(variables):  # some may be new: a layer is no longer frozen
+    if recorded and variables and not _may_be_same_model(recorded, variables):
         raise ValueError(
             f"`resume` must continue a run of the Probe's model; {os.fspath(directory)} has a run of another one, with "
             f"the variables {one_line(', '.join(recorded[:4]))}, ...: use another directory"
         )
+
+
+def _may_be_same_model(recorded: Sequence[str], variables: Sequence[str]) -> bool:
+    """Return whether two lists of variables have a name in common, or the same last parts in the same order.
+
+    Some names may be new, as where a layer is no longer frozen. Keras numbers the names of models and layers for each
+    process, so those of a model that is built again may all differ.
+    """
+    if set(recorded) & set(variables):
+        return True
+    return [name.rpartition("/")[2] for name in recorded] == [name.rpartition("/")[2] for name in variables]
 
 
 def cut_records(directory: str | os.PathLike[str], step: int) -> None:
