@@ -246,3 +246,29 @@ def test_many_rows_are_thinned_out_evenly():
     assert rows[0] == 0
     assert rows[-1] == 499
     assert set(np.diff(rows)) <= {10, 11}
+
+
+class UnprintableError(Exception):
+    """An exception whose str() fails."""
+
+    def __str__(self):
+        raise ValueError("no str")
+
+
+def test_an_exception_whose_str_fails_ends_a_run_like_any_other(tmp_path):
+    recorder = tapescope.Recorder(tmp_path, tapescope.Probe(tf.Variable([1.0])))
+    with pytest.raises(UnprintableError), recorder:
+        raise UnprintableError
+    status = tapescope.Run(tmp_path).status
+    assert status["state"] == "ended"
+    assert status["reason"].startswith("UnprintableError")
+
+
+def test_about_cannot_replace_what_the_recorder_says(tmp_path, caplog):
+    about = {"state": "CA", "reason": "tax", "lost": "x", "skipped": 3, "mine": 1, "odd": {1, 2}}
+    with tapescope.Recorder(tmp_path, tapescope.Probe(tf.Variable([1.0])), about=about):
+        pass
+    status = tapescope.Run(tmp_path).status
+    assert [status[name] for name in ("state", "reason", "lost", "skipped")] == ["ended", "completed", 0, {}]
+    assert (status["mine"], status["odd"]) == (1, "{1, 2}")
+    assert "`about` cannot set lost, reason, skipped, state" in caplog.text
