@@ -13,6 +13,7 @@ import time
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import numpy as np
+from bench.faults import attacks
 from bench.faults.row import Row, print_rows
 from scripts.testbed.records import eager_steps, loaded_steps
 from tensorboard.data import server_ingester
@@ -162,6 +163,7 @@ def main() -> None:
         rows = [kill(root / "killed", 5 if quick else 100)]  # first, because it forks
         rows.append(fill_disk(root / "mount"))
         rows.append(cut_file(root / "cut", 97 if quick else 1))
+        rows += attacks.on_the_files(root)
     print_rows(rows)
 
 

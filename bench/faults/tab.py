@@ -10,6 +10,7 @@ import warnings
 
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
+from bench.faults import attacks
 from bench.faults.row import Row, print_rows
 from scripts.testbed.cut_files import (
     STEPS,
@@ -125,7 +126,7 @@ def main() -> None:
     """Print the rows of the table."""
     warnings.simplefilter("ignore", RuntimeWarning)  # overflow of numbers near the limits of float32
     quick = "--quick" in sys.argv
-    rows = [fuzzed(20 if quick else 400), large()]
+    rows = [fuzzed(20 if quick else 400), large(), *attacks.on_the_tab()]
     with tempfile.TemporaryDirectory() as python, tempfile.TemporaryDirectory() as server:
         rows.append(python_cut(pathlib.Path(python), 97 if quick else 1))
         rows.append(server_cut(pathlib.Path(server), 97 if quick else 1, 20 if quick else 500))

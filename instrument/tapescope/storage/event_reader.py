@@ -23,7 +23,7 @@ _PREFIX = f"{metadata.PLUGIN_NAME}/"
 
 
 class EventFiles(NamedTuple):
-    """What a directory holds under names of event files."""
+    """The files in a directory whose names are those of event files."""
 
     own: list[str]
     """Files that tapescope wrote, in the order in which they were begun."""
