@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ _STATUS = metadata.tag("status")
 
 
 _STATE_ARRAYS = ("rows", "elements", "examples")
+
+_NUMBER = re.compile(r"_\d+(?=/|$)")
 
 
 class Resume(NamedTuple):
@@ -57,14 +60,14 @@ def check_resume(directory: str | os.PathLike[str], resume: Resume, variables: S
 
 
 def _may_be_same_model(recorded: Sequence[str], variables: Sequence[str]) -> bool:
-    """Return whether two lists of variables have a name in common, or the same last parts in the same order.
+    """Return whether two lists of variables have a name in common, or the same names but for Keras' numbers.
 
     Some names may be new, as where a layer is no longer frozen. Keras numbers the names of models and layers for each
-    process, so those of a model that is built again may all differ.
+    process, so those of a model that is built again may all differ: `sequential_1/dense_2`.
     """
     if set(recorded) & set(variables):
         return True
-    return [name.rpartition("/")[2] for name in recorded] == [name.rpartition("/")[2] for name in variables]
+    return [_NUMBER.sub("", name) for name in recorded] == [_NUMBER.sub("", name) for name in variables]
 
 
 def cut_records(directory: str | os.PathLike[str], step: int) -> None:
