@@ -86,7 +86,7 @@ def on_the_tab() -> list[Row]:
         tag: series._replace(data=[Datum(d.step, now - 300 + d.step, d.numpy) for d in series.data or ()])
         for tag, series in good().items()
     }
-    state = Tab({"run": late}).get("runs").json["runs"][0]["state"]
+    state = json.loads(Tab({"run": late}).get("runs").data)["runs"][0]["state"]
     rows.append(Row("a clock that is 5 minutes behind", f"the run is {state}", state == "training"))
     return [*rows, *_on_memory()]
 
