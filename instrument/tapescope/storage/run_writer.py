@@ -63,7 +63,9 @@ class RunWriter:
         self._about = dict(about, started=time.time(), tensorflow=tf.__version__, keras=keras.__version__)
         self._scalars = ScalarReader()
         if reserved := RESERVED & set(about):
-            logging.warning("tapescope: `about` cannot set %s, which tapescope sets itself", ", ".join(sorted(reserved)))
+            logging.warning(
+                "tapescope: `about` cannot set %s, which tapescope sets itself", ", ".join(sorted(reserved))
+            )
         self._resume = resume or Resume(0, {})
         self._ledger: Ledger | None = None
         self._engine: engine.RuleEngine | None = None
@@ -94,7 +96,9 @@ class RunWriter:
             "left_out": left_out,
             "skipped": self._probe_state.skipped,
         }
-        self._file.add(max(0, self._last_step), [event_file.text(Family("status"), json.dumps(status, default=describe))])
+        self._file.add(
+            max(0, self._last_step), [event_file.text(Family("status"), json.dumps(status, default=describe))]
+        )
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Write the run's hyperparameters for the HParams tab."""
