@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -39,17 +40,16 @@ class Trainer:
         os.close(descriptor)
         argv = [f"--logdir={logdir}", *arguments]
         environment = {"TF_CONFIG": tf_config} if tf_config else {}
-        self._fork = None
-        self._real = None
+        self._process: subprocess.Popen | BaseProcess
         if real:
             command = [sys.executable, "-m", "tapescope_trainers.train", *argv]
             with open(self._stderr, "w") as file:
-                self._real = subprocess.Popen(
+                self._process = subprocess.Popen(
                     command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=file
                 )
         else:
-            self._fork = _forks.Process(target=_main, args=(argv, environment, self._stderr), daemon=True)
-            self._fork.start()
+            self._process = _forks.Process(target=_main, args=(argv, environment, self._stderr), daemon=True)
+            self._process.start()
 
     def __enter__(self) -> "Trainer":
         return self
@@ -62,7 +62,9 @@ class Trainer:
     @property
     def code(self) -> int | None:
         """The exit code, -N if signal N ended the process; None while it runs."""
-        return self._real.poll() if self._real else self._fork.exitcode
+        if isinstance(self._process, subprocess.Popen):
+            return self._process.poll()
+        return self._process.exitcode
 
     @property
     def output(self) -> str:
@@ -72,15 +74,17 @@ class Trainer:
 
     def send(self, number: int) -> None:
         """Send a signal, unless the process has ended."""
-        process = self._real or self._fork
-        if self.code is None and process.pid:
+        if self.code is None and self._process.pid:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, number)
+                os.kill(self._process.pid, number)
 
     def wait(self, seconds: float = PATIENCE_S) -> list[str]:
         """Wait for the end and return the lines of `output`."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._real.wait(seconds) if self._real else self._fork.join(seconds)
+        if isinstance(self._process, subprocess.Popen):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+        else:
+            self._process.join(seconds)
         assert self.code is not None, f"it still runs after {seconds:g} s; its output: {self.output}"
         return self.output.splitlines()
 
