@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tapescope.capture import activations, private_api
 from tapescope.capture.activations import Activation
+from tapescope.capture.data_path import DataPath
 from tapescope.failsafe import Failsafe, attribute_errors_to
 
 
@@ -52,7 +53,9 @@ class LayerCall(NamedTuple):
 class Capture:
     """The calls that one tape has seen; a context manager that is active in this thread while it is entered."""
 
-    def __init__(self, chosen: dict[int, tuple[str, Activation]], failsafe: Failsafe):
+    def __init__(self, chosen: dict[int, tuple[str, Activation]], failsafe: Failsafe, models: Sequence[Any] = ()):
+        self.data_path = DataPath(models)
+        """The inputs and outputs of the models."""
         self.chosen = chosen
         """Name and activation of the layers to measure, by their id."""
         self.failsafe = failsafe
@@ -229,10 +232,20 @@ def _install_hook() -> None:
             return
 
         def __call__(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
-            captures = [c for c in _thread.captures if id(layer) in c.chosen]
-            if not captures:
+            if not _thread.captures:
                 return original(layer, *args, **kwargs)
-            return _measured_call(captures, original, layer, args, kwargs)
+            with _thread.captures[0].failsafe.contain():
+                for capture in _thread.captures:
+                    capture.data_path.begin_call(layer, args)
+            captures = [c for c in _thread.captures if id(layer) in c.chosen]
+            if captures:
+                output = _measured_call(captures, original, layer, args, kwargs)
+            else:
+                output = original(layer, *args, **kwargs)
+            for capture in _thread.captures:
+                with capture.failsafe.contain():
+                    capture.data_path.end_call(layer, args, output)
+            return output
 
         __call__.__wrapped__ = original  # type: ignore[attr-defined]
         __call__._tapescope = True  # type: ignore[attr-defined]

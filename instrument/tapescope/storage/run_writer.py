@@ -18,19 +18,21 @@ from absl import logging
 from tapescope.capture.selection import Names
 from tapescope.capture.state import ProbeState
 from tapescope.rules import engine, finding
-from tapescope.rules.record_view import Record, run_layout
+from tapescope.rules.record_view import Record, RunLayout, run_layout
 from tapescope.statistics.reading import Reading
 from tapescope.storage import event_file, summaries
 from tapescope.storage import resume as resuming
 from tapescope.storage.printable import describe, printable
 from tapescope.storage.resume import Resume
+from tapescope.storage.rows import Rows, recorded_rows
 from tapescope.storage.scalars import ScalarReader
 from tapescope.storage.summaries import Step
 from tapescope.storage.unit_ledger import Ledger
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
+from tensorboard_plugin_tapescope.series import tables
 
-JUDGED_TAGS = tuple(metadata.tag(family) for family in ("variables", "layers", "step", "replicas"))
+JUDGED_TAGS = tuple(metadata.tag(family) for family in ("variables", "layers", "step", "replicas", "data"))
 """Tags of the families whose columns the rules use."""
 
 RESERVED = {"state", "reason", "lost", "left_out", "skipped", "started", "tensorflow", "keras"}
@@ -67,12 +69,17 @@ class RunWriter:
                 "tapescope: `about` cannot set %s, which tapescope sets itself", ", ".join(sorted(reserved))
             )
         self._resume = resume or Resume(0, {})
+        self._rows: Rows | None = None
+        """The rows of the run; None until its first record."""
         self._ledger: Ledger | None = None
         self._engine: engine.RuleEngine | None = None
         self._rules_failed = False
+        self._recorded_names: Names | None = None
+        """The rows of the records from which the run goes on."""
         if resume:
             resuming.check_resume(logdir, resume, probe_state.selection.variable_names())
             resuming.cut_records(logdir, resume.step)
+            self._recorded_names = recorded_rows(logdir)
             self._engine = resuming.replay_rules(logdir)
             self.findings = self._engine.findings if self._engine else ()
         self._families: dict[str, Family] = {}
@@ -132,25 +139,37 @@ class RunWriter:
           ValueError: a measured step is not above the one before.
         """
         numbers = self._scalars.read(scalars)
-        names = self._probe_state.names
         values = []
-        if reading is not None and names is not None:
+        rows_grew = False
+        if reading is not None:
             if step.number <= self._last_measured:
                 raise ValueError(
                     f"`step` must rise over the whole training; got {step.number} after {self._last_measured}, and "
                     "readers would drop all later records: count the steps over the whole training, not by epoch"
                 )
             self._last_measured = step.number
-            if self._ledger is None:
-                self._ledger = self._make_ledger(names)
             reading = summaries.to_host(reading)
+            names = self._probe_state.layouts[reading.layout].names
+            if self._rows is None:
+                self._rows = Rows(self._recorded_names or names)
+            rows = self._rows
+            rows_grew = rows.add(names)
+            if self._ledger is None:
+                self._ledger = self._make_ledger(rows.first)
+            self._ledger.extend(rows.names.units)
+            if rows_grew:
+                values.append(rows.describe(self._probe_state.skipped))
+            reading = rows.widen(reading, names)
             step = step._replace(loss=numbers.get("loss", math.nan))
+            state = self._probe_state
             values += summaries.make_families(
-                step, reading, names, self._ledger, self._probe_state.skipped, self._probe_state.replica_issues
+                step, reading, rows, self._ledger, state.skipped, state.replica_issues, state.data
             )
-            values += summaries.make_builtin(reading, names, self._ledger.verdict)
+            values += summaries.make_builtin(reading, rows, names, self._ledger.verdict)
         values += [event_file.scalar(tag, number) for tag, number in numbers.items()]
         columns = self._judged_columns(values)
+        if rows_grew:
+            self._extend_rules()
         self._file.add(step.number, values, wall_time)
         self._last_step = max(self._last_step, step.number)
         if columns and not self._rules_failed:
@@ -184,6 +203,20 @@ class RunWriter:
                 columns.update(engine.unpack_columns(value.description, value.array))
         return columns
 
+    def _layout(self) -> RunLayout:
+        """Return the layout of the records that the rules get."""
+        rows = {} if self._rows is None else {**self._rows.names._asdict()}
+        variables, layers, replicas, data = (
+            tables.extend(self._families.get(metadata.tag(family), Family(family)), rows)
+            for family in ("variables", "layers", "replicas", "data")
+        )
+        return run_layout(variables.names, layers.names, layers.details | replicas.details | data.details)
+
+    def _extend_rules(self) -> None:
+        """Tell the rules of rows that were added."""
+        if self._engine is not None and not self._rules_failed:
+            self._engine.extend(self._layout())
+
     def _judge(self, record: Record) -> list[str] | None:
         """Apply the rules to a record.
 
@@ -194,13 +227,7 @@ class RunWriter:
         is_first = self._engine is None
         try:
             if self._engine is None:
-                variables, layers, replicas = (
-                    self._families.get(metadata.tag(family), Family(family))
-                    for family in ("variables", "layers", "replicas")
-                )
-                self._engine = engine.RuleEngine(
-                    run_layout(variables.names, layers.names, layers.details | replicas.details)
-                )
+                self._engine = engine.RuleEngine(self._layout())
             new = self._engine.add(record)
         except Exception:  # a rule that fails must not cost records
             self._rules_failed = True
