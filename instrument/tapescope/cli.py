@@ -7,15 +7,13 @@ is imported when it runs, so that `--help` is quick.
 
 import argparse
 import contextlib
-import json
-import math
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tapescope.storage.printable import describe_error, one_line, printable
+from tapescope.storage.printable import describe_error, one_line, printable, to_json
 
 if TYPE_CHECKING:
     from tapescope.rules.finding import Finding
@@ -187,7 +185,7 @@ def _compare(options: argparse.Namespace) -> int:
         _read_run(options.first), _read_run(options.second), tolerance=options.tolerance, by=options.by
     )
     if options.json:
-        _print(json.dumps(compare.comparison_json(result), allow_nan=False))
+        _print(compare.comparison_json(result))
     else:
         _print(compare.comparison_text(result, options.tolerance))
     return SUCCESS if result.equal else FOUND
@@ -199,7 +197,7 @@ def _scaling(options: argparse.Namespace) -> int:
     speeds = scaling.scaling([_read_run(run) for run in options.runs])
     if options.json:
         for speed in speeds:
-            _print(json.dumps(_without_nan(speed._asdict() | {"worth": speed.worth}), allow_nan=False))
+            _print(to_json(speed._asdict() | {"worth": speed.worth}))
         return SUCCESS
     _print("replicas  batch  examples/s  efficiency  step ms (5, 50, 95 %)    noise scale  run")
     for speed in speeds:
@@ -210,15 +208,6 @@ def _scaling(options: argparse.Namespace) -> int:
         )
     _print(f"Does a larger batch pay? For the last run, {speeds[-1].worth}.")
     return SUCCESS
-
-
-def _without_nan(value: Any) -> Any:
-    """Return a value with null for the numbers that JSON cannot hold: with one replica the noise scale is NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _report(options: argparse.Namespace) -> int:

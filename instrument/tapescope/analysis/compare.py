@@ -1,10 +1,11 @@
 """Comparison of two runs, number by number: the first difference, its layer, and by how much all others differ."""
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from tapescope.storage.printable import to_json
 from tapescope.storage.run import Run
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import matching, tables
@@ -233,17 +234,9 @@ def comparison_text(comparison: Comparison, tolerance: float) -> str:
     return "\n".join(lines)
 
 
-def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison as plain data for JSON, with None for numbers that are not finite."""
+def comparison_json(comparison: Comparison) -> str:
+    """Return a comparison as one JSON object, with null for numbers that are not finite."""
     plain = comparison._asdict() | {"equal": comparison.equal}
     for part in ("forward", "backward"):
         plain[part] = plain[part] and plain[part]._asdict()
-    return _without_nonfinite(plain)
-
-
-def _without_nonfinite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nonfinite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nonfinite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return to_json(plain)

@@ -1,6 +1,9 @@
-"""Text from elsewhere, made safe to show: names in files, messages of exceptions."""
+"""Text from elsewhere, made safe to show: names in files, messages of exceptions, numbers in JSON."""
 
+import json
+import math
 import unicodedata
+from typing import Any
 
 _UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories that a terminal may act on: control and format characters (escape sequences, right-to-left marks),
@@ -41,3 +44,16 @@ def describe(value: object) -> str:
 def describe_error(error: BaseException) -> str:
     """Return an exception as one line: its type and message."""
     return one_line(f"{type(error).__name__}: {describe(error)}".rstrip(": "))
+
+
+def to_json(value: Any) -> str:
+    """Return the JSON of a value on one line, with null for the numbers that JSON cannot hold, such as NaN."""
+    return json.dumps(_without_nonfinite(value), allow_nan=False)
+
+
+def _without_nonfinite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nonfinite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

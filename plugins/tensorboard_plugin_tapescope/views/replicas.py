@@ -16,7 +16,7 @@ from tensorboard_plugin_tapescope.views.query import Query, RequestError, quote
 TITLES = {
     "replica_norm": "Gradient norm by replica",
     "replica_cosine": "Cosine to the mean gradient",
-    "replica_sign": "Sign agreement with the mean gradient",
+    "replica_sign": "Sign agreement with the mean",
 }
 
 
