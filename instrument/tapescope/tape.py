@@ -6,7 +6,7 @@ Partial, and completes that to a Reading.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import tensorflow as tf
 
@@ -363,7 +363,7 @@ def complete_reading(
     """
     if partial is None or state.failure:
         return None
-    layout = int(partial.layout.shape[0])
+    layout = cast(int, partial.layout.shape[0])
     names, variables = state.layouts[layout]
     for name, values in (("gradients", gradients), ("aggregated", aggregated), ("applied", applied)):
         if values is not None and len(values) != len(names.variables):

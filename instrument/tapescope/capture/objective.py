@@ -1,4 +1,4 @@
-"""What a step is trained for: its losses, targets and metrics, and the data that they are given.
+"""The objective of a step: its losses, targets and metrics, and the data that they are given.
 
 Only what the program says is kept. Monitor says all of it; in a loop of one's own `Probe(loss=...)` and
 `tape.reading(targets=...)` do.
@@ -60,7 +60,7 @@ class Loss(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What the program says about one step."""
+    """Statements of the program about one step."""
 
     loss: Any = None
     """A loss function, or a structure of them, one for each output."""

@@ -27,8 +27,9 @@ class Monitor(keras.callbacks.Callback):
     """A callback that records gradients, activations and units of `model.fit`, for the Gradients tab.
 
     A second `fit` of the same model continues the run. The column `loss` is that of the measured batch; the scalar
-    `loss` is fit's own, the mean over the epoch so far. If the optimizer accumulates gradients, the next batch that changes weights is measured, and the recorded
-    gradient is the accumulated one. If it clips them, `applied_norm` is the norm after clipping.
+    `loss` is fit's own, the mean over the epoch so far. If the optimizer accumulates gradients, the next batch that
+    changes weights is measured, and the recorded gradient is the accumulated one. If it clips them, `applied_norm` is
+    the norm after clipping.
 
     Args:
       logdir: the run's directory.

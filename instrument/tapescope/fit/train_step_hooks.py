@@ -1,4 +1,4 @@
-"""Patches of `tf.GradientTape`, `optimizer.scale_loss` and `model.compute_loss` that record a `train_step`'s use of them.
+"""Patches of `tf.GradientTape`, `optimizer.scale_loss` and `model.compute_loss`: they record the use of a `train_step`.
 
 All are in place only while a measured `train_step` runs or is traced, and record only the use by the thread that runs
 it. Replica threads take turns inside one step, so the users of each patch are counted, and the last one removes it.
@@ -30,7 +30,7 @@ class _TrainStepUse(threading.local):
 
     probe: Probe | None = None
     tapes: list[MeasuringTape] | None = None
-    losses: "list[LossCall] | None" = None
+    losses: list[LossCall] | None = None
     loss_scales: list[Any] | None = None
 
 

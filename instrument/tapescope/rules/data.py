@@ -17,9 +17,9 @@ NOTABLE_INPUT = 10.0
 TINY_INPUT = 0.01
 """Largest magnitude: the biases of the first layer then outweigh all that an input says."""
 OFFSET = 10.0
-"""Times the standard deviation: the mean then takes 99 % of the input, and the differences that matter are the rest."""
+"""Times the standard deviation: the mean then takes 99 % of the input, and what matters is the rest."""
 LARGE_TARGET = 1e4
-"""Root mean square: at a learning rate of 1e-3 an output needs ten million steps of Adam to arrive there by its bias."""
+"""Root mean square: at a learning rate of 1e-3 the bias of an output needs ten million steps of Adam to get there."""
 NOTABLE_TARGET = 100.0
 FEW_ELEMENTS = 100
 """Of an input, below which nothing is said about its spread."""
@@ -48,12 +48,7 @@ def unscaled_data(history: History) -> Iterator[Finding]:
 
 def _is_judged(row: DataRow) -> bool:
     """Return whether a row is an input that a trained layer gets as it is."""
-    return (
-        row.kind == "input"
-        and "trained" in row.followers
-        and set(row.followers) == {"trained"}
-        and (not row.normalizers)
-    )
+    return row.kind == "input" and set(row.followers) == {"trained"} and not row.normalizers
 
 
 def _input_verdict(row: DataRow, pooled: Pooled, history: History) -> tuple[str, str, str] | None:
@@ -96,8 +91,8 @@ def _target_verdict(row: DataRow, pooled: Pooled, history: History) -> tuple[str
     severe = pooled.rms >= LARGE_TARGET or history.loss_stuck
     return (
         "warning" if severe else "info",
-        f"`{row.name}` goes from {pooled.low:.4g} to {pooled.high:.4g}: its root mean square is {pooled.rms:.3g}, where "
-        "the network's first outputs are about 1",
+        f"`{row.name}` goes from {pooled.low:.4g} to {pooled.high:.4g}: its root mean square is {pooled.rms:.3g}, "
+        "where the network's first outputs are about 1",
         "Standardize the targets by their mean and standard deviation, or train on their logarithm, and scale the "
         "predictions back.",
     )

@@ -6,8 +6,8 @@ Letter: D rows of data.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -49,13 +49,16 @@ def data_layout(details: Mapping[str, Any]) -> tuple[tuple[DataRow, ...], tuple[
     """Return the rows of data and the objectives of a run's details, which may be damaged: a wrong one is left out."""
     rows = tuple(map(_row, tables.json_array(details.get("data_rows"))))
     index = {row.name: i for i, row in enumerate(rows)}
-    given = [o for o in tables.json_array(details.get("objectives")) if isinstance(o, Mapping)]
-    objectives = [_objective(o, index) for o in given]
+    objectives = [_objective(_fields(o), index) for o in tables.json_array(details.get("objectives"))]
     return rows, tuple(o for o in objectives if o is not None)
 
 
-def _row(fields: Any) -> DataRow:
-    given = fields if isinstance(fields, Mapping) else {}
+def _fields(value: Any) -> dict[str, Any]:
+    return cast(dict[str, Any], value) if isinstance(value, dict) else {}
+
+
+def _row(value: Any) -> DataRow:
+    given = _fields(value)
     return DataRow(
         name=_text(given.get("name")),
         kind=_text(given.get("kind")),
@@ -121,7 +124,7 @@ _HIGHS = ("max", "row_sum_max", "class_max")
 
 
 class DataHistory:
-    """What is known of D rows of data. `add` takes the records in the order of their steps."""
+    """Statistics of D rows of data over the records so far. `add` takes the records in the order of their steps."""
 
     def __init__(self, rows: int):
         self.records = 0
@@ -134,7 +137,7 @@ class DataHistory:
     def add(self, columns: Mapping[str, Any]) -> None:
         """Add the columns of the next record."""
         shape = self._weight.shape
-        if not shape[0] or np.shape(columns.get("data_mean")) != shape:
+        if not shape[0] or np.shape(columns.get("data_mean", 0.0)) != shape:
             return
         named = {c.name: np.asarray(columns.get(c.name, np.nan), float) for c in metadata.DATA_COLUMNS}
         self.records += 1

@@ -48,7 +48,7 @@ TOLERANCE = 1e-3
 ROW_TOLERANCE = 0.01
 """By which the sum of a row of targets may differ from 1."""
 SHARE_OUTSIDE = 0.02
-"""Of the targets outside of what the output can give, from which on it is no outlier of noise."""
+"""Of the targets outside of what the output can give, from which on it is not an outlier of noise."""
 MUCH_OUTSIDE = 0.2
 """Of the targets: one record suffices."""
 MOST_OUTSIDE = 0.5
@@ -67,7 +67,7 @@ ACCURACIES = {
 
 
 class _Case(NamedTuple):
-    """What a rule looks at: one output, its loss and its targets."""
+    """One output, its loss and its targets, as a rule sees them."""
 
     history: History
     objective: Objective
@@ -419,8 +419,8 @@ def _classes_verdicts(case: _Case) -> Iterator[_Verdict]:
         trained = "Keras trains a sigmoid of each logit behind it" if objective.logits_taken else "they compete"
         yield _Verdict(
             "warning" if labels or objective.units > 2 else "info",
-            f"the {objective.units} outputs of {case.name} are a softmax, and sum to 1, while {case.loss} takes each as "
-            f"a yes or no of its own: {trained}",
+            f"the {objective.units} outputs of {case.name} are a softmax, and sum to 1, while {case.loss} takes each "
+            f"as a yes or no of its own: {trained}",
             f"{several}; for one class an example use `categorical_crossentropy`.",
             units,
         )

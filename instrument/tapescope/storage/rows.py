@@ -7,12 +7,12 @@ The first record fixes the names in the description of each tag; where rows were
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from tapescope.capture.selection import Names, merge_names
 from tapescope.statistics import reading as readings
-from tapescope.statistics.reading import Reading
 from tapescope.storage import event_file
 from tapescope.storage.event_file import Value
 from tapescope.storage.run import Run
@@ -52,11 +52,11 @@ class Rows:
         content = {**self.names._asdict(), "skipped": dict(skipped)}
         return event_file.text(Family("rows", schema=ROWS_SCHEMA), json.dumps(content))
 
-    def widen(self, reading: Reading, names: Names) -> Reading:
+    def widen(self, reading: Any, names: Names) -> Any:
         """Return a reading with the columns of all rows of the run.
 
         Args:
-          reading: NumPy arrays, as `summaries.to_host` returns them.
+          reading: from `summaries.to_host`.
           names: its rows, which were added before.
 
         Returns:
@@ -67,31 +67,25 @@ class Rows:
             return reading
         variables = _positions(names.variables, everything.variables)
         layers = _positions(names.layers, everything.layers)
+        number_of_variables = len(everything.variables)
+        number_of_layers = len(everything.layers)
         step = np.array(reading.step)
         for column in _INDEX_COLUMNS:
             if step[column] >= 0:
                 step[column] = layers[int(step[column])]
         units, elements = self._widen_units(reading, names, layers)
-        replicas = reading.replicas
-        counts = [reading.gradient_histogram, reading.activation_histogram]
-        for i, (histogram, rows, size) in enumerate(
-            zip(counts, (variables, layers), (len(everything.variables), len(everything.layers)), strict=True)
-        ):
-            if histogram is not None:
-                counts[i] = np.zeros([size, histogram.shape[1]], histogram.dtype)
-                counts[i][rows] = histogram
         return reading._replace(
-            variables=_widen(reading.variables, variables, len(everything.variables)),
-            layers=_widen(reading.layers, layers, len(everything.layers)),
+            variables=_widen(reading.variables, variables, number_of_variables),
+            layers=_widen(reading.layers, layers, number_of_layers),
             step=step,
             elements=elements,
             units=units,
-            gradient_histogram=counts[0],
-            activation_histogram=counts[1],
-            replicas=None if replicas is None else _widen(replicas, variables, len(everything.variables)),
+            gradient_histogram=_widen_counts(reading.gradient_histogram, variables, number_of_variables),
+            activation_histogram=_widen_counts(reading.activation_histogram, layers, number_of_layers),
+            replicas=_widen(reading.replicas, variables, number_of_variables),
         )
 
-    def _widen_units(self, reading: Reading, names: Names, layers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _widen_units(self, reading: Any, names: Names, layers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ends = np.cumsum(self.names.units, dtype=int)
         own_ends = np.cumsum(names.units, dtype=int)
         units = np.zeros([len(reading.units), ends[-1] if len(ends) else 0], np.float32)
@@ -109,9 +103,19 @@ def _positions(names: tuple[str, ...], everything: tuple[str, ...]) -> np.ndarra
     return np.array([index[name] for name in names], int)
 
 
-def _widen(columns: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
+def _widen(columns: np.ndarray | None, rows: np.ndarray, size: int) -> np.ndarray | None:
+    if columns is None:
+        return None
     wide = np.full([*columns.shape[:-1], size], np.nan, columns.dtype)
     wide[..., rows] = columns
+    return wide
+
+
+def _widen_counts(counts: np.ndarray | None, rows: np.ndarray, size: int) -> np.ndarray | None:
+    if counts is None:
+        return None
+    wide = np.zeros([size, counts.shape[1]], counts.dtype)
+    wide[rows] = counts
     return wide
 
 

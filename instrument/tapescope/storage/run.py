@@ -19,7 +19,7 @@ from tensorboard_plugin_tapescope.series import findings, tables
 from tensorboard_plugin_tapescope.series.unit_lives import Lives, count_lives
 
 FIRST_NONFINITE = ("first_nonfinite_forward", "first_nonfinite_backward")
-RECORD_FAMILIES = ("variables", "layers", "step", "replicas")
+RECORD_FAMILIES = ("variables", "layers", "step", "replicas", "data")
 """Families with a tensor in every record."""
 LATE_FAMILIES = ("gradient_histogram", "activation_histogram", "units")
 """Families whose tensors are read when they are asked for: most of a file, and seldom needed."""

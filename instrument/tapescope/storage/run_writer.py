@@ -22,6 +22,7 @@ from tapescope.rules.record_view import Record, RunLayout, run_layout
 from tapescope.statistics.reading import Reading
 from tapescope.storage import event_file, summaries
 from tapescope.storage import resume as resuming
+from tapescope.storage.event_file import Value
 from tapescope.storage.printable import describe, printable
 from tapescope.storage.resume import Resume
 from tapescope.storage.rows import Rows, recorded_rows
@@ -139,7 +140,7 @@ class RunWriter:
           ValueError: a measured step is not above the one before.
         """
         numbers = self._scalars.read(scalars)
-        values = []
+        values: list[Value] = []
         rows_grew = False
         if reading is not None:
             if step.number <= self._last_measured:
@@ -148,24 +149,8 @@ class RunWriter:
                     "readers would drop all later records: count the steps over the whole training, not by epoch"
                 )
             self._last_measured = step.number
-            reading = summaries.to_host(reading)
-            names = self._probe_state.layouts[reading.layout].names
-            if self._rows is None:
-                self._rows = Rows(self._recorded_names or names)
-            rows = self._rows
-            rows_grew = rows.add(names)
-            if self._ledger is None:
-                self._ledger = self._make_ledger(rows.first)
-            self._ledger.extend(rows.names.units)
-            if rows_grew:
-                values.append(rows.describe(self._probe_state.skipped))
-            reading = rows.widen(reading, names)
             step = step._replace(loss=numbers.get("loss", math.nan))
-            state = self._probe_state
-            values += summaries.make_families(
-                step, reading, rows, self._ledger, state.skipped, state.replica_issues, state.data
-            )
-            values += summaries.make_builtin(reading, rows, names, self._ledger.verdict)
+            values, rows_grew = self._reading_values(step, summaries.to_host(reading))
         values += [event_file.scalar(tag, number) for tag, number in numbers.items()]
         columns = self._judged_columns(values)
         if rows_grew:
@@ -176,6 +161,25 @@ class RunWriter:
             texts = self._judge(Record(step.number, columns))
             if texts is not None:
                 self._file.add(step.number, [event_file.text(Family("findings"), texts)])
+
+    def _reading_values(self, step: Step, reading: Any) -> tuple[list[Value], bool]:
+        """Return the summaries of a reading, and whether it has rows that the run did not have.
+
+        Args:
+          step: the host's part of the record.
+          reading: from `summaries.to_host`.
+        """
+        state = self._probe_state
+        names = state.layouts[reading.layout].names
+        rows = self._rows = self._rows or Rows(self._recorded_names or names)
+        rows_grew = rows.add(names)
+        ledger = self._ledger = self._ledger or self._make_ledger(rows.first)
+        ledger.extend(rows.names.units)
+        reading = rows.widen(reading, names)
+        values = [rows.describe(state.skipped)] if rows_grew else []
+        values += summaries.make_families(step, reading, rows, ledger, state.skipped, state.replica_issues, state.data)
+        values += summaries.make_builtin(reading, rows, names, ledger.verdict)
+        return values, rows_grew
 
     def _make_ledger(self, names: Names) -> Ledger:
         ledger = Ledger(names.units, self._probe_state.window_examples)

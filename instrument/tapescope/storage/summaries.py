@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tapescope.capture.selection import Names
 from tapescope.capture.objective import DataTensors
+from tapescope.capture.selection import Names
 from tapescope.statistics import reading as readings
 from tapescope.statistics.data import DATA_COLUMNS
 from tapescope.statistics.reading import Reading

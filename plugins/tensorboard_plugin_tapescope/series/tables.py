@@ -64,6 +64,7 @@ def shape(family: Family) -> tuple[int, ...] | None:
         "variables": (rows, names),
         "layers": (rows, names),
         "step": (rows,),
+        "data": (rows, names),
         "gradient_histogram": (names, metadata.BINS),
         "activation_histogram": (names, metadata.BINS),
         "replicas": (rows * replicas(family), names),
