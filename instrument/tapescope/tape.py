@@ -28,6 +28,8 @@ from tapescope.failsafe import attribute_errors_to, misuse_error
 from tapescope.statistics import data as data_statistics
 from tapescope.statistics import reading as readings
 from tapescope.statistics import replicas
+from tapescope.statistics.batched_ops import constant
+from tapescope.statistics.data import DataTensor
 from tapescope.statistics.reading import Partial, Reading
 
 without_autograph = tf.autograph.experimental.do_not_convert
@@ -271,9 +273,9 @@ class MeasuringTape(Tape):
         """Return the Partial; add the gradients to `dense`. Those of a sum that is `aggregated` are not reduced."""
         state = self._state
         captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape) and t._capture is not None]
-        data = self._data_to_measure(captures)
+        measured_data = self._data_to_measure(captures)
         with graph_isolation.measuring_scope():
-            data_rows = data_statistics.data_rows(data)
+            data_rows = data_statistics.data_rows(measured_data)
             layout = state.set_names(merged.calls, captures, list(merged.variables.values()))
             names = state.layouts[layout].names
             gradients = dense_gradients(state, names, list(merged.gradients.values()), loss_scale, dense)
@@ -301,19 +303,19 @@ class MeasuringTape(Tape):
             outputs=said.outputs if outputs is None else outputs,
         )
 
-    def _data_to_measure(self, captures: Sequence[Capture]) -> list[tuple[tf.Tensor, Any]]:
-        """Return the inputs, targets and outputs to measure, each with the weights of its examples, or None."""
+    def _data_to_measure(self, captures: Sequence[Capture]) -> list[DataTensor]:
+        """Return the inputs, targets and outputs to measure."""
         data = objective.collect([capture.data_path for capture in captures], self.objective)
         tensors = data.tensors
         if self._state.exact:
             tensors = graph_isolation.tensors_to_measure(tensors)
-        measured = list(zip(tensors, data.weights, strict=True))
+        measured = {
+            row.name: DataTensor(tensor, weights, has_classes=row.kind == "target")
+            for row, tensor, weights in zip(data.rows, tensors, data.weights, strict=True)
+        }
         names = self._state.set_data(data)
-        if names == [row.name for row in data.rows]:
-            return measured
-        unknown = tf.fill([1], float("nan"))
-        by_name = {row.name: pair for row, pair in zip(data.rows, measured, strict=True)}
-        return [by_name.get(name, (unknown, None)) for name in names]
+        unknown = DataTensor(constant([float("nan")]), None, has_classes=False)
+        return [measured.get(name, unknown) for name in names]
 
     @without_autograph
     def reading(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tapescope.capture import private_api
 from tapescope.capture.data_path import DataPath, Output, is_numeric, named_tensors
 from tapescope.failsafe import misuse_error
 
@@ -217,7 +218,7 @@ def _has_logits(tensor: Any, loss: str) -> bool:
     """
     if tensor.dtype != tf.as_dtype(keras.config.floatx()):
         return False
-    if hasattr(tensor, "_keras_logits"):
+    if private_api.has_keras_logits(tensor):
         return True
     return not hasattr(tensor, "numpy") and tensor.op.type == _TAKES_LOGITS_BEHIND[loss]
 

@@ -155,6 +155,11 @@ def copy_keras_metadata(source: tf.Tensor, target: tf.Tensor) -> None:
             setattr(target, attribute, getattr(source, attribute))
 
 
+def has_keras_logits(tensor: tf.Tensor) -> bool:
+    """Return whether a tensor has the logits behind its activation, from which Keras computes a cross-entropy."""
+    return hasattr(tensor, "_keras_logits")
+
+
 # Keras optimizers
 
 

@@ -55,7 +55,7 @@ class Reading(NamedTuple):
     replicas: tf.Tensor
     """`metadata.REPLICA_COLUMNS` of each replica's own gradients, float32 [3, R, V]; empty with one replica."""
     data: tf.Tensor
-    """`data.DATA_COLUMNS` by input, target and output, float32 [C, D]."""
+    """`data.DATA_ROWS` by input, target and output, float32 [..., K, D]: of each replica and small batch."""
     layout: tf.Tensor
     """Which of the Probe's programs made it, int32 []: programs of one Probe may have other variables and layers."""
 
@@ -232,7 +232,7 @@ def complete(
         gradient_histogram=_or_empty(partial.gradient_histogram, tf.int32),
         activation_histogram=_or_empty(partial.activation_histogram, tf.int32),
         replicas=_or_empty(replica_columns, tf.float32),
-        data=data.data_columns(tf.reshape(partial.data_rows, [-1, *partial.data_rows.shape[-2:]])),
+        data=partial.data_rows,
         layout=tf.constant(layout, tf.int32),
     )
 

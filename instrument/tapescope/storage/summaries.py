@@ -10,7 +10,7 @@ import tensorflow as tf
 from tapescope.capture.objective import DataTensors
 from tapescope.capture.selection import Names
 from tapescope.statistics import reading as readings
-from tapescope.statistics.data import DATA_COLUMNS
+from tapescope.statistics.data import DATA_COLUMNS, data_columns
 from tapescope.statistics.reading import Reading
 from tapescope.storage import event_file
 from tapescope.storage.event_file import Value
@@ -37,10 +37,12 @@ class Step(NamedTuple):
 def to_host(reading: Reading) -> Any:
     """Return a reading as NumPy arrays, with None for the parts that are empty.
 
-    The parts of a replicated reading are the same on all replicas; the first replica's are returned.
+    The data's rows become columns. The parts of a replicated reading are the same on all replicas; the first replica's
+    are returned.
     """
     parts: dict[str, Any] = {name: first_replica(part).numpy() for name, part in reading._asdict().items()}
     parts["layout"] = int(parts["layout"])
+    parts["data"] = data_columns(parts["data"])
     for name in ("gradient_histogram", "activation_histogram", "replicas"):
         if not parts[name].size:
             parts[name] = None
