@@ -124,6 +124,11 @@ def restore_recording(tape: tf.GradientTape, recorded: Any) -> None:
 # Keras layers
 
 
+def is_scratch_graph(graph: Any) -> bool:
+    """Return whether Keras only tries a layer in a graph, to build it. The fallback is False."""
+    return getattr(graph, "name", "").startswith("scratch_graph")
+
+
 def sublayers(layer: keras.layers.Layer) -> Sequence[keras.layers.Layer]:
     """Return the layers that a layer holds itself. The fallback is `layer.layers`, which only models have."""
     if not hasattr(layer, "_layers"):

@@ -121,7 +121,7 @@ def accumulate(partials: Sequence[Partial]) -> Partial:
 
 def dense(gradient: Any) -> tf.Tensor | None:
     """Return a gradient as one float32 tensor; duplicate rows of IndexedSlices are summed."""
-    return None if gradient is None else tf.cast(tf.convert_to_tensor(gradient), tf.float32)
+    return None if gradient is None else tensor_statistics.as_float32(tf.convert_to_tensor(gradient))
 
 
 def measure(

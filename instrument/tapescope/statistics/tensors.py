@@ -155,6 +155,13 @@ def _norm_max_nonfinite(groups: Sequence[Group]) -> tf.Tensor:
     return rows
 
 
+def as_float32(tensor: tf.Tensor) -> tf.Tensor:
+    """Return a tensor as float32; complex numbers as their real and imaginary parts, along a new last axis."""
+    if tensor.dtype.is_complex:
+        tensor = tf.bitcast(tensor, tensor.dtype.real_dtype)
+    return tf.cast(tensor, tf.float32)
+
+
 def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> tf.Tensor:
     """Return the statistics of each variable and of its change in a step.
 
@@ -167,8 +174,20 @@ def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> tf.T
     Returns:
       WEIGHT_ROWS, float32 [K, V]: L2 norm before, L2 norm of the change, number of non-finite elements before.
     """
-    old, new = (group_by_shape([tf.cast(v, tf.float32) for v in values]) for values in (before, after))
-    change = [o._replace(tensor=tf.raw_ops.Sub(x=n.tensor, y=o.tensor)) for o, n in zip(old, new, strict=True)]
+    start = [as_float32(v) for v in before]
+    end = [as_float32(v) for v in after]
+    old = start_groups = group_by_shape(start)
+    # A change of float64 weights may be less than float32 resolves of them: it is taken first.
+    wide = [i for i, v in enumerate(before) if v.dtype.real_dtype.size > tf.float32.size]
+    if wide:
+        for i in wide:
+            end[i] = as_float32(after[i] - before[i])
+            start[i] = tf.zeros_like(end[i])
+        start_groups = group_by_shape(start)
+    change = [
+        o._replace(tensor=tf.raw_ops.Sub(x=n.tensor, y=o.tensor))
+        for o, n in zip(start_groups, group_by_shape(end), strict=True)
+    ]
     norm, _, nonfinite = tf.unstack(norm_rows(old, tf.math.is_finite))
     change_norm, _, _ = tf.unstack(norm_rows(change, tf.math.is_finite))
     return restore_order(tf.raw_ops.Pack(values=[norm, change_norm, nonfinite]), old)
