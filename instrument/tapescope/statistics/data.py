@@ -94,6 +94,8 @@ def data_columns(rows: np.ndarray) -> np.ndarray:
     Args:
       rows: DATA_ROWS of every replica and small batch, float32 [..., K, D].
     """
+    if not rows.size:  # a step whose data are not known
+        return np.zeros([len(DATA_COLUMNS), 0], np.float32)
     parts = rows.astype(np.float64).reshape(math.prod(rows.shape[:-2]), *rows.shape[-2:])
     row = dict(zip(DATA_ROWS, parts.swapaxes(0, 1), strict=True))
     total = {name: row[name].sum(0) for name in (*COUNTS, "size")}
