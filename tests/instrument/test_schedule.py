@@ -1,8 +1,12 @@
 """Which steps a schedule measures, and what its clock says of the cost."""
 
+import copy
+import itertools
 import math
+import pickle
 import random
 
+import numpy as np
 import pytest
 
 import tapescope
@@ -120,3 +124,24 @@ def test_a_budget_knows_what_it_has_spent(budgeted):
 def test_a_budget_is_a_percentage(percent):
     with pytest.raises(ValueError, match=r"`percent` must be above 0 and at most 100; got .*tapescope\.every\(1\)"):
         tapescope.budget(percent)
+
+
+def test_a_copy_of_a_budget_has_its_own_times():
+    clock = iter(range(10_000)).__next__
+    original = tapescope.budget(2.0, clock)
+    first = [n for n in range(200) if original(n)]
+    duplicate = copy.deepcopy(tapescope.budget(2.0, itertools.count().__next__))
+    assert [n for n in range(200) if duplicate(n)] == first
+    assert original.cost == duplicate.cost
+
+
+@pytest.mark.parametrize("schedule", [tapescope.every(3), tapescope.never(), tapescope.budget(2.0)])
+def test_schedules_can_be_pickled(schedule):
+    duplicate = pickle.loads(pickle.dumps(schedule))
+    assert [duplicate(n) for n in range(7)] == [schedule(n) for n in range(7)]
+
+
+def test_a_clock_that_stands_still_does_not_end_a_budget():
+    schedule = tapescope.budget(2.0, lambda: 0.0)
+    assert [n for n in range(60) if schedule(n)] == [0, 10, 20, 30, 40, 50]
+    assert np.isnan(schedule.cost.overhead_pct)
