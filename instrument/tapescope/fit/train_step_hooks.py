@@ -66,7 +66,7 @@ def patch_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 class _FitTape(MeasuringTape):
-    """What `tf.GradientTape(...)` makes in a measured `train_step`."""
+    """Tape that `tf.GradientTape(...)` makes in a measured `train_step`."""
 
     def __init__(self, persistent: bool = False, watch_accessed_variables: bool = True):
         if _use.probe is None or _use.tapes is None:
