@@ -63,6 +63,7 @@ _DATA = {
             "activation": "linear",
             "activation_before": "relu",
             "units": 10,
+            "target_units": 1,
             "loss": "sparse_categorical_crossentropy",
             "from_logits": True,
             "ignores_class": False,

@@ -202,13 +202,19 @@ def _describe_objective(output: Output, target: tuple[str, Any], loss: Any, metr
         "layer": output.layer,
         "activation": output.activation,
         "activation_before": output.activation_before,
-        "units": output.tensor.shape[-1] if (output.tensor.shape.rank or 0) > 1 else 1,
+        "units": _last_axis(output.tensor),
+        "target_units": _last_axis(target[1]),
         "loss": described.name,
         "from_logits": described.from_logits,
         "ignores_class": described.ignores_class,
         "logits_taken": described.takes_logits_behind and _has_logits(output.tensor, described.name),
         "metrics": list(metrics),
     }
+
+
+def _last_axis(tensor: Any) -> int | None:
+    """Return the number of values that a tensor has for each example, along its last axis."""
+    return tensor.shape[-1] if (tensor.shape.rank or 0) > 1 else 1
 
 
 def _has_logits(tensor: Any, loss: str) -> bool:

@@ -37,6 +37,8 @@ class Objective(NamedTuple):
     activation: str
     activation_before: str
     units: int
+    target_units: int
+    """Size of the last axis of the targets; 1 for one number an example, and 0 where it is not known."""
     loss: str
     from_logits: bool
     ignores_class: bool
@@ -71,6 +73,7 @@ def _row(value: Any) -> DataRow:
 
 def _objective(given: Mapping[str, Any], index: Mapping[str, int]) -> Objective | None:
     units = given.get("units")
+    target_units = given.get("target_units")
     if not isinstance(units, int) or units < 1:
         return None
     return Objective(
@@ -80,6 +83,7 @@ def _objective(given: Mapping[str, Any], index: Mapping[str, int]) -> Objective 
         activation=_text(given.get("activation")),
         activation_before=_text(given.get("activation_before")),
         units=units,
+        target_units=target_units if tables.is_index(target_units) else 0,
         loss=_text(given.get("loss")),
         from_logits=given.get("from_logits") is True,
         ignores_class=given.get("ignores_class") is True,
