@@ -69,6 +69,7 @@ _DATA = {
             "ignores_class": False,
             "logits_taken": False,
             "metrics": ["accuracy"],
+            "learning_rate": 0.001,
         }
     ],
 }

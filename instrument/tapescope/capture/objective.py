@@ -73,6 +73,8 @@ class Objective(NamedTuple):
     loss_value: Any = None
     """Of this batch; of one replica its share in the global batch's."""
     output_names: Sequence[str] = ()
+    learning_rate: float | None = None
+    """At the begin of the training; None where it is not known."""
 
 
 class DataRow(NamedTuple):
@@ -163,6 +165,7 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
         rows=tuple(rows),
         objectives=tuple(
             _describe_objective(output, target, loss, objective.metrics if len(outputs) == 1 else ())
+            | {"learning_rate": objective.learning_rate}
             for output, target, loss in zip(outputs, targets, losses, strict=False)
             if loss is not None
         ),

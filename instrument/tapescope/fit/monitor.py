@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from tapescope.capture.objective import Objective
 from tapescope.fit import optimizer_steps, train_step_hooks
@@ -74,6 +75,8 @@ class Monitor(keras.callbacks.Callback):
         }
         self._probe: Probe | None = None
         self._probed_model: Any = None
+        self._learning_rate: float | None = None
+        """Of the optimizer, when the first fit began."""
         self._executions = 0
         """Executions begun, in all fits."""
         self._batches = 0
@@ -101,6 +104,8 @@ class Monitor(keras.callbacks.Callback):
                 f"a Monitor must be used with one model; this one has recorded another model in {self._logdir}: "
                 "make a new Monitor, with another `logdir`"
             )
+        if self._learning_rate is None:
+            self._learning_rate = _learning_rate(model.optimizer)
         self._close_recorder("interrupted")  # still open where the fit before has raised
         self._when.pause()
         self._reading = None
@@ -193,7 +198,7 @@ class Monitor(keras.callbacks.Callback):
                     "a tf.GradientTape; it took no gradient: write the loop with tapescope.Probe instead of Monitor"
                 )
             last_tape, *other_tapes = reversed(used_tapes)
-            last_tape.objective = _objective(model, loss_calls)
+            last_tape.objective = _objective(model, loss_calls)._replace(learning_rate=self._learning_rate)
             loss_scale = loss_scales[-1] if loss_scales else None
             aggregated, applied = optimizer_steps.aggregated_and_applied(
                 model.optimizer,
@@ -207,6 +212,14 @@ class Monitor(keras.callbacks.Callback):
             return {**outputs, **{_OUTPUT_PREFIX + name: value for name, value in fields.items()}}
 
         return measured_train_step
+
+
+def _learning_rate(optimizer: Any) -> float | None:
+    """Return the learning rate of an optimizer as it is now; None where it has none that is a number."""
+    try:
+        return float(np.asarray(keras.ops.convert_to_numpy(optimizer.learning_rate)))
+    except Exception:  # an optimizer of the user's own may have anything
+        return None
 
 
 def _objective(model: Any, calls: Sequence[LossCall]) -> Objective:

@@ -194,7 +194,7 @@ def _activation_verdicts(case: _Case) -> Iterator[_Verdict]:
         )
     elif kind == "softmax" and before in LOGITS_CUT:
         yield _Verdict(
-            "info",
+            "warning" if case.history.loss_stuck else "info",
             f"{case.name} applies softmax to what {before} gave, which limits the logits",
             f"Leave out the {before} before the softmax.",
             units,
@@ -311,6 +311,14 @@ def _label_verdicts(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
             f"{case.loss} takes whole numbers, and {format_share(1 - targets.whole)} of the labels are not whole "
             f"({targets.low:.4g} to {targets.high:.4g}): they are cut off, and {becomes}",
             "Pass the labels as they are, as whole numbers from 0 on: scale the inputs only.",
+            evidence,
+        )
+    if targets.single_classes >= WINDOW // 2:
+        yield _Verdict(
+            "warning",
+            f"each of {targets.single_classes} batches has labels of one class only, not always the same: each step "
+            "teaches the network to forget the other classes",
+            "Shuffle the examples before they are cut into batches.",
             evidence,
         )
     if targets.elements < SAME_LABELS or case.history.data.records < WINDOW // 2:
@@ -435,6 +443,14 @@ def _classes_verdicts(case: _Case) -> Iterator[_Verdict]:
             f"{several}; for one class an example use `categorical_crossentropy`.",
             units,
         )
+    if loss in BINARY and kind == "sigmoid" and objective.units > 2 and case.one_hot:
+        yield _Verdict(
+            "info",
+            f"each example has one class out of {objective.units}, and {case.loss} takes each unit for a yes or no of "
+            f"its own; `accuracy` then counts units, and zeros have {format_share(1 - 1 / objective.units)}",
+            f'Use `Dense({objective.units}, activation="softmax")` with `categorical_crossentropy`.',
+            units,
+        )
     if loss in ("hinge", "squared_hinge") and kind in PROBABILITY_ACTIVATIONS | {"relu", "softplus"}:
         yield _Verdict(
             "warning",
@@ -482,10 +498,12 @@ def _classes_as_values(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
     counts = min(ACCURACIES.intersection(objective.metrics), default="")
     may_be_classes = targets.whole >= 1 and targets.low in (0, 1) and targets.high <= MOST_CLASSES
     if case.one_hot or (case.binary_targets and objective.units == 1):
-        # Squared error of a sigmoid is in use as the Brier score, and only slower than a cross-entropy.
-        if kind == "sigmoid" and not absolute:
-            return
         stuck = case.history.loss_stuck
+        # Squared error of a sigmoid is in use as the Brier score, and only slower than a cross-entropy.
+        if kind == "sigmoid" and objective.units == 1 and not absolute and not stuck:
+            return
+        # The program itself says by its metric that it classifies, or the loss is the worst for this activation.
+        certain = kind == "softmax" or (bool(counts) and kind == "linear")
         if absolute:
             why = "its best constant answer is the more frequent class, whatever the input"
         elif kind in PROBABILITY_ACTIVATIONS:
@@ -495,7 +513,7 @@ def _classes_as_values(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
         better = "categorical_crossentropy" if objective.units > 1 else "binary_crossentropy"
         activation = "softmax" if objective.units > 1 else "sigmoid"
         yield _Verdict(
-            "warning" if stuck or kind == "softmax" else "info",
+            "warning" if stuck or certain else "info",
             f"the targets are classes, and {case.loss} takes them for numbers: {why}"
             + (", and the loss does not fall" if stuck else ""),
             f'Use `{better}`, with `Dense({objective.units}, activation="{activation}")`.',
