@@ -70,6 +70,7 @@ _DATA = {
             "logits_taken": False,
             "metrics": ["accuracy"],
             "learning_rate": 0.001,
+            "loss_measured": False,
         }
     ],
 }

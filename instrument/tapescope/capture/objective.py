@@ -164,8 +164,11 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
     return DataTensors(
         rows=tuple(rows),
         objectives=tuple(
-            _describe_objective(output, target, loss, objective.metrics if len(outputs) == 1 else ())
-            | {"learning_rate": objective.learning_rate}
+            {
+                **_describe_objective(output, target, loss, objective.metrics if len(outputs) == 1 else ()),
+                "learning_rate": objective.learning_rate,
+                "loss_measured": objective.loss_value is not None,
+            }
             for output, target, loss in zip(outputs, targets, losses, strict=False)
             if loss is not None
         ),

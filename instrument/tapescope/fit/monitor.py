@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import keras
-import numpy as np
 
 from tapescope.capture.objective import Objective
 from tapescope.fit import optimizer_steps, train_step_hooks
@@ -217,7 +216,8 @@ class Monitor(keras.callbacks.Callback):
 def _learning_rate(optimizer: Any) -> float | None:
     """Return the learning rate of an optimizer as it is now; None where it has none that is a number."""
     try:
-        return float(np.asarray(keras.ops.convert_to_numpy(optimizer.learning_rate)))
+        rate: Any = keras.ops.convert_to_tensor(optimizer.learning_rate)
+        return float(rate)
     except Exception:  # an optimizer of the user's own may have anything
         return None
 

@@ -45,6 +45,8 @@ class Objective(NamedTuple):
     logits_taken: bool
     """Whether Keras computes the loss from the logits behind the activation."""
     metrics: tuple[str, ...]
+    loss_measured: bool
+    """Whether each record has the loss of its batch, so that a NaN is not an absent one."""
     learning_rate: float
     """At the begin; NaN where it is not known."""
 
@@ -91,6 +93,7 @@ def _objective(given: Mapping[str, Any], index: Mapping[str, int]) -> Objective 
         ignores_class=given.get("ignores_class") is True,
         logits_taken=given.get("logits_taken") is True,
         metrics=_texts(given.get("metrics")),
+        loss_measured=given.get("loss_measured") is True,
         learning_rate=float(rate) if isinstance(rate := given.get("learning_rate"), int | float) else math.nan,
     )
 

@@ -107,7 +107,8 @@ def _broken_data(history: History) -> DataRow | None:
 
 def _loss_lost_from_start(history: History) -> bool:
     """Return whether the loss is NaN in all records though the run has one. Without a loss its column is NaN too."""
-    return bool(history.layout.objectives) and not any(math.isfinite(loss) for loss in history.losses)
+    measured = any(objective.loss_measured for objective in history.layout.objectives)
+    return measured and not any(math.isfinite(loss) for loss in history.losses)
 
 
 def _weights_are_bad(before: RecordView, first: RecordView, history: History) -> bool:

@@ -30,6 +30,7 @@ OBJECTIVE = Objective(
     ignores_class=False,
     logits_taken=False,
     metrics=(),
+    loss_measured=True,
     learning_rate=0.001,
 )
 """An output and its loss, without data."""
