@@ -1,4 +1,4 @@
-"""What XLA makes of a measured step on an NVIDIA H100, counted without a GPU: kernels, host waits, memory, compile time.
+"""What XLA makes of a measured step on an NVIDIA H100, counted without a GPU.
 
     python -m bench.gpu_compiled [--networks=mlp,cnn,...] [--environment=.venv-gpu] [--json=FILE]
 
@@ -122,8 +122,9 @@ def row(name: str, program: str, found: dict[str, Any], plain: dict[str, Any], t
     return f"| {' | '.join(cells)} |"
 
 
-HEADER = """| network | step | kernels | ratio | added for each tensor | host waits | temporary MB | ratio | compile s | ratio |
-|---|---|---|---|---|---|---|---|---|---|"""
+COLUMNS = ("network", "step", "kernels", "ratio", "added for each tensor", "host waits")
+COLUMNS += ("temporary MB", "ratio", "compile s", "ratio")
+HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def main() -> None:
@@ -145,7 +146,7 @@ def main() -> None:
             files = [str(directory / f"{program}.shlo") for program in PROGRAMS]
             # The first program is compiled twice, so that none has to load the compiler.
             command = [python, __file__, "count", files[0], *files]
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            done = subprocess.run(command, capture_output=True, text=True)
             lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
             if len(lines) != 1 + len(PROGRAMS):
                 sys.exit(f"the compiler gave {len(lines)} results of {1 + len(PROGRAMS)} for {name}: {done.stderr}")

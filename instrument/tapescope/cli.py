@@ -154,28 +154,38 @@ def _drop_output() -> None:
 
 def _check(options: argparse.Namespace) -> int:
     from tapescope.analysis import replay
-    from tapescope.rules import finding
-    from tensorboard_plugin_tapescope.series.findings import at_least, severity_rank
+    from tapescope.rules import causes
+    from tensorboard_plugin_tapescope.series.findings import at_least
 
     run = _read_run(options.run)
-    findings = [f for f in replay.check(run) if f.severity in at_least(options.severity)]
-    findings.sort(key=lambda f: (severity_rank(f.severity), f.step))
-    for found in findings:
-        _print(finding.to_json(found) if options.json else _format_finding(found))
+    ordered = causes.by_cause(replay.check(run))
+    findings = [(found, cause) for found, cause in ordered if found.severity in at_least(options.severity)]
+    for found, cause in findings:
+        if options.json:
+            fields = {"follows_from": cause and cause.rule, "link": f"docs/rules.md#{found.rule}"}
+            _print(to_json(found._asdict() | fields))
+        else:
+            _print(_format_finding(found, cause))
     if not findings and not options.json:
         _print(f"no findings in {len(run.steps)} records of {options.run}")
     return FOUND if findings else SUCCESS
 
 
-def _format_finding(finding: "Finding") -> str:
-    place = f" in {finding.layer}" if finding.layer else ""
+def _format_finding(finding: "Finding", cause: "Finding | None") -> str:
     evidence = ", ".join(f"{name} {value:.4g}" for name, value in finding.evidence.items())
-    return (
-        f"{finding.severity}: {finding.rule}{place}, step {finding.step}\n"
-        f"  {finding.message[0].upper()}{finding.message[1:]}.\n"
-        f"  {evidence}\n"
-        f"  {finding.advice}"
-    )
+    lines = [
+        f"{finding.severity}: {finding.rule}{_place(finding)}, step {finding.step}",
+        f"  {finding.message[0].upper()}{finding.message[1:]}.",
+        f"  {evidence}",
+        f"  {finding.advice}",
+    ]
+    if cause is not None:
+        lines.insert(1, f"  Probably follows from {cause.rule}{_place(cause)}: see there first.")
+    return "\n".join(lines)
+
+
+def _place(finding: "Finding") -> str:
+    return f" in {finding.layer}" if finding.layer else ""
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tapescope.capture import objective
 from tapescope.capture.keras_replica_issues import ReplicaIssue
 from tapescope.capture.selection import Names, Selection
 from tapescope.capture.state import ProbeState
@@ -32,6 +33,9 @@ class Probe:
         and some inputs in the traced graph are replaced. With False the graph of the step is left alone: every tensor
         is measured as it is, and TensorFlow may round the step otherwise while it is measured.
       strict: raise what fails inside measuring. By default the step is then the plain one, and a warning says why.
+      loss: the loss function that the step trains with: the name of one of Keras', a `keras.losses.Loss`, a function,
+        or a list or dict of them, one for each output. With the targets that `tape.reading(targets=)` is given, the
+        rules say whether output, loss and labels fit each other.
 
     Raises:
       ValueError: the model has no trainable variable, the pattern matches nothing, or an argument cannot be right.
@@ -46,7 +50,9 @@ class Probe:
         histograms: bool = True,
         exact: bool = True,
         strict: bool = False,
+        loss: Any = None,
     ):
+        objective.check_loss(loss)
         if isinstance(window_examples, bool) or not isinstance(window_examples, int) or window_examples < 1:
             raise ValueError(f"`window_examples` must be a positive number of examples; got {window_examples!r}")
         self._state = ProbeState(
@@ -55,6 +61,7 @@ class Probe:
             window_examples=window_examples,
             histograms=histograms,
             exact=exact,
+            loss=loss,
         )
 
     @property

@@ -164,10 +164,10 @@ class Recorder:
                 "`reading` must be what `tape.reading()` returned, of a tape that `probe.tape(measure)` made; got "
                 f"{type(reading).__name__}. A tf.GradientTape has no reading"
             )
-        names = self._probe_state.names
+        layouts = [layout.names for layout in self._probe_state.layouts]
         self._has_written = True
         variables, layers = (summaries.first_replica(part).shape[-1] for part in reading[:2])
-        if names is None or (variables, layers) != (len(names.variables), len(names.layers)):
+        if (variables, layers) not in [(len(names.variables), len(names.layers)) for names in layouts]:
             raise ValueError(
                 f"`reading` must be of the Probe that this Recorder was made with; got one of {variables} variables "
                 f"and {layers} layers: make a Recorder for each Probe"

@@ -6,7 +6,7 @@ Partial, and completes that to a Reading.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import tensorflow as tf
 
@@ -15,16 +15,21 @@ from tapescope.capture import (
     graph_isolation,
     keras_replica_issues,
     layer_hooks,
+    objective,
     optimizer_hooks,
     private_api,
 )
 from tapescope.capture.backward_passes import BackwardPass
 from tapescope.capture.layer_hooks import Capture, LayerCall
-from tapescope.capture.selection import is_variable
+from tapescope.capture.objective import Objective
+from tapescope.capture.selection import Names, is_variable
 from tapescope.capture.state import ProbeState
 from tapescope.failsafe import attribute_errors_to, misuse_error
+from tapescope.statistics import data as data_statistics
 from tapescope.statistics import reading as readings
 from tapescope.statistics import replicas
+from tapescope.statistics.batched_ops import constant
+from tapescope.statistics.data import DataTensor
 from tapescope.statistics.reading import Partial, Reading
 
 without_autograph = tf.autograph.experimental.do_not_convert
@@ -43,12 +48,17 @@ class Tape(tf.GradientTape):
         super().__init__(persistent, watch_accessed_variables)
         self._state = state
 
-    def partial(self, *others: "Tape", loss_scale: Any = None) -> Partial | None:
+    def partial(
+        self, *others: "Tape", loss_scale: Any = None, loss: Any = None, targets: Any = None, outputs: Any = None
+    ) -> Partial | None:
         """Return this replica's statistics for `Probe.reading`, for a step whose first part is compiled by XLA.
 
         Args:
           *others: as in `reading`.
           loss_scale: as in `Probe.reading`.
+          loss: as in `reading`.
+          targets: as in `reading`.
+          outputs: as in `reading`.
 
         Returns:
           The Partial; None where the step is not measured.
@@ -61,6 +71,9 @@ class Tape(tf.GradientTape):
         aggregated: Sequence[Any] | None = None,
         applied: Sequence[Any] | None = None,
         loss_scale: Any = None,
+        loss: Any = None,
+        targets: Any = None,
+        outputs: Any = None,
     ) -> Reading | None:
         """Return the Reading of this step; call it after the optimizer's step.
 
@@ -70,6 +83,10 @@ class Tape(tf.GradientTape):
           aggregated: as in `Probe.reading`.
           applied: as in `Probe.reading`.
           loss_scale: as in `Probe.reading`.
+          loss: the loss function, as for `tapescope.Probe`, where it is not that of the Probe.
+          targets: what the loss compares the outputs with; a list or dict where there are several. They are recorded,
+            and with `loss` the rules say whether output, loss and labels fit each other.
+          outputs: what the loss was given, where it is not what the model returned.
 
         Returns:
           The Reading; None where the step is not measured.
@@ -88,6 +105,8 @@ class MeasuringTape(Tape):
         self._capture: Capture | None = None
         self._passes: list[BackwardPass] = []
         self._entered: bool = False
+        self.objective = Objective()
+        """What the step is trained for, as far as the program says it."""
         self.closed: bool = False
 
     @property
@@ -107,7 +126,7 @@ class MeasuringTape(Tape):
         self._entered = True
         state = self._state
         with state.failsafe.contain():  # first, because an error that is raised here must leave no tape open
-            self._capture = Capture(state.selection.layers(), state.failsafe)
+            self._capture = Capture(state.selection.layers(), state.failsafe, state.selection.keras_models())
         # The plain backward pass needs the recording after the measured one has failed.
         with private_api.record_persistently(self):
             super().__enter__()
@@ -135,12 +154,12 @@ class MeasuringTape(Tape):
 
         Args:
           target: as there.
-          sources: as there; variables must be the probe's.
+          sources: as there. Gradients of variables that the Probe's models do not train are not measured.
           output_gradients: as there.
           unconnected_gradients: as there.
 
         Raises:
-          ValueError: the tape was not entered, or a variable is not one of the probe's.
+          ValueError: the tape was not entered.
         """
         if not self._entered:
             raise misuse_error(
@@ -148,12 +167,8 @@ class MeasuringTape(Tape):
                 "use `with probe.tape(measure) as tape:` first"
             )
         variables = {id(v): v for v in self._state.variables()}
-        for source in tf.nest.flatten(sources):
-            if id(source) not in variables and is_variable(source):
-                raise misuse_error(
-                    f"`sources` must have variables of the Probe's models only; got {source.name}: "
-                    "pass all models to Probe, as in Probe([generator, discriminator])"
-                )
+        others = [s for s in tf.nest.flatten(sources) if id(s) not in variables and is_variable(s)]
+        self._state.note_unmeasured(others)
         failsafe = self._state.failsafe
         failure = None
         if self._capture is not None and not failsafe.failure:
@@ -195,6 +210,7 @@ class MeasuringTape(Tape):
             number=next(_pass_numbers),
             calls=self._measurable_calls(deltas),
             gradients={id(s): g for s, g in zip(flat_sources, requested, strict=True) if id(s) in variables},
+            variables=variables,
             weights={v: tf.convert_to_tensor(variable) for v, variable in variables.items()},
         )
         self._passes.append(backward_pass)
@@ -241,9 +257,12 @@ class MeasuringTape(Tape):
         return list(self._merged_pass(others).gradients.values())
 
     @without_autograph
-    def partial(self, *others: Tape, loss_scale: Any = None) -> Partial | None:
+    def partial(
+        self, *others: Tape, loss_scale: Any = None, loss: Any = None, targets: Any = None, outputs: Any = None
+    ) -> Partial | None:
         if self._state.failure:
             return None
+        self._set_objective(loss, targets, outputs)
         with self._state.failsafe.contain():
             return self._measure(self._merged_pass(others), others, loss_scale, dense={}, aggregated=False)
         return None
@@ -254,9 +273,12 @@ class MeasuringTape(Tape):
         """Return the Partial; add the gradients to `dense`. Those of a sum that is `aggregated` are not reduced."""
         state = self._state
         captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape) and t._capture is not None]
+        measured_data = self._data_to_measure(captures)
         with graph_isolation.measuring_scope():
-            state.set_names(merged.calls, captures)
-            gradients = dense_gradients(state, list(merged.gradients.values()), loss_scale, dense)
+            data_rows = data_statistics.data_rows(measured_data)
+            layout = state.set_names(merged.calls, captures, list(merged.variables.values()))
+            names = state.layouts[layout].names
+            gradients = dense_gradients(state, names, list(merged.gradients.values()), loss_scale, dense)
             calls = []
             for call in merged.calls:
                 with attribute_errors_to(call.name):
@@ -264,7 +286,36 @@ class MeasuringTape(Tape):
                 calls.append(call._replace(deltas=(delta_a, delta_z, delta_input)))
             summed_later = aggregated or replicas.context()[1] > 1
             weights = list(merged.weights.values())
-            return readings.measure(calls, None if summed_later else gradients, weights, state.histograms)
+            partial = readings.measure(calls, None if summed_later else gradients, weights, state.histograms)
+            value = self.objective.loss_value
+            return partial._replace(
+                layout=tf.zeros([layout, 0], tf.int32),
+                data_rows=data_rows,
+                loss=partial.loss if value is None else tf.cast(value, tf.float32),
+            )
+
+    def _set_objective(self, loss: Any, targets: Any, outputs: Any) -> None:
+        objective.check_loss(loss)
+        said = self.objective
+        self.objective = said._replace(
+            loss=loss if loss is not None else said.loss if said.loss is not None else self._state.loss,
+            targets=said.targets if targets is None else targets,
+            outputs=said.outputs if outputs is None else outputs,
+        )
+
+    def _data_to_measure(self, captures: Sequence[Capture]) -> list[DataTensor]:
+        """Return the inputs, targets and outputs to measure."""
+        data = objective.collect([capture.data_path for capture in captures], self.objective)
+        tensors = data.tensors
+        if self._state.exact:
+            tensors = graph_isolation.tensors_to_measure(tensors)
+        measured = {
+            row.name: DataTensor(tensor, weights, has_classes=row.kind == "target")
+            for row, tensor, weights in zip(data.rows, tensors, data.weights, strict=True)
+        }
+        names = self._state.set_data(data)
+        unknown = DataTensor(constant([float("nan")]), None, has_classes=False)
+        return [measured.get(name, unknown) for name in names]
 
     @without_autograph
     def reading(
@@ -273,9 +324,13 @@ class MeasuringTape(Tape):
         aggregated: Sequence[Any] | None = None,
         applied: Sequence[Any] | None = None,
         loss_scale: Any = None,
+        loss: Any = None,
+        targets: Any = None,
+        outputs: Any = None,
     ) -> Reading | None:
         if self._state.failure:
             return None
+        self._set_objective(loss, targets, outputs)
         partial = None
         gradients: list[Any] = []
         dense: DenseGradients = {}
@@ -308,12 +363,14 @@ def complete_reading(
 
     `dense` holds gradients that were made ready before, for the same `loss_scale`.
     """
-    if partial is None or state.names is None or state.failure:
+    if partial is None or state.failure:
         return None
+    layout = cast(int, partial.layout.shape[0])
+    names, variables = state.layouts[layout]
     for name, values in (("gradients", gradients), ("aggregated", aggregated), ("applied", applied)):
-        if values is not None and len(values) != len(state.names.variables):
+        if values is not None and len(values) != len(names.variables):
             raise misuse_error(
-                f"`{name}` must have an element for each of the {len(state.names.variables)} trainable variables; "
+                f"`{name}` must have an element for each of the {len(names.variables)} trainable variables; "
                 f"got {len(values)}: pass the whole list, with None where there is no gradient"
             )
     with state.failsafe.contain():
@@ -323,20 +380,21 @@ def complete_reading(
                 state.replica_issues = keras_replica_issues.replica_issues(state.selection.models, optimizers)
         return readings.complete(
             partial,
-            dense_gradients(state, gradients, loss_scale, dense),
-            None if aggregated is None else dense_gradients(state, aggregated, loss_scale, dense),
-            None if applied is None else dense_gradients(state, applied, loss_scale, dense),
-            weights=[tf.convert_to_tensor(v) for v in state.variables()],
-            names=state.names,
+            dense_gradients(state, names, gradients, loss_scale, dense),
+            None if aggregated is None else dense_gradients(state, names, aggregated, loss_scale, dense),
+            None if applied is None else dense_gradients(state, names, applied, loss_scale, dense),
+            weights=[tf.convert_to_tensor(v) for v in variables],
+            names=names,
+            layout=layout,
         )
     return None
 
 
 def dense_gradients(
-    state: ProbeState, gradients: Sequence[Any], loss_scale: Any, dense: DenseGradients
+    state: ProbeState, names: Names, gradients: Sequence[Any], loss_scale: Any, dense: DenseGradients
 ) -> list[tf.Tensor | None]:
     """Return gradients as they are recorded, from `dense` where they are there; add the others to it."""
-    for name, gradient in zip(state.selection.variable_names(), gradients, strict=True):
+    for name, gradient in zip(names.variables, gradients, strict=True):
         if id(gradient) not in dense:
             with attribute_errors_to(name):
                 measured = graph_isolation.gradient_to_measure(gradient) if state.exact else gradient

@@ -7,16 +7,22 @@ Each recorded step has one tensor summary for each family, under the tag `tapesc
     layers                 float32  [C, L]     column of LAYER_COLUMNS
     step                   float64  [C]        column of STEP_COLUMNS
     replicas               float32  [3 R, V]   column of REPLICA_COLUMNS and replica (column-major)
+    data                   float32  [C, D]     column of DATA_COLUMNS; D inputs, targets and outputs of the model
     gradient_histogram     int32    [V, B]     variable; B signed logarithmic bins, see `bin_edges`
     activation_histogram   int32    [L, B]     layer
     units                  uint8    [sum U]    unit, layer after layer: an index into UNIT_STATES;
                                                written only at steps where a window of examples closes
     findings               string   [n]        finding so far, as JSON; the last event has all
     status                 string   []         JSON of the run's status; first and last event
+    rows                   string   []         JSON of all variables and layers of the run; written where rows are
+                                               added after the first record, and the last event has all
 
 The first event of each tag carries `Family` as JSON in its plugin content. A reader accepts every schema up to its
 own `SCHEMA`, and raises `SchemaError` for a newer one. Columns are found by name and not by position, because a later
 version may add some.
+
+Rows are only ever added, behind those that are there. Where a run has the family `rows` (schema 2), its names and
+details replace those of the descriptions, later tensors are wider, and earlier ones are absent in the added rows.
 
 A finding is `{"rule", "version", "severity": "error" | "warning" | "info", "layer": name or null, "step",
 "message": one sentence, "evidence": {name: number}, "advice": one sentence}`. A status is `{"state": "training" |
@@ -33,7 +39,12 @@ import numpy as np
 from tensorboard.compat.proto import summary_pb2
 
 PLUGIN_NAME = "tapescope"
-SCHEMA = 1
+SCHEMA = 2
+"""Newest schema that is read."""
+FIRST_SCHEMA = 1
+"""Schema of all families but `rows`."""
+ROWS_SCHEMA = 2
+"""Schema of the family `rows`, which a run has only if rows were added to it."""
 
 
 class Column(NamedTuple):
@@ -87,7 +98,7 @@ LAYER_COLUMNS = (
 )
 
 STEP_COLUMNS = (
-    Column("loss", "loss that the program passed to the recorder", "", "log"),
+    Column("loss", "loss of this batch, as the program passed it to the recorder", "", "log"),
     Column("examples_seen", "examples trained on up to and with this step", "examples", "count"),
     Column("window_examples", "examples in the last full window of the unit counts", "examples", "count"),
     Column("measure_ms", "time that measuring took in this step", "ms", "linear"),
@@ -104,7 +115,26 @@ REPLICA_COLUMNS = (
     Column("replica_sign", "share of elements whose sign is the mean's", "", "fraction"),
 )
 
-COLUMNS = {c.name: c for c in VARIABLE_COLUMNS + LAYER_COLUMNS + STEP_COLUMNS + REPLICA_COLUMNS}
+DATA_COLUMNS = (
+    Column("data_elements", "number of elements that were looked at", "elements", "count"),
+    Column("data_rms", "root mean square", "", "log"),
+    Column("data_mean", "mean", "", "diverging"),
+    Column("data_std", "standard deviation", "", "log"),
+    Column("data_min", "smallest element", "", "diverging"),
+    Column("data_max", "largest element", "", "diverging"),
+    Column("data_zero", "share of elements that are exactly 0", "", "fraction"),
+    Column("data_nonfinite", "number of NaN and Inf elements", "elements", "count"),
+    Column("data_whole", "share of elements that are whole numbers", "", "fraction"),
+    Column("data_negative", "share of elements below 0", "", "fraction"),
+    Column("data_above_one", "share of elements above 1", "", "fraction"),
+    Column("data_below_minus_one", "share of elements below -1", "", "fraction"),
+    Column("data_row_sum_min", "smallest sum of a row (the last axis)", "", "diverging"),
+    Column("data_row_sum_max", "largest sum of a row (the last axis)", "", "diverging"),
+    Column("data_class_min", "smallest index of a row's largest element", "", "count"),
+    Column("data_class_max", "largest index of a row's largest element", "", "count"),
+)
+
+COLUMNS = {c.name: c for c in VARIABLE_COLUMNS + LAYER_COLUMNS + STEP_COLUMNS + REPLICA_COLUMNS + DATA_COLUMNS}
 
 UNIT_STATES = ("unknown", "alive", "dormant", "dead", "saturated_low", "saturated_high", "always_on", "revived")
 
@@ -144,8 +174,9 @@ class Family(NamedTuple):
     """`layers`: "units" (U of each layer), "activations", "variables" (indices of each layer's variables),
     "sources" (indices of the layers that feed each one), "skipped";
     `units`: "units"; `replicas`: "replicas" (their number) and "faults" (issues of Keras with several replicas: lists
-    of kind, layer or null, setting or null)."""
-    schema: int = SCHEMA
+    of kind, layer or null, setting or null); `data`: "data_rows" (facts about each row) and "objectives" (facts about
+    each output and its loss), see docs/wire.md."""
+    schema: int = FIRST_SCHEMA
 
     @property
     def tag(self) -> str:

@@ -31,6 +31,8 @@ class Spec(NamedTuple):
     bias: bool = True
     histograms: bool = True
     budget: bool = True
+    added_layers: int = 0
+    """Number of the last layers that the first record does not have."""
     layers: tuple[str, ...] = ()
     """Names to use instead of `hidden_1` .. `output`."""
     findings: tuple[dict, ...] = ()
@@ -46,6 +48,30 @@ class Spec(NamedTuple):
 
 
 DEFAULT = Spec()
+
+_DATA = {
+    "data_rows": [
+        {"name": "input", "kind": "input", "integer": False, "followers": ["trained"], "normalizers": []},
+        {"name": "target", "kind": "target", "integer": True, "weighted": False},
+        {"name": "output", "kind": "output", "integer": False},
+    ],
+    "objectives": [
+        {
+            "output": "output",
+            "target": "target",
+            "layer": "output",
+            "activation": "linear",
+            "activation_before": "relu",
+            "units": 10,
+            "loss": "sparse_categorical_crossentropy",
+            "from_logits": True,
+            "ignores_class": False,
+            "logits_taken": False,
+            "metrics": ["accuracy"],
+        }
+    ],
+}
+"""Details of the family `data`: one input, and digits as labels."""
 
 
 def families(spec: Spec) -> dict[str, Family]:
@@ -65,6 +91,7 @@ def families(spec: Spec) -> dict[str, Family]:
         "layers": Family("layers", tuple(c.name for c in metadata.LAYER_COLUMNS), layers, details),
         "step": Family("step", tuple(c.name for c in metadata.STEP_COLUMNS)),
         "units": Family("units", (), layers, {"units": details["units"]}),
+        "data": Family("data", tuple(c.name for c in metadata.DATA_COLUMNS), ("input", "target", "output"), _DATA),
         "findings": Family("findings"),
         "status": Family("status"),
     }
@@ -137,6 +164,7 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
         "layers": _rows(metadata.LAYER_COLUMNS, known, depth).astype(np.float32),
         "step": _rows(metadata.STEP_COLUMNS, known, 1)[:, 0],
         "units": _states(spec, dead),
+        "data": _data_rows(rng),
     }
     if spec.replicas > 1:
         cosine = np.clip(0.9 + 0.05 * rng.normal(size=replicas.shape), -1, 1)
@@ -151,6 +179,26 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
 def _rows(columns: tuple[metadata.Column, ...], known: dict[str, np.ndarray], width: int) -> np.ndarray:
     """Return an array [C, width] with a row for each column; columns that are not in `known` are NaN."""
     return np.stack([np.broadcast_to(known.get(c.name, np.nan), width) for c in columns])
+
+
+def _data_rows(rng: np.random.Generator) -> np.ndarray:
+    """Return float32 [C, 3]: normal inputs and outputs, and whole numbers from 0 to 9 as targets."""
+    values = np.stack([rng.normal(size=128), rng.integers(10, size=128), rng.normal(size=128)])
+    known = {
+        "data_elements": 128,
+        "data_nonfinite": 0,
+        "data_rms": np.sqrt(np.square(values).mean(1)),
+        "data_mean": values.mean(1),
+        "data_std": values.std(1),
+        "data_min": values.min(1),
+        "data_max": values.max(1),
+        "data_zero": (values == 0).mean(1),
+        "data_whole": (values == np.floor(values)).mean(1),
+        "data_negative": (values < 0).mean(1),
+        "data_above_one": (values > 1).mean(1),
+        "data_below_minus_one": (values < -1).mean(1),
+    }
+    return _rows(metadata.DATA_COLUMNS, known, 3).astype(np.float32)
 
 
 def _states(spec: Spec, dead: np.ndarray) -> np.ndarray:
@@ -181,6 +229,23 @@ class Writer:
         self.rng = np.random.default_rng(spec.seed)
         self.file = event_file.EventFile(logdir)
 
+    def use(self, spec: Spec) -> None:
+        """Go on with other layers."""
+        self.spec = spec
+        self.families = families(spec)
+
+    def rows(self, step: int, wall_time: float | None = None) -> None:
+        """Write all variables and layers, as where some were added."""
+        details = self.families["layers"].details
+        content = {
+            **{key: details[key] for key in ("units", "activations", "sources", "skipped")},
+            "variables": self.spec.variable_names(),
+            "layers": self.spec.layer_names(),
+            "layer_variables": details["variables"],
+        }
+        family = Family("rows", schema=metadata.ROWS_SCHEMA)
+        self.file.add(step, [event_file.text(family, json.dumps(content))], wall_time)
+
     def status(self, step: int, state: str, wall_time: float | None = None) -> None:
         started = time.time() - 60
         status = {"state": state, "reason": "", "replicas": self.spec.replicas, "steps": self.total, "started": started}
@@ -206,7 +271,13 @@ def write(
     writer = Writer(logdir, spec, total)
     start = time.time() - spec.step_seconds * total
     writer.status(0, "training", start)
+    if spec.added_layers and steps:
+        kept = spec.layer_names()[: -spec.added_layers]
+        writer.use(spec._replace(layers=kept))
     for count, step in enumerate(steps):
+        if count == 1 and spec.added_layers:
+            writer.use(spec)
+            writer.rows(step, start + spec.step_seconds * step)
         writer.write(step, start + spec.step_seconds * step, units=count % 4 == 3)
     writer.findings(total)
     writer.status(total, state)

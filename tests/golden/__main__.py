@@ -14,7 +14,7 @@ def main() -> None:
     directory = pathlib.Path(__file__).parent / f"schema_{metadata.SCHEMA}"
     if directory.exists():
         sys.exit(f"{directory} exists already; a released file must not change. Raise metadata.SCHEMA first")
-    spec = Spec(depth=2, units=3, replicas=2, findings=(synthetic.finding(),))
+    spec = Spec(depth=2, units=3, replicas=2, findings=(synthetic.finding(),), added_layers=1)
     synthetic.write(directory, spec, range(0, 30, 10))
     (file,) = directory.iterdir()
     file.rename(directory / "events.out.tfevents.golden.v2")

@@ -358,7 +358,8 @@ def test_a_smaller_last_batch_has_the_same_rows(convolution_step):
     assert convolution_step(tf.ones([5, 4, 1]), False).column("examples") == 5
 
 
-def test_another_number_of_units_is_refused(convolution_step):
-    convolution_step(tf.ones([8, 6, 1]), False)
-    with pytest.raises(ValueError, match=r"`out`, which has 5 units and had 3"):
-        convolution_step(tf.ones([5, 4, 1]), True)
+def test_a_layer_with_another_number_of_units_keeps_its_columns(convolution_step):
+    first = convolution_step(tf.ones([8, 6, 1]), False)
+    other = convolution_step(tf.ones([5, 4, 1]), True)
+    assert first.column("delta_norm").shape == other.column("delta_norm").shape == [2]
+    assert int(other.layout) == 1

@@ -232,7 +232,7 @@ def test_a_loss_that_is_nan_is_recorded(tmp_path, variable_probe):
 
 def test_a_newer_schema_is_refused_with_the_cure():
     content = json.dumps({"schema": 99, "family": "layers"}).encode()
-    with pytest.raises(metadata.SchemaError, match=r"schema 99, and this tapescope reads up to 1: pip install -U"):
+    with pytest.raises(metadata.SchemaError, match=r"schema 99, and this tapescope reads up to 2: pip install -U"):
         metadata.parse(content)
 
 

@@ -2,7 +2,11 @@
 
 An element is saturated where |f'(z)| is below 1 % of the largest |f'| of that function. It is flat where a bounded f
 has f'(z) = 0 in the arithmetic that it runs in. For the monotone functions below, both are comparisons of the output
-a = f(z) with a threshold. TensorFlow differentiates any other elementwise function at z.
+a = f(z) with a threshold. Any other elementwise function of Keras or TensorFlow is differentiated at z.
+
+A function of the user's is never called to find something out, because a call may have an effect: a quantizer moves its
+range, a layer is built. Its derivative is in the gradients of the step, f'(z) = (dL/dz) / (dL/da), and the largest one
+is the largest that the batch shows.
 
 Thresholds, from f' written in terms of a: sigmoid a(1-a), tanh 1-a^2, softsign (1-|a|)^2, softplus 1-exp(-a),
 ELU a+alpha for z < 0, SELU a + scale*alpha for z < 0.
@@ -10,6 +14,7 @@ ELU a+alpha for z < 0, SELU a + scale*alpha for z < 0.
 
 import functools
 import math
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,6 +42,8 @@ class Activation(NamedTuple):
     """Largest |f'| of `function`."""
     nonnegative: bool = False
     """Whether all outputs are 0 or above."""
+    from_gradients: bool = False
+    """Whether |f'| is taken from the gradients of the step, as that of a function of the user's."""
     defined: bool = True
     """False where the function is not elementwise, or |f'| has no largest value: `saturated` is NaN."""
 
@@ -95,20 +102,35 @@ def describe(function: Any) -> Activation:
     """Return the Activation of a callable, of the name of one of Keras' functions, or of None (linear)."""
     if isinstance(function, str) or function is None:
         function = keras.activations.get(function)
-    if isinstance(function, keras.layers.Layer):
+    if isinstance(function, _LAYERS):
         return describe_layer(function)
     try:
         known = _KNOWN.get(function)
     except TypeError:  # the function is not hashable
         known = None
-    return known or _differentiated(function)
+    if known is not None:
+        return known
+    if _is_of_a_library(function):
+        return _differentiated(function)
+    return Activation(getattr(function, "__name__", type(function).__name__), from_gradients=True)
+
+
+_LAYERS = (
+    keras.layers.Activation,
+    keras.layers.ReLU,
+    keras.layers.LeakyReLU,
+    keras.layers.ELU,
+    keras.layers.Softmax,
+    keras.layers.PReLU,
+)
+"""Layers of Keras that are an activation function."""
 
 
 def describe_layer(layer: keras.layers.Layer) -> Activation:
     """Return the Activation of a layer that is one (`keras.layers.ReLU`) or has one (`Dense.activation`)."""
     if isinstance(layer, keras.layers.ReLU):
         if layer.threshold or layer.negative_slope:
-            return _differentiated(layer)
+            return _differentiated_relu(layer.negative_slope, layer.max_value, layer.threshold)
         return _RELU if layer.max_value is None else _clipped_relu(float(layer.max_value))
     if isinstance(layer, keras.layers.LeakyReLU):
         return Activation("leaky_relu") if abs(layer.negative_slope) >= SATURATED_SHARE else _RELU
@@ -123,19 +145,36 @@ def describe_layer(layer: keras.layers.Layer) -> Activation:
     return describe(layer.activation) if hasattr(layer, "activation") else LINEAR
 
 
+def _is_of_a_library(function: Any) -> bool:
+    """Return whether Keras or TensorFlow defines a function, so that a call of it has no effect."""
+    if isinstance(function, functools.partial):
+        arguments = (*function.args, *function.keywords.values())
+        return all(isinstance(a, (bool, int, float)) for a in arguments) and _is_of_a_library(function.func)
+    package = (getattr(function, "__module__", None) or "").split(".")[0]
+    return isinstance(function, types.FunctionType) and package in ("keras", "tensorflow", "tf_keras")
+
+
+@functools.lru_cache(maxsize=64)
+def _differentiated_relu(negative_slope: float, max_value: float | None, threshold: float) -> Activation:
+    function = functools.partial(
+        keras.activations.relu, negative_slope=negative_slope, max_value=max_value, threshold=threshold
+    )
+    return _differentiated(function)._replace(name="relu")
+
+
 @functools.lru_cache(maxsize=64)
 def _differentiated(function: Any) -> Activation:
-    """Return an Activation that TensorFlow differentiates; an undefined one where that is not possible.
+    """Return the Activation of a library's function, to be differentiated; an undefined one where that is not possible.
 
     The function is tried on a grid, outside any graph. It must be elementwise, and |f'| must have a largest value.
     """
-    name = getattr(function, "__name__", type(function).__name__)
+    name = getattr(getattr(function, "func", function), "__name__", type(function).__name__)
     grid = np.linspace(-10, 10, 2001, dtype=np.float32)
     try:
         with tf.init_scope():
             of_column = function(tf.constant(grid[:, None])).numpy()[:, 0]
             of_row = function(tf.constant(grid[None, :])).numpy()[0]
-    except Exception:  # a user's function may raise anything; then nothing is known of it
+    except Exception:  # not a function of one tensor
         return Activation(name, defined=False)
     slopes = np.abs(np.gradient(of_column, grid))  # central differences, because tapes do not record in an init_scope
     largest = slopes.max()

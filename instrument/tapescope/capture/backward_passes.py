@@ -24,8 +24,10 @@ class BackwardPass(NamedTuple):
     """Calls in forward order, with their gradients."""
     gradients: Mapping[int, Any]
     """Gradient by the id of each trainable variable that was asked for; None where there is none."""
+    variables: Mapping[int, Any]
+    """Each of the V variables that were trainable then, by id."""
     weights: Mapping[int, tf.Tensor]
-    """Value of each of the V trainable variables before the update, by id."""
+    """Value of each of them before the update, by id."""
 
 
 def merge_passes(passes: Sequence[BackwardPass], selection: Selection) -> BackwardPass:
@@ -36,12 +38,19 @@ def merge_passes(passes: Sequence[BackwardPass], selection: Selection) -> Backwa
       selection: the variables and layers that are measured.
 
     Returns:
-      A pass whose `gradients` and `weights` have all V variables, in their order.
+      A pass whose `variables`, `gradients` and `weights` have all V variables, in one order: all that were trainable in
+      one of the passes, as a step may set `trainable` between them.
     """
     passes = sorted(passes, key=lambda p: p.number)
-    pass_of_variable = {id(v): passes[0] for v in selection.variables()}
+    variables: dict[int, Any] = {}
+    pass_of_variable: dict[int, BackwardPass] = {}
+    for each in passes:
+        variables = {**variables, **each.variables}
+        pass_of_variable = {**dict.fromkeys(each.variables, each), **pass_of_variable}
     for each in passes:
         pass_of_variable.update(dict.fromkeys(each.gradients, each))
+    order = {id(v): i for i, v in enumerate(selection.variables())}
+    variables = dict(sorted(variables.items(), key=lambda item: order.get(item[0], len(order))))
     scopes = selection.variable_scopes() if len(passes) > 1 else {}
     calls: dict[int, LayerCall] = {}
     for each in passes:
@@ -51,8 +60,9 @@ def merge_passes(passes: Sequence[BackwardPass], selection: Selection) -> Backwa
     return BackwardPass(
         number=passes[-1].number,
         calls=[calls[number] for number in sorted(calls)],
-        gradients={v: each.gradients.get(v) for v, each in pass_of_variable.items()},
-        weights={v: each.weights[v] for v, each in pass_of_variable.items()},
+        variables=variables,
+        gradients={v: pass_of_variable[v].gradients.get(v) for v in variables},
+        weights={v: pass_of_variable[v].weights[v] for v in variables},
     )
 
 

@@ -4,6 +4,8 @@ Grappler rewrites a graph before it runs, and what it makes of an operation depe
 
 - The remapper fuses a matrix product with a bias and an activation, or with a bias and a sum, if each has one consumer
   only. The fused kernel (oneDNN's on a CPU) rounds otherwise.
+- Constant folding adds a constant to the summand before a bias or another sum, (xW + b) - 1 to (xW - 1) + b, if the sum
+  between has no other consumer.
 - The arithmetic optimizer multiplies constant factors of consecutive products first, and makes one `AddN` of
   consecutive sums, if there is no other consumer between.
 - The gradient of a maximum over windows, and of a normalization across channels, is another oneDNN kernel unless it
@@ -31,9 +33,11 @@ _RESHAPES = {"ExpandDims", "Reshape", "Squeeze"}
 """Those of them that show all elements."""
 _SHAPES = {"Shape", "ShapeN", "Size"}
 """Operations that read no buffer."""
+_CONSTANT_IF_SHAPE_IS = {"OnesLike", "ZerosLike", *_SHAPES}
 _SOURCES = {"Const", "Placeholder", "ReadVariableOp"}
 """Operations whose result the step does not compute."""
 _SUMS = {"Add", "AddN", "AddV2"}
+_ADDITIVE = {"Add", "AddV2", "BiasAdd", "Sub"}
 _PRODUCTS = {"Mul", "RealDiv"}
 _CONTRACTIONS = {"Conv2D", "MatMul"}
 _GRADIENT_READS_RESULT = {"LRN", "MaxPool", "MaxPool3D"}
@@ -197,6 +201,8 @@ def _is_fused_with_consumer(tensor: tf.Tensor) -> bool:
         return not kinds.isdisjoint(_PRODUCTS)
     if len(consumers) != 1:
         return False
+    if op.type in _ADDITIVE and kinds <= _ADDITIVE and any(map(_is_constant, consumers[0].inputs)):
+        return True
     if op.type in _SUMS:
         return kinds <= _SUMS
     contractions = {t.op.type for t in op.inputs} & _CONTRACTIONS
@@ -206,6 +212,14 @@ def _is_fused_with_consumer(tensor: tf.Tensor) -> bool:
         return kinds <= _FUSED_ACTIVATIONS
     same_shape = all(str(t.shape) == str(tensor.shape) for t in consumers[0].inputs)
     return "MatMul" in contractions and same_shape and not _is_in_large_sum(consumers[0])
+
+
+def _is_constant(tensor: tf.Tensor) -> bool:
+    """Return whether constant folding makes a constant of a tensor."""
+    op = tensor.op
+    if not op.inputs:
+        return op.type == "Const"
+    return op.type in _CONSTANT_IF_SHAPE_IS or all(map(_is_constant, op.inputs))
 
 
 def _tensor_to_measure(tensor: tf.Tensor, shared: list[tf.Tensor]) -> tf.Tensor:

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tapescope.capture import activations, private_api
 from tapescope.capture.activations import Activation
+from tapescope.capture.data_path import DataPath
 from tapescope.failsafe import Failsafe, attribute_errors_to
 
 
@@ -49,14 +50,23 @@ class LayerCall(NamedTuple):
         return self.activation.function is not None and self.z is not None
 
 
+_OTHER_GRAPH = "it runs inside a graph of its own (a loop's body, or a tf.function within the step)"
+
+
+def _current_graph() -> Any:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
 class Capture:
     """The calls that one tape has seen; a context manager that is active in this thread while it is entered."""
 
-    def __init__(self, chosen: dict[int, tuple[str, Activation]], failsafe: Failsafe):
+    def __init__(self, chosen: dict[int, tuple[str, Activation]], failsafe: Failsafe, models: Sequence[Any] = ()):
+        self.data_path = DataPath(models)
+        """The inputs and outputs of the models."""
         self.chosen = chosen
         """Name and activation of the layers to measure, by their id."""
         self.failsafe = failsafe
-        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        self._graph = _current_graph()
         self.calls: list[LayerCall] = []
         self.skipped: dict[str, str] = {}
         """Reason by the name of each layer that cannot be measured."""
@@ -68,6 +78,18 @@ class Capture:
 
     def __exit__(self, *exc_info: object) -> None:
         _thread.captures = [c for c in _thread.captures if c is not self]
+
+    def is_in_graph(self, layer: Any) -> bool:
+        """Return whether the step itself runs a layer; keep the reason where not.
+
+        A graph within the step (a loop's body, a `tf.function`) is left as it is: a plain step may run it again.
+        """
+        graph = _current_graph()
+        if graph is self._graph:
+            return True
+        if id(layer) in self.chosen and not private_api.is_scratch_graph(graph):
+            self.skipped[self.chosen[id(layer)][0]] = _OTHER_GRAPH
+        return False
 
     def add(self, call: LayerCall) -> None:
         """Keep a call whose output can be measured; keep the reason for any other."""
@@ -88,7 +110,7 @@ class Capture:
             return f"the last axis of its output, the units, has no known size: shape {tensor.shape}"
         graph = None if hasattr(tensor, "numpy") else tensor.graph
         if graph is not self._graph:
-            return "it runs inside a graph of its own (a loop's body, or a tf.function within the step)"
+            return _OTHER_GRAPH
         return None
 
 
@@ -174,7 +196,7 @@ class _Thread(threading.local):
     """Captures of the tapes that are open, the innermost last."""
 
     def __init__(self) -> None:
-        self.activation_inputs: list[list[tf.Tensor]] = []
+        self.activation_inputs: list[list[Any]] = []
         """Inputs of the activation of each measured layer that is running now, the innermost layer last."""
 
 
@@ -190,13 +212,34 @@ class _ObservedActivation:
         self.function = function
         self.users = 0
 
-    def __call__(self, z: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _thread.activation_inputs:
-            _thread.activation_inputs[-1].append(z)
-        return self.function(z, *args, **kwargs)
+            _thread.activation_inputs[-1].append(next(iter((*args, *kwargs.values())), None))
+        return self.function(*args, **kwargs)
+
+    # A layer may look at its activation, so this one says of itself what the function would.
+
+    @property
+    def __class__(self) -> Any:
+        return type(self.function)
+
+    def __eq__(self, other: object) -> bool:
+        return self.function == other
+
+    def __hash__(self) -> int:
+        return hash(self.function)
+
+    def __repr__(self) -> str:
+        return repr(self.function)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.function, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("function", "users"):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.function, name, value)
 
 
 @contextlib.contextmanager
@@ -208,7 +251,7 @@ def _observe_activation(layer: keras.layers.Layer) -> Iterator[None]:
         return
     with _lock:
         observed = attributes["activation"]
-        if not isinstance(observed, _ObservedActivation):
+        if type(observed) is not _ObservedActivation:
             observed = _ObservedActivation(observed)
             attributes["activation"] = observed
         observed.users += 1
@@ -229,10 +272,21 @@ def _install_hook() -> None:
             return
 
         def __call__(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
-            captures = [c for c in _thread.captures if id(layer) in c.chosen]
-            if not captures:
+            inside = [c for c in _thread.captures if c.is_in_graph(layer)]
+            if not inside:
                 return original(layer, *args, **kwargs)
-            return _measured_call(captures, original, layer, args, kwargs)
+            for capture in inside:
+                with capture.failsafe.contain():
+                    capture.data_path.begin_call(layer, args)
+            captures = [c for c in inside if id(layer) in c.chosen]
+            if captures:
+                output = _measured_call(captures, original, layer, args, kwargs)
+            else:
+                output = original(layer, *args, **kwargs)
+            for capture in inside:
+                with capture.failsafe.contain():
+                    capture.data_path.end_call(layer, args, output)
+            return output
 
         __call__.__wrapped__ = original  # type: ignore[attr-defined]
         __call__._tapescope = True  # type: ignore[attr-defined]

@@ -124,6 +124,11 @@ def restore_recording(tape: tf.GradientTape, recorded: Any) -> None:
 # Keras layers
 
 
+def is_scratch_graph(graph: Any) -> bool:
+    """Return whether Keras only tries a layer in a graph, to build it. The fallback is False."""
+    return getattr(graph, "name", "").startswith("scratch_graph")
+
+
 def sublayers(layer: keras.layers.Layer) -> Sequence[keras.layers.Layer]:
     """Return the layers that a layer holds itself. The fallback is `layer.layers`, which only models have."""
     if not hasattr(layer, "_layers"):
@@ -153,6 +158,11 @@ def copy_keras_metadata(source: tf.Tensor, target: tf.Tensor) -> None:
     for attribute in ("_keras_mask", "_keras_logits"):
         if hasattr(source, attribute):
             setattr(target, attribute, getattr(source, attribute))
+
+
+def has_keras_logits(tensor: tf.Tensor) -> bool:
+    """Return whether a tensor has the logits behind its activation, from which Keras computes a cross-entropy."""
+    return hasattr(tensor, "_keras_logits")
 
 
 # Keras optimizers

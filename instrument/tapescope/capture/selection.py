@@ -15,7 +15,7 @@ from tapescope.failsafe import attribute_errors_to
 
 
 class Names(NamedTuple):
-    """The rows of a reading: known once a measured step was traced, and the same from then on."""
+    """The rows of a reading, known once its step was traced. Another step may have others; see `merge_names`."""
 
     variables: tuple[str, ...]
     layers: tuple[str, ...]
@@ -28,6 +28,32 @@ class Names(NamedTuple):
     """Indices of each layer's own trainable variables."""
     sources: tuple[tuple[int, ...], ...]
     """Indices of the layers that feed each layer."""
+
+
+def merge_names(known: Names, names: Names) -> Names:
+    """Return the rows of a run that had `known` and now has a step with `names`.
+
+    Rows are matched by name and never change their place: new ones come last. A layer keeps the activation, units and
+    sources of the step that it was first seen in, so that each source comes before its layer.
+    """
+    variables = known.variables + tuple(name for name in names.variables if name not in set(known.variables))
+    layers = known.layers + tuple(name for name in names.layers if name not in set(known.layers))
+    variable_index = {name: i for i, name in enumerate(variables)}
+    layer_index = {name: i for i, name in enumerate(layers)}
+    first = {name: i for i, name in enumerate(names.layers)}
+    new = [first[name] for name in layers[len(known.layers) :]]
+    owned = [dict.fromkeys(indices) for indices in known.layer_variables] + [{} for _ in new]
+    for name, indices in zip(names.layers, names.layer_variables, strict=True):  # a layer may be trained from now on
+        owned[layer_index[name]].update(dict.fromkeys(variable_index[names.variables[i]] for i in indices))
+    return Names(
+        variables=variables,
+        layers=layers,
+        activations=known.activations + tuple(names.activations[i] for i in new),
+        units=known.units + tuple(names.units[i] for i in new),
+        layer_variables=tuple(map(tuple, owned)),
+        sources=known.sources
+        + tuple(tuple(sorted(layer_index[names.layers[j]] for j in names.sources[i])) for i in new),
+    )
 
 
 class Selection:
@@ -65,9 +91,10 @@ class Selection:
                 found.setdefault(id(variable), variable)
         return list(found.values())
 
-    def variable_names(self) -> tuple[str, ...]:
-        """Return the paths of the V variables; equal ones are numbered: `#2`, `#3`, ..."""
-        return number_equal_names(getattr(v, "path", None) or v.name.removesuffix(":0") for v in self.variables())
+    def variable_names(self, variables: Iterable[Any] | None = None) -> tuple[str, ...]:
+        """Return the paths of the V variables, or of those; equal ones are numbered: `#2`, `#3`, ..."""
+        named = self.variables() if variables is None else variables
+        return number_equal_names(getattr(v, "path", None) or v.name.removesuffix(":0") for v in named)
 
     def layers(self) -> dict[int, tuple[str, Activation]]:
         """Return path and activation by layer id. Without a pattern, every layer that has an activation is chosen."""
@@ -92,12 +119,12 @@ class Selection:
             for path, layer in by_path.items()
         }
 
-    def names(self, calls: Sequence[LayerCall]) -> Names:
-        """Return the names of the rows of a step with these calls."""
-        index = {id(v): i for i, v in enumerate(self.variables())}
+    def names(self, calls: Sequence[LayerCall], variables: Sequence[Any]) -> Names:
+        """Return the names of the rows of a step with these calls, which trains these variables."""
+        index = {id(v): i for i, v in enumerate(variables)}
         own_variables = [getattr(c.layer, "trainable_variables", ()) for c in calls]
         return Names(
-            variables=self.variable_names(),
+            variables=self.variable_names(variables),
             layers=number_equal_names(c.name for c in calls),
             activations=tuple(c.activation.name for c in calls),
             units=tuple(_number_of_units(c.a) for c in calls),
@@ -112,8 +139,12 @@ class Selection:
             found.extend(layer_hooks.named_layers(m, f"{name}/" if len(models) > 1 else ""))
         return found
 
+    def keras_models(self) -> list[keras.layers.Layer]:
+        """Return those of the models that are Keras'."""
+        return [m for m in self.models if isinstance(m, keras.layers.Layer)]
+
     def _keras_models(self) -> dict[str, keras.layers.Layer]:
-        found = [m for m in self.models if isinstance(m, keras.layers.Layer)]
+        found = self.keras_models()
         return dict(zip(number_equal_names(m.name for m in found), found, strict=True))
 
 

@@ -1,19 +1,28 @@
 """The state of a Probe that its tapes and its Recorder share."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 
 from tapescope.capture.keras_replica_issues import ReplicaIssue
 from tapescope.capture.layer_hooks import Capture, LayerCall
-from tapescope.capture.selection import Names, Selection
-from tapescope.failsafe import Failsafe, misuse_error
+from tapescope.capture.objective import DataTensors
+from tapescope.capture.selection import Names, Selection, merge_names
+from tapescope.failsafe import Failsafe
 
 _NOT_SEEN = (
     "it was not called inside the tape, or in a graph traced before, or by a layer around it that skips its "
     "`__call__`, as TimeDistributed does: choose that one by `layers=`"
 )
+
+
+class Layout(NamedTuple):
+    """The rows of the readings of one traced program; another program of the same Probe may have others."""
+
+    names: Names
+    variables: Sequence[Any]
+    """The V trainable variables, in the order of their rows."""
 
 
 class ProbeState:
@@ -23,19 +32,33 @@ class ProbeState:
     """
 
     def __init__(
-        self, selection: Selection, failsafe: Failsafe, *, window_examples: int, histograms: bool, exact: bool
+        self,
+        selection: Selection,
+        failsafe: Failsafe,
+        *,
+        window_examples: int,
+        histograms: bool,
+        exact: bool,
+        loss: Any = None,
     ):
         self.selection = selection
         self.failsafe = failsafe
         self.window_examples = window_examples
         self.histograms = histograms
         self.exact = exact
+        self.loss = loss
+        """The loss function that the program says it trains with; None where it says none."""
+        self.data: DataTensors | None = None
+        """The rows of data of a reading, without the tensors; None until a measured step was traced."""
         self.names: Names | None = None
-        """The rows of a reading; None until a measured step was traced."""
+        """The rows of all readings so far, matched by name; None until a measured step was traced."""
+        self.layouts: list[Layout] = []
+        """The rows of each kind of reading; `Reading.layout` is an index of this list, which only grows."""
         self.skipped: dict[str, str] = {}
         """Reason by the name of each layer that could not be measured."""
         self.replica_issues: tuple[ReplicaIssue, ...] | None = None
         """What Keras does otherwise in this step with several replicas; None until one was measured."""
+        self._noted_unmeasured = False
         self.tape_entered = False
         """Whether a measuring tape was entered."""
 
@@ -48,23 +71,64 @@ class ProbeState:
         """Return the V trainable variables."""
         return self.selection.variables()
 
-    def set_names(self, calls: Sequence[LayerCall], captures: Sequence[Capture]) -> None:
-        """Fix the rows' names at the first trace; raise ValueError for a later trace that has other rows.
+    def note_unmeasured(self, variables: Sequence[Any]) -> None:
+        """Say once that gradients of variables that the models do not train are not measured."""
+        if variables and not self._noted_unmeasured:
+            self._noted_unmeasured = True
+            logging.info(
+                "tapescope: the gradient of %s is taken and not measured, because the models of the Probe do not train "
+                "it. If another model does, pass all models, as in Probe([generator, discriminator])",
+                variables[0].name,
+            )
+
+    def set_names(self, calls: Sequence[LayerCall], captures: Sequence[Capture], variables: Sequence[Any]) -> int:
+        """Note the rows of a step that is traced, and return the index of its layout.
 
         Args:
-          calls: the rows, in forward order.
+          calls: the layers' rows, in forward order.
           captures: of all tapes of the step.
+          variables: the V variables that the step trains.
         """
-        names = self.selection.names(calls)
+        names = self.selection.names(calls, variables)
         if self.names is None:
             self._set_skipped(calls, captures)
             self.names = names
-        elif names._replace(sources=self.names.sources) != self.names:  # eager steps do not know their sources
-            raise misuse_error(
-                f"the step must measure the rows that it had when it was first traced; they differ in "
-                f"{_difference(names, self.names)}. The model was changed, or another program uses this Probe: "
-                "make a new Probe, and a Recorder, for each"
+        else:
+            self._add_rows(self.names, names)
+        without_sources = names._replace(sources=())  # eager steps do not know them
+        for index, layout in enumerate(self.layouts):
+            if layout.names._replace(sources=()) == without_sources:
+                self.layouts[index] = layout._replace(variables=list(variables))
+                return index
+        self.layouts.append(Layout(names, list(variables)))
+        return len(self.layouts) - 1
+
+    def _add_rows(self, known: Names, names: Names) -> None:
+        merged = merge_names(known, names)
+        self.names = merged
+        self.skipped = {k: reason for k, reason in self.skipped.items() if k not in names.layers or reason != _NOT_SEEN}
+        units = dict(zip(merged.layers, merged.units, strict=True))
+        for layer, number in zip(names.layers, names.units, strict=True):
+            if number != units[layer]:
+                self.skipped[layer] = (
+                    f"the number of its units changes between steps, from {units[layer]} to {number}: the states of "
+                    "its units are not recorded from there on; its other columns are"
+                )
+        added = [*merged.variables[len(known.variables) :], *merged.layers[len(known.layers) :]]
+        if added:
+            logging.log_first_n(
+                logging.INFO,
+                "tapescope: a step measures rows that those before do not have, such as %s. They are added to the run; "
+                "a record is NaN where its step does not have a row",
+                1,
+                added[0],
             )
+
+    def set_data(self, data: DataTensors) -> list[str]:
+        """Fix the rows of data at the first trace, and return their names. A later step may lack some of them."""
+        if self.data is None:
+            self.data = data._replace(tensors=(), weights=())
+        return [row.name for row in self.data.rows]
 
     def _set_skipped(self, calls: Sequence[LayerCall], captures: Sequence[Capture]) -> None:
         self.skipped = {layer: reason for capture in captures for layer, reason in capture.skipped.items()}
@@ -77,13 +141,3 @@ class ProbeState:
                 self.skipped.setdefault(path, _NOT_SEEN)
         if chosen and not calls:
             logging.warning("tapescope measures no layer: %s", "; ".join(map(": ".join, self.skipped.items())))
-
-
-def _difference(now: Names, before: Names) -> str:
-    for rows, former_rows in ((now.layers, before.layers), (now.variables, before.variables)):
-        if set(rows) != set(former_rows):
-            return ", ".join(sorted(set(rows) ^ set(former_rows)))
-    for layer, units, former_units in zip(now.layers, now.units, before.units, strict=False):
-        if units != former_units:
-            return f"`{layer}`, which has {units} units and had {former_units}"
-    return "their order, activations or variables"

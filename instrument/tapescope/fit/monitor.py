@@ -5,12 +5,14 @@ Measured batches run a second train function. Keras makes and compiles it as it 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import keras
 
+from tapescope.capture.objective import Objective
 from tapescope.fit import optimizer_steps, train_step_hooks
+from tapescope.fit.train_step_hooks import LossCall
 from tapescope.probe import Probe
 from tapescope.recorder import Recorder
 from tapescope.schedule import Schedule, every
@@ -24,9 +26,10 @@ _OUTPUT_PREFIX = "tapescope/"
 class Monitor(keras.callbacks.Callback):
     """A callback that records gradients, activations and units of `model.fit`, for the Gradients tab.
 
-    A second `fit` of the same model continues the run. `loss` in the records is fit's own: the mean over the epoch so
-    far. If the optimizer accumulates gradients, the next batch that changes weights is measured, and the recorded
-    gradient is the accumulated one. If it clips them, `applied_norm` is the norm after clipping.
+    A second `fit` of the same model continues the run. The column `loss` is that of the measured batch; the scalar
+    `loss` is fit's own, the mean over the epoch so far. If the optimizer accumulates gradients, the next batch that
+    changes weights is measured, and the recorded gradient is the accumulated one. If it clips them, `applied_norm` is
+    the norm after clipping.
 
     Args:
       logdir: the run's directory.
@@ -177,6 +180,7 @@ class Monitor(keras.callbacks.Callback):
             sums_before = optimizer_steps.accumulated_sums(model.optimizer)
             with (
                 train_step_hooks.record_loss_scales(model.optimizer) as loss_scales,
+                train_step_hooks.record_losses(model) as loss_calls,
                 train_step_hooks.measure_tapes(probe) as tapes,
             ):
                 outputs = train_step(data)
@@ -189,6 +193,7 @@ class Monitor(keras.callbacks.Callback):
                     "a tf.GradientTape; it took no gradient: write the loop with tapescope.Probe instead of Monitor"
                 )
             last_tape, *other_tapes = reversed(used_tapes)
+            last_tape.objective = _objective(model, loss_calls)
             loss_scale = loss_scales[-1] if loss_scales else None
             aggregated, applied = optimizer_steps.aggregated_and_applied(
                 model.optimizer,
@@ -202,6 +207,26 @@ class Monitor(keras.callbacks.Callback):
             return {**outputs, **{_OUTPUT_PREFIX + name: value for name, value in fields.items()}}
 
         return measured_train_step
+
+
+def _objective(model: Any, calls: Sequence[LossCall]) -> Objective:
+    """Return what a model is trained for, from the calls of its `compute_loss` in one step.
+
+    A `train_step` that calls it several times compares outputs with other targets than the data set's, as that of a GAN
+    does: nothing is said then.
+    """
+    if len(calls) != 1:
+        return Objective()
+    call = calls[0]
+    return Objective(
+        loss=model.loss,
+        targets=call.targets,
+        outputs=call.outputs,
+        metrics=[m.name for group in model.metrics for m in getattr(group, "metrics", ())],
+        sample_weights=call.sample_weights,
+        loss_value=call.value,
+        output_names=getattr(model, "output_names", None) or (),
+    )
 
 
 def _without_monitors(train_function: Any) -> Any:

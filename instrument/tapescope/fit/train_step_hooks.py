@@ -1,6 +1,6 @@
-"""Patches of `tf.GradientTape` and `optimizer.scale_loss` that record their use by a measured `train_step`.
+"""Patches of `tf.GradientTape`, `optimizer.scale_loss` and `model.compute_loss`: they record the use of a `train_step`.
 
-Both are in place only while a measured `train_step` runs or is traced, and record only the use by the thread that runs
+All are in place only while a measured `train_step` runs or is traced, and record only the use by the thread that runs
 it. Replica threads take turns inside one step, so the users of each patch are counted, and the last one removes it.
 README.md in this folder lists all patches.
 """
@@ -8,7 +8,7 @@ README.md in this folder lists all patches.
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -16,11 +16,21 @@ from tapescope.probe import Probe
 from tapescope.tape import MeasuringTape
 
 
+class LossCall(NamedTuple):
+    """One call of a model's `compute_loss`."""
+
+    targets: Any
+    outputs: Any
+    sample_weights: Any
+    value: Any
+
+
 class _TrainStepUse(threading.local):
     """Record of what the `train_step` of this thread has used so far; None outside of one."""
 
     probe: Probe | None = None
     tapes: list[MeasuringTape] | None = None
+    losses: list[LossCall] | None = None
     loss_scales: list[Any] | None = None
 
 
@@ -142,3 +152,47 @@ def record_loss_scales(optimizer: Any) -> Iterator[list[Any]]:
             patch.users -= 1
             if not patch.users:
                 del attributes["scale_loss"]
+
+
+class _RecordedComputeLoss:
+    """A model's `compute_loss` that also records its arguments and its value."""
+
+    def __init__(self, compute_loss: Any):
+        self.compute_loss = compute_loss
+        self.users = 0
+
+    def __call__(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **options: Any
+    ) -> Any:
+        value = self.compute_loss(x, y, y_pred, sample_weight, **options)
+        if _use.losses is not None:
+            _use.losses.append(LossCall(targets=y, outputs=y_pred, sample_weights=sample_weight, value=value))
+        return value
+
+
+@contextlib.contextmanager
+def record_losses(model: Any) -> Iterator[list[LossCall]]:
+    """Record the calls of a model's `compute_loss`, in this thread and context.
+
+    Args:
+      model: of Keras. Its own `train_step` calls it once; another one may not call it at all.
+
+    Yields:
+      The list of the calls so far.
+    """
+    attributes = vars(model)
+    with _lock:
+        if not isinstance(attributes.get("compute_loss"), _RecordedComputeLoss):
+            attributes["compute_loss"] = _RecordedComputeLoss(model.compute_loss)
+        patch = attributes["compute_loss"]
+        patch.users += 1
+    calls: list[LossCall] = []
+    _use.losses = calls
+    try:
+        yield calls
+    finally:
+        _use.losses = None
+        with _lock:
+            patch.users -= 1
+            if not patch.users:
+                del attributes["compute_loss"]

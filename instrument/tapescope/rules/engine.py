@@ -5,11 +5,11 @@ in the recorder's thread and offline in `tapescope check`, so both find the same
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tapescope.rules import gradient_flow, replica_issues, replicas, training
+from tapescope.rules import data, gradient_flow, objective, replica_issues, replicas, training
 from tapescope.rules import layers as layer_rules
 from tapescope.rules.finding import SEVERITIES, Finding
 from tapescope.rules.history import History
@@ -21,7 +21,9 @@ from tensorboard_plugin_tapescope.series import tables
 Rule = Callable[[History], Iterator[Finding]]
 
 RULES: tuple[Rule, ...] = (
+    training.impossible_loss,
     gradient_flow.no_gradient,
+    layer_rules.constant_output,
     layer_rules.poor_initialization,
     gradient_flow.vanishing,
     gradient_flow.exploding,
@@ -35,8 +37,27 @@ RULES: tuple[Rule, ...] = (
 )
 """Rules about causes, in the order in which they run; README.md has the order of all rules."""
 
-RULES_PER_LAYER = {"no_gradient", "poor_initialization", "dead_units", "dying_units", "saturation"}
+OBJECTIVE_RULES: tuple[Rule, ...] = (
+    objective.output_activation,
+    objective.labels_degenerate,
+    objective.targets_out_of_range,
+    objective.loss_mismatch,
+    data.unscaled_data,
+)
+"""Rules about what the training was given: data, labels and loss. They hold whatever the numbers do."""
+
+RULES_PER_LAYER = {rule.__name__ for rule in OBJECTIVE_RULES} | {
+    "no_gradient",
+    "poor_initialization",
+    "dead_units",
+    "dying_units",
+    "saturation",
+}
 """Rules that may name several layers, each once. The others name the worst layer, once."""
+
+
+REVISED = {"update_too_large", "dead_units", "slow_learning"}
+"""Rules whose warnings are lowered to info once the network has learned in spite of them. Errors stay."""
 
 
 class RuleEngine:
@@ -44,44 +65,113 @@ class RuleEngine:
 
     def __init__(self, layout: RunLayout):
         self.findings: tuple[Finding, ...] = ()
-        """In the order in which they were found; each once, with the highest severity that it had."""
+        """In the order in which they were found; each once, with the highest severity that it had, unless it was
+        lowered to info."""
         self._history = History(layout)
+        self._index: dict[tuple[str, str | None], int] = {}
+        """Of the finding about a rule and a layer. A finding may be about several layers that follow each other."""
+        self._lowered: set[int] = set()
+        """Findings that were lowered to info; only an error raises them again."""
 
     def add(self, record: Record) -> list[Finding]:
-        """Add the next record; return the findings that are new or more severe than before."""
+        """Add the next record; return the findings that are new or have another severity than before."""
         self._history.add(record)
-        return [finding for finding in self._apply_rules() if self._keep(finding)]
+        changed = {index: None for found in self._apply_rules() for index in self._keep(found)}
+        return [self.findings[index] for index in changed]
 
-    def _apply_rules(self) -> Iterator[Finding]:
-        yield from replica_issues.replica_issues(self._history)
-        yield from gradient_flow.non_finite(self._history)
+    def extend(self, layout: RunLayout) -> None:
+        """Go on with a layout that has further variables or layers behind those that are there."""
+        self._history.extend(layout)
+
+    def _apply_rules(self) -> Iterator[Iterable[Finding]]:
+        """Yield the findings of one rule after another: later ones ask what earlier ones found."""
+        yield replica_issues.replica_issues(self._history)
+        for rule in OBJECTIVE_RULES:
+            yield rule(self._history)
+        yield gradient_flow.non_finite(self._history)
         if any(f.rule == "non_finite" and f.severity == "error" for f in self.findings):
-            yield from training.update_too_large(self._history)  # a possible cause; other numbers mean nothing now
+            yield training.update_too_large(self._history)  # a possible cause; other numbers mean nothing now
             return
         for rule in RULES:
-            yield from rule(self._history)
+            yield rule(self._history)
         if any(f.severity != "info" and f.rule not in replica_issues.NAMES for f in self.findings):
-            yield from training.falls_regardless(self._history)
+            yield training.falls_regardless(self._history)
         else:
-            yield from training.loss_not_falling(self._history)
+            yield training.slow_learning(self._history)
+            yield training.loss_not_falling(self._history)
 
-    def _keep(self, finding: Finding) -> bool:
-        """Store the finding if it is new or more severe than before; return whether it is."""
-        finding = finding._replace(evidence={k: v for k, v in finding.evidence.items() if math.isfinite(v)})
-        before = next((f for f in self.findings if _key(f) == _key(finding)), None)
-        if before is None:
-            self.findings = (*self.findings, finding)
-            return True
-        if SEVERITIES.index(finding.severity) >= SEVERITIES.index(before.severity):
-            return False
-        worse = finding._replace(step=before.step)
-        self.findings = tuple(worse if f is before else f for f in self.findings)
-        return True
+    def _keep(self, found: Iterable[Finding]) -> list[int]:
+        """Store the findings of one rule in one record; return the indices of those that are new or have changed."""
+        changed: list[int] = []
+        best: dict[int, Finding] = {}
+        for finding, layers in merge_neighbors(list(found), self._history.layout):
+            finding = finding._replace(evidence={k: v for k, v in finding.evidence.items() if math.isfinite(v)})
+            keys = [(finding.rule, layer) for layer in layers] if finding.rule in RULES_PER_LAYER else []
+            keys = keys or [(finding.rule, None)]
+            known = [self._index[key] for key in keys if key in self._index]
+            index = self._index.get((finding.rule, finding.layer), known[0] if known else len(self.findings))
+            if not known:
+                self.findings = (*self.findings, finding)
+                changed.append(index)
+            elif index not in best or _rank(finding) < _rank(best[index]):
+                best[index] = finding
+            for key in keys:
+                self._index.setdefault(key, index)
+        for index, finding in best.items():
+            before = self.findings[index]
+            raised = _rank(finding) < _rank(before) and (index not in self._lowered or finding.severity == "error")
+            lowered = (finding.severity, before.severity) == ("info", "warning") and finding.rule in REVISED
+            if raised or lowered:
+                self._lowered = self._lowered | {index} if lowered else self._lowered - {index}
+                kept = (*self.findings[:index], finding._replace(step=before.step), *self.findings[index + 1 :])
+                self.findings = kept
+                changed.append(index)
+        return changed
 
 
-def _key(finding: Finding) -> tuple[str, str | None]:
-    """Return what makes two findings the same one."""
-    return finding.rule, finding.layer if finding.rule in RULES_PER_LAYER else None
+def _rank(finding: Finding) -> int:
+    return SEVERITIES.index(finding.severity)
+
+
+def merge_neighbors(found: Sequence[Finding], layout: RunLayout) -> Iterator[tuple[Finding, list[str | None]]]:
+    """Yield the findings of one rule with the layers that each is about: one finding for a run of layers.
+
+    Layers follow each other if nothing but layers without weights or without an activation lies between. Of a run of
+    layers the first of the most severe is named. An info is merged with infos only.
+    """
+    by_layer = {f.layer: f for f in found if f.layer is not None and f.rule in RULES_PER_LAYER}
+    if len(by_layer) < len(found) or len(found) < 2:
+        yield from ((finding, [finding.layer]) for finding in found)
+        return
+    position = {name: i for i, name in enumerate(layout.groups[: layout.layer_count])}
+    has_weights = np.bincount(layout.owned[0], minlength=len(layout.groups)) > 0
+    runs: dict[str, list[Finding]] = {}
+    for finding in sorted(found, key=lambda f: position.get(f.layer or "", len(position))):
+        name = str(finding.layer)
+        source = layout.source[position[name]] if name in position else -1
+        while (
+            source >= 0
+            and layout.groups[source] not in by_layer
+            and (layout.activations[source] == "linear" or not has_weights[source])
+        ):
+            source = layout.source[source]
+        before = runs.get(layout.groups[source], []) if source >= 0 else []
+        follows = bool(before) and before[-1].layer == layout.groups[source]
+        alike = bool(before) and (before[-1].rule, before[-1].severity == "info") == (
+            finding.rule,
+            finding.severity == "info",
+        )
+        runs[name] = before if follows and alike else []
+        runs[name].append(finding)
+    for run in {id(run): run for run in runs.values()}.values():
+        worst = min(run, key=_rank)
+        if len(run) > 1:
+            others = f"in {len(run)} layers that follow each other, from `{run[0].layer}` to `{run[-1].layer}`"
+            worst = worst._replace(
+                message=f"{worst.message}; the same holds {others}",
+                evidence={**worst.evidence, "layers": float(len(run))},
+            )
+        yield worst, [finding.layer for finding in run]
 
 
 def unpack_columns(family: Family, tensor: np.ndarray) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tapescope.rules.finding import Finding, format_factor
-from tapescope.rules.history import History
+from tapescope.rules.history import WINDOW, History
 from tapescope.rules.record_view import NEVER_SATURATED, RecordView, index_of_largest, lower_median
 
 PATH_DECADES = 2.0
@@ -18,6 +18,8 @@ last ones learn; where it grows a hundredfold, the first layers' weights change 
 SEVERE_PATH_DECADES = 2.5
 """Decades lost that are too many whatever the optimizer makes of them, as long as nothing was learned: the loss of four
 or five sigmoid layers. Ten ReLU layers as Keras initializes them lose 1.5."""
+GROWTH = 10.0
+"""Times its first value: a gradient or weights that grew so much before a NaN overflowed by growing."""
 _LIMIT_DECADES = 99.0
 """Reported for an infinite number of decades, which JSON has no number for."""
 
@@ -25,7 +27,9 @@ _LIMIT_DECADES = 99.0
 def non_finite(history: History) -> Iterator[Finding]:
     """Report a NaN or Inf at once: no number means anything after it."""
     latest = history.latest
-    if not (_has_bad_output(latest) or _has_bad_gradient(latest, history) or history.loss_became_nonfinite):
+    lost_from_start = history.settled and _loss_lost_from_start(history)
+    bad_tensors = _has_bad_output(latest) or _has_bad_gradient(latest, history)
+    if not (bad_tensors or history.loss_became_nonfinite or lost_from_start):
         return
     views = list(history.window)
     bad_output = [_has_bad_output(view) for view in views]
@@ -42,6 +46,14 @@ def non_finite(history: History) -> Iterator[Finding]:
     forward = int(first.number("first_nonfinite_forward", -1))
     backward = int(first.number("first_nonfinite_backward", -1))
     layer, message = _locate_nonfinite(history, first, forward, backward, elements)
+    if lost_from_start and not bad_tensors:
+        first = views[0]
+        at = 0
+        message = "the loss is nan in all records, although all layers and gradients are finite"
+    grower, grown = _largest_growth(history, views[at - 1], first) if at else (None, "")
+    if at and _weights_are_bad(views[at - 1], first, history):
+        layer = grower
+        message = "the weights of most layers are NaN or Inf: an update made them so"
     # If only the gradient is not finite and no weight changed, a loss scale may have overflowed and skipped the step.
     # If that is not the reason, the next record has it in the weights.
     skipped = bad_gradient[at] and not any(bad_output) and not np.any(first.update_ratio > 0)
@@ -52,11 +64,15 @@ def non_finite(history: History) -> Iterator[Finding]:
         message = f"{message}, {when}; the weights did not change, as when a loss scale overflows"
         advice = f"Nothing to do while a loss scale is being adjusted. If it continues, look for {causes}"
     else:
-        message = f"{message}, {when}"
+        message = f"{message}, {when}{grown}"
         advice = f"Look for {causes}"
+    if grown:
+        advice = "Lower the learning rate at least tenfold, or clip the gradient by its global norm."
+    elif lost_from_start and not bad_tensors:
+        advice = f"Look into the loss function for {causes}"
     yield Finding(
         rule="non_finite",
-        version=1,
+        version=2,
         severity="info" if skipped else "error",
         layer=layer,
         step=first.step,
@@ -67,8 +83,51 @@ def non_finite(history: History) -> Iterator[Finding]:
             "index_forward": float(forward),
             "index_backward": float(backward),
         },
-        advice=f"{advice} If the gradient grew before, lower the learning rate or clip the gradient.",
+        advice=advice if grown else f"{advice} If the gradient grew before, lower the learning rate or clip it.",
     )
+
+
+def _loss_lost_from_start(history: History) -> bool:
+    """Return whether the loss is NaN in all records though the run has one. Without a loss its column is NaN too."""
+    return bool(history.layout.objectives) and not any(math.isfinite(loss) for loss in history.losses)
+
+
+def _weights_are_bad(before: RecordView, first: RecordView, history: History) -> bool:
+    """Return whether the first layer's weights were finite in the record before, and most layers' are not now.
+
+    A NaN that arises in a layer is in its output first. After the next update it is in the weights of all layers that
+    the gradient reached. The norm of weights is that of their finite elements, so NaN weights have 0.
+    """
+    layers = history.layout.layer_count
+    known = before.weight[:layers] > 0
+    lost = known & ~(first.weight[:layers] > 0)
+    return bool(known.any()) and float(lost.sum()) > 0.5 * float(known.sum())
+
+
+def _largest_growth(history: History, last: RecordView, bad: RecordView) -> tuple[str | None, str]:
+    """Return the layer whose gradient or weights grew most, and what grew, for a message.
+
+    Args:
+      history: of the run.
+      last: the last record without a NaN or Inf.
+      bad: the one after it. Its weights may still be finite.
+    """
+    weight = np.where(bad.weight > 0, bad.weight, last.weight)
+    start = history.first or last
+    names = history.layout.groups
+    with np.errstate(all="ignore"):
+        pairs = {
+            "gradient": (start.gradient, last.gradient),
+            "norm of the weights": (start.weight, weight),
+        }
+        growths = {what: np.where(np.isfinite(b / a), b / a, np.nan) for what, (a, b) in pairs.items()}
+    tops = {what: index_of_largest(growth) for what, growth in growths.items()}
+    what = max(tops, key=lambda name: np.nan_to_num(growths[name][tops[name]]))
+    at = tops[what]
+    if not growths[what][at] >= GROWTH:
+        return None, ""
+    a, b = (float(values[at]) for values in pairs[what])
+    return names[at], f"; before it the {what} of `{names[at]}` grew from {a:.2g} to {b:.2g}"
 
 
 def _locate_nonfinite(
@@ -104,17 +163,21 @@ def _bad_gradient_elements(view: RecordView, history: History) -> np.ndarray:
 
 def no_gradient(history: History) -> Iterator[Finding]:
     """Name variables that the loss does not depend on, or no longer does."""
+    layout = history.layout
+    if history.latest.gradient_gone:
+        yield from _no_gradient_anywhere(history)
+        return
     if not history.settled:
         return
-    layout = history.layout
     gradient = history.usual.gradient
-    if not np.any(gradient > 0):  # a loss of exactly 0, or a dead last layer
+    if not np.any(gradient > 0):
         return
     blocked = bool(layout.path) and history.usual.total_loss == -math.inf  # `vanishing` reports it
     variables = np.bincount(layout.owned[0], minlength=len(gradient))
     absent = np.isnan(gradient)
     zero = ~(gradient > 0)
-    for group in np.flatnonzero((variables > 0) & (absent | (zero & (not blocked)))):
+    in_step = np.any([~np.isnan(view.weight) for view in history.window], axis=0)  # other steps may have other rows
+    for group in np.flatnonzero((variables > 0) & in_step & (absent | (zero & (not blocked)))):
         name = layout.groups[group]
         if absent[group]:
             severity = "error"
@@ -126,7 +189,7 @@ def no_gradient(history: History) -> Iterator[Finding]:
             advice = "Look for a dead or saturated layer after it, or for weights after it that are 0."
         yield Finding(
             rule="no_gradient",
-            version=1,
+            version=2,
             severity=severity,
             layer=name,
             step=history.first_step(lambda view, group=group: not view.gradient[group] > 0),
@@ -134,6 +197,60 @@ def no_gradient(history: History) -> Iterator[Finding]:
             evidence={"variables": float(variables[group]), "gradient_norm": 0.0},
             advice=advice,
         )
+
+
+def _no_gradient_anywhere(history: History) -> Iterator[Finding]:
+    """Report a gradient that is exactly 0 in every layer: at once if no record had one, else once it lasts."""
+    window = list(history.window)
+    # A loss that is unknown or 0 may be that of one odd batch. A network that learned may have nothing left to learn.
+    certain = math.isfinite(history.latest.loss) and history.latest.loss != 0
+    if history.gradient_seen:
+        lasts = len(window) >= WINDOW and all(view.gradient_gone for view in window)
+        if not lasts or history.learned:
+            return
+    elif not certain and history.records < WINDOW // 2:
+        return
+    if all(view.loss == 0 for view in window):
+        return  # `impossible_loss` reports it
+    layer, where, advice = _where_it_stops(history)
+    first = next(view.step for view in window if view.gradient_gone)
+    yield Finding(
+        rule="no_gradient",
+        version=2,
+        severity="error",
+        layer=layer,
+        step=first,
+        message=f"the gradient is exactly 0 in every layer{where}: nothing is trained",
+        evidence={"gradient_norm": 0.0, "loss": history.latest.loss},
+        advice=advice,
+    )
+
+
+def _where_it_stops(history: History) -> tuple[str | None, str, str]:
+    """Return the layer at which a gradient of exactly 0 begins, where that is, and what to do."""
+    layout = history.layout
+    view = history.latest
+    general = (
+        "Check that the last layer's activation and the loss fit: logits, probabilities or values, as the loss takes "
+        "them."
+    )
+    if not layout.path:
+        return None, "", general
+    last = layout.path[0]
+    name = layout.groups[last]
+    kind = layout.activations[last]
+    if view.layer_column("delta_norm")[last] == 0:
+        return name, f", since the loss does not change with the output of `{name}`", general
+    if kind == "softmax" and layout.units[last] == 1:
+        advice = "Use sigmoid for one output: softmax of one unit is always 1."
+    elif kind == "relu":
+        advice = "Use a linear output for values, softmax or sigmoid for classes: ReLU gives 0 below 0, without a "
+        advice += "gradient."
+    elif kind in NEVER_SATURATED:
+        advice = general
+    else:
+        advice = "Scale the inputs to about 1, use smaller first weights, or a loss that takes logits."
+    return name, f", since {layout.describe_layer(last)} lets none through", advice
 
 
 def vanishing(history: History) -> Iterator[Finding]:

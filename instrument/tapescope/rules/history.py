@@ -13,7 +13,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tapescope.rules.record_view import Record, RecordView, RunLayout, lower_median, replica_differences, view_record
+from tapescope.rules.data_view import DataHistory
+from tapescope.rules.record_view import (
+    Record,
+    RecordView,
+    RunLayout,
+    extend_groups,
+    extend_layers,
+    extend_view,
+    lower_median,
+    replica_differences,
+    view_record,
+)
 
 WINDOW = 10
 """Records. A finding about what is usual needs at least half of them: batches differ, and one alone proves nothing."""
@@ -24,9 +35,16 @@ STUCK_FALL = 0.1
 LEARNED_FALL = 0.5
 """Share of the loss. Once so much is gone the network learns. Its gradients then become steep, or close to 0 where only
 a few hard examples are left, as a result of what it learned."""
+MASTERED_FALL = 0.9
+"""Share of the loss. Once so much is gone, what looked wrong earlier has done no harm that a user would notice."""
 FALLING_TREND = 1.0
 """Normal deviates by which the newer half of the losses lies lower: above it they may be falling slowly. A loss that
 does not fall exceeds it once in six times, so that it is soon recognized."""
+LITTLE_FALL = 1e-5
+"""Share of the loss a step, 1 % in a thousand steps. Losses that lie closer together than this are not falling, however
+surely each is below the one before."""
+MOST_LITTLE_FALL = 0.01
+"""The most that LITTLE_FALL makes in a long run."""
 TREND_RECORDS = 10 * WINDOW
 """The last losses, in two halves of which a trend is looked for."""
 MIN_STEPS = 100
@@ -37,6 +55,32 @@ SPIKE_FACTOR = 10.0
 they are far below those of the beginning, with which a spike is compared."""
 SPIKE_RECORDS = 3
 """A rise that lasts longer is not a spike but a new level."""
+
+NEVER_NEGATIVE = {
+    "binary_crossentropy",
+    "binary_focal_crossentropy",
+    "categorical_crossentropy",
+    "categorical_focal_crossentropy",
+    "categorical_hinge",
+    "hinge",
+    "huber",
+    "log_cosh",
+    "mean_absolute_error",
+    "mean_absolute_percentage_error",
+    "mean_squared_error",
+    "mean_squared_logarithmic_error",
+    "sparse_categorical_crossentropy",
+    "squared_hinge",
+}
+"""Losses that are 0 or above for every target in their range."""
+NEGATIVE_TOLERANCE = 1e-3
+"""What rounding and label smoothing may take a loss of 0 below it."""
+
+
+def is_impossible(loss: float, layout: RunLayout) -> bool:
+    """Return whether a loss is below 0 that cannot be, as far as it is known what the run trains with."""
+    names = {objective.loss for objective in layout.objectives}
+    return bool(names) and names <= NEVER_NEGATIVE and loss < -NEGATIVE_TOLERANCE
 
 
 class Usual(NamedTuple):
@@ -75,9 +119,11 @@ class History:
         self.layout = layout
         self.window: deque[RecordView] = deque(maxlen=WINDOW)
         sizes = [len(layout.groups) if name in _GROUP_VECTORS else layout.layer_count for name in _VECTORS]
-        self._ends = np.cumsum(sizes).tolist()
+        self._ends: list[int] = np.cumsum(sizes).tolist()
         self._table = np.full([self._ends[-1] + len(_NUMBERS), WINDOW], np.nan).T
         """The fields of Usual of the window's records, in any order, [WINDOW, N]; NaN for a record still to come."""
+        self.data = DataHistory(len(layout.data))
+        """The inputs, targets and outputs over all records."""
         self.first: RecordView | None = None
         self.records: int = 0
         self.early_losses: list[float] = []
@@ -97,6 +143,10 @@ class History:
         """Distance that the weights have moved, in multiples of their norm, [G]: the sum of the update ratios over all
         steps."""
         self.losses: deque[float] = deque(maxlen=TREND_RECORDS)
+        self.loss_steps: deque[int] = deque(maxlen=TREND_RECORDS)
+        """Steps of `losses`."""
+        self.gradient_seen: bool = False
+        """Whether any record had a gradient that was not 0."""
         self.highest_norm: float = 0.0
         """The largest norm of the whole gradient so far, without spikes."""
         self.spikes: list[RecordView] = []
@@ -109,21 +159,21 @@ class History:
         """Add the next record."""
         for name in _CACHED:
             self.__dict__.pop(name, None)
+        self.data.add(record.columns)
         before = self.window[-1] if self.window else None
         view = view_record(self.layout, record, before)
         self.first = self.first or view
-        # Weights that start at 0, such as biases, consist of their updates, so their ratio is not informative. Nor is
-        # the ratio of weights that are not finite.
-        informative = (self.first.weight > 0) & (view.number("first_nonfinite_forward", -1) < 0)
+        # Weights that start at 0 consist of their updates at first: after n equal ones the ratio is 1 / n, and between
+        # their first two records the norm rises from 0. Nor is the ratio of weights that are not finite informative.
+        grown = view.step - self.first.step >= 2
+        informative = ((self.first.weight > 0) | grown) & (view.number("first_nonfinite_forward", -1) < 0)
         view = view._replace(update_ratio=np.where(informative, view.update_ratio, np.nan))
-        self.window.append(view)
-        vectors = [getattr(view, name) for name in _VECTORS]
-        numbers = [getattr(view, name) for name in _NUMBERS]
-        self._table[self.records % WINDOW] = np.concatenate([*vectors, numbers])
-        self.records += 1
+        self._add_to_window(view)
         self.first_dead_share = np.where(np.isnan(self.first_dead_share), view.dead_share, self.first_dead_share)
         self._add_updates(view, before)
         self.losses.append(view.loss)
+        self.loss_steps.append(view.step)
+        self.gradient_seen = self.gradient_seen or not view.gradient_gone
         if self.records <= WINDOW:
             self.early_losses.append(view.loss)
             self.early_loss = float(lower_median(np.array(self.early_losses)))
@@ -133,6 +183,34 @@ class History:
         if "replica_norm" in view.columns:
             self.replica_differences.append((view.step, replica_differences(view, self.layout)))
         self._detect_spikes(view)
+
+    def extend(self, layout: RunLayout) -> None:
+        """Go on with a layout that has further variables or layers behind those that are there."""
+        before = self.layout
+        earlier = History(layout)
+        earlier.records = self.records - len(self.window)
+        for view in self.window:
+            earlier._add_to_window(extend_view(view, before, layout))
+        self.layout = layout
+        self.window = earlier.window
+        self._ends = earlier._ends
+        self._table = earlier._table
+        self.first = None if self.first is None else extend_view(self.first, before, layout)
+        self.spikes = [extend_view(view, before, layout) for view in self.spikes]
+        self._risen = [extend_view(view, before, layout) for view in self._risen]
+        self.first_dead_share = extend_layers(self.first_dead_share, layout)
+        self.largest_update = extend_groups(self.largest_update, before, layout, absent=-math.inf)
+        self.largest_update_step = extend_groups(self.largest_update_step, before, layout, absent=0)
+        self.distance = extend_groups(self.distance, before, layout, absent=0.0)
+        for name in _CACHED:
+            self.__dict__.pop(name, None)
+
+    def _add_to_window(self, view: RecordView) -> None:
+        self.window.append(view)
+        vectors = [getattr(view, name) for name in _VECTORS]
+        numbers = [getattr(view, name) for name in _NUMBERS]
+        self._table[self.records % WINDOW] = np.concatenate([*vectors, numbers])
+        self.records += 1
 
     def _add_updates(self, view: RecordView, before: RecordView | None) -> None:
         larger = view.update_ratio > self.largest_update
@@ -180,6 +258,15 @@ class History:
         return next((view.step for view in self.window if np.any(predicate(view))), self.latest.step)
 
     @property
+    def examples_per_step(self) -> float:
+        """Examples in a step, from the last two records; NaN where that is not known."""
+        if len(self.window) < 2:
+            return math.nan
+        before, latest = self.window[-2], self.window[-1]
+        examples = latest.number("examples_seen") - before.number("examples_seen")
+        return examples / (latest.step - before.step) if latest.step > before.step else math.nan
+
+    @property
     def steps_since_first(self) -> int:
         """Steps trained since the first record."""
         return self.latest.step - self.first.step if self.first else 0
@@ -203,15 +290,39 @@ class History:
         return float((lower - 0.5) * math.sqrt(12 * len(older) * len(newer) / (len(known) + 1)))
 
     @cached_property
+    def loss_flat(self) -> bool:
+        """True if four fifths of the last losses lie so close together that they do not fall, whatever their order."""
+        known = np.array([loss for loss in self.losses if math.isfinite(loss)])
+        if len(known) < WINDOW:
+            return False
+        low, middle, high = np.quantile(known, [0.1, 0.5, 0.9])
+        steps = self.loss_steps[-1] - self.loss_steps[0]
+        return bool(high - low <= min(LITTLE_FALL * steps, MOST_LITTLE_FALL) * abs(middle))
+
+    @cached_property
+    def loss_falling(self) -> bool:
+        """True if the newer half of the last losses is lower than the older one, by an amount that matters."""
+        return self.loss_trend > FALLING_TREND and not self.loss_flat
+
+    @property
+    def had_time(self) -> bool:
+        """True if there are enough records and steps for a loss to have fallen."""
+        return self.records >= LONG and self.steps_since_first >= MIN_STEPS
+
+    @cached_property
     def loss_stuck(self) -> bool:
         """True if the loss had time to fall, did not, and is not falling slowly either."""
-        had_time = self.records >= LONG and self.steps_since_first >= MIN_STEPS
-        return had_time and self.loss_fall < STUCK_FALL and not self.loss_trend > FALLING_TREND
+        return self.had_time and self.loss_fall < STUCK_FALL and not self.loss_falling
 
     @property
     def learned(self) -> bool:
         """True if most of the loss is gone."""
-        return self.loss_fall >= LEARNED_FALL
+        return self.loss_fall >= LEARNED_FALL and not is_impossible(self.usual.loss, self.layout)
+
+    @property
+    def mastered(self) -> bool:
+        """True if nearly all of the loss is gone, of the very first one too, which may have been the smallest."""
+        return self.had_time and self.learned and self.loss_fall >= MASTERED_FALL and self.loss_rise <= -MASTERED_FALL
 
     @cached_property
     def loss_rise(self) -> float:

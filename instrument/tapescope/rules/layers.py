@@ -18,6 +18,8 @@ SATURATED_SHARE = 0.5
 """Half of a layer: above it more of the layer is idle than works. A warning where that does harm or came about by
 training. Deep in a narrow ReLU network examples look alike, and near half of the units may be silent from the start
 without harm."""
+MOSTLY_DEAD_SHARE = 0.8
+"""Of a hidden layer: a warning even while the loss falls, since what is left of the layer may be too little."""
 NEARLY_ALL_SHARE = 0.9
 ONE_SIDED_SATURATED_SHARE = 0.9
 """ELU, softplus, GELU and the like are saturated on half of their inputs by design."""
@@ -28,6 +30,14 @@ MIN_WINDOW_EXAMPLES = 300
 FIRST_STD_DECADES = (-2.0, 1.5)
 """Decades of the standard deviation of the first layer's outputs. Standardized data, or pixels between 0 and 1, give
 0.1 to 3."""
+
+CONSTANT_SPREAD = 1e-6
+"""Of the largest output: a few times what float32 rounds."""
+LOW_CHANCE_DECADES = 3.0
+"""Decades, over the number of weights, by which their norm is below the usual one by chance once in a thousand times:
+the 0.1 % quantile of chi-square is 2.9 decades for one normal weight, 1.5 for two and 0.4 for eight."""
+HIGH_CHANCE_DECADES = 0.5
+"""The same above it, over the root of the number of weights: the 99.9 % quantile is 0.5 decades for one weight."""
 
 BOUNDED = {"sigmoid", "tanh", "softsign", "hard_sigmoid", "hard_tanh"}
 
@@ -48,12 +58,14 @@ def poor_initialization(history: History) -> Iterator[Finding]:
     total_gain = float(np.sum(gain[list(layout.path[:-1])])) if np.isfinite(gain).all() else 0.0
     only_in_total = abs(total_gain) >= PATH_DECADES and bool(np.all(np.abs(gain) < GAIN_DECADES))
     worst = index_of_largest(np.abs(gain)) if only_in_total else -1
+    lowest, highest = _chance_decades(history)
     for layer in range(layout.layer_count):
         name = layout.groups[layer]
         is_input = bool(layout.is_input[layer])
         is_output = bool(layout.is_output[layer])
-        too_small = gain[layer] <= -GAIN_DECADES and not is_output  # outputs may start at 0
+        too_small = gain[layer] <= -GAIN_DECADES - lowest[layer] and not is_output  # outputs may start at 0
         saturated = first.saturated[layer]
+        low, high = FIRST_STD_DECADES[0] - lowest[layer], FIRST_STD_DECADES[1] + highest[layer]
         if layer == worst:
             too_large = total_gain > 0
             message = (
@@ -61,7 +73,7 @@ def poor_initialization(history: History) -> Iterator[Finding]:
                 f"{format_factor(10**total_gain)} as long, those of `{name}` most"
             )
             evidence = {"decades_weights": total_gain, "decades_here": float(gain[layer])}
-        elif gain[layer] >= GAIN_DECADES or too_small:
+        elif gain[layer] >= GAIN_DECADES + highest[layer] or too_small:
             too_large = bool(gain[layer] > 0)
             length = f"{format_factor(10 ** gain[layer])} as long" if np.isfinite(gain[layer]) else "0"
             message = f"the first weights of `{name}` make the gradient that passes them {length}"
@@ -70,7 +82,7 @@ def poor_initialization(history: History) -> Iterator[Finding]:
             too_large = True
             message = f"{format_share(saturated)} of the outputs of `{name}` are saturated from the start"
             evidence = {"saturated": float(saturated)}
-        elif is_input and not is_output and not FIRST_STD_DECADES[0] <= std_decades[layer] <= FIRST_STD_DECADES[1]:
+        elif is_input and not is_output and not low <= std_decades[layer] <= high:
             too_large = bool(std_decades[layer] > 0)
             message = (
                 f"the outputs of `{name}`, which reads the data, have standard deviation {std[layer]:.2g}, where 0.1 "
@@ -81,7 +93,7 @@ def poor_initialization(history: History) -> Iterator[Finding]:
             continue
         yield Finding(
             rule="poor_initialization",
-            version=1,
+            version=2,
             severity="warning",
             layer=name,
             step=first.step,
@@ -91,6 +103,18 @@ def poor_initialization(history: History) -> Iterator[Finding]:
             f"{'smaller' if too_large else 'larger'} first weights: He initialization for ReLU and similar "
             "activations, Glorot for tanh and sigmoid.",
         )
+
+
+def _chance_decades(history: History) -> tuple[np.ndarray, np.ndarray]:
+    """Return by how many decades the weights of each layer may be small and large by chance, [L] each.
+
+    All examples may have nearly the same gradient, so what counts is the narrower side of the weights' matrix; the
+    inputs of a layer that reads the data are not known, and count as one.
+    """
+    layout = history.layout
+    inputs = np.array([layout.units[source] if source >= 0 else 1.0 for source in layout.source])
+    count = np.where(inputs > 1, inputs, np.maximum(layout.units, 1.0))
+    return LOW_CHANCE_DECADES / count, HIGH_CHANCE_DECADES / np.sqrt(count)
 
 
 def _compensated(decades: np.ndarray, compensation: np.ndarray) -> np.ndarray:
@@ -121,22 +145,39 @@ def dead_units(history: History) -> Iterator[Finding]:
         units = layout.units[layer]
         dead = share[layer] * units
         is_output = bool(layout.is_output[layer])
-        harmful = is_output or rising[layer] or share[layer] >= NEARLY_ALL_SHARE or history.loss_stuck
+        kind = layout.activations[layer]
+        if share[layer] >= 1 and is_output and (kind in {*BOUNDED, "softmax"} or history.latest.gradient_gone):
+            continue  # `constant_output` or `no_gradient` reports it
+        # A softmax output that is always 0 may be a class that does not occur.
+        came = (is_output and kind != "softmax") or bool(rising[layer] and not is_output)
+        mostly = bool(share[layer] >= MOSTLY_DEAD_SHARE and not is_output)
+        harmful = mostly or history.loss_stuck or (came and not history.mastered)
         if share[layer] >= 1:
             severity = "error"
         elif many[layer] and harmful:
             severity = "warning"
         else:
             severity = "info"
-        message = f"{dead:.0f} of the {units:.0f} units of `{name}` never fired on {examples:.0f} examples"
+        bounded = kind in BOUNDED
+        if bounded:
+            state = f"are stuck at an end of {kind}, where its derivative is exactly 0, on all of"
+        elif kind == "softmax":
+            state = "gave exactly 0 on"
+        else:
+            state = "never fired on"
+        message = f"{dead:.0f} of the {units:.0f} units of `{name}` {state} {examples:.0f} examples"
         if rising[layer]:
             message += f"; at first it was {history.first_dead_share[layer] * units:.0f}"
         advice = "Lower the learning rate, start its biases at 0, or use Leaky ReLU or ELU there."
-        if is_output:
+        if bounded:
+            advice = "Scale its input, lower the learning rate, and check that the targets lie in its range."
+        elif kind == "softmax":
+            advice = "Check whether these classes occur in the labels; if so, lower the learning rate."
+        elif is_output and kind == "relu":
             advice += " An output layer with ReLU can lose a class for good: use softmax or sigmoid."
         yield Finding(
             rule="dead_units" if many[layer] else "dying_units",
-            version=1,
+            version=2,
             severity=severity,
             layer=name,
             step=history.first_step(lambda view, layer=layer, limit=limit[layer]: view.dead_share[layer] >= limit),
@@ -187,3 +228,39 @@ def saturation(history: History) -> Iterator[Finding]:
             evidence=evidence,
             advice=advice,
         )
+
+
+def constant_output(history: History) -> Iterator[Finding]:
+    """Report an output that is the same for all examples. Where nothing has a gradient, `no_gradient` names it."""
+    layout = history.layout
+    if not history.settled or not layout.path or history.latest.gradient_gone:
+        return
+    last = layout.path[0]
+    window = list(history.window)
+    low, high = (np.array([v.layer_column(f"activation_{end}")[last] for v in window]) for end in ("min", "max"))
+    with np.errstate(invalid="ignore"):
+        size = np.maximum(np.abs(low), np.abs(high))
+        constant = bool(np.all(high - low <= CONSTANT_SPREAD * size)) and bool(np.isfinite(size).all())
+    # One example and one unit have no spread; over the records their output varies.
+    same = bool(np.ptp(high) <= CONSTANT_SPREAD * size.max())
+    examples = history.examples_per_step
+    if not constant or not (same or examples >= 2) or history.mastered:
+        return
+    kind = layout.activations[last]
+    name = layout.groups[last]
+    if kind == "softmax" and layout.units[last] == 1:
+        advice = "Use sigmoid for one output: softmax of one unit is always 1."
+    elif kind in BOUNDED:
+        advice = "Check that the targets lie in its range, scale the inputs to about 1, and lower the learning rate."
+    else:
+        advice = "Look for the first layer before it whose units are all dead; lower the learning rate."
+    yield Finding(
+        rule="constant_output",
+        version=1,
+        severity="warning",
+        layer=name,
+        step=window[0].step,
+        message=f"{layout.describe_layer(last)} gives {high[-1]:.4g} for every example",
+        evidence={"output": float(high[-1]), "records": float(len(window))},
+        advice=advice,
+    )

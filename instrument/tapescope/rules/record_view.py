@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tapescope.rules.data_view import DataRow, Objective, data_layout
+from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import flow_path, tables
 
@@ -52,6 +54,10 @@ class RunLayout(NamedTuple):
     """The last layer that reads each one, [L]; -1 for none."""
     expected_weight_gain: np.ndarray
     """Decades by which Glorot initialization changes the gradient's length in a layer of these units, [L]."""
+    data: tuple[DataRow, ...] = ()
+    """The inputs, targets and outputs that were measured."""
+    objectives: tuple[Objective, ...] = ()
+    """The outputs, and what they are trained for."""
     replica_issues: tuple[Sequence[Any], ...] = ()
     """What Keras does differently with several replicas: kind, layer and setting of each issue."""
 
@@ -89,6 +95,7 @@ def run_layout(variables: Sequence[str], layers: Sequence[str], details: Mapping
     for layer, indices in enumerate(sources):
         reader[indices] = layer
     units = np.array(tables.units(family), float)
+    data, objectives = data_layout(details)
     first_unowned = min(unowned, default=len(variables) + 1)
     return RunLayout(
         groups=(*layers, *(variables[v] for v in unowned)),
@@ -107,6 +114,8 @@ def run_layout(variables: Sequence[str], layers: Sequence[str], details: Mapping
         expected_weight_gain=np.array(
             [_glorot_gain(units[source], units[n]) if source >= 0 else 0.0 for n, source in enumerate(followed)]
         ),
+        data=data,
+        objectives=objectives,
         replica_issues=_issues(details),
     )
 
@@ -167,6 +176,12 @@ class RecordView(NamedTuple):
     share_kept: float
     """Norm of the gradient that the optimizer got, over that of the whole gradient."""
 
+    @property
+    def gradient_gone(self) -> bool:
+        """True if every known gradient is finite and exactly 0."""
+        nonfinite = np.nansum(np.asarray(self.columns.get("gradient_nonfinite", 0.0), float))
+        return bool(self.norm == 0 and np.any(self.gradient == 0) and nonfinite == 0)
+
     def column(self, name: str, size: int) -> np.ndarray:
         """Return a column of that size; NaN where the run does not have it."""
         return np.asarray(self.columns.get(name, np.full(size, np.nan)), float)
@@ -202,7 +217,8 @@ def view_record(layout: RunLayout, record: Record, before: RecordView | None) ->
         group_gradient, group_weight, group_update = _group_norms(layout, np.stack([gradient, weight, update]))
         update_ratio = group_update / group_weight
         if before is not None and record.step > before.step:
-            drift = np.abs(group_weight - before.weight) / (before.weight * (record.step - before.step))
+            distance = np.where(before.weight > 0, np.abs(group_weight - before.weight), np.nan)
+            drift = distance / (before.weight * (record.step - before.step))
             update_ratio = np.fmax(update_ratio, drift)
         unmeasured = np.full(layout.layer_count, np.nan)
         zero, saturated, flow_gate, flow_weight, flow_between = (
@@ -233,13 +249,54 @@ def view_record(layout: RunLayout, record: Record, before: RecordView | None) ->
             path_gains=path_gains,
             total_loss=float(np.nansum(path_losses)),
             total_gain=float(np.nansum(path_gains)),
-            dead_share=columns.get("units_dead", unmeasured) / layout.units,
+            dead_share=columns.get("units_dead", unmeasured) / np.where(layout.units > 0, layout.units, np.nan),
             activation_zero=zero,
             saturated=saturated,
             flow_gate=flow_gate,
             norm=norm,
             share_kept=float(share_kept),
         )
+
+
+_LAYER_FIELDS = ("path_losses", "path_gains", "dead_share", "activation_zero", "saturated", "flow_gate")
+_LAYER_GAINS = ("gate_gain", "weight_gain", "between_gain")
+_COLUMN_SIZES = {
+    **{column.name: "variables" for column in (*metadata.VARIABLE_COLUMNS, *metadata.REPLICA_COLUMNS)},
+    **{column.name: "layers" for column in metadata.LAYER_COLUMNS},
+}
+
+
+def extend_groups(values: np.ndarray, before: RunLayout, layout: RunLayout, absent: float = math.nan) -> np.ndarray:
+    """Return values by group, [G], for a layout with further groups, in which they are `absent`."""
+    known = dict(zip(before.groups, values.tolist(), strict=True))
+    return np.array([known.get(name, absent) for name in layout.groups], values.dtype)
+
+
+def extend_layers(values: np.ndarray, layout: RunLayout, absent: float = math.nan) -> np.ndarray:
+    """Return values by layer, [L], for a layout with further layers, in which they are `absent`."""
+    return _pad_last_axis(values, layout.layer_count, absent)
+
+
+def extend_view(view: RecordView, before: RunLayout, layout: RunLayout) -> RecordView:
+    """Return a record for a layout that has further variables or layers: those were absent from it."""
+    sizes = {"variables": layout.variable_count, "layers": layout.layer_count}
+    columns = {
+        name: _pad_last_axis(np.asarray(values, float), sizes[_COLUMN_SIZES[name]], math.nan)
+        if name in _COLUMN_SIZES
+        else values
+        for name, values in view.columns.items()
+    }
+    fields = {
+        name: extend_groups(getattr(view, name), before, layout) for name in ("gradient", "weight", "update_ratio")
+    }
+    fields |= {name: extend_layers(getattr(view, name), layout) for name in _LAYER_FIELDS}
+    fields |= {name: extend_layers(getattr(view, name), layout, 0.0) for name in _LAYER_GAINS}
+    return view._replace(columns=columns, **fields)
+
+
+def _pad_last_axis(values: np.ndarray, size: int, absent: float) -> np.ndarray:
+    missing = size - values.shape[-1]
+    return np.pad(values, [*[(0, 0)] * (values.ndim - 1), (0, missing)], constant_values=absent)
 
 
 def _along_path(layout: RunLayout, gate: np.ndarray, weights: np.ndarray) -> np.ndarray:

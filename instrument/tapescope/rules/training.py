@@ -3,12 +3,13 @@
 README.md says how a rule is written.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
 from tapescope.rules.finding import Finding, format_factor, format_share
-from tapescope.rules.history import FALLING_TREND, LONG, MIN_STEPS, STUCK_FALL, WINDOW, History
+from tapescope.rules.history import LONG, MIN_STEPS, STUCK_FALL, WINDOW, History, is_impossible
 from tapescope.rules.record_view import index_of_largest, lower_median
 
 LARGE_UPDATE = 0.1
@@ -25,6 +26,17 @@ LITTLE_KEPT = 0.03
 """Share of the gradient's norm that is left: below it the clipping, and not the gradient, determines the step size.
 Clipped at 1, a tenth is left of the early gradients of many a sound training."""
 
+SLOW_UPDATE = 3e-3
+"""Of the weights' norm: at this rate weights need 300 steps in one direction to be replaced."""
+SLOW_FALL = 1e-3
+"""Share of the loss a step: at this pace nothing is learned before a thousand steps."""
+SURE_TREND = 3.0
+"""Normal deviates by which the newer losses lie lower: by chance less than once in 700 runs."""
+STRAIGHT = (0.5, 2.0)
+"""The fall in the newer half of the losses over that in the older one, between which the loss falls in a line."""
+SELDOM_ZERO = {"binary_crossentropy", "categorical_crossentropy", "sparse_categorical_crossentropy"}
+"""Losses that are exactly 0 only where every output is as sure as float32 can say."""
+
 
 def update_too_large(history: History) -> Iterator[Finding]:
     """Report updates as large as the weights: lasting ones, or a single one of weights that were not small before."""
@@ -35,7 +47,7 @@ def update_too_large(history: History) -> Iterator[Finding]:
     if not steady and not (largest >= 1).any():
         return
     # The first steps replace weights that start near 0, and nothing is wrong. So look at their size, or at the loss.
-    not_falling = history.loss_fall < STUCK_FALL and not history.loss_trend > FALLING_TREND
+    not_falling = history.loss_fall < STUCK_FALL and not history.loss_falling
     harmful = history.loss_rise >= 9 or (history.settled and lasting and not_falling)
     confirmed = harmful and history.records > 1
     leaps = (largest >= 1) & (confirmed | _start_at_full_size(history))
@@ -55,10 +67,17 @@ def update_too_large(history: History) -> Iterator[Finding]:
         message = f"{changes} weights by up to {by} their norm, most those of `{layer}`"
     if harmful:
         message += ", and the loss did not fall"
+    severity = "error" if harmful else "warning"
+    if not steady and not harmful and history.mastered:
+        severity = "info"  # one leap, after which the network learned
+        message += "; since then the loss has fallen"
+    advice = f"Lower the learning rate{' of this layer' if stands_out else ''} at least tenfold, or warm it up."
+    if harmful and _rose_at_once(history):
+        advice += " If it is as small as intended, check its sign: a negative one climbs along the gradient."
     yield Finding(
         rule="update_too_large",
-        version=1,
-        severity="error" if harmful else "warning",
+        version=2,
+        severity=severity,
         layer=layer if stands_out else None,
         step=(
             history.first_step(lambda view: view.update_ratio[at] >= LARGE_UPDATE)
@@ -67,8 +86,14 @@ def update_too_large(history: History) -> Iterator[Finding]:
         ),
         message=message,
         evidence={"update_ratio": ratio},
-        advice=f"Lower the learning rate{' of this layer' if stands_out else ''} at least tenfold, or warm it up.",
+        advice=advice,
     )
+
+
+def _rose_at_once(history: History) -> bool:
+    """Return whether each of the first losses is above the one before it."""
+    early = np.array(history.early_losses[: WINDOW // 2])
+    return len(early) > 1 and bool(np.all(np.diff(early) > 0))
 
 
 def _extreme_group(values: np.ndarray, history: History, smallest: bool = False) -> tuple[int, bool]:
@@ -121,7 +146,7 @@ def update_too_small(history: History) -> Iterator[Finding]:
     usual = float(lower_median(largest))
     names = history.layout.groups
     all_small = bool(np.nanmax(largest) <= SMALL_UPDATE) and not rising.any()
-    not_falling = history.loss_fall < STUCK_FALL and not history.loss_trend > FALLING_TREND
+    not_falling = history.loss_fall < STUCK_FALL and not history.loss_falling
     if stands_out and slow[slowest] <= min(FROZEN_SHARE * usual, SMALL_UPDATE / 10):
         layer = names[slowest]
         ratio = float(largest[slowest])
@@ -143,7 +168,7 @@ def update_too_small(history: History) -> Iterator[Finding]:
         return
     yield Finding(
         rule="update_too_small",
-        version=1,
+        version=2,
         severity="warning",
         layer=layer,
         step=first.step,
@@ -193,7 +218,7 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
         return
     yield Finding(
         rule="loss_not_falling",
-        version=1,
+        version=2,
         severity="warning",
         layer=None,
         step=history.latest.step,
@@ -208,6 +233,87 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
         advice="Check what a gradient does not show: whether the labels belong to these examples, whether the loss is "
         "the right one, and whether the learning rate is too high.",
     )
+
+
+def impossible_loss(history: History) -> Iterator[Finding]:
+    """Report a loss that is below 0 where it cannot be, or exactly 0 without having been learned."""
+    losses = [view.loss for view in history.window]
+    names = {objective.loss for objective in history.layout.objectives}
+    if is_impossible(losses[-1], history.layout):
+        yield Finding(
+            rule="impossible_loss",
+            version=1,
+            severity="error",
+            layer=None,
+            step=history.first_step(lambda view: is_impossible(view.loss, history.layout)),
+            message=f"the loss is {losses[-1]:.3g}, and {' and '.join(f'`{name}`' for name in sorted(names))} cannot "
+            "be below 0 for targets in its range: the network lowers it without end and learns nothing",
+            evidence={"loss": losses[-1]},
+            advice="Look at the targets: binary cross-entropy takes 0 and 1, categorical cross-entropy rows of "
+            "probabilities. For class indices use sparse categorical cross-entropy.",
+        )
+    if len(losses) < WINDOW // 2 or any(losses):
+        return
+    always = not any(history.early_losses)
+    early = history.steps_since_first < MIN_STEPS
+    certain = bool(names) and names <= SELDOM_ZERO
+    yield Finding(
+        rule="impossible_loss",
+        version=1,
+        severity="warning" if always or (early and certain) else "info",
+        layer=None,
+        step=history.first_step(lambda view: view.loss == 0),
+        message=f"the loss is exactly 0 {'from the first record on' if always else 'by now'}: nothing is learned any "
+        "more",
+        evidence={"loss": 0.0, "records": float(history.records)},
+        advice="Check that the labels differ between examples and were not rounded or divided to one value, and that "
+        "the loss compares them with the outputs.",
+    )
+
+
+def slow_learning(history: History) -> Iterator[Finding]:
+    """Note a loss that falls in a line by small steps: the learning rate could be higher.
+
+    It is a warning where the loss is so flat that it would not get anywhere.
+    """
+    ratios = _of_layers(history.usual.update_ratio, history)
+    largest = float(np.nanmax(ratios)) if np.any(ratios >= 0) else math.nan
+    if not history.had_time or history.learned or not largest <= SLOW_UPDATE or not history.loss_trend >= SURE_TREND:
+        return
+    if history.loss_fall > SLOW_FALL * history.steps_since_first:
+        return
+    first = history.first or history.latest
+    if _rising_updates(history, first.update_ratio).any():
+        return
+    if not STRAIGHT[0] <= _bend(history) <= STRAIGHT[1] or not history.loss_fall > 0:
+        return
+    yield Finding(
+        rule="slow_learning",
+        version=1,
+        severity="warning" if history.loss_flat and history.loss_fall < STUCK_FALL else "info",
+        layer=None,
+        step=history.latest.step,
+        message=f"the loss falls in a line, by {format_share(history.loss_fall)} in {history.steps_since_first} steps, "
+        f"and no layer's weights change by more than {largest:.2g} of their norm in a step",
+        evidence={"fall": history.loss_fall, "trend": history.loss_trend, "update_ratio_largest": largest},
+        advice="Try a learning rate three to ten times as high, or train for longer.",
+    )
+
+
+def _bend(history: History) -> float:
+    """Return the fall a step in the newer half of the last losses over that in the older half: 1 for a line."""
+    points = np.array([(s, x) for s, x in zip(history.loss_steps, history.losses, strict=True) if math.isfinite(x)])
+    if len(points) < LONG:
+        return math.nan
+    older, newer = np.array_split(points, 2)
+    before, after = (_fall_a_step(half[:, 0], half[:, 1]) for half in (older, newer))
+    return after / before if before > 0 else math.nan
+
+
+def _fall_a_step(steps: np.ndarray, losses: np.ndarray) -> float:
+    """Return the fall a step of the straight line through losses, by least squares."""
+    distances = steps - steps.mean()
+    return -float(np.sum(distances * losses) / np.sum(np.square(distances)))
 
 
 def falls_regardless(history: History) -> Iterator[Finding]:

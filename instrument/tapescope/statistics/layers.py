@@ -85,8 +85,9 @@ def layer_rows(calls: Sequence[LayerCall], histogram: bool = False) -> tuple[tf.
     if not calls:
         return tf.zeros([len(LAYER_ROWS), 0]), tf.zeros([len(UNIT_ROWS), 0]), tf.zeros([0, BINS], tf.int32)
     outputs = [tf.cast(_output(call), tf.float32) for call in calls]
-    # A function that is differentiated has a z of its own call, so its output is not stacked with others.
-    keys = [id(call) if call.activation.function else call.activation for call in calls]
+    # A derivative needs the z or the gradients of its own call, so such an output is not stacked with others.
+    needs_own = [call.activation.function is not None or call.activation.from_gradients for call in calls]
+    keys = [id(call) if own else call.activation for call, own in zip(calls, needs_own, strict=True)]
     groups = group_by_shape(outputs, keep_units=True, keys=keys)
     widths = [int(a.shape[-1] or 0) for a in outputs]
     if for_gpu():
@@ -96,7 +97,7 @@ def layer_rows(calls: Sequence[LayerCall], histogram: bool = False) -> tuple[tf.
         moments, absolute_sums = (concat(part, 1) for part in zip(*parts, strict=True))
         unit_counts = _unit_counts(groups, calls)
         zero, saturated = _sum_by_layer(unit_counts, groups, widths)
-    nan_if_undefined = [0.0 if calls[i].activation.defined else np.nan for group in groups for i in group.indices]
+    nan_if_undefined = [0.0 if _has_saturation(calls[i]) else np.nan for group in groups for i in group.indices]
     sizes = element_counts(groups)
     bins = None
     if histogram:
@@ -141,7 +142,7 @@ def _single_pass(
 
 def _is_saturated(call: LayerCall, masks: Sequence[tf.Tensor | None], x: tf.Tensor) -> tf.Tensor | None:
     """Return which elements of `x` are saturated; `masks` are of the same elements in another shape."""
-    if call.activation.function is None:
+    if call.activation.function is None and not call.activation.from_gradients:
         low, high = saturation_masks(call.activation, None, x)
     else:
         low, high = (None if mask is None else tf.reshape(mask, tf.shape(x)) for mask in masks[2:])
@@ -287,7 +288,10 @@ def _unit_masks(group: Group, calls: Sequence[LayerCall]) -> tuple[tf.Tensor | N
     x = group.tensor
     with attribute_errors_to(call.name):
         zeros = tf.raw_ops.Equal(x=x, y=constant(0.0))
-        low, high = saturation_masks(call.activation, _pre_activation(call), x)
+        if call.activation.from_gradients:
+            low, high = _masks_from_gradients(call, x)
+        else:
+            low, high = saturation_masks(call.activation, _pre_activation(call), x)
         flat = flat_mask(call.activation, x)
     # What is saturated low of a ReLU are its zeros.
     is_relu = call.activation.nonnegative and call.activation.saturated[0] == 0
@@ -323,6 +327,36 @@ def saturation_masks(
         return small & (z < 0), small & (z >= 0)
     low, high = activation.saturated
     return (a <= low if low > -np.inf else None), (a >= high if high < np.inf else None)
+
+
+def _gradient_pair(call: LayerCall) -> tuple[tf.Tensor, tf.Tensor] | None:
+    """Return the gradients with respect to z and a, if there are both and the activation keeps the shape."""
+    delta_a, delta_z, _ = call.deltas
+    if delta_a is None or delta_z is None or delta_a.shape.as_list() != delta_z.shape.as_list():
+        return None
+    return delta_z, delta_a
+
+
+def _has_saturation(call: LayerCall) -> bool:
+    """Return whether it is known which elements are saturated: not without gradients where the function is unknown."""
+    return call.activation.defined and not (call.activation.from_gradients and _gradient_pair(call) is None)
+
+
+def _masks_from_gradients(call: LayerCall, a: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+    """Return what `saturation_masks` does, for a function of which only the gradients are known.
+
+    |f'| is |dL/dz| / |dL/da|. An element to which no gradient comes tells nothing, and does not count as saturated. The
+    saturated ones below the mean output are the low ones.
+    """
+    pair = _gradient_pair(call)
+    if pair is None:
+        return None, None
+    delta_z, delta_a = (tf.reshape(tf.abs(delta), tf.shape(a)) for delta in pair)
+    slope = tf.math.divide_no_nan(delta_z, delta_a)
+    largest = tf.reduce_max(tf.where(tf.math.is_finite(slope), slope, 0.0))
+    small = (slope < SATURATED_SHARE * largest) & (delta_a > 0)
+    low = a < tf.reduce_mean(a)
+    return small & low, small & tf.math.logical_not(low)
 
 
 def flat_mask(activation: Activation, a: tf.Tensor) -> tf.Tensor | None:

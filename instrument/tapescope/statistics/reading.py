@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from tapescope.capture.layer_hooks import LayerCall
 from tapescope.capture.selection import Names
+from tapescope.statistics import data, replicas
 from tapescope.statistics import layers as layer_statistics
-from tapescope.statistics import replicas
 from tapescope.statistics import tensors as tensor_statistics
 from tapescope.statistics.batched_ops import constant
 from tensorboard_plugin_tapescope import metadata
@@ -27,7 +27,7 @@ UNIT_COLUMNS = ("units_dead", "units_dormant", "units_saturated", "units_revived
 """The layers' columns that no single step can give: the recorder's ledger fills them."""
 LAYER_COLUMNS = tuple(c.name for c in metadata.LAYER_COLUMNS if c.name not in UNIT_COLUMNS)
 VARIABLE_COLUMNS = tuple(c.name for c in metadata.VARIABLE_COLUMNS)
-STEP_COLUMNS = ("examples", "first_nonfinite_forward", "first_nonfinite_backward", "noise_scale_total")
+STEP_COLUMNS = ("examples", "first_nonfinite_forward", "first_nonfinite_backward", "noise_scale_total", "loss")
 
 NAN = float("nan")
 
@@ -54,6 +54,10 @@ class Reading(NamedTuple):
     """int32 [L, B]."""
     replicas: tf.Tensor
     """`metadata.REPLICA_COLUMNS` of each replica's own gradients, float32 [3, R, V]; empty with one replica."""
+    data: tf.Tensor
+    """`data.DATA_ROWS` by input, target and output, float32 [..., K, D]: of each replica and small batch."""
+    layout: tf.Tensor
+    """Which of the Probe's programs made it, int32 []: programs of one Probe may have other variables and layers."""
 
     def column(self, name: str) -> Any:
         """Return one column.
@@ -93,6 +97,12 @@ class Partial(NamedTuple):
     """`tensors.GRADIENT_ROWS`, float32 [K, V], NaN where a variable has no gradient; None until the sum is known."""
     gradient_histogram: tf.Tensor | None
     """int32 [V, B]."""
+    data_rows: tf.Tensor
+    """`data.DATA_ROWS`, float32 [K, D]; of an accumulated step [M, K, D]; merged [R, ..., K, D]."""
+    loss: tf.Tensor
+    """This replica's part of the batch's loss, where the caller knows it, float32 []; else NaN."""
+    layout: tf.Tensor
+    """int32 [index, 0]. The shape is the number of the rows' layout, as it is known outside of a compiled function."""
 
 
 def accumulate(partials: Sequence[Partial]) -> Partial:
@@ -104,12 +114,14 @@ def accumulate(partials: Sequence[Partial]) -> Partial:
         activation_histogram=tf.add_n(counts) if counts else None,
         gradient_rows=None,
         gradient_histogram=None,
+        data_rows=tf.stack([p.data_rows for p in partials]),
+        loss=constant(NAN),
     )
 
 
 def dense(gradient: Any) -> tf.Tensor | None:
     """Return a gradient as one float32 tensor; duplicate rows of IndexedSlices are summed."""
-    return None if gradient is None else tf.cast(tf.convert_to_tensor(gradient), tf.float32)
+    return None if gradient is None else tensor_statistics.as_float32(tf.convert_to_tensor(gradient))
 
 
 def measure(
@@ -138,6 +150,9 @@ def measure(
         weights=tuple(weights),
         gradient_rows=gradient_rows,
         gradient_histogram=gradient_histogram,
+        data_rows=data.data_rows(()),
+        loss=constant(NAN),
+        layout=tf.zeros([0, 0], tf.int32),
     )
 
 
@@ -148,6 +163,7 @@ def complete(
     applied: Sequence[tf.Tensor | None] | None,
     weights: Sequence[tf.Tensor],
     names: Names,
+    layout: int,
 ) -> Reading:
     """Return the Reading. All gradients are dense and unscaled.
 
@@ -158,6 +174,7 @@ def complete(
       applied: what the optimizer got, where it differs; summed over replicas if `aggregated` is given.
       weights: the V variables after the update.
       names: of the rows.
+      layout: index of the rows' layout.
     """
     histograms = partial.activation_histogram is not None
     replica_columns = None
@@ -204,6 +221,7 @@ def complete(
         "first_nonfinite_forward": _first_index(nonfinite_data | nonfinite_weight),
         "first_nonfinite_backward": _last_index((layers["delta_nonfinite"] > 0) | nonfinite_gradient),
         "noise_scale_total": noise_total,
+        "loss": partial.loss,
     }
     return Reading(
         variables=tf.stack([variables[name] for name in VARIABLE_COLUMNS]),
@@ -214,6 +232,8 @@ def complete(
         gradient_histogram=_or_empty(partial.gradient_histogram, tf.int32),
         activation_histogram=_or_empty(partial.activation_histogram, tf.int32),
         replicas=_or_empty(replica_columns, tf.float32),
+        data=partial.data_rows,
+        layout=tf.constant(layout, tf.int32),
     )
 
 
@@ -233,16 +253,20 @@ def _gather(
     context: tf.distribute.ReplicaContext, partial: Partial, replica_columns: tf.Tensor
 ) -> tuple[Partial, tf.Tensor]:
     """Return the partial merged over R replicas, and the replicas' columns [3, R, V] from this one's [3, V]."""
-    mine = (partial.layer_rows, partial.units, replica_columns)
+    mine = (partial.layer_rows, partial.units, replica_columns, partial.data_rows, partial.loss)
     histogram = partial.activation_histogram
     counts = tf.zeros([0], tf.int32) if histogram is None else tf.reshape(histogram, [-1])
     vectors, counts = replicas.gather(context, tf.concat([tf.reshape(t, [-1]) for t in mine], 0), counts)
     parts = tf.split(vectors, [t.shape.num_elements() for t in mine], axis=1)
-    layer_rows, units, columns = (tf.reshape(p, [-1, *t.shape]) for p, t in zip(parts, mine, strict=True))
+    layer_rows, units, columns, data_rows, loss = (
+        tf.reshape(p, [-1, *t.shape]) for p, t in zip(parts, mine, strict=True)
+    )
     merged = partial._replace(
         layer_rows=layer_rows,
         units=tf.reduce_sum(units, 0),
         activation_histogram=None if histogram is None else tf.reshape(counts, histogram.shape),
+        data_rows=data_rows,
+        loss=tf.reduce_sum(loss),
     )
     return merged, tf.transpose(columns, [1, 0, 2])
 

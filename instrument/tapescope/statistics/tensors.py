@@ -159,6 +159,13 @@ def _norm_max_nonfinite(groups: Sequence[Group]) -> tf.Tensor:
     return rows
 
 
+def as_float32(tensor: tf.Tensor) -> tf.Tensor:
+    """Return a tensor as float32; complex numbers as their real and imaginary parts, along a new last axis."""
+    if tensor.dtype.is_complex:
+        tensor = tf.bitcast(tensor, tensor.dtype.real_dtype)
+    return tf.cast(tensor, tf.float32)
+
+
 def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> tf.Tensor:
     """Return the statistics of each variable and of its change in a step.
 
@@ -171,16 +178,23 @@ def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> tf.T
     Returns:
       WEIGHT_ROWS, float32 [K, V]: L2 norm before, L2 norm of the change, number of non-finite elements before.
     """
-    old, new = (group_by_shape([tf.cast(v, tf.float32) for v in values]) for values in (before, after))
+    start = [as_float32(v) for v in before]
+    end = [as_float32(v) for v in after]
+    old = group_by_shape(start)
+    # A change of float64 weights may be less than float32 resolves of them: it is taken first.
+    wide = [i for i, v in enumerate(before) if v.dtype.real_dtype.size > tf.float32.size]
+    for i in wide:
+        end[i] = as_float32(after[i] - before[i])
+        start[i] = tf.zeros_like(end[i])
     if for_gpu():
         # A change that is read later than the optimizer's kernel would keep a copy of the weights before it.
+        change = group_by_shape([fusion_barrier(tf.raw_ops.Sub(x=n, y=o)) for o, n in zip(start, end, strict=True)])
+    else:
+        start_groups = group_by_shape(start) if wide else old
         change = [
-            fusion_barrier(tf.cast(n, tf.float32) - tf.cast(o, tf.float32)) for o, n in zip(before, after, strict=True)
+            o._replace(tensor=tf.raw_ops.Sub(x=n.tensor, y=o.tensor))
+            for o, n in zip(start_groups, group_by_shape(end), strict=True)
         ]
-        norm, _, _, nonfinite = tf.unstack(single_pass.norm_rows(old))
-        change_norm, *_ = tf.unstack(single_pass.norm_rows(group_by_shape(change)))
-        return restore_order(tf.raw_ops.Pack(values=[norm, change_norm, nonfinite]), old)
-    change = [o._replace(tensor=tf.raw_ops.Sub(x=n.tensor, y=o.tensor)) for o, n in zip(old, new, strict=True)]
     norm, _, nonfinite = tf.unstack(norm_rows(old, tf.math.is_finite))
     change_norm, _, _ = tf.unstack(norm_rows(change, tf.math.is_finite))
     return restore_order(tf.raw_ops.Pack(values=[norm, change_norm, nonfinite]), old)

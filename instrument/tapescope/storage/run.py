@@ -19,7 +19,7 @@ from tensorboard_plugin_tapescope.series import findings, tables
 from tensorboard_plugin_tapescope.series.unit_lives import Lives, count_lives
 
 FIRST_NONFINITE = ("first_nonfinite_forward", "first_nonfinite_backward")
-RECORD_FAMILIES = ("variables", "layers", "step", "replicas")
+RECORD_FAMILIES = ("variables", "layers", "step", "replicas", "data")
 """Families with a tensor in every record."""
 LATE_FAMILIES = ("gradient_histogram", "activation_histogram", "units")
 """Families whose tensors are read when they are asked for: most of a file, and seldom needed."""
@@ -396,6 +396,10 @@ def _read_points(files: Sequence[str], problems: list[str], wanted: Callable[[st
       wanted: whether the tensors of a family are read. Those of the others are None.
     """
     points: dict[str, _Points] = {}
+    rows: dict[str, Any] = {}
+    """The last content of the family `rows`."""
+    extended: dict[str, Family] = {}
+    """The families with these rows."""
     damaged: dict[str, list[str]] = {}
     for step, wall_time, value in _read_values(files, problems):
         name = value.tag.removeprefix(f"{metadata.PLUGIN_NAME}/")
@@ -407,16 +411,32 @@ def _read_points(files: Sequence[str], problems: list[str], wanted: Callable[[st
             while by_step and next(reversed(by_step)) >= step:
                 by_step.popitem()
             array = None
-            if wanted(name):
+            if wanted(name) or name == "rows":
                 array = event_reader.to_array(value.tag, value.tensor, step)
-                tables.check_tensor(family, array)
+                if name not in extended:
+                    extended[name] = tables.extend(family, rows)
+                array = tables.widen(extended[name], array)
+                tables.check_tensor(extended[name], array)
+                if name == "rows":
+                    rows = tables.parse_status(tables.decode_texts(array))
+                    extended = {}
             by_step[step] = (wall_time if math.isfinite(wall_time) else 0.0), array
         except Exception as error:  # the boundary of a tensor: it is left out, whatever is wrong with it
             damaged.setdefault(value.tag, []).append(f"{value.tag} at step {step}: {describe_error(error)}")
     for found in damaged.values():
         more = f" (and {len(found) - 1} more of this tag)" if len(found) > 1 else ""
         problems.append(one_line(f"left out {found[0]}{more}"))
-    return points
+    return {name: _with_rows(tag, rows) for name, tag in points.items()} if rows else points
+
+
+def _with_rows(points: _Points, rows: dict[str, Any]) -> _Points:
+    """Return the records of one tag with all rows of the run, where some were added after the first record."""
+    family = tables.extend(points.family, rows)
+    widened = {
+        step: (wall_time, None if tensor is None else tables.widen(family, tensor))
+        for step, (wall_time, tensor) in points.by_step.items()
+    }
+    return _Points(family, widened)
 
 
 def _read_values(files: Sequence[str], problems: list[str]) -> Iterator[tuple[int, float, summary_pb2.Summary.Value]]:

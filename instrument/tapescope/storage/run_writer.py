@@ -18,19 +18,22 @@ from absl import logging
 from tapescope.capture.selection import Names
 from tapescope.capture.state import ProbeState
 from tapescope.rules import engine, finding
-from tapescope.rules.record_view import Record, run_layout
+from tapescope.rules.record_view import Record, RunLayout, run_layout
 from tapescope.statistics.reading import Reading
 from tapescope.storage import event_file, summaries
 from tapescope.storage import resume as resuming
+from tapescope.storage.event_file import Value
 from tapescope.storage.printable import describe, printable
 from tapescope.storage.resume import Resume
+from tapescope.storage.rows import Rows, recorded_rows
 from tapescope.storage.scalars import ScalarReader
 from tapescope.storage.summaries import Step
 from tapescope.storage.unit_ledger import Ledger
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
+from tensorboard_plugin_tapescope.series import tables
 
-JUDGED_TAGS = tuple(metadata.tag(family) for family in ("variables", "layers", "step", "replicas"))
+JUDGED_TAGS = tuple(metadata.tag(family) for family in ("variables", "layers", "step", "replicas", "data"))
 """Tags of the families whose columns the rules use."""
 
 RESERVED = {"state", "reason", "lost", "left_out", "skipped", "started", "tensorflow", "keras"}
@@ -67,12 +70,17 @@ class RunWriter:
                 "tapescope: `about` cannot set %s, which tapescope sets itself", ", ".join(sorted(reserved))
             )
         self._resume = resume or Resume(0, {})
+        self._rows: Rows | None = None
+        """The rows of the run; None until its first record."""
         self._ledger: Ledger | None = None
         self._engine: engine.RuleEngine | None = None
         self._rules_failed = False
+        self._recorded_names: Names | None = None
+        """The rows of the records from which the run goes on."""
         if resume:
             resuming.check_resume(logdir, resume, probe_state.selection.variable_names())
             resuming.cut_records(logdir, resume.step)
+            self._recorded_names = recorded_rows(logdir)
             self._engine = resuming.replay_rules(logdir)
             self.findings = self._engine.findings if self._engine else ()
         self._families: dict[str, Family] = {}
@@ -132,31 +140,46 @@ class RunWriter:
           ValueError: a measured step is not above the one before.
         """
         numbers = self._scalars.read(scalars)
-        names = self._probe_state.names
-        values = []
-        if reading is not None and names is not None:
+        values: list[Value] = []
+        rows_grew = False
+        if reading is not None:
             if step.number <= self._last_measured:
                 raise ValueError(
                     f"`step` must rise over the whole training; got {step.number} after {self._last_measured}, and "
                     "readers would drop all later records: count the steps over the whole training, not by epoch"
                 )
             self._last_measured = step.number
-            if self._ledger is None:
-                self._ledger = self._make_ledger(names)
-            reading = summaries.to_host(reading)
             step = step._replace(loss=numbers.get("loss", math.nan))
-            values += summaries.make_families(
-                step, reading, names, self._ledger, self._probe_state.skipped, self._probe_state.replica_issues
-            )
-            values += summaries.make_builtin(reading, names, self._ledger.verdict)
+            values, rows_grew = self._reading_values(step, summaries.to_host(reading))
         values += [event_file.scalar(tag, number) for tag, number in numbers.items()]
         columns = self._judged_columns(values)
+        if rows_grew:
+            self._extend_rules()
         self._file.add(step.number, values, wall_time)
         self._last_step = max(self._last_step, step.number)
         if columns and not self._rules_failed:
             texts = self._judge(Record(step.number, columns))
             if texts is not None:
                 self._file.add(step.number, [event_file.text(Family("findings"), texts)])
+
+    def _reading_values(self, step: Step, reading: Any) -> tuple[list[Value], bool]:
+        """Return the summaries of a reading, and whether it has rows that the run did not have.
+
+        Args:
+          step: the host's part of the record.
+          reading: from `summaries.to_host`.
+        """
+        state = self._probe_state
+        names = state.layouts[reading.layout].names
+        rows = self._rows = self._rows or Rows(self._recorded_names or names)
+        rows_grew = rows.add(names)
+        ledger = self._ledger = self._ledger or self._make_ledger(rows.first)
+        ledger.extend(rows.names.units)
+        reading = rows.widen(reading, names)
+        values = [rows.describe(state.skipped)] if rows_grew else []
+        values += summaries.make_families(step, reading, rows, ledger, state.skipped, state.replica_issues, state.data)
+        values += summaries.make_builtin(reading, rows, names, ledger.verdict)
+        return values, rows_grew
 
     def _make_ledger(self, names: Names) -> Ledger:
         ledger = Ledger(names.units, self._probe_state.window_examples)
@@ -184,6 +207,20 @@ class RunWriter:
                 columns.update(engine.unpack_columns(value.description, value.array))
         return columns
 
+    def _layout(self) -> RunLayout:
+        """Return the layout of the records that the rules get."""
+        rows = {} if self._rows is None else {**self._rows.names._asdict()}
+        variables, layers, replicas, data = (
+            tables.extend(self._families.get(metadata.tag(family), Family(family)), rows)
+            for family in ("variables", "layers", "replicas", "data")
+        )
+        return run_layout(variables.names, layers.names, layers.details | replicas.details | data.details)
+
+    def _extend_rules(self) -> None:
+        """Tell the rules of rows that were added."""
+        if self._engine is not None and not self._rules_failed:
+            self._engine.extend(self._layout())
+
     def _judge(self, record: Record) -> list[str] | None:
         """Apply the rules to a record.
 
@@ -194,13 +231,7 @@ class RunWriter:
         is_first = self._engine is None
         try:
             if self._engine is None:
-                variables, layers, replicas = (
-                    self._families.get(metadata.tag(family), Family(family))
-                    for family in ("variables", "layers", "replicas")
-                )
-                self._engine = engine.RuleEngine(
-                    run_layout(variables.names, layers.names, layers.details | replicas.details)
-                )
+                self._engine = engine.RuleEngine(self._layout())
             new = self._engine.add(record)
         except Exception:  # a rule that fails must not cost records
             self._rules_failed = True

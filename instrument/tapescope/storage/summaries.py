@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tapescope.capture.objective import DataTensors
 from tapescope.capture.selection import Names
 from tapescope.statistics import reading as readings
+from tapescope.statistics.data import DATA_COLUMNS, data_columns
 from tapescope.statistics.reading import Reading
 from tapescope.storage import event_file
 from tapescope.storage.event_file import Value
+from tapescope.storage.rows import Rows
 from tapescope.storage.unit_ledger import Ledger, Verdict
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
@@ -34,9 +37,12 @@ class Step(NamedTuple):
 def to_host(reading: Reading) -> Any:
     """Return a reading as NumPy arrays, with None for the parts that are empty.
 
-    The parts of a replicated reading are the same on all replicas; the first replica's are returned.
+    The data's rows become columns. The parts of a replicated reading are the same on all replicas; the first replica's
+    are returned.
     """
     parts: dict[str, Any] = {name: first_replica(part).numpy() for name, part in reading._asdict().items()}
+    parts["layout"] = int(parts["layout"])
+    parts["data"] = data_columns(parts["data"])
     for name in ("gradient_histogram", "activation_histogram", "replicas"):
         if not parts[name].size:
             parts[name] = None
@@ -51,30 +57,33 @@ def first_replica(value: Any) -> Any:
 def make_families(
     step: Step,
     reading: Any,
-    names: Names,
+    rows: Rows,
     ledger: Ledger,
     skipped: Mapping[str, str],
     faults: Sequence[Sequence[Any]] | None = None,
+    data: DataTensors | None = None,
 ) -> list[Value]:
     """Return the step's tensors under tapescope's own tags.
 
     Args:
       step: the host's part of the record.
-      reading: from `to_host`.
-      names: of the rows.
+      reading: from `to_host`, with all rows of the run.
+      rows: of the run.
       ledger: takes the units of this step.
       skipped: layers that could not be measured, and why.
       faults: what Keras does differently in this step with several replicas.
+      data: the rows of data and what the program says about them.
     """
+    names = rows.first
     examples = reading.column("examples")
-    closes_window = bool(names.layers) and ledger.add(reading.units, reading.elements, int(examples))
+    closes_window = bool(rows.names.layers) and ledger.add(reading.units, reading.elements, int(examples))
     verdict = ledger.verdict
     values = [
         _make_family("variables", readings.VARIABLE_COLUMNS, names.variables, reading.variables),
         _make_step(step, reading, examples, verdict),
     ]
-    if names.layers:
-        unknown = np.full(len(names.layers), np.nan, np.float32)
+    if rows.names.layers:
+        unknown = np.full(len(rows.names.layers), np.nan, np.float32)
         counts = [verdict.counts[column] if verdict else unknown for column in readings.UNIT_COLUMNS]
         details = {
             "units": names.units,
@@ -93,9 +102,12 @@ def make_families(
         values.append(_make_family("activation_histogram", (), names.layers, reading.activation_histogram))
     if reading.replicas is not None:
         columns = tuple(c.name for c in metadata.REPLICA_COLUMNS)
-        rows = reading.replicas.reshape(-1, len(names.variables))
+        by_replica = reading.replicas.reshape(-1, reading.replicas.shape[-1])
         details = {"replicas": reading.replicas.shape[1], "faults": faults or ()}
-        values.append(_make_family("replicas", columns, names.variables, rows, details))
+        values.append(_make_family("replicas", columns, names.variables, by_replica, details))
+    if data is not None and data.rows:
+        details = {"data_rows": [row._asdict() for row in data.rows], "objectives": data.objectives}
+        values.append(_make_family("data", DATA_COLUMNS, [row.name for row in data.rows], reading.data, details))
     return values
 
 
@@ -113,7 +125,6 @@ def is_skipped(reading: Any) -> bool:
 
 def _make_step(step: Step, reading: Any, examples: float, verdict: Verdict | None) -> Value:
     row = {
-        "loss": step.loss,
         "examples_seen": (step.number + 1) * examples if math.isnan(step.examples_seen) else step.examples_seen,
         "window_examples": verdict.examples if verdict else math.nan,
         "measure_ms": step.measure_ms,
@@ -121,21 +132,25 @@ def _make_step(step: Step, reading: Any, examples: float, verdict: Verdict | Non
         "skipped": float(is_skipped(reading)),
         **{column: reading.column(column) for column in readings.STEP_COLUMNS if column != "examples"},
     }
+    if math.isnan(row["loss"]):  # the program has not given the batch's own one to the reading
+        row["loss"] = step.loss
     return _make_family("step", tuple(row), (), np.array(list(row.values()), np.float64))
 
 
-def make_builtin(reading: Any, names: Names, verdict: Verdict | None) -> list[Value]:
+def make_builtin(reading: Any, rows: Rows, names: Names, verdict: Verdict | None) -> list[Value]:
     """Return scalars and histograms for TensorBoard's own tabs.
 
     Args:
-      reading: from `to_host`.
-      names: of the rows; at most MAX_ROWS_IN_BUILTIN_TABS layers and variables are shown.
+      reading: from `to_host`, with all rows of the run.
+      rows: of the run; at most MAX_ROWS_IN_BUILTIN_TABS layers and variables are shown.
+      names: the rows of this step; the others are left out.
       verdict: of the last closed window.
     """
     norms = reading.column("gradient_norm")
     global_norm = float(np.sqrt(np.nansum(np.square(norms, dtype=np.float64))))
-    variables = thin_out(len(names.variables))
-    layers = thin_out(len(names.layers))
+    variables = _shown(rows.first.variables, rows.names.variables, names.variables)
+    layers = _shown(rows.first.layers, rows.names.layers, names.layers)
+    names = rows.names
     values = [event_file.scalar("gradient_norm_global", global_norm)]
     values += [event_file.scalar(f"gradient_norm/{names.variables[v]}", float(norms[v])) for v in variables]
     if verdict:
@@ -148,6 +163,15 @@ def make_builtin(reading: Any, names: Names, verdict: Verdict | None) -> list[Va
         counts = reading.activation_histogram
         values += [event_file.histogram(f"activation/{names.layers[i]}", counts[i]) for i in layers]
     return values
+
+
+def _shown(first: Sequence[str], everything: Sequence[str], present: Sequence[str]) -> list[int]:
+    """Return the indices of those rows of a step that TensorBoard's own tabs show."""
+    shown = thin_out(len(first)) + list(range(len(first), min(len(everything), MAX_ROWS_IN_BUILTIN_TABS)))
+    if everything is present or everything == present:
+        return shown
+    in_step = set(present)
+    return [i for i in shown if everything[i] in in_step]
 
 
 def thin_out(rows: int) -> list[int]:

@@ -46,10 +46,33 @@ class Ledger:
         self.window_examples = window_examples
         self.verdict: Verdict | None = None
         """Of the last closed window."""
+        self._set_units(units)
+        self._open_window()
+
+    def _set_units(self, units: Sequence[int]) -> None:
         self._layer_of_unit = np.repeat(np.arange(len(units)), units)
         self._layers = len(units)
         self._units = np.asarray(units, np.float64)
-        self._open_window()
+
+    def extend(self, units: Sequence[int]) -> None:
+        """Add layers behind those that are there; they are unknown until they are called.
+
+        Args:
+          units: number of units U of each layer, also of those that are there.
+        """
+        layers = len(units) - self._layers
+        if not layers:
+            return
+        self._set_units(units)
+        missing = len(self._layer_of_unit) - self._rows.shape[1]
+        self._rows = np.pad(self._rows, [(0, 0), (0, missing)])
+        self._elements = np.pad(self._elements, [(0, layers)])
+        if self.verdict is not None:
+            unknown = np.full(layers, np.nan, np.float32)
+            self.verdict = self.verdict._replace(
+                state=np.pad(self.verdict.state, [(0, missing)]),
+                counts={name: np.concatenate([counts, unknown]) for name, counts in self.verdict.counts.items()},
+            )
 
     def add(self, rows: np.ndarray, elements: np.ndarray, examples: int) -> bool:
         """Add one step.
@@ -112,12 +135,16 @@ class Ledger:
         self._examples = 0
 
     def _close_window(self) -> Verdict:
-        """Return the verdict on every unit. Where several states hold, the last one below wins."""
+        """Return the verdict on every unit. Where several states hold, the last one below wins.
+
+        A layer that was not called in the window has the state "unknown", and no counts.
+        """
         sums = dict(zip(layer_statistics.UNIT_ROWS, self._rows, strict=True))
         elements = self._elements[self._layer_of_unit]
         dead = (sums["zero"] == elements) | (sums["flat"] == elements)
         saturated = sums["low"] + sums["high"] == elements
-        mean = sums["absolute_sum"] / elements
+        called = self._elements > 0
+        mean = sums["absolute_sum"] / np.maximum(elements, 1)
         layer_mean = self._sum_by_layer(mean) / self._units
         dormant = mean < DORMANT_SHARE * layer_mean[self._layer_of_unit]
         was_dead = np.zeros_like(dead) if self.verdict is None else self.verdict.state == _CODE["dead"]
@@ -129,13 +156,16 @@ class Ledger:
         state[sums["low"] == elements] = _CODE["saturated_low"]
         state[sums["high"] == elements] = _CODE["saturated_high"]
         state[dead] = _CODE["dead"]
+        state[~called[self._layer_of_unit]] = _CODE["unknown"]
         masks = {
             "units_dead": dead,
             "units_dormant": dormant,
             "units_saturated": saturated,
             "units_revived": was_dead & ~dead,
         }
-        counts = {name: self._sum_by_layer(mask).astype(np.float32) for name, mask in masks.items()}
+        counts = {
+            name: np.where(called, self._sum_by_layer(mask), np.nan).astype(np.float32) for name, mask in masks.items()
+        }
         return Verdict(self._examples, state, counts)
 
     def _sum_by_layer(self, values: np.ndarray) -> np.ndarray:

@@ -126,6 +126,8 @@ class TableCache:
         """Reads for all server threads, each of which would keep the memory of a read for itself."""
         self.read_lock = threading.Lock()
         """Held while a whole table is read, so that concurrent requests do not each hold a copy of it."""
+        self._rows: dict[tuple[str, str], tuple[Tag, dict[str, Any]]] = {}
+        """By experiment and run: the tag `rows` and its last content."""
         self._families: dict[bytes, Family] = {}
         """The descriptions in the last listing."""
         self._listings: dict[str, Listing] = {}
@@ -143,17 +145,17 @@ class TableCache:
                     family = families[content] = self._families.get(content) or metadata.parse(content)
                     return family
 
-                runs = {name: self._read_run(name, tags[name], parse) for name in sorted(tags)}
+                runs = {name: self._read_run(ctx, experiment, name, tags[name], parse) for name in sorted(tags)}
                 self._families = families
                 listing = Listing(runs, before)
             self._listings[experiment] = listing  # the last one is the newest
             self._drop_unlisted()
         return Snapshot(self, ctx, experiment, listing)
 
-    def _read_run(self, name: str, tags: Any, parse: Callable[[bytes], Family]) -> Run:
+    def _read_run(self, ctx: Any, experiment: str, name: str, tags: Any, parse: Callable[[bytes], Family]) -> Run:
         """Return a run of the listing; one that cannot be read has a problem in place of its tags."""
         try:
-            return parse_run(tags, parse)
+            return self._with_rows(ctx, experiment, name, parse_run(tags, parse))
         except Exception as error:  # the boundary of a run: it must not cost the others
             logger.exception("tapescope: the run %r cannot be listed", name)
             return Run({}, (f"it cannot be read ({type(error).__name__}: {error})",))
@@ -162,9 +164,23 @@ class TableCache:
         """Drop what is kept of the experiments that were asked for least recently, and of runs that are gone."""
         while len(self._listings) > KEPT_EXPERIMENTS:
             del self._listings[next(iter(self._listings))]
-        for key in list(self.summaries):
-            if key[0] not in self._listings or key[1] not in self._listings[key[0]].runs:
-                self.summaries.pop(key, None)
+        for kept in (self.summaries, self._rows):
+            for key in list(kept):
+                if key[0] not in self._listings or key[1] not in self._listings[key[0]].runs:
+                    kept.pop(key, None)
+
+    def _with_rows(self, ctx: Any, experiment: str, name: str, run: Run) -> Run:
+        """Return a run whose families have all rows, where some were added after the first record."""
+        tag = run.tags.get("rows")
+        if tag is None:
+            return run
+        read, rows = self._rows.get((experiment, name), (None, {}))
+        if read != tag:
+            unextended = Snapshot(self, ctx, experiment, Listing({name: run}))
+            rows = tables.status(unextended._read([name], ["rows"], 1)[name, "rows"])
+            self._rows[experiment, name] = tag, rows
+        extended = {family: t._replace(family=tables.extend(t.family, rows)) for family, t in run.tags.items()}
+        return run._replace(tags=extended)
 
 
 class Snapshot:

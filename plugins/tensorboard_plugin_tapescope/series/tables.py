@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeGuard, cast
 
 import numpy as np
@@ -32,7 +32,7 @@ LOW_IS_BAD = {
 INTEGER_FAMILIES = ("units", "gradient_histogram", "activation_histogram")
 """Families of integers: states and counts."""
 
-TEXT_FAMILIES = ("findings", "status")
+TEXT_FAMILIES = ("findings", "status", "rows")
 """Families of JSON texts."""
 
 
@@ -64,12 +64,56 @@ def shape(family: Family) -> tuple[int, ...] | None:
         "variables": (rows, names),
         "layers": (rows, names),
         "step": (rows,),
+        "data": (rows, names),
         "gradient_histogram": (names, metadata.BINS),
         "activation_histogram": (names, metadata.BINS),
         "replicas": (rows * replicas(family), names),
         "units": (sum(units(family)),),
     }
     return shapes.get(family.family)
+
+
+_ROWS_OF = {
+    "variables": "variables",
+    "gradient_histogram": "variables",
+    "replicas": "variables",
+    "layers": "layers",
+    "activation_histogram": "layers",
+    "units": "layers",
+}
+"""Which of the names in the family `rows` those of a family are."""
+
+
+def extend(family: Family, rows: Mapping[str, Any]) -> Family:
+    """Return a family with all rows of its run.
+
+    Args:
+      family: as its first event describes it.
+      rows: the last content of the family `rows`, which may be damaged; empty where the run has none.
+    """
+    names = tuple(json_array(rows.get(_ROWS_OF.get(family.family, ""))))
+    if names[: len(family.names)] != family.names or not all(isinstance(name, str) for name in names):
+        return family
+    details = dict(family.details)
+    if family.family in ("layers", "units"):
+        details["units"] = rows.get("units")
+    if family.family == "layers":
+        details |= {key: rows.get(key) for key in ("activations", "sources", "skipped")}
+        details["variables"] = rows.get("layer_variables")
+    return family._replace(names=names, details=details)
+
+
+def widen(family: Family, tensor: np.ndarray) -> np.ndarray:
+    """Return a tensor with all rows of its family: those added later are NaN, or 0 where it holds counts or states."""
+    expected = shape(family)
+    axis = 0 if family.family in INTEGER_FAMILIES else 1
+    if expected is None or tensor.ndim != len(expected) or axis >= tensor.ndim or tensor.dtype.kind not in "iuf":
+        return tensor
+    missing = expected[axis] - tensor.shape[axis]
+    if missing <= 0:
+        return tensor
+    padding = [(0, missing if i == axis else 0) for i in range(tensor.ndim)]
+    return np.pad(tensor, padding, constant_values=np.nan if tensor.dtype.kind == "f" else 0)
 
 
 def check_tensor(family: Family, tensor: np.ndarray) -> None:
@@ -97,14 +141,15 @@ def _is_valid(family: Family, tensor: np.ndarray) -> bool:
 def table(family: Family, data: Iterable[Datum]) -> Table:
     """Return the records as arrays. Records that are not of the family's type and shape are left out."""
     expected = shape(family)
-    kept = [d for d in data if _is_valid(family, d.numpy)]
-    steps = np.array([d.step for d in kept], np.int64)
-    seconds = np.array([d.wall_time if math.isfinite(d.wall_time) else 0.0 for d in kept], np.float64)
+    records = [(d.step, d.wall_time, widen(family, d.numpy)) for d in data]
+    kept = [record for record in records if _is_valid(family, record[2])]
+    steps = np.array([step for step, _, _ in kept], np.int64)
+    seconds = np.array([seconds if math.isfinite(seconds) else 0.0 for _, seconds, _ in kept], np.float64)
     if expected is not None:
-        values = np.stack([d.numpy for d in kept]) if kept else np.zeros((0, *expected), np.float32)
+        values = np.stack([tensor for _, _, tensor in kept]) if kept else np.zeros((0, *expected), np.float32)
         return Table(family, steps, seconds, values)
     values = np.empty(len(kept), object)
-    values[:] = [d.numpy for d in kept]
+    values[:] = [tensor for _, _, tensor in kept]
     return Table(family, steps, seconds, values)
 
 

@@ -74,6 +74,14 @@ def _silu_in_a_sum(x):
     return layers.Add()([layers.Dense(32, f)(x) for f in ("tanh", "sigmoid", "silu")])
 
 
+def _biased(x):
+    return layers.Dense(32, bias_initializer=keras.initializers.Constant(0.3))(x)
+
+
+def _ones_added(x):
+    return x + keras.ops.ones_like(x)
+
+
 BLOCKS = {
     "bias, then sigmoid": (DENSE, layers.Activation("sigmoid"), None),
     "bias, then tanh": (DENSE, layers.Activation("tanh"), None),
@@ -85,6 +93,11 @@ BLOCKS = {
     "softplus, scaled": (DENSE, lambda x: layers.Dense(32, "softplus")(x / 3) * 0.3, None),
     "hard sigmoid, scaled": (DENSE, lambda x: layers.Dense(32, "hard_sigmoid")(x) * 0.3, None),
     "hard silu": (DENSE, lambda x: layers.Dense(32, "hard_silu")(x), None),
+    "bias, minus a constant": (DENSE, lambda x: _biased(x) - 1, None),
+    "a constant minus a bias": (DENSE, lambda x: 1 - _biased(x), None),
+    "bias, plus ones of its shape": (DENSE, lambda x: _ones_added(_biased(x)), None),
+    "sum, plus a constant": (DENSE, lambda x: layers.Add(name="sum")([x, _biased(x)]) + 0.3, "sum"),
+    "convolution, minus a constant": (IMAGE, lambda x: layers.Conv2D(8, 3, bias_initializer="normal")(x) - 1, None),
     "residual": (DENSE, lambda x: x + layers.Dense(32)(x), None),
     "residual convolution": (IMAGE, lambda x: x + layers.Conv2D(8, 3, padding="same")(x), None),
     "branches of which some are measured": (IMAGE, _inception, None),

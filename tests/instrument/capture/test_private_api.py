@@ -247,6 +247,8 @@ def test_keras_keeps_logits_as_attributes_of_tensors():
     copy = tf.identity(probabilities)
     private_api.copy_keras_metadata(probabilities, copy)
     np.testing.assert_array_equal(copy._keras_logits, [[1.0, 2.0]])
+    assert private_api.has_keras_logits(copy)
+    assert not private_api.has_keras_logits(tf.ones([1]))
 
 
 # Keras optimizers

@@ -12,7 +12,7 @@ from tapescope.rules import engine, finding
 from tapescope.rules.record_view import Record, run_layout
 from tapescope.storage.resume import Resume
 from tensorboard_plugin_tapescope import metadata
-from tests.instrument.rules.records import NAN, find, healthy, put
+from tests.instrument.rules.records import LAYOUT, NAN, find, healthy, put
 
 COUNTS = {"units_dead", "gradient_nonfinite", "activation_nonfinite", "window_examples"}
 COUNTS |= {"first_nonfinite_forward", "first_nonfinite_backward"}
@@ -46,9 +46,33 @@ def test_a_run_with_few_columns_has_no_findings():
 
 def test_a_variable_without_a_layer_is_named_itself():
     rules = engine.RuleEngine(run_layout(["w", "v"], [], {}))
+    columns = {"gradient_norm": np.array([1, NAN]), "gradient_nonfinite": np.array([0, NAN]), "weight_norm": np.ones(2)}
     for t in range(12):
-        rules.add(Record(t, {"gradient_norm": np.array([1, NAN]), "gradient_nonfinite": np.array([0, NAN])}))
+        rules.add(Record(t, columns))
     assert [(f.rule, f.layer) for f in rules.findings] == [("no_gradient", "v")]
+
+
+def test_an_info_after_a_warning_is_reported_and_replayed_the_same():
+    def leap(t, columns):
+        columns["loss"] = np.float64(2.3 * 0.9**t)
+        if t == 0:
+            columns["update_ratio"][4] = 2.0
+
+    rules = engine.RuleEngine(LAYOUT)
+    reported = []
+    for t in range(60):
+        columns = healthy(t)
+        leap(t, columns)
+        reported += [(f.severity, t) for f in rules.add(Record(4 * t, columns)) if f.rule == "update_too_large"]
+    assert reported == [("warning", 0), ("info", 31)]
+    assert rules.findings == tuple(find(60, leap, severity="info"))
+
+
+def test_a_run_that_is_measured_densely_at_first_has_no_findings():
+    rules = engine.RuleEngine(LAYOUT)
+    for t, step in enumerate([*range(50), *range(50, 350, 10)]):
+        rules.add(Record(step, healthy(t)))
+    assert rules.findings == ()
 
 
 def test_findings_are_plain_json():

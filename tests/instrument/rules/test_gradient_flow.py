@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from tapescope.rules.data_view import Objective
 from tests.instrument.rules.records import (
     ALL,
     FLAT,
     LAYER,
     LAYERS,
+    LAYOUT,
     NAN,
     both,
     find,
@@ -220,5 +222,111 @@ def test_a_gradient_of_exactly_0_is_a_warning():
     assert (finding.layer, finding.severity) == ("hidden_1", "warning")
 
 
+NO_GRADIENT = put("gradient_norm", ALL, 0)
+
+
+def test_a_gradient_of_0_in_every_layer_is_an_error_at_once():
+    finding = only_finding(find(1, NO_GRADIENT), "no_gradient")
+    assert (finding.layer, finding.severity, finding.step) == ("output", "error", 0)
+    assert finding.message.startswith("the gradient is exactly 0 in every layer, since the softmax layer `output`")
+
+
+def test_a_loss_that_does_not_change_with_the_output_is_named():
+    finding = only_finding(find(1, both(NO_GRADIENT, put("delta_norm", ALL, 0))), "no_gradient")
+    assert "since the loss does not change with the output of `output`" in finding.message
+
+
 def test_a_loss_of_0_is_not_a_missing_gradient():
-    assert find(10, put("gradient_norm", ALL, 0)) == []
+    assert {f.rule for f in find(10, both(NO_GRADIENT, put("loss", None, 0)))} == {"impossible_loss"}
+
+
+def test_one_batch_without_a_loss_is_not_a_missing_gradient():
+    assert find(1, both(NO_GRADIENT, put("loss", None, 0))) == []
+
+
+def test_a_gradient_that_is_gone_after_learning_is_not_reported():
+    assert "no_gradient" not in {f.rule for f in find(60, put("gradient_norm", ALL, 0, since=40))}
+
+
+def test_a_gradient_that_is_gone_for_good_without_learning_is_an_error():
+    findings = find(30, both(put("gradient_norm", ALL, 0, since=5), FLAT))
+    assert ("no_gradient", "error", 20) in {(f.rule, f.severity, f.step) for f in findings}
+
+
+def test_a_step_without_a_gradient_amid_others_is_not_reported():
+    def now_and_then(t, columns):
+        if t % 4 == 3:
+            columns["gradient_norm"][:] = 0
+
+    assert find(30, now_and_then) == []
+
+
+def test_a_first_step_that_a_loss_scale_skipped_is_not_a_missing_gradient():
+    def skipped(t, columns):
+        if t == 0:
+            columns["gradient_norm"][:] = 0
+            columns["gradient_nonfinite"][:] = 1
+            columns["update_ratio"][:] = 0
+
+    assert find(10, skipped) == []
+
+
+WITH_LOSS = LAYOUT._replace(
+    objectives=(
+        Objective(
+            output=-1,
+            target=-1,
+            layer="output",
+            activation="softmax",
+            activation_before="",
+            units=5,
+            loss="custom",
+            from_logits=False,
+            ignores_class=False,
+            logits_taken=False,
+            metrics=(),
+        ),
+    )
+)
+
+
+def test_a_loss_that_is_nan_from_the_first_record_on_is_an_error():
+    finding = only_finding(find(10, put("loss", None, NAN), WITH_LOSS), "non_finite")
+    assert (finding.layer, finding.step, finding.severity) == (None, 0, "error")
+
+
+def ruined_by_an_update(growth):
+    """Return a change after which the weights are not finite; hidden_3's gradient grows before."""
+
+    def change(t, columns):
+        columns["gradient_norm"][4] *= growth**t
+        if t >= 7:
+            bad_from_record_7(t, columns)
+            columns["first_nonfinite_forward"] = np.float64(0)
+            columns["weight_norm"][:] = 0
+
+    return change
+
+
+def test_weights_that_an_update_made_nan_name_what_grew_before():
+    finding = find(8, ruined_by_an_update(3))[0]
+    assert (finding.rule, finding.layer, finding.step) == ("non_finite", "hidden_3", 28)
+    assert "an update made them so, between steps 25 and 28; before it the gradient of `hidden_3`" in finding.message
+    assert finding.advice.startswith("Lower the learning rate")
+
+
+def test_a_gradient_that_grew_before_it_overflowed_is_named_beside_the_layer():
+    def overflows(t, columns):
+        columns["gradient_norm"][4] *= 3.0**t
+        if t >= 7:
+            bad_from_record_7(t, columns)
+
+    finding = find(8, overflows)[0]
+    assert finding.layer == "hidden_2"
+    assert "before it the gradient of `hidden_3` grew from" in finding.message
+    assert finding.advice.startswith("Lower the learning rate")
+
+
+def test_weights_that_an_update_made_nan_name_no_layer_where_nothing_grew():
+    finding = find(8, ruined_by_an_update(1))[0]
+    assert (finding.rule, finding.layer) == ("non_finite", None)

@@ -28,3 +28,31 @@ def test_memory_does_not_grow():
         history.add(Record(t, healthy(t, replicas=2)))
     assert len(history.window) == WINDOW
     assert max(len(history.early_losses), len(history.early_norms), len(history.replica_differences)) <= LONG
+
+
+def losses(values, every=10):
+    """Return the history of a run with these losses."""
+    history = History(LAYOUT)
+    for t, loss in enumerate(values):
+        history.add(Record(every * t, {**healthy(t), "loss": np.float64(loss)}))
+    return history
+
+
+def test_a_tenth_of_a_percent_in_a_thousand_steps_is_not_falling():
+    assert losses(1 - 1e-5 * np.arange(100)).loss_stuck
+
+
+def test_a_percent_in_a_hundred_steps_is_falling():
+    assert not losses(1 - 1e-3 * np.arange(100)).loss_stuck
+
+
+def test_a_noisy_loss_that_falls_slowly_is_falling():
+    noise = 0.02 * np.random.default_rng(0).normal(size=100)
+    assert losses(1 - 5e-4 * np.arange(100) + noise).loss_falling
+
+
+def test_a_run_that_is_measured_densely_at_first_has_the_same_pace():
+    history = History(LAYOUT)
+    for t, step in enumerate([*range(50), *range(50, 350, 10)]):
+        history.add(Record(step, healthy(t)))
+    assert (history.had_time, history.loss_stuck, history.learned) == (True, False, True)

@@ -38,8 +38,130 @@ def test_a_small_window_of_examples_proves_no_dead_units():
     assert find(20, both(put("units_dead", 0, 20.0), put("window_examples", None, 100))) == []
 
 
+RELU_OUTPUT = LAYOUT._replace(activations=("relu", "tanh", "elu", "relu"))
+
+
 def test_one_of_five_dead_outputs_is_a_warning():
-    assert only_finding(find(20, put("units_dead", 3, 1.0)), "dead_units").layer == "output"
+    assert only_finding(find(20, put("units_dead", 3, 1.0), RELU_OUTPUT), "dead_units").layer == "output"
+
+
+def test_dead_outputs_of_a_network_that_learned_are_lowered_to_info():
+    def learns(t, columns):
+        columns["loss"] = np.float64(2.3 * 0.9**t)
+
+    finding = find(60, both(learns, put("units_dead", 3, 1.0)), RELU_OUTPUT, severity="info")[0]
+    assert (finding.rule, finding.severity) == ("dead_units", "info")
+
+
+def test_classes_that_a_softmax_never_gives_are_info():
+    finding = only_finding(find(20, put("units_dead", 3, 2.0), severity="info"), "dead_units")
+    assert (finding.severity, finding.message) == (
+        "info",
+        "2 of the 5 units of `output` gave exactly 0 on 512 examples",
+    )
+    assert finding.advice.startswith("Check whether these classes occur")
+
+
+def test_classes_that_a_softmax_never_gives_are_a_warning_where_the_loss_does_not_fall():
+    assert only_finding(find(60, both(put("units_dead", 3, 2.0), FLAT)), "dead_units").severity == "warning"
+
+
+def test_units_of_a_bounded_activation_are_stuck_and_not_silent():
+    finding = only_finding(find(20, put("units_dead", 1, 18.0)), "dead_units")
+    assert "are stuck at an end of tanh" in finding.message
+    assert "ReLU" not in finding.advice
+
+
+def test_four_fifths_dead_from_the_start_is_a_warning_though_the_loss_falls():
+    assert only_finding(find(60, put("units_dead", 0, 16.0, since=4)), "dead_units").severity == "warning"
+
+
+def test_layers_with_dead_units_that_follow_each_other_are_one_finding():
+    finding = only_finding(find(20, put("units_dead", slice(0, 3), 19.0)), "dead_units")
+    assert (finding.layer, finding.evidence["layers"]) == ("hidden_1", 3.0)
+    assert finding.message.endswith("the same holds in 3 layers that follow each other, from `hidden_1` to `hidden_3`")
+
+
+def test_layers_with_dead_units_around_a_sound_one_are_two_findings():
+    dead = both(put("units_dead", 0, 19.0), put("units_dead", 2, 19.0))
+    assert [finding.layer for finding in find(20, dead)] == ["hidden_1", "hidden_3"]
+
+
+def test_a_layer_that_joins_a_run_of_layers_is_no_new_finding():
+    dead = both(put("units_dead", 1, 19.0), put("units_dead", slice(0, 3), 19.0, since=12))
+    assert only_finding(find(40, dead), "dead_units").layer == "hidden_2"
+
+
+def test_the_first_of_the_layers_without_a_living_unit_is_named():
+    dead = both(put("units_dead", 0, 19.0), put("units_dead", slice(1, 3), 20.0))
+    finding = only_finding(find(20, dead), "dead_units")
+    assert (finding.layer, finding.severity) == ("hidden_2", "error")
+
+
+def constant(low, high):
+    """Return a change that sets the smallest and the largest output of the last layer."""
+
+    def change(t, columns):
+        columns["activation_min"] = np.array([-1, -1, -1, low])
+        columns["activation_max"] = np.array([1, 1, 1, high])
+        columns["examples_seen"] = np.float64(32 * (4 * t + 1))
+
+    return change
+
+
+def test_an_output_that_is_the_same_for_all_examples_is_a_warning():
+    finding = only_finding(find(10, constant(40.0, 40.0)), "constant_output")
+    assert (finding.layer, finding.step) == ("output", 0)
+    assert finding.message == "the softmax layer `output` gives 40 for every example"
+
+
+def test_an_output_that_varies_a_little_is_not_constant():
+    assert find(10, constant(40.0, 40.001)) == []
+
+
+def test_an_output_that_is_constant_at_first_is_not_reported():
+    starts = constant(0.2, 0.2)
+    assert find(10, lambda t, columns: (starts if t < 3 else constant(0.1, 0.3))(t, columns)) == []
+
+
+def test_the_output_of_one_example_is_not_constant():
+    def one_example(t, columns):
+        constant(t / 10, t / 10)(t, columns)
+        columns["examples_seen"] = np.float64(4 * t + 1)
+
+    assert find(10, one_example) == []
+
+
+def test_a_sigmoid_that_is_always_1_is_constant_and_not_dead():
+    always = both(constant(1.0, 1.0), put("units_dead", 3, 5.0))
+    finding = only_finding(find(20, always, SIGMOID_OUTPUT), "constant_output")
+    assert finding.advice.startswith("Check that the targets lie in its range")
+
+
+def test_a_dead_output_without_any_gradient_is_one_finding():
+    dead = both(put("units_dead", 3, 5.0), put("gradient_norm", slice(0, 8), 0))
+    only_finding(find(20, dead, RELU_OUTPUT), "no_gradient")
+
+
+def narrow(units, source):
+    """Return the layout with other numbers of units in hidden_2 and in the layer that feeds it."""
+    return LAYOUT._replace(units=np.array([source, units, 20, 5]))
+
+
+def test_the_weights_of_a_narrow_layer_may_be_small_by_chance():
+    assert find(1, put("flow_weight", 1, -1.8), narrow(units=1, source=2)) == []
+
+
+def test_the_weights_of_a_wide_layer_are_not_small_by_chance():
+    assert only_finding(find(1, put("flow_weight", 1, -1.8)), "poor_initialization").layer == "hidden_2"
+
+
+def test_weights_of_0_in_a_narrow_layer_are_reported():
+    only_finding(find(1, put("flow_weight", 1, -np.inf), narrow(units=1, source=2)), "poor_initialization")
+
+
+def test_the_first_outputs_of_a_narrow_layer_may_be_small_by_chance():
+    assert find(1, put("activation_std", 0, 1e-3), narrow(units=20, source=2)) == []
 
 
 def test_of_dead_layers_the_first_is_named():

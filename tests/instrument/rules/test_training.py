@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
+from tapescope.rules.data_view import Objective
 from tests.instrument.rules.records import (
     ALL,
     FLAT,
     KERNELS,
     LAYER,
+    LAYOUT,
+    NAN,
     both,
     find,
     loss_noise,
@@ -33,6 +36,61 @@ def first_update_is_twice_the_weights(t, columns):
     """Change hidden_3's weights by twice their norm in the first step."""
     if t == 0:
         columns["update_ratio"][4] = 2.0
+
+
+def learns(t, columns):
+    """Let nearly all of the loss go."""
+    columns["loss"] = np.float64(2.3 * 0.9**t)
+
+
+def test_one_large_update_of_a_network_that_then_learns_is_lowered_to_info():
+    finding = find(60, both(first_update_is_twice_the_weights, learns), severity="info")[0]
+    assert (finding.rule, finding.severity, finding.step) == ("update_too_large", "info", 0)
+
+
+def test_lasting_large_updates_of_a_network_that_learns_stay_a_warning():
+    assert only_finding(find(60, both(put("update_ratio", 4, 0.3), learns)), "update_too_large").severity == "warning"
+
+
+def test_an_error_about_updates_is_not_lowered():
+    def rises_and_learns(t, columns):
+        first_update_is_twice_the_weights(t, columns)
+        columns["loss"] = np.float64(40 if 1 <= t < 12 else 2.3 * 0.8**t)
+
+    assert find(60, rises_and_learns)[0].severity == "error"
+
+
+def starts_at_0(ratio, since):
+    """Return a change in which hidden_3 starts at 0, and then changes by a ratio in a step."""
+
+    def change(t, columns):
+        columns["weight_norm"][4:6] = 0 if t < since else 1.0
+        columns["update_ratio"][4:6] = np.inf if t < since else ratio
+
+    return change
+
+
+def test_a_layer_that_starts_at_0_has_a_pace_from_its_second_record_on():
+    findings = find(20, both(starts_at_0(0.3, since=1), FLAT))
+    assert [(f.rule, f.layer) for f in findings] == [("update_too_large", "hidden_3")]
+
+
+def test_a_layer_that_starts_at_0_and_slows_down_is_not_reported():
+    def slows_down(t, columns):
+        columns["weight_norm"][4:6] = t
+        columns["update_ratio"][4:6] = 1 / (4 * t) if t else np.inf
+
+    assert find(30, slows_down) == []
+
+
+def test_a_loss_that_rises_from_the_first_step_on_hints_at_the_sign():
+    rising = put("update_ratio", KERNELS, 0.3)
+
+    def climbs(t, columns):
+        rising(t, columns)
+        columns["loss"] = np.float64(2.3 * 2**t)
+
+    assert "a negative one climbs" in only_finding(find(20, climbs), "update_too_large").advice
 
 
 SMALL_FIRST_WEIGHTS = put("weight_norm", KERNELS, 0.1)
@@ -130,3 +188,128 @@ def test_a_loss_that_falls_in_spite_of_a_warning_is_noted():
     findings = find(60, put("flow_gate", 1, -3.5), severity="info")
     assert [(f.rule, f.severity) for f in findings] == [("vanishing", "warning"), ("falls_regardless", "info")]
     assert findings[1].advice == "Fixing the problems above may speed up training."
+
+
+def line(fall, ratio=1e-3):
+    """Return a change to a loss that falls in a line, by a share of itself a record."""
+
+    def change(t, columns):
+        columns["loss"] = np.float64(2.3 * (1 - fall * t))
+        columns["update_ratio"][::2] = ratio
+
+    return change
+
+
+def test_a_loss_that_falls_slowly_in_a_line_is_info():
+    finding = only_finding(find(60, line(1e-3), severity="info"), "slow_learning")
+    assert (finding.severity, finding.step) == ("info", 116)
+
+
+def test_a_loss_that_falls_by_less_than_counts_is_a_warning():
+    assert only_finding(find(60, line(1e-6)), "slow_learning").severity == "warning"
+
+
+def test_a_loss_that_falls_quickly_is_not_slow():
+    assert find(60, line(8e-3), severity="info") == []
+
+
+def test_a_slow_loss_with_large_updates_is_not_slow_learning():
+    assert "slow_learning" not in {f.rule for f in find(60, line(1e-3, ratio=1e-2), severity="info")}
+
+
+def test_a_loss_that_levels_off_is_not_slow():
+    def levels_off(t, columns):
+        columns["loss"] = np.float64(2.0 + 0.3 * 0.8**t)
+
+    assert find(60, levels_off, severity="info") == []
+
+
+def test_updates_that_are_warmed_up_are_not_slow():
+    def warming_up(t, columns):
+        line(1e-4)(t, columns)
+        columns["update_ratio"][:] = 1e-6 * t
+
+    assert "slow_learning" not in {f.rule for f in find(45, warming_up, severity="info")}
+
+
+def test_a_tiny_fall_is_not_falling_though_weights_move_far():
+    findings = find(60, line(1e-6, ratio=5e-3))
+    assert only_finding(findings, "loss_not_falling").evidence["trend"] > 4
+
+
+def objective(loss):
+    """Return the layout of a model that is trained with a loss of Keras."""
+    fitting = Objective(
+        output=-1,
+        target=-1,
+        layer="output",
+        activation="softmax",
+        activation_before="",
+        units=5,
+        loss=loss,
+        from_logits=False,
+        ignores_class=False,
+        logits_taken=False,
+        metrics=(),
+    )
+    return LAYOUT._replace(objectives=(fitting,))
+
+
+def below_0(t, columns):
+    """Let the loss fall without end."""
+    columns["loss"] = np.float64(1.0 - t)
+
+
+def test_a_negative_cross_entropy_is_an_error():
+    finding = only_finding(find(10, below_0, objective("categorical_crossentropy")), "impossible_loss")
+    assert (finding.severity, finding.step) == ("error", 8)
+
+
+def test_a_negative_cross_entropy_has_not_learned():
+    assert "falls_regardless" not in {
+        f.rule for f in find(60, below_0, objective("categorical_crossentropy"), severity="info")
+    }
+
+
+def test_a_negative_loss_of_ones_own_is_not_judged():
+    assert find(60, below_0, objective("custom")) == []
+
+
+def test_a_negative_loss_that_is_not_known_is_not_judged():
+    assert find(60, below_0) == []
+
+
+def test_rounding_below_0_is_not_a_negative_loss():
+    assert find(10, put("loss", None, -1e-6, since=8), objective("categorical_crossentropy")) == []
+
+
+def test_a_loss_of_0_from_the_first_record_on_is_a_warning():
+    finding = only_finding(find(10, put("loss", None, 0)), "impossible_loss")
+    assert (finding.severity, finding.step) == ("warning", 0)
+
+
+def test_a_cross_entropy_that_is_0_at_once_is_a_warning():
+    findings = find(20, put("loss", None, 0, since=3), objective("categorical_crossentropy"))
+    assert only_finding(findings, "impossible_loss").step == 12
+
+
+def test_a_loss_of_0_after_training_is_info():
+    findings = find(60, put("loss", None, 0, since=40), objective("categorical_crossentropy"), severity="info")
+    assert only_finding(findings, "impossible_loss").severity == "info"
+
+
+def test_a_hinge_that_is_0_soon_is_info():
+    findings = find(20, put("loss", None, 0, since=3), objective("hinge"), severity="info")
+    assert [f.severity for f in findings if f.rule == "impossible_loss"] == ["info"]
+
+
+def test_a_loss_that_is_0_now_and_then_is_not_reported():
+    def now_and_then(t, columns):
+        if t % 3:
+            columns["loss"] = np.float64(0)
+
+    assert find(40, now_and_then, severity="info") == []
+
+
+def test_a_loss_that_is_not_recorded_is_not_0():
+    assert find(40, put("loss", None, NAN), severity="info") == []

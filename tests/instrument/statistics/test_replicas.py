@@ -9,8 +9,8 @@ import tensorflow as tf
 from scripts.testbed.steps import dense_chain, measured, mirrored
 
 import tapescope
+from tapescope.statistics import data, replicas
 from tapescope.statistics import layers as layer_statistics
-from tapescope.statistics import replicas
 from tapescope.storage import summaries
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.series import noise_scale
@@ -189,8 +189,10 @@ def trace_collectives(sizes, aggregated, measure):
     return sorted(sizes), sum(int(np.prod(v.shape)) for v in model.trainable_variables)
 
 
-STATISTICS = len(layer_statistics.LAYER_ROWS) * 2 + len(layer_statistics.UNIT_ROWS) * 7 + 3 * 4
-"""Numbers that each of four replicas sends: of 2 layers, 7 units and 4 variables."""
+STATISTICS = (
+    len(layer_statistics.LAYER_ROWS) * 2 + len(layer_statistics.UNIT_ROWS) * 7 + 3 * 4 + len(data.DATA_ROWS) * 2 + 1
+)
+"""Numbers that each of four replicas sends: of 2 layers, 7 units, 4 variables, an input, an output, and the loss."""
 
 
 def test_a_plain_step_has_the_optimizers_collective_only(collective_sizes):

@@ -1,0 +1,112 @@
+"""The rule about the scale of the data.
+
+Initialization and learning rates are made for inputs and targets of about 1. README.md says how a rule is written.
+"""
+
+from collections.abc import Iterator
+
+from tapescope.rules.data_view import DataRow, Pooled
+from tapescope.rules.finding import Finding
+from tapescope.rules.history import WINDOW, History
+from tapescope.rules.objective import ERRORS, RANGES
+
+LARGE_INPUT = 30.0
+"""Root mean square: Glorot initialization then gives a first layer outputs of 30, and a gradient that is 30 times that
+of its later layers. Raw pixels have about 100; counts, ages and standardized values lie below."""
+NOTABLE_INPUT = 10.0
+TINY_INPUT = 0.01
+"""Largest magnitude: the biases of the first layer then outweigh all that an input says."""
+OFFSET = 10.0
+"""Times the standard deviation: the mean then takes 99 % of the input, and what matters is the rest."""
+LARGE_TARGET = 1e4
+"""Root mean square: at a learning rate of 1e-3 the bias of an output needs ten million steps of Adam to get there."""
+NOTABLE_TARGET = 100.0
+FEW_ELEMENTS = 100
+"""Of an input, below which nothing is said about its spread."""
+
+
+def unscaled_data(history: History) -> Iterator[Finding]:
+    """Report inputs and targets whose scale is far from 1, where nothing normalizes them."""
+    rows = history.layout.data
+    for index, row in enumerate(rows):
+        pooled = history.data.pooled(index)
+        if pooled is None or not _is_judged(row):
+            continue
+        found = _input_verdict(row, pooled, history)
+        if found is not None:
+            yield _finding(history, row, pooled, *found)
+    for objective in history.layout.objectives:
+        pooled = history.data.pooled(objective.target)
+        if pooled is None or objective.loss not in ERRORS or rows[objective.target].weighted:
+            continue
+        if objective.activation != "linear" and objective.activation not in RANGES:
+            continue  # what makes the output may scale it back
+        found = _target_verdict(rows[objective.target], pooled, history)
+        if found is not None:
+            yield _finding(history, rows[objective.target], pooled, *found)
+
+
+def _is_judged(row: DataRow) -> bool:
+    """Return whether a row is an input that a trained layer gets as it is."""
+    return row.kind == "input" and set(row.followers) == {"trained"} and not row.normalizers
+
+
+def _input_verdict(row: DataRow, pooled: Pooled, history: History) -> tuple[str, str, str] | None:
+    """Return severity, message and advice; None where the scale is usual."""
+    held = f"`{row.name}` goes from {pooled.low:.4g} to {pooled.high:.4g}"
+    standardize = (
+        "Standardize it, by `keras.layers.Normalization()` as the first layer after `adapt`, or by its mean and "
+        "standard deviation."
+    )
+    if pooled.rms >= NOTABLE_INPUT:
+        is_image = pooled.low >= 0 and 200 <= pooled.high <= 255
+        what = f"{held}: its root mean square is {pooled.rms:.3g}, where the first layer's initial weights suit about 1"
+        advice = "Divide it by 255: `x / 255`, or `keras.layers.Rescaling(1 / 255)` as the first layer."
+        severity = "warning" if pooled.rms >= LARGE_INPUT else "info"
+        return severity, what, advice if is_image else standardize
+    if pooled.elements < FEW_ELEMENTS or (pooled.elements < 10 * FEW_ELEMENTS and history.data.records < WINDOW // 2):
+        return None
+    if pooled.high > pooled.low and abs(pooled.mean) >= OFFSET * pooled.std:
+        return (
+            "warning",
+            f"{held}: its mean of {pooled.mean:.3g} is {abs(pooled.mean) / pooled.std:.0f} times its standard "
+            "deviation, so examples hardly differ for the first layer",
+            standardize,
+        )
+    largest = max(abs(pooled.low), abs(pooled.high))
+    if 0 < largest < TINY_INPUT:
+        return (
+            "warning",
+            f"{held}: no element is above {largest:.2g}, where the first layer's initial weights suit about 1",
+            standardize,
+        )
+    if largest == 0 and sum(r.kind == "input" for r in history.layout.data) == 1:
+        return "warning", f"`{row.name}` is 0 everywhere", "Look how it is made: whole numbers are cut when divided."
+    return None
+
+
+def _target_verdict(row: DataRow, pooled: Pooled, history: History) -> tuple[str, str, str] | None:
+    if pooled.rms < NOTABLE_TARGET:
+        return None
+    severe = pooled.rms >= LARGE_TARGET or history.loss_stuck
+    return (
+        "warning" if severe else "info",
+        f"`{row.name}` goes from {pooled.low:.4g} to {pooled.high:.4g}: its root mean square is {pooled.rms:.3g}, "
+        "where the network's first outputs are about 1",
+        "Standardize the targets by their mean and standard deviation, or train on their logarithm, and scale the "
+        "predictions back.",
+    )
+
+
+def _finding(history: History, row: DataRow, pooled: Pooled, severity: str, message: str, advice: str) -> Finding:
+    first = history.first or history.latest
+    return Finding(
+        rule="unscaled_data",
+        version=1,
+        severity=severity,
+        layer=row.name,
+        step=first.step,
+        message=message,
+        evidence={"rms": pooled.rms, "mean": pooled.mean, "std": pooled.std, "min": pooled.low, "max": pooled.high},
+        advice=advice,
+    )

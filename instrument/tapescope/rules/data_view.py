@@ -1,0 +1,182 @@
+"""The data of a run as the rules see them: each input, target and output over all records so far.
+
+One batch says little about a range, and nothing about whether all labels are the same. So the records are pooled.
+
+Letter: D rows of data.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.series import tables
+
+
+class DataRow(NamedTuple):
+    """One input, target or output."""
+
+    name: str
+    kind: str
+    integer: bool
+    followers: tuple[str, ...]
+    """What an input meets first: "trained", "embedding" or "other"; empty where that is not known."""
+    normalizers: tuple[str, ...]
+    weighted: bool
+
+
+class Objective(NamedTuple):
+    """One output of the model and the loss that it is trained with."""
+
+    output: int
+    """Index of its row; -1 where there is none."""
+    target: int
+    layer: str
+    activation: str
+    activation_before: str
+    units: int
+    loss: str
+    from_logits: bool
+    ignores_class: bool
+    logits_taken: bool
+    """Whether Keras computes the loss from the logits behind the activation."""
+    metrics: tuple[str, ...]
+
+
+def data_layout(details: Mapping[str, Any]) -> tuple[tuple[DataRow, ...], tuple[Objective, ...]]:
+    """Return the rows of data and the objectives of a run's details, which may be damaged: a wrong one is left out."""
+    rows = tuple(map(_row, tables.json_array(details.get("data_rows"))))
+    index = {row.name: i for i, row in enumerate(rows)}
+    objectives = [_objective(_fields(o), index) for o in tables.json_array(details.get("objectives"))]
+    return rows, tuple(o for o in objectives if o is not None)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return cast(dict[str, Any], value) if isinstance(value, dict) else {}
+
+
+def _row(value: Any) -> DataRow:
+    given = _fields(value)
+    return DataRow(
+        name=_text(given.get("name")),
+        kind=_text(given.get("kind")),
+        integer=given.get("integer") is True,
+        followers=_texts(given.get("followers")),
+        normalizers=_texts(given.get("normalizers")),
+        weighted=given.get("weighted") is True,
+    )
+
+
+def _objective(given: Mapping[str, Any], index: Mapping[str, int]) -> Objective | None:
+    units = given.get("units")
+    if not isinstance(units, int) or units < 1:
+        return None
+    return Objective(
+        output=index.get(_text(given.get("output")), -1),
+        target=index.get(_text(given.get("target")), -1),
+        layer=_text(given.get("layer")),
+        activation=_text(given.get("activation")),
+        activation_before=_text(given.get("activation_before")),
+        units=units,
+        loss=_text(given.get("loss")),
+        from_logits=given.get("from_logits") is True,
+        ignores_class=given.get("ignores_class") is True,
+        logits_taken=given.get("logits_taken") is True,
+        metrics=_texts(given.get("metrics")),
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    return tuple(text for text in tables.json_array(values) if isinstance(text, str))
+
+
+class Pooled(NamedTuple):
+    """Statistics of one row over all records so far."""
+
+    elements: float
+    mean: float
+    std: float
+    rms: float
+    low: float
+    high: float
+    zero: float
+    """Shares of the finite elements, as are the next four."""
+    whole: float
+    negative: float
+    above_one: float
+    below_minus_one: float
+    row_sum_low: float
+    """NaN for a row without a last axis, as are the next three."""
+    row_sum_high: float
+    class_low: float
+    class_high: float
+
+
+_SHARES = ("zero", "whole", "negative", "above_one", "below_minus_one")
+_LOWS = ("min", "row_sum_min", "class_min")
+_HIGHS = ("max", "row_sum_max", "class_max")
+
+
+class DataHistory:
+    """Statistics of D rows of data over the records so far. `add` takes the records in the order of their steps."""
+
+    def __init__(self, rows: int):
+        self.records = 0
+        """Records with data so far."""
+        self._weight = np.zeros(rows)
+        self._sums = {name: np.zeros(rows) for name in ("first", "second", *_SHARES)}
+        self._lows = {name: np.full(rows, np.inf) for name in _LOWS}
+        self._highs = {name: np.full(rows, -np.inf) for name in _HIGHS}
+
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """Add the columns of the next record."""
+        shape = self._weight.shape
+        if not shape[0] or np.shape(columns.get("data_mean", 0.0)) != shape:
+            return
+        named = {c.name: np.asarray(columns.get(c.name, np.nan), float) for c in metadata.DATA_COLUMNS}
+        self.records += 1
+        with np.errstate(all="ignore"):
+            weight = named["data_elements"] - named["data_nonfinite"]
+            known = np.isfinite(named["data_mean"]) & (weight > 0)
+            weight = np.where(known, weight, 0)
+            self._weight += weight
+            moments = {
+                "first": named["data_mean"],
+                "second": np.square(named["data_mean"]) + np.square(named["data_std"]),
+                **{name: named[f"data_{name}"] for name in _SHARES},
+            }
+            for name, value in moments.items():
+                self._sums[name] += np.where(known, value, 0) * weight
+            for name in _LOWS:
+                self._lows[name] = np.fmin(self._lows[name], np.where(known, named[f"data_{name}"], np.nan))
+            for name in _HIGHS:
+                self._highs[name] = np.fmax(self._highs[name], np.where(known, named[f"data_{name}"], np.nan))
+
+    def pooled(self, row: int) -> Pooled | None:
+        """Return the statistics of a row; None where nothing is known of it."""
+        if not 0 <= row < len(self._weight) or not self._weight[row] > 0:
+            return None
+        weight = self._weight[row]
+        with np.errstate(all="ignore"):
+            sums = {name: float(values[row] / weight) for name, values in self._sums.items()}
+        extremes = {name: float(values[row]) for name, values in (*self._lows.items(), *self._highs.items())}
+        extremes = {name: value if math.isfinite(value) else math.nan for name, value in extremes.items()}
+        return Pooled(
+            elements=float(weight),
+            mean=sums["first"],
+            std=math.sqrt(max(sums["second"] - sums["first"] ** 2, 0.0)),
+            rms=math.sqrt(sums["second"]),
+            low=extremes["min"],
+            high=extremes["max"],
+            **{name: sums[name] for name in _SHARES},
+            row_sum_low=extremes["row_sum_min"],
+            row_sum_high=extremes["row_sum_max"],
+            class_low=extremes["class_min"],
+            class_high=extremes["class_max"],
+        )

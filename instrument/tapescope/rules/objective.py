@@ -1,0 +1,490 @@
+"""Rules about the objective: whether the output, the loss and the labels of a model fit each other.
+
+What the program says is judged, together with what was measured of targets and outputs in all records so far. So most
+of it is found in the first record. Only the losses of Keras and TensorFlow are judged; of a loss of the user's own it
+is not known what it takes.
+
+A loss is said by what is really computed. Keras computes a cross-entropy from the logits behind a sigmoid or a softmax
+where it finds them (`_get_logits` in its TensorFlow backend), whatever `from_logits` says. Then the gradient is that of
+the loss's own activation, and the output's activation matters to predictions and metrics only.
+
+README.md says how a rule is written.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tapescope.rules.data_view import Objective, Pooled
+from tapescope.rules.finding import SEVERITIES, Finding, format_share
+from tapescope.rules.history import WINDOW, History
+
+BINARY = {"binary_crossentropy", "binary_focal_crossentropy"}
+CATEGORICAL = {"categorical_crossentropy", "categorical_focal_crossentropy"}
+SPARSE = {"sparse_categorical_crossentropy"}
+CROSS_ENTROPIES = BINARY | CATEGORICAL | SPARSE
+PROBABILITIES = CROSS_ENTROPIES | {"kl_divergence"}
+"""Losses that take probabilities, unless they take logits."""
+ERRORS = {"huber", "log_cosh", "mean_absolute_error", "mean_squared_error"}
+"""Losses of the difference between output and target."""
+RELATIVE_ERRORS = {"mean_absolute_percentage_error", "mean_squared_logarithmic_error", "poisson"}
+
+RANGES = {
+    "hard_sigmoid": (0.0, 1.0),
+    "relu": (0.0, float("inf")),
+    "sigmoid": (0.0, 1.0),
+    "softmax": (0.0, 1.0),
+    "softplus": (0.0, float("inf")),
+    "softsign": (-1.0, 1.0),
+    "tanh": (-1.0, 1.0),
+}
+"""What an activation can give."""
+NOT_PROBABILITIES = {"elu", "gelu", "leaky_relu", "linear", "relu", "selu", "silu", "softplus", "softsign", "tanh"}
+LOGITS_CUT = {"relu", "softplus", "softsign", "tanh"}
+"""Activations after which logits can't have every value."""
+PROBABILITY_ACTIVATIONS = {"hard_sigmoid", "sigmoid", "softmax"}
+
+TOLERANCE = 1e-3
+"""By which a target may miss a bound: rounding, and the sum of many float16 shares."""
+ROW_TOLERANCE = 0.01
+"""By which the sum of a row of targets may differ from 1."""
+SHARE_OUTSIDE = 0.02
+"""Of the targets outside of what the output can give, from which on it is not an outlier of noise."""
+MUCH_OUTSIDE = 0.2
+"""Of the targets: one record suffices."""
+MOST_OUTSIDE = 0.5
+"""Of the targets: the network cannot learn its task."""
+OUTSIDE_DISTANCE = 0.1
+"""In standard deviations of the targets: the nearest value that the output can give is as good."""
+SAME_LABELS = 64
+"""Labels that are all the same, from which on that is not due to chance."""
+ACCURACIES = {
+    "acc",
+    "accuracy",
+    "binary_accuracy",
+    "categorical_accuracy",
+    "sparse_categorical_accuracy",
+}
+
+
+class _Case(NamedTuple):
+    """One output, its loss and its targets, as a rule sees them."""
+
+    history: History
+    objective: Objective
+    targets: Pooled | None
+    outputs: Pooled | None
+    certain: bool
+    """Whether the statistics of the targets leave out elements that do not count."""
+
+    @property
+    def name(self) -> str:
+        """The output's layer, for messages."""
+        return f"`{self.objective.layer}`" if self.objective.layer else "the output"
+
+    @property
+    def loss(self) -> str:
+        """The loss, for messages."""
+        return f"`{self.objective.loss}`"
+
+    @property
+    def binary_targets(self) -> bool:
+        """Whether all targets are 0 or 1."""
+        t = self.targets
+        return t is not None and t.whole >= 1 and t.low >= 0 and t.high <= 1
+
+    @property
+    def one_hot(self) -> bool:
+        """Whether each row of targets is 1 in one place and 0 elsewhere."""
+        t = self.targets
+        return self.binary_targets and t is not None and t.row_sum_low == 1 and t.row_sum_high == 1
+
+
+class _Verdict(NamedTuple):
+    severity: str
+    message: str
+    advice: str
+    evidence: dict[str, float]
+
+
+def _cases(history: History) -> Iterator[_Case]:
+    for objective in history.layout.objectives:
+        rows = history.layout.data
+        yield _Case(
+            history=history,
+            objective=objective,
+            targets=history.data.pooled(objective.target),
+            outputs=history.data.pooled(objective.output),
+            certain=0 <= objective.target < len(rows) and not rows[objective.target].weighted,
+        )
+
+
+def _most_severe(rule: str, case: _Case, verdicts: Iterator[_Verdict]) -> Iterator[Finding]:
+    """Yield the most severe verdict on one output, the first of equal ones."""
+    found = sorted(verdicts, key=lambda verdict: SEVERITIES.index(verdict.severity))
+    first = case.history.first or case.history.latest
+    for verdict in found[:1]:
+        yield Finding(
+            rule=rule,
+            version=1,
+            severity=verdict.severity,
+            layer=case.objective.layer or None,
+            step=first.step,
+            message=verdict.message,
+            evidence=verdict.evidence,
+            advice=verdict.advice,
+        )
+
+
+def output_activation(history: History) -> Iterator[Finding]:
+    """Report an output's activation that cannot give what the loss needs, or that gives always the same."""
+    for case in _cases(history):
+        yield from _most_severe("output_activation", case, _activation_verdicts(case))
+
+
+def _activation_verdicts(case: _Case) -> Iterator[_Verdict]:
+    objective = case.objective
+    kind = objective.activation
+    units = {"units": float(objective.units)}
+    if kind == "softmax" and objective.units == 1:
+        message = f"{case.name} is a softmax of one unit, which gives 1 for every input"
+        if objective.logits_taken:
+            message += (
+                "; Keras computes the loss from the logits behind it, so the loss may fall, but every prediction "
+            )
+            message += "is 1"
+        else:
+            message += " and lets no gradient through"
+        yield _Verdict("error", message, _output_advice(case), units)
+        return
+    if objective.loss in PROBABILITIES and not objective.from_logits and kind in NOT_PROBABILITIES - {"linear"}:
+        low, high = RANGES.get(kind, (-1.0, float("inf")))
+        beyond = "below 0" if low < 0 and high <= 1 else "above 1" if low >= 0 else "below 0 and above 1"
+        yield _Verdict(
+            "warning",
+            f"{case.name} ends in {kind}, and {case.loss} takes its outputs for probabilities: they are cut to 0 to 1, "
+            f"and no gradient passes where an output is {beyond}",
+            _output_advice(case),
+            units,
+        )
+    if objective.from_logits and kind in LOGITS_CUT:
+        yield _Verdict(
+            "warning",
+            f"{case.name} ends in {kind}, and {case.loss} takes its outputs for logits, which need values of any size "
+            "and sign",
+            f"Leave out the activation: `Dense({objective.units})`.",
+            units,
+        )
+    before = objective.activation_before
+    if kind in ("sigmoid", "softmax") and before in PROBABILITY_ACTIVATIONS:
+        yield _Verdict(
+            "warning",
+            f"{case.name} applies {kind} to what a {before} gave: its logits lie between 0 and 1, so no output can "
+            "come near 0 or 1",
+            f"Leave out one of the two: `Dense({objective.units})` before `Activation({kind!r})`.".replace("'", '"'),
+            units,
+        )
+    elif kind == "sigmoid" and before in ("relu", "softplus"):
+        yield _Verdict(
+            "warning",
+            f"{case.name} applies sigmoid to what {before} gave, which is never below 0: no output is below 0.5",
+            f'Leave out the {before}: `Dense({objective.units}, activation="sigmoid")`.',
+            units,
+        )
+    elif kind == "softmax" and before in LOGITS_CUT:
+        yield _Verdict(
+            "info",
+            f"{case.name} applies softmax to what {before} gave, which limits the logits",
+            f"Leave out the {before} before the softmax.",
+            units,
+        )
+
+
+def _output_advice(case: _Case) -> str:
+    """Return the output layer and the loss that suit the targets."""
+    objective = case.objective
+    loss = objective.loss
+    targets = case.targets
+    if loss in SPARSE and objective.units > 1:
+        return f'Use `Dense({objective.units}, activation="softmax")`, or no activation and `from_logits=True`.'
+    if loss in CATEGORICAL | {"kl_divergence"} and objective.units > 1:
+        return f'Use `Dense({objective.units}, activation="softmax")`.'
+    several = targets is not None and targets.whole >= 1 and targets.low >= 0 and targets.high > 1
+    if loss in CROSS_ENTROPIES and several and targets is not None and objective.units == 1:
+        return _classes_advice(targets)
+    if loss in CROSS_ENTROPIES or case.binary_targets:
+        return f'Use `Dense({objective.units}, activation="sigmoid")` with `binary_crossentropy`.'
+    return f"Use `Dense({objective.units})` without an activation, and `mse` as the loss."
+
+
+def _classes_advice(targets: Pooled) -> str:
+    classes = int(targets.high) + 1
+    if classes > 10_000:
+        return "Scale the targets, or number the classes from 0 and give the output a unit for each."
+    return f'Use `Dense({classes}, activation="softmax")` with `sparse_categorical_crossentropy`.'
+
+
+def targets_out_of_range(history: History) -> Iterator[Finding]:
+    """Report targets that the loss does not take, or that the output can never give."""
+    for case in _cases(history):
+        if case.targets is not None and case.certain:
+            yield from _most_severe("targets_out_of_range", case, _range_verdicts(case, case.targets))
+
+
+def _range_verdicts(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
+    objective = case.objective
+    evidence = {"target_min": targets.low, "target_max": targets.high}
+    held = f"the targets go from {targets.low:.4g} to {targets.high:.4g}"
+    if objective.loss in SPARSE:
+        if not objective.ignores_class and (targets.low < 0 or targets.high >= objective.units):
+            units = objective.units
+            advice = f"Use an output of {int(targets.high) + 1} units"
+            if targets.low == 1 and targets.high == units:
+                advice = "Number the labels from 0: `y - 1`"
+            elif targets.low < 0:
+                advice = "Number the labels from 0, or say which one to leave out: `ignore_class`"
+            yield _Verdict(
+                "error",
+                f"{held}, and {case.loss} with {units} units takes 0 to {units - 1}: the loss of other labels is an "
+                "error on a CPU and NaN on a GPU",
+                f"{advice}.",
+                evidence,
+            )
+        return
+    outside = targets.negative + targets.above_one
+    beyond = max(-targets.low, targets.high - 1)
+    if objective.loss in BINARY | CATEGORICAL:
+        if beyond > TOLERANCE:
+            yield _Verdict(
+                "error" if outside >= SHARE_OUTSIDE else "warning",
+                f"{held}, and {case.loss} takes 0 to 1: outside of it the loss falls without limit",
+                _unit_range_advice(case, targets),
+                evidence | {"share_outside": outside},
+            )
+        return
+    bounds = RANGES.get(objective.activation)
+    if bounds is None or objective.loss not in ERRORS | RELATIVE_ERRORS:
+        return
+    low, high = bounds
+    outside = (targets.negative if low == 0 else targets.below_minus_one) + (targets.above_one if high == 1 else 0.0)
+    beyond = max(low - targets.low, targets.high - high)
+    if outside < SHARE_OUTSIDE or beyond <= max(TOLERANCE, OUTSIDE_DISTANCE * targets.std):
+        return
+    if outside < MUCH_OUTSIDE and case.history.data.records < WINDOW // 2:
+        return
+    can = "0 and above" if high > 1 else f"{low:.0f} to {high:.0f}"
+    advice = f"Use `Dense({objective.units})` without an activation"
+    if high == 1:
+        advice += f", or scale the targets to {low:.0f} to {high:.0f}"
+    yield _Verdict(
+        "error" if outside >= MOST_OUTSIDE else "warning",
+        f"{held}, and {case.name} ends in {objective.activation}, which gives {can}: {format_share(outside)} of the "
+        "targets can't be reached",
+        f"{advice}.",
+        evidence | {"share_outside": outside},
+    )
+
+
+def _unit_range_advice(case: _Case, targets: Pooled) -> str:
+    if targets.whole >= 1 and targets.low == -1 and targets.high == 1:
+        return "Use labels of 0 and 1: `(y + 1) / 2`."
+    if targets.whole >= 1 and targets.low >= 0 and case.objective.units == 1:
+        return _classes_advice(targets)
+    return "Scale the targets to 0 to 1, or use `mse` with an output without an activation."
+
+
+def labels_degenerate(history: History) -> Iterator[Finding]:
+    """Report labels that are not labels any more: not whole, or all the same."""
+    for case in _cases(history):
+        if case.targets is not None and case.certain:
+            yield from _most_severe("labels_degenerate", case, _label_verdicts(case, case.targets))
+
+
+def _label_verdicts(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
+    loss = case.objective.loss
+    evidence = {"label_min": targets.low, "label_max": targets.high, "share_whole": targets.whole}
+    if loss in SPARSE and targets.whole < 1 - TOLERANCE:
+        becomes = "all become 0" if targets.low >= 0 and targets.high < 1 else "other classes result"
+        yield _Verdict(
+            "error",
+            f"{case.loss} takes whole numbers, and {format_share(1 - targets.whole)} of the labels are not whole "
+            f"({targets.low:.4g} to {targets.high:.4g}): they are cut off, and {becomes}",
+            "Pass the labels as they are, as whole numbers from 0 on: scale the inputs only.",
+            evidence,
+        )
+    if targets.elements < SAME_LABELS or case.history.data.records < WINDOW // 2 or loss not in CROSS_ENTROPIES:
+        return
+    rows = loss in CATEGORICAL and case.objective.units > 1
+    low, high = (targets.class_low, targets.class_high) if rows else (targets.low, targets.high)
+    if loss in SPARSE:
+        low, high = int(low), int(high)
+    if low == high:
+        yield _Verdict(
+            "warning",
+            f"all labels so far are the same ({low:.4g}), so the network can only learn to answer that",
+            "Look how the labels are made, and shuffle the data if they are sorted by class.",
+            evidence,
+        )
+
+
+def loss_mismatch(history: History) -> Iterator[Finding]:
+    """Report a loss that takes something else than the output gives, or than the targets are."""
+    for case in _cases(history):
+        yield from _most_severe("loss_mismatch", case, _loss_verdicts(case))
+
+
+def _loss_verdicts(case: _Case) -> Iterator[_Verdict]:
+    objective = case.objective
+    kind = objective.activation
+    loss = objective.loss
+    units = {"units": float(objective.units)}
+    if loss in CATEGORICAL | SPARSE and objective.units == 1:
+        yield _Verdict(
+            "error",
+            f"{case.loss} compares classes, and {case.name} has one unit: the loss is 0 for every output, and its "
+            "gradient too",
+            'Use `Dense(1, activation="sigmoid")` with `binary_crossentropy`, or a unit for each class.',
+            units,
+        )
+        return
+    if loss in PROBABILITIES and kind == "linear" and not objective.from_logits and not _are_probabilities(case):
+        activation = "sigmoid" if loss in BINARY else "softmax"
+        can_take_logits = f", or the loss `from_logits=True`: `{_class_name(loss)}(from_logits=True)`"
+        yield _Verdict(
+            "warning",
+            f"{case.name} gives logits, and {case.loss} takes them for probabilities: they are cut to 0 to 1, and most "
+            "of the gradient is 0",
+            f'Give the output an activation: `Dense({objective.units}, activation="{activation}")`'
+            f"{can_take_logits if loss in CROSS_ENTROPIES else ''}.",
+            units,
+        )
+    if objective.from_logits and kind in PROBABILITY_ACTIVATIONS:
+        message = f"{case.name} ends in {kind}, and {case.loss} was told that it gets logits"
+        if objective.logits_taken:
+            message += "; Keras takes the logits behind the activation, so what is trained is right here"
+        else:
+            message += ": the activation is applied twice, and the gradient is small"
+        yield _Verdict(
+            "info" if objective.logits_taken else "warning",
+            message,
+            "Leave out the activation, or `from_logits=True`.",
+            units,
+        )
+    yield from _classes_verdicts(case)
+    yield from _regression_verdicts(case)
+
+
+def _classes_verdicts(case: _Case) -> Iterator[_Verdict]:
+    """Yield what does not fit between a cross-entropy, its activation and the rows of its targets."""
+    objective = case.objective
+    kind = objective.activation
+    loss = objective.loss
+    targets = case.targets
+    units = {"units": float(objective.units)}
+    several = 'For several labels at once use `activation="sigmoid"` with `binary_crossentropy`'
+    if loss in CATEGORICAL | SPARSE and kind in ("sigmoid", "hard_sigmoid"):
+        trained = (
+            "Keras trains a softmax of the logits behind it, which is not what it gives"
+            if objective.logits_taken
+            else "nothing lowers the outputs of the wrong classes"
+            if loss in SPARSE
+            else "its outputs are divided by their sum first"
+        )
+        yield _Verdict(
+            "warning",
+            f"{case.name} ends in {kind}, where each unit is a yes or no of its own, and {case.loss} takes one class "
+            f"out of {objective.units}: {trained}",
+            f'Use `Dense({objective.units}, activation="softmax")`. {several}.',
+            units,
+        )
+    if loss in CATEGORICAL and targets is not None and case.certain and targets.high <= 1 + TOLERANCE:
+        low, high = targets.row_sum_low, targets.row_sum_high
+        evidence = {"row_sum_min": low, "row_sum_max": high}
+        if high > 1 + ROW_TOLERANCE or (ROW_TOLERANCE < low < 1 - ROW_TOLERANCE):
+            yield _Verdict(
+                "warning",
+                f"rows of the targets sum to {low:.3g} to {high:.3g}, and {case.loss} takes distributions, which sum "
+                "to 1: with a softmax the labels of an example take each other's place",
+                f"{several}; for one class an example, one-hot rows.",
+                evidence,
+            )
+        elif low <= ROW_TOLERANCE:
+            yield _Verdict(
+                "info",
+                f"some rows of the targets are 0 everywhere, and add nothing to {case.loss}",
+                f"{several}.",
+                evidence,
+            )
+    if loss in BINARY and kind == "softmax":
+        labels = targets is not None and targets.row_sum_high > 1 + ROW_TOLERANCE
+        trained = "Keras trains a sigmoid of each logit behind it" if objective.logits_taken else "they compete"
+        yield _Verdict(
+            "warning" if labels or objective.units > 2 else "info",
+            f"the {objective.units} outputs of {case.name} are a softmax, and sum to 1, while {case.loss} takes each "
+            f"as a yes or no of its own: {trained}",
+            f"{several}; for one class an example use `categorical_crossentropy`.",
+            units,
+        )
+    if loss in ("hinge", "squared_hinge") and kind in PROBABILITY_ACTIVATIONS | {"relu", "softplus"}:
+        yield _Verdict(
+            "warning",
+            f"{case.name} ends in {kind}, which is never below 0, and {case.loss} asks for outputs of -1 and 1",
+            f'Use `Dense({objective.units}, activation="tanh")`, or no activation.',
+            units,
+        )
+
+
+def _regression_verdicts(case: _Case) -> Iterator[_Verdict]:
+    """Yield what does not fit between a loss of differences, its activation, its targets and metrics."""
+    objective = case.objective
+    kind = objective.activation
+    targets = case.targets
+    units = {"units": float(objective.units)}
+    if objective.loss == "poisson" and kind in NOT_PROBABILITIES - {"relu", "softplus"}:
+        yield _Verdict(
+            "warning",
+            f"{case.name} ends in {kind}, which may be below 0, and {case.loss} takes its logarithm",
+            f'Use `Dense({objective.units}, activation="softplus")` or "exponential".',
+            units,
+        )
+    if objective.loss not in ERRORS or targets is None or not case.certain:
+        return
+    classes = case.one_hot or (case.binary_targets and objective.units == 1)
+    if classes and (kind in PROBABILITY_ACTIVATIONS or kind == "linear"):
+        absolute = objective.loss == "mean_absolute_error"
+        brier = kind == "sigmoid" and not absolute  # in use as the Brier score, and only slower than a cross-entropy
+        stuck = case.history.loss_stuck
+        if not brier:
+            why = (
+                "its best constant answer is the more frequent class, whatever the input"
+                if absolute
+                else "its gradient is small where an output is wrong and sure"
+                if kind in PROBABILITY_ACTIVATIONS
+                else "outputs beyond 0 and 1 count as wrong"
+            )
+            better = "categorical_crossentropy" if objective.units > 1 else "binary_crossentropy"
+            activation = "softmax" if objective.units > 1 else "sigmoid"
+            yield _Verdict(
+                "warning" if stuck else "info",
+                f"the targets are classes, and {case.loss} takes them for numbers: {why}"
+                + (", and the loss does not fall" if stuck else ""),
+                f'Use `{better}`, with `Dense({objective.units}, activation="{activation}")`.',
+                units,
+            )
+    counts = ACCURACIES.intersection(objective.metrics)
+    if counts and not classes and targets.whole < 1 - TOLERANCE:
+        yield _Verdict(
+            "info",
+            f"the metric `{min(counts)}` counts outputs that equal the target, and these targets are numbers that "
+            f"no output equals ({targets.low:.4g} to {targets.high:.4g})",
+            'Use `metrics=["mae"]`.',
+            {"share_whole": targets.whole},
+        )
+
+
+def _are_probabilities(case: _Case) -> bool:
+    """Return whether all outputs so far lay between 0 and 1."""
+    return case.outputs is not None and case.outputs.low >= 0 and case.outputs.high <= 1
+
+
+def _class_name(loss: str) -> str:
+    return "".join(part.capitalize() for part in loss.split("_"))

@@ -1,0 +1,114 @@
+"""Statistics of the data of a step: the inputs of the model, its targets and its outputs.
+
+They answer whether the data suit the network and the loss: the scale, the range, whether targets are whole numbers, and
+whether their rows are distributions. A large tensor is represented by its first examples, so the cost has a limit.
+
+Letters: C columns, D tensors, K statistics, R replicas.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tapescope.statistics.batched_ops import constant
+from tensorboard_plugin_tapescope import metadata
+
+COUNTS = ("finite", "nonfinite", "zero", "whole", "negative", "above_one", "below_minus_one")
+"""Numbers of elements. Those of examples of weight 0 are in none but `zero` and `whole`, as are the non-finite ones."""
+BOUNDS = ("min", "max", "row_sum_min", "row_sum_max", "class_min", "class_max")
+DATA_ROWS = (*COUNTS, "size", "mean", "deviations", *BOUNDS)
+"""What one replica computes of each tensor. `deviations` is the sum of the squared ones."""
+DATA_COLUMNS = tuple(c.name for c in metadata.DATA_COLUMNS)
+MAX_ELEMENTS = 1 << 16
+"""Elements of a tensor that are looked at, in whole examples."""
+
+
+class DataTensor(NamedTuple):
+    """An input, target or output."""
+
+    tensor: tf.Tensor
+    """Numeric, batch first."""
+    weights: tf.Tensor | None
+    """Of the examples, [batch]: one of weight 0 is left out. None where all count."""
+    has_classes: bool
+    """Whether the last axis may be one of classes, so that its rows are looked at."""
+
+
+def data_rows(tensors: Sequence[DataTensor]) -> tf.Tensor:
+    """Return the statistics of one replica, float32 [K, D]."""
+    columns = [_rows_of(_first_examples(d.tensor), d.weights, d.has_classes) for d in tensors]
+    return tf.stack(columns, 1) if columns else tf.zeros([len(DATA_ROWS), 0])
+
+
+def _first_examples(tensor: tf.Tensor) -> tf.Tensor:
+    """Return as many whole examples as MAX_ELEMENTS allows, at least one; all where their size is not known."""
+    size = tensor.shape[1:].num_elements() if tensor.shape.rank else None
+    if size is None or (tensor.shape[0] is not None and tensor.shape[0] * size <= MAX_ELEMENTS):
+        return tensor
+    return tensor[: max(1, MAX_ELEMENTS // max(1, size))]
+
+
+def _rows_of(tensor: tf.Tensor, weights: tf.Tensor | None, has_classes: bool) -> tf.Tensor:
+    """Return DATA_ROWS of one tensor, float32 [K]."""
+    x = tf.cast(tensor, tf.float32)
+    used = tf.math.is_finite(x)
+    nonfinite = tf.logical_not(used)
+    if weights is not None:
+        counts = tf.reshape(weights[: tf.shape(x)[0]] > 0, [-1, *[1] * (len(x.shape) - 1)])
+        used = tf.logical_and(used, counts)
+        nonfinite = tf.logical_and(nonfinite, counts)
+    zero = constant(0.0)
+    one = constant(1.0)
+    x = tf.where(used, x, zero)
+    masks = tf.stack([used, nonfinite, x == zero, tf.floor(x) == x, x < zero, x > one, x < -one])
+    counts = tf.reduce_sum(tf.cast(tf.reshape(masks, [len(COUNTS), -1]), tf.float32), 1)
+    mean = tf.math.divide_no_nan(tf.reduce_sum(x), counts[0])
+    deviations = tf.reduce_sum(tf.where(used, tf.square(x - mean), zero))
+    size = tf.cast(tf.size(x), tf.float32)
+    return tf.concat([counts, tf.stack([size, mean, deviations, *_bounds(x, used, has_classes)])], 0)
+
+
+def _bounds(x: tf.Tensor, used: tf.Tensor, has_classes: bool) -> list[tf.Tensor]:
+    """Return the smallest and largest elements, sums of rows, and classes: BOUNDS.
+
+    The last four are NaN where the last axis is not one of classes.
+    """
+    low = constant(float("inf"))
+    high = constant(float("-inf"))
+    bounds = [tf.reduce_min(tf.where(used, x, low)), tf.reduce_max(tf.where(used, x, high))]
+    if not has_classes or len(x.shape) < 2 or (x.shape[-1] or 0) < 2:
+        return [*bounds, *[constant(float("nan"))] * 4]
+    is_used = tf.reduce_any(used, -1)
+    for values in (tf.reduce_sum(x, -1), tf.cast(tf.argmax(x, -1), tf.float32)):
+        bounds.append(tf.reduce_min(tf.where(is_used, values, low)))
+        bounds.append(tf.reduce_max(tf.where(is_used, values, high)))
+    return bounds
+
+
+def data_columns(rows: np.ndarray) -> np.ndarray:
+    """Return the columns over the global batch, float32 [C, D].
+
+    Args:
+      rows: DATA_ROWS of every replica and small batch, float32 [..., K, D].
+    """
+    if not rows.size:  # a step whose data are not known
+        return np.zeros([len(DATA_COLUMNS), 0], np.float32)
+    parts = rows.astype(np.float64).reshape(math.prod(rows.shape[:-2]), *rows.shape[-2:])
+    row = dict(zip(DATA_ROWS, parts.swapaxes(0, 1), strict=True))
+    total = {name: row[name].sum(0) for name in (*COUNTS, "size")}
+    unused = total["size"] - total["finite"]  # these were taken for 0
+    with np.errstate(all="ignore"):
+        mean = (row["finite"] * row["mean"]).sum(0) / total["finite"]
+        spread = row["deviations"] + row["finite"] * np.square(row["mean"] - mean)
+        std = np.sqrt(spread.sum(0) / total["finite"])
+        known = {name: total[name] / total["finite"] for name in ("negative", "above_one", "below_minus_one")}
+        known |= {name: (total[name] - unused) / total["finite"] for name in ("zero", "whole")}
+        known |= {"rms": np.hypot(mean, std), "mean": mean, "std": std}
+        for name in BOUNDS:
+            known[name] = (np.min if name.endswith("min") else np.max)(row[name], axis=0)
+        known = {name: np.where(total["finite"] > 0, values, np.nan) for name, values in known.items()}
+    known |= {"elements": total["finite"] + total["nonfinite"], "nonfinite": total["nonfinite"]}
+    return np.stack([known[name.removeprefix("data_")] for name in DATA_COLUMNS]).astype(np.float32)

@@ -1,0 +1,214 @@
+"""Measuring has no effect on a program's own functions: none is called once more, each sees what it would see."""
+
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tapescope
+
+Dense = keras.layers.Dense
+X = tf.constant(np.random.default_rng(0).normal(size=(64, 6)), tf.float32)
+
+
+class Hidden(keras.layers.Layer):
+    """A layer whose `call` is given by the test."""
+
+    def __init__(self, call, activation="relu"):
+        super().__init__(name="hidden")
+        self.activation = keras.activations.get(activation)
+        self._function = call
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 5), name="w")
+
+    def call(self, x):
+        return self._function(self, x @ self.w)
+
+
+def read(model, x=X, measure=True, **options):
+    """Take one eager step; return the probe, the gradients and the reading."""
+    probe = tapescope.Probe(model, **options)
+    with probe.tape(measure) as tape:
+        loss = tf.reduce_mean(model(x) ** 2)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    return probe, gradients, tape.reading()
+
+
+def column(reading, name):
+    return np.asarray(reading.column(name))
+
+
+def with_hidden(hidden):
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((6,)), hidden, Dense(2, name="out")])
+
+
+class Lazy(keras.Model):
+    """A model that builds its layers when it is first called."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.hidden, self.out = Dense(6, activation, name="hidden"), Dense(2, name="out")
+
+    def call(self, x):
+        return self.out(self.hidden(x))
+
+
+class LazyPReLU(Lazy):
+    """One whose activation is a method that calls a layer."""
+
+    def __init__(self):
+        super().__init__(self.apply_prelu)
+        self.prelu = keras.layers.PReLU(name="prelu")
+
+    def apply_prelu(self, x):
+        return self.prelu(x)
+
+
+def test_an_activation_of_the_users_is_called_once_a_step():
+    calls = []
+
+    def counted(z):
+        calls.append(z.shape)
+        return tf.nn.silu(z)
+
+    model = with_hidden(Dense(5, counted))
+    calls.clear()
+    read(model)
+    assert calls == [(64, 5)]
+
+
+@pytest.mark.parametrize("function", [tf.nn.silu, tf.nn.sigmoid, tf.nn.tanh])
+def test_saturation_of_a_users_function_is_seen_in_the_gradients(function):
+    model = with_hidden(Dense(5, lambda z: function(4 * z), name="hidden"))
+    probe, _, reading = read(model)
+    z = 4 * (X @ model.layers[0].kernel)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        a = function(z)
+    slope = np.abs(tape.gradient(a, z))
+    assert 0 < np.mean(slope < 0.01 * slope.max()) < 1
+    assert column(reading, "saturated")[0] == pytest.approx(np.mean(slope < 0.01 * slope.max()), abs=2 / slope.size)
+    assert probe.names.activations[0] == "<lambda>"
+
+
+def test_saturation_of_a_custom_layer_that_is_an_activation():
+    class Clip(keras.layers.Layer):
+        def call(self, z):
+            return tf.clip_by_value(z, -0.5, 0.5)
+
+    model = with_hidden(Dense(5, Clip(), name="hidden"))
+    probe, _, reading = read(model)
+    z = (X @ model.layers[0].kernel).numpy()
+    assert probe.names.activations[0] == "Clip"
+    assert column(reading, "saturated")[0] == pytest.approx(np.mean(np.abs(z) > 0.5))
+
+
+def test_saturation_of_a_function_that_changes_the_shape_is_not_known():
+    _, _, reading = read(Lazy(lambda z: z[:, :3] * tf.sigmoid(z[:, 3:])))
+    assert np.isnan(column(reading, "saturated")[0])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda layer, z: layer.activation(z, negative_slope=0.2 if layer.activation == keras.activations.relu else 0.0),
+        lambda layer, z: layer.activation(z, negative_slope=0.2 if layer.activation.__name__ == "relu" else 0.0),
+        lambda layer, z: z * len({layer.activation, keras.activations.relu}),
+        lambda layer, z: z if isinstance(layer.activation, type(keras.activations.relu)) else 0 * z,
+        lambda layer, z: layer.activation(x=z),
+    ],
+    ids=["equal", "name", "hash", "type", "keyword"],
+)
+def test_a_layer_that_looks_at_its_activation_computes_the_same(call):
+    results = [read(with_hidden(Hidden(call)), measure=measure)[1] for measure in (False, True)]
+    for plain, measured in zip(*results, strict=True):
+        np.testing.assert_array_equal(plain, measured)
+
+
+def test_the_pre_activation_is_seen_where_it_is_a_keyword():
+    _, _, reading = read(with_hidden(Hidden(lambda layer, z: layer.activation(x=z))))
+    assert np.isfinite(column(reading, "flow_gate")[0])
+
+
+def test_a_model_that_is_built_in_the_measured_step_skips_no_layer():
+    model = Lazy("relu")
+    probe = tapescope.Probe(model)
+
+    @tf.function
+    def step(x):
+        with probe.tape(True) as tape:
+            loss = tf.reduce_mean(model(x) ** 2)
+        tape.gradient(loss, model.trainable_variables)
+        return tape.reading()
+
+    step(X)
+    assert probe.layers == ("hidden", "out")
+    assert probe.skipped == {}
+
+
+def test_a_layer_that_is_built_by_an_activation_has_its_own_shape():
+    model = LazyPReLU()
+    read(model)
+    assert model.prelu.alpha.shape == (6,)
+
+
+def test_a_measured_model_is_freed():
+    def measure():
+        model = LazyPReLU()
+        read(model)
+        return weakref.ref(model)
+
+    found = [measure() for _ in range(3)]
+    gc.collect()
+    assert [ref() for ref in found] == [None, None, None]
+
+
+def test_a_graph_that_is_traced_while_measuring_is_the_plain_one():
+    def operations(measure):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((6,)), Dense(5, "silu"), Dense(2)])
+        inner = tf.function(model.call)
+        probe = tapescope.Probe(model)
+
+        @tf.function
+        def step(x):
+            with probe.tape(measure) as tape:
+                loss = tf.reduce_mean(inner(x) ** 2)
+            tape.gradient(loss, model.trainable_variables)
+            return tape.reading()
+
+        step(X)
+        graph = inner.get_concrete_function(tf.TensorSpec(X.shape)).graph
+        return sorted(op.type for op in graph.get_operations())
+
+    assert operations(True) == operations(False)
+
+
+def test_norms_of_complex_variables_are_those_of_the_magnitudes():
+    rng = np.random.default_rng(0)
+    w = tf.Variable((rng.normal(size=(6, 2)) + 1j * rng.normal(size=(6, 2))).astype("complex64"), name="w")
+    probe = tapescope.Probe(w)
+    with probe.tape(True) as tape:
+        loss = tf.reduce_mean((tf.abs(tf.cast(X, tf.complex64) @ w) - 1) ** 2)
+    gradient, before = tape.gradient(loss, w), w.numpy()
+    w.assign_sub(0.1 * gradient)
+    reading = tape.reading()
+    norm = np.linalg.norm(before)
+    assert column(reading, "gradient_norm")[0] == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
+    assert column(reading, "weight_norm")[0] == pytest.approx(norm, rel=1e-5)
+    assert column(reading, "update_ratio")[0] == pytest.approx(0.1 * np.linalg.norm(gradient) / norm, rel=1e-4)
+
+
+def test_updates_of_float64_weights_are_taken_in_float64():
+    w = tf.Variable(np.ones(4), name="w")
+    probe = tapescope.Probe(w)
+    with probe.tape(True) as tape:
+        loss = tf.reduce_sum(w)
+    tape.gradient(loss, w)
+    w.assign_add(np.full(4, 1e-10))
+    assert column(tape.reading(), "update_ratio")[0] == pytest.approx(1e-10, rel=1e-4)
