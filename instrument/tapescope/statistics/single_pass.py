@@ -23,6 +23,8 @@ from tapescope.statistics.batched_ops import Group, concat, constant, element_co
 
 ROW = 4096
 """Longest row that XLA reduces in one kernel."""
+SMALL = 2048
+"""Most elements of a tensor that is reduced together with others of any shape."""
 MAX_PARTS = 1024
 """Largest number of rows that a tensor is reshaped to."""
 
@@ -38,26 +40,28 @@ def _rows(size: int | None) -> int:
     return max((p for p in range(1, MAX_PARTS + 1) if size % p == 0), default=1)
 
 
-def _in_rows(group: Group) -> tf.Tensor:
-    """Reshape a group's tensor to [n, P, N / P]."""
-    size = group.tensor.shape.num_elements()
-    n = len(group.indices)
-    return tf.reshape(group.tensor, [n, _rows(None if size is None else size // n), -1])
+def in_rows(x: tf.Tensor, n: int = 1) -> tf.Tensor:
+    """Reshape a tensor, or n of them that are stacked, to [n, P, N / P]."""
+    size = x.shape.num_elements()
+    return tf.reshape(x, [n, _rows(None if size is None else size // n), -1])
+
+
+def _group_in_rows(group: Group) -> tf.Tensor:
+    return in_rows(group.tensor, len(group.indices))
 
 
 Statistics = dict[str, tf.Tensor]
 
 
-def _fold(groups: Sequence[Group], rows: Sequence[Statistics], highest: Sequence[str] = ()) -> Statistics:
+def fold(rows: Sequence[Statistics], highest: Sequence[str] = ()) -> Statistics:
     """Add the rows of each tensor, [n, P] of each group, to float64 [n] over all groups, in two more kernels.
 
     Args:
-      groups: the groups.
       rows: of each group the statistics by name, [n, P].
       highest: the statistics whose largest row is wanted; of the others the sum.
     """
     parts = max(int(next(iter(of.values())).shape[1]) for of in rows)
-    count = sum(len(group.indices) for group in groups)
+    count = sum(int(next(iter(of.values())).shape[0]) for of in rows)
     found: Statistics = {}
     for names, reduce, absent in (
         ([name for name in rows[0] if name not in highest], tf.raw_ops.Sum, 0.0),
@@ -77,14 +81,14 @@ def _pad(row: tf.Tensor, parts: int, absent: float) -> tf.Tensor:
     if not missing:
         return row
     paddings = constant([[0, 0], [0, missing]])
-    return tf.raw_ops.PadV2(input=row, paddings=paddings, constant_values=constant(absent, tf.float64))
+    return tf.raw_ops.PadV2(input=row, paddings=paddings, constant_values=constant(absent, row.dtype))
 
 
-def _float(mask: tf.Tensor) -> tf.Tensor:
+def as_float(mask: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.Cast(x=mask, DstT=tf.float32)
 
 
-def _reduce(elements: Statistics, highest: Sequence[str] = ()) -> Statistics:
+def reduce_rows(elements: Statistics, highest: Sequence[str] = ()) -> Statistics:
     """Reduce [n, P, N / P] along the last axis."""
     axis = constant([2])
     return {
@@ -93,25 +97,52 @@ def _reduce(elements: Statistics, highest: Sequence[str] = ()) -> Statistics:
     }
 
 
+def _inputs(groups: Sequence[Group]) -> tuple[list[Group], list[tf.Tensor]]:
+    """Return the groups, small tensors last, and what to reduce, each [n, P, N / P].
+
+    Small tensors of all shapes are padded with zeros to one table: a kernel more costs more than the padding.
+    """
+    sizes = [(group.tensor.shape.num_elements() or 0) // len(group.indices) for group in groups]
+    small = [i for i, size in enumerate(sizes) if 0 < size <= SMALL]
+    if len(small) < 2:
+        return list(groups), [_group_in_rows(group) for group in groups]
+    width = max(sizes[i] for i in small)
+    pieces = [_pad(tf.reshape(groups[i].tensor, [len(groups[i].indices), sizes[i]]), width, 0.0) for i in small]
+    large = [i for i in range(len(groups)) if i not in small]
+    table = tf.expand_dims(concat(pieces, 0), 1)
+    return [groups[i] for i in (*large, *small)], [*(_group_in_rows(groups[i]) for i in large), table]
+
+
+def _reorder(columns: tf.Tensor, order: Sequence[Group], groups: Sequence[Group]) -> tf.Tensor:
+    """Sort columns from one order of the groups to another."""
+    wanted = [i for group in groups for i in group.indices]
+    present = [i for group in order for i in group.indices]
+    if wanted == present:
+        return columns
+    return tf.gather(columns, constant([present.index(i) for i in wanted]), axis=1)
+
+
 def norm_rows(groups: Sequence[Group]) -> tf.Tensor:
     """Return L2 norm, largest magnitude, share of zeros and number of non-finite elements, float32 [4, n]."""
+    order, inputs = _inputs(groups)
     rows = []
     zero = constant(0.0)
-    for group in groups:
-        x = fusion_barrier(_in_rows(group))
+    for x in inputs:
+        x = fusion_barrier(x)
         finite = tf.raw_ops.IsFinite(x=x)
         values = tf.raw_ops.SelectV2(condition=finite, t=x, e=zero)
         elements = {
             "square": tf.raw_ops.Square(x=tf.raw_ops.Cast(x=values, DstT=tf.float64)),
-            "zero": _float(tf.raw_ops.Equal(x=x, y=zero)),
-            "nonfinite": _float(tf.raw_ops.LogicalNot(x=finite)),
+            "nonzero": as_float(tf.raw_ops.NotEqual(x=x, y=zero)),
+            "nonfinite": as_float(tf.raw_ops.LogicalNot(x=finite)),
             "largest": tf.raw_ops.Abs(x=values),
         }
-        rows.append(_reduce(elements, ["largest"]))
-    found = _fold(groups, rows, ["largest"])
-    share = found["zero"] / tf.cast(element_counts(groups), tf.float64)
-    rows = [tf.sqrt(found["square"]), found["largest"], share, found["nonfinite"]]
-    return tf.cast(tf.stack(rows), tf.float32)
+        rows.append(reduce_rows(elements, ["largest"]))
+    found = fold(rows, ["largest"])
+    sizes = tf.cast(element_counts(order), tf.float64)
+    zero_share = (sizes - found["nonzero"]) / sizes
+    columns = tf.stack([tf.sqrt(found["square"]), found["largest"], zero_share, found["nonfinite"]])
+    return _reorder(tf.cast(columns, tf.float32), order, groups)
 
 
 def moments(groups: Sequence[Group], is_saturated: Sequence[Callable[[tf.Tensor], tf.Tensor | None]]) -> Statistics:
@@ -128,24 +159,24 @@ def moments(groups: Sequence[Group], is_saturated: Sequence[Callable[[tf.Tensor]
     zero = constant(0.0)
     lowest = constant(-np.inf)
     for group, saturated in zip(groups, is_saturated, strict=True):
-        x = fusion_barrier(_in_rows(group))
+        x = fusion_barrier(_group_in_rows(group))
         finite = tf.raw_ops.IsFinite(x=x)
         values = tf.raw_ops.Cast(x=tf.raw_ops.SelectV2(condition=finite, t=x, e=zero), DstT=tf.float64)
         elements = {
             "sum": values,
             "square": tf.raw_ops.Square(x=values),
-            "zero": _float(tf.raw_ops.Equal(x=x, y=zero)),
-            "nonfinite": _float(tf.raw_ops.LogicalNot(x=finite)),
+            "zero": as_float(tf.raw_ops.Equal(x=x, y=zero)),
+            "nonfinite": as_float(tf.raw_ops.LogicalNot(x=finite)),
             "max": tf.raw_ops.SelectV2(condition=finite, t=x, e=lowest),
             "negative_min": tf.raw_ops.SelectV2(condition=finite, t=tf.raw_ops.Neg(x=x), e=lowest),
         }
         mask = saturated(x)
         if mask is not None:
-            elements["saturated"] = _float(mask)
-        reduced = _reduce(elements, ["max", "negative_min"])
+            elements["saturated"] = as_float(mask)
+        reduced = reduce_rows(elements, ["max", "negative_min"])
         reduced.setdefault("saturated", tf.zeros_like(reduced["zero"]))
         rows.append(reduced)
-    found = _fold(groups, rows, ["max", "negative_min"])
+    found = fold(rows, ["max", "negative_min"])
     number = tf.cast(element_counts(groups), tf.float64) - found["nonfinite"]
     mean = tf.math.divide_no_nan(found["sum"], number)
     # The difference of two equal sums of squares may be anything in their last bits.
