@@ -1,4 +1,4 @@
-"""What XLA makes of a measured step on an NVIDIA H100, counted without a GPU.
+"""Counts of what XLA makes of a measured step on an NVIDIA H100, without a GPU.
 
     python -m bench.gpu_compiled [--networks=mlp,cnn,...] [--environment=.venv-gpu] [--json=FILE]
 

@@ -182,7 +182,7 @@ class _Auto(Schedule):
 
     def restore(self, about: Mapping[str, Any]) -> None:
         interval = about.get("measure_interval")
-        # With another limit the run shall choose anew.
+        # With another limit the run chooses anew.
         if isinstance(interval, (int, float)) and interval >= 1 and about.get("measure_percent") == self._percent:
             self._interval = int(interval)
             self._chosen_at = int(about.get("measure_interval_from", 0))

@@ -60,8 +60,9 @@ def fold(rows: Sequence[Statistics], highest: Sequence[str] = ()) -> Statistics:
       rows: of each group the statistics by name, [n, P].
       highest: the statistics whose largest row is wanted; of the others the sum.
     """
-    parts = max(int(next(iter(of.values())).shape[1]) for of in rows)
-    count = sum(int(next(iter(of.values())).shape[0]) for of in rows)
+    shapes = [next(iter(of.values())).shape.as_list() for of in rows]
+    count = sum(n for n, _ in shapes)
+    parts = max(p for _, p in shapes)
     found: Statistics = {}
     for names, reduce, absent in (
         ([name for name in rows[0] if name not in highest], tf.raw_ops.Sum, 0.0),
@@ -77,7 +78,7 @@ def fold(rows: Sequence[Statistics], highest: Sequence[str] = ()) -> Statistics:
 
 
 def _pad(row: tf.Tensor, parts: int, absent: float) -> tf.Tensor:
-    missing = parts - int(row.shape[1])
+    missing = parts - row.shape.as_list()[1]
     if not missing:
         return row
     paddings = constant([[0, 0], [0, missing]])
