@@ -4,6 +4,7 @@ Any function serves as a schedule. Those here also measure time. A schedule is c
 so the time from one call to the next is a step's, and the schedule knows which steps were measured.
 """
 
+import functools
 import math
 import time
 from collections import deque
@@ -228,12 +229,20 @@ def every(steps: int) -> Schedule:
         raise ValueError(
             f"`steps` must be a positive integer; got {steps!r}. To measure nothing, use tapescope.never()"
         )
-    return Schedule(lambda step: step % steps == 0)
+    return Schedule(functools.partial(_is_multiple, steps))
+
+
+def _is_multiple(steps: int, step: int) -> bool:
+    return step % steps == 0
 
 
 def never() -> Schedule:
     """Return a schedule that is False for every step."""
-    return Schedule(lambda step: False)
+    return Schedule(_is_never)
+
+
+def _is_never(step: int) -> bool:
+    return False
 
 
 def budget(percent: float = 2.0, clock: Callable[[], float] = time.perf_counter) -> Schedule:
@@ -251,20 +260,26 @@ def budget(percent: float = 2.0, clock: Callable[[], float] = time.perf_counter)
       ValueError: `percent` is out of its range.
     """
     _check_percent(percent)
-    next_measured = 0
+    return _Budget(percent, clock)
 
-    def decide(step: int) -> bool:
-        nonlocal next_measured
-        if step < next_measured:
+
+class _Budget(Schedule):
+    """The schedule of `budget`. A copy has its own times."""
+
+    def __init__(self, percent: float, clock: Callable[[], float]):
+        super().__init__(self._allows, clock)
+        self._percent = percent
+        self._next_measured = 0
+
+    def _allows(self, step: int) -> bool:
+        if step < self._next_measured:
             return False
         interval = _FIRST_INTERVAL
-        if schedule._knows_cost():
-            cost = schedule.cost
-            allowed_ms = percent / 100 * cost.step_ms
-            if allowed_ms > 0:
-                interval = math.ceil((max(0.0, cost.measure_ms) + cost.error_ms) / allowed_ms)
-        next_measured = step + min(max(1, interval), _LONGEST_INTERVAL)
+        if self._knows_cost():
+            cost = self.cost
+            allowed_ms = self._percent / 100 * cost.step_ms
+            extra_ms = max(0.0, cost.measure_ms) + cost.error_ms
+            # A clock may be too coarse to see a step.
+            interval = math.ceil(min(extra_ms / allowed_ms, _LONGEST_INTERVAL)) if allowed_ms > 0 else _FIRST_INTERVAL
+        self._next_measured = step + max(1, interval)
         return True
-
-    schedule = Schedule(decide, clock)
-    return schedule

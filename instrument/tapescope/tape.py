@@ -252,9 +252,10 @@ class MeasuringTape(Tape):
             passes.extend(tape._passes)
         return backward_passes.merge_passes(passes, self._state.selection)
 
-    def variable_gradients(self, *others: Tape) -> list[Any]:
-        """Return the gradients that these tapes gave, of the V variables; None where there is none."""
-        return list(self._merged_pass(others).gradients.values())
+    def variable_gradients(self, *others: Tape) -> list[tuple[Any, Any]]:
+        """Return the V variables, each with the gradient that these tapes gave; None where there is none."""
+        merged = self._merged_pass(others)
+        return [(merged.variables[v], gradient) for v, gradient in merged.gradients.items()]
 
     @without_autograph
     def partial(

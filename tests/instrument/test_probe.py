@@ -352,3 +352,9 @@ def test_options_are_attributes():
 
 def test_measuring_is_exact_by_default():
     assert tapescope.Probe(chain()).exact
+
+
+def test_a_model_of_keras_2_is_refused():
+    legacy = type("Sequential", (tf.Module,), {"__module__": "tf_keras.src.models"})()
+    with pytest.raises(ValueError, match=r"Keras 3; got Sequential of tf_keras .*TF_USE_LEGACY_KERAS"):
+        tapescope.Probe(legacy)

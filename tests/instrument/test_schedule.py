@@ -1,8 +1,12 @@
 """Which steps a schedule measures, and what its clock says of the cost."""
 
+import copy
+import itertools
 import math
+import pickle
 import random
 
+import numpy as np
 import pytest
 
 import tapescope
@@ -122,9 +126,25 @@ def test_a_budget_is_a_percentage(percent):
         tapescope.budget(percent)
 
 
-def test_a_budget_survives_a_clock_that_does_not_move():
-    schedule = tapescope.budget(clock=lambda: 0.0)
-    assert sum(map(schedule, range(100))) == 10
+def test_a_copy_of_a_budget_has_its_own_times():
+    clock = iter(range(10_000)).__next__
+    original = tapescope.budget(2.0, clock)
+    first = [n for n in range(200) if original(n)]
+    duplicate = copy.deepcopy(tapescope.budget(2.0, itertools.count().__next__))
+    assert [n for n in range(200) if duplicate(n)] == first
+    assert original.cost == duplicate.cost
+
+
+@pytest.mark.parametrize("schedule", [tapescope.every(3), tapescope.never(), tapescope.budget(2.0), tapescope.auto()])
+def test_schedules_can_be_pickled(schedule):
+    duplicate = pickle.loads(pickle.dumps(schedule))
+    assert [duplicate(n) for n in range(70)] == [schedule(n) for n in range(70)]
+
+
+def test_a_clock_that_stands_still_does_not_end_a_budget():
+    schedule = tapescope.budget(2.0, lambda: 0.0)
+    assert [n for n in range(60) if schedule(n)] == [0, 10, 20, 30, 40, 50]
+    assert np.isnan(schedule.cost.overhead_pct)
 
 
 def run_auto(clock, measure_ms, steps=2000, step_ms=10.0, percent=2.0, noise=0.0, tick_ms=0.0, schedule=None, start=0):

@@ -53,7 +53,8 @@ class LayerCall(NamedTuple):
 _OTHER_GRAPH = "it runs inside a graph of its own (a loop's body, or a tf.function within the step)"
 
 
-def _current_graph() -> Any:
+def current_graph() -> Any:
+    """Return the graph that operations are added to; None in eager mode."""
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
@@ -66,7 +67,7 @@ class Capture:
         self.chosen = chosen
         """Name and activation of the layers to measure, by their id."""
         self.failsafe = failsafe
-        self._graph = _current_graph()
+        self._graph = current_graph()
         self.calls: list[LayerCall] = []
         self.skipped: dict[str, str] = {}
         """Reason by the name of each layer that cannot be measured."""
@@ -84,7 +85,7 @@ class Capture:
 
         A graph within the step (a loop's body, a `tf.function`) is left as it is: a plain step may run it again.
         """
-        graph = _current_graph()
+        graph = current_graph()
         if graph is self._graph:
             return True
         if id(layer) in self.chosen and not private_api.is_scratch_graph(graph):

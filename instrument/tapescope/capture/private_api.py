@@ -124,6 +124,14 @@ def restore_recording(tape: tf.GradientTape, recorded: Any) -> None:
 # Keras layers
 
 
+def eager_context() -> Any:
+    """Return TensorFlow's context, which holds all functions. The fallback is None: a reset context is not seen."""
+    context = _module_attribute(
+        "tensorflow.python.eager.context", "context", "after its context was reset, measured steps fail"
+    )
+    return context() if context else None
+
+
 def is_scratch_graph(graph: Any) -> bool:
     """Return whether Keras only tries a layer in a graph, to build it. The fallback is False."""
     return getattr(graph, "name", "").startswith("scratch_graph")
@@ -195,3 +203,19 @@ def skip_all_reduce(optimizer: keras.optimizers.Optimizer) -> bool:
         return False
     optimizer._all_reduce_sum_gradients = list
     return True
+
+
+def trained_variables(optimizer: keras.optimizers.Optimizer) -> Sequence[Any]:
+    """Return the variables that an optimizer was built for. The fallback is an empty list."""
+    return list(getattr(optimizer, "_trainable_variables", ()))
+
+
+def python_function(function: Any) -> Any:
+    """Return the Python function of a `tf.function`, with its control flow converted; any other function itself.
+
+    The fallback for the private attribute is True, the default of `tf.function`.
+    """
+    python = getattr(function, "python_function", None)
+    if python is None:
+        return function
+    return tf.autograph.to_graph(python) if getattr(function, "_autograph", True) else python

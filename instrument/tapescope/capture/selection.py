@@ -65,6 +65,11 @@ class Selection:
     def __init__(self, model: Any, pattern: str | None):
         self.models: list[Any] = list(model) if isinstance(model, (list, tuple)) else [model]
         for m in self.models:
+            if any(base.__module__.split(".")[0] == "tf_keras" for base in type(m).__mro__):
+                raise ValueError(
+                    f"`model` must be of Keras 3; got {type(m).__name__} of tf_keras (Keras 2): unset "
+                    "TF_USE_LEGACY_KERAS, or build the model with `import keras`"
+                )
             if not (hasattr(m, "trainable_variables") or is_variable(m)):
                 raise ValueError(
                     "`model` must be a Keras model, a tf.Module, a variable, or a list of these; "

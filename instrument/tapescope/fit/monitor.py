@@ -5,11 +5,16 @@ Measured batches run a second train function. Keras makes and compiles it as it 
 """
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
+import tensorflow as tf
+from absl import logging
 
+from tapescope.capture import private_api
 from tapescope.capture.objective import Objective
 from tapescope.fit import optimizer_steps, train_step_hooks
 from tapescope.fit.train_step_hooks import LossCall
@@ -17,8 +22,13 @@ from tapescope.probe import Probe
 from tapescope.recorder import Recorder
 from tapescope.schedule import Schedule, auto
 from tapescope.statistics.reading import Reading
+from tapescope.storage.event_file import absolute
 from tapescope.storage.resume import Resume
+from tapescope.tape import MeasuringTape
 
+_lock = threading.Lock()
+_monitors: "weakref.WeakValueDictionary[str, Monitor]" = weakref.WeakValueDictionary()
+"""The last Monitor of this process that recorded in each directory."""
 _OUTPUT_PREFIX = "tapescope/"
 """Prefix of a reading's fields among the outputs of the measured train function."""
 
@@ -26,7 +36,9 @@ _OUTPUT_PREFIX = "tapescope/"
 class Monitor(keras.callbacks.Callback):
     """A callback that records gradients, activations and units of `model.fit`, for the Gradients tab.
 
-    A second `fit` of the same model continues the run. The column `loss` is that of the measured batch; the scalar
+    A second `fit` of the same model continues the run, and so does a new Monitor whose fit begins at a later epoch. Any
+    other new Monitor begins the run anew. A fit that cannot be measured is trained as without Monitor; why is logged
+    once. The column `loss` is that of the measured batch; the scalar
     `loss` is fit's own, the mean over the epoch so far. If the optimizer accumulates gradients, the next batch that
     changes weights is measured, and the recorded gradient is the accumulated one. If it clips them, `applied_norm` is
     the norm after clipping.
@@ -44,8 +56,8 @@ class Monitor(keras.callbacks.Callback):
       strict: as for `tapescope.Probe`.
 
     Raises:
-      ValueError: `on_finding` has another value. In `fit`: the Monitor has recorded another model, or the model's
-        `train_step` takes no gradient from a `tf.GradientTape`.
+      ValueError: `on_finding` has another value. In `fit`: the Monitor has recorded another model.
+      OSError: in `fit`: the directory cannot be written, or another program writes there.
     """
 
     def __init__(
@@ -73,6 +85,10 @@ class Monitor(keras.callbacks.Callback):
             "exact": exact,
             "strict": strict,
         }
+        self._begin_without_run()
+
+    def _begin_without_run(self) -> None:
+        """Set what a Monitor knows before its first fit."""
         self._probe: Probe | None = None
         self._probed_model: Any = None
         self._executions = 0
@@ -84,50 +100,116 @@ class Monitor(keras.callbacks.Callback):
         """Whether the schedule has asked for a measured batch that has not run yet."""
         self._plain_function: Any = None
         self._measured_function: Any = None
+        """None in a fit that is not measured."""
         self._reading: Reading | None = None
+        self._claimed = False
+        """Whether the directory is this Monitor's, in this fit."""
         self._recording = False
         """Whether the recorder is open."""
         self._resume: Resume | None = None
         self.recorder: Recorder | None = None
         """The Recorder of the current or last fit."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the arguments: a copy, such as a tuner makes for each trial, has not recorded anything yet."""
+        return {name: vars(self)[name] for name in ("_on_finding", "_logdir", "_when", "_probe_options")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__init__()
+        vars(self).update(state)
+        self._begin_without_run()
+
     def on_train_begin(self, logs: Any = None) -> None:
-        """Make the measured train function, and open the recorder."""
+        """Make the measured train function."""
         model: Any = self.model
+        self._close_recorder("interrupted")  # still open where the fit before has raised
+        self._measured_function = None
+        self._reading = None
         if self._probe is None:
-            self._probe = Probe(model, **self._probe_options)
+            self._probe = self._make_probe(model)
             self._probed_model = model
         elif model is not self._probed_model:
             raise ValueError(
                 f"a Monitor must be used with one model; this one has recorded another model in {self._logdir}: "
                 "make a new Monitor, with another `logdir`"
             )
-        self._close_recorder("interrupted")  # still open where the fit before has raised
+        if self._probe is None or not self._claim_directory():
+            return
         self._when.pause()
-        self._reading = None
         self._plain_function = _without_monitors(model.train_function)
         if model.train_function is not self._plain_function:  # a fit raised before a measured batch ran
             self._due = True
-        measured_step = self._measured_train_step(self._probe, model.train_step)
-        with train_step_hooks.patch_attribute(model, "train_step", measured_step):
-            model.make_train_function(force=True)
-        self._measured_function = model.train_function
-        model.train_function = self._plain_function
+        with self._probe._state.failsafe.contain():
+            # A graph of a `train_step` that is a tf.function has no measuring tape, or would keep one.
+            train_step = private_api.python_function(model.train_step)
+            measured_step = self._measured_train_step(self._probe, train_step)
+            try:
+                with train_step_hooks.patch_attribute(model, "train_step", measured_step):
+                    model.make_train_function(force=True)
+                self._measured_function = model.train_function
+            finally:
+                model.train_function = self._plain_function
+
+    def _make_probe(self, model: Any) -> Probe | None:
+        """Return the probe of a model; None, and a warning, where it cannot be measured."""
+        try:
+            return Probe(model, **self._probe_options)
+        except ValueError as error:
+            if self._probe_options["strict"]:
+                raise
+            logging.warning("tapescope: this fit is not measured: %s", error)
+            return None
+
+    def _claim_directory(self) -> bool:
+        """Return whether this Monitor records in this fit.
+
+        A Monitor of this process whose fit has raised may still hold the directory, and nobody may have a name for it:
+        it is closed. One that records the same fit keeps it.
+        """
+        directory = os.path.realpath(absolute(self._logdir))
+        with _lock:
+            other = _monitors.get(directory)
+            if other is not None and other is not self and other._claimed:
+                if other.params is self.params:
+                    logging.warning("tapescope: two Monitors of one fit write to %s; only the first records", directory)
+                    return False
+                other._close_recorder("interrupted")
+            _monitors[directory] = self
+            self._claimed = True
+        return True
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Open the recorder in the first epoch; remember how many batches there were before.
+
+        Keras counts the batches of each epoch from 0.
+        """
+        if self._claimed and not self._recording:
+            self._open_recorder(epoch)
+        self._batches_before_epoch = self._batches
+
+    def _open_recorder(self, epoch: int) -> None:
+        model: Any = self.model
+        if self._probe is None:
+            return
+        if self._resume is None and epoch:
+            # Another program has trained the epochs before, or none has recorded them.
+            steps = (self.params or {}).get("steps")
+            self._batches = int(model.optimizer.iterations) if steps is None else epoch * steps
+            self._resume = Resume(self._batches, {})
         about = {"program": "model.fit", "replicas": model.distribute_strategy.num_replicas_in_sync}
         self.recorder = Recorder(self._logdir, self._probe, self._when, about, self._resume)
         self._recording = True
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Remember how many batches there were before: Keras counts each epoch's from 0."""
-        self._batches_before_epoch = self._batches
-
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Choose the train function of this execution."""
         model: Any = self.model
+        if self._measured_function is None or self._probe is None or self._probe.failure:
+            return
         if self._when(self._executions):
             self._due = True
         self._executions += 1
-        if self._due and optimizer_steps.next_batch_updates(model.optimizer, model.steps_per_execution):
+        is_free = model.train_function is self._plain_function  # another Monitor may measure this one
+        if self._due and is_free and optimizer_steps.next_batch_updates(model.optimizer, model.steps_per_execution):
             self._due = False
             model.train_function = self._run_measured_once
 
@@ -158,19 +240,27 @@ class Monitor(keras.callbacks.Callback):
         self._close_recorder("completed")
 
     def _close_recorder(self, reason: str) -> None:
-        if self.recorder is None or not self._recording:
-            return
+        if self.recorder is not None and self._recording:
+            self._resume = Resume(self._batches, self.recorder.state())
+            self.recorder.close(reason)
         self._recording = False
-        self._resume = Resume(self._batches, self.recorder.state())
-        self.recorder.close(reason)
+        self._claimed = False
 
     def _run_measured_once(self, iterator: Any) -> Any:
         """Run the measured train function in place of `model.train_function`, which is put back before."""
         model: Any = self.model
         model.train_function = self._plain_function
         outputs = self._measured_function(iterator)
+        if self._probe is None or self._probe.failure or not isinstance(outputs, dict):
+            return outputs
         fields: list[Any] = [outputs.pop(_OUTPUT_PREFIX + field, None) for field in Reading._fields]
-        self._reading = None if self._probe is None or self._probe.failure else Reading(*fields)
+        with self._probe._state.failsafe.contain():
+            if all(field is None for field in fields):
+                raise ValueError(
+                    f"the train function of {type(model).__name__} does not run its `train_step`, or that returns no "
+                    "dict: write the loop with tapescope.Probe instead of Monitor"
+                )
+            self._reading = Reading(*fields)
         return outputs
 
     def _measured_train_step(self, probe: Probe, train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -186,28 +276,44 @@ class Monitor(keras.callbacks.Callback):
             ):
                 outputs = train_step(data)
             used_tapes = [tape for tape in tapes if tape.has_gradient]
-            if probe.failure:
+            if probe.failure or not isinstance(outputs, dict):
                 return outputs
-            if not used_tapes:
-                raise ValueError(
-                    f"the train_step of {type(model).__name__} must take the gradient of its trainable variables from "
-                    "a tf.GradientTape; it took no gradient: write the loop with tapescope.Probe instead of Monitor"
-                )
-            last_tape, *other_tapes = reversed(used_tapes)
-            last_tape.objective = _objective(model, loss_calls)
-            loss_scale = loss_scales[-1] if loss_scales else None
-            aggregated, applied = optimizer_steps.aggregated_and_applied(
-                model.optimizer,
-                sums_before,
-                variables=probe._state.variables(),
-                gradients=last_tape.variable_gradients(*other_tapes),
-                loss_scale=loss_scale,
-            )
-            reading = last_tape.reading(*other_tapes, aggregated=aggregated, applied=applied, loss_scale=loss_scale)
+            reading = None
+            with probe._state.failsafe.contain():
+                reading = self._read(probe, used_tapes, loss_calls, loss_scales, sums_before)
             fields = {} if reading is None else reading._asdict()
             return {**outputs, **{_OUTPUT_PREFIX + name: value for name, value in fields.items()}}
 
         return measured_train_step
+
+    def _read(
+        self,
+        probe: Probe,
+        tapes: Sequence[MeasuringTape],
+        loss_calls: Sequence[LossCall],
+        loss_scales: Sequence[Any],
+        sums_before: Mapping[int, tf.Tensor],
+    ) -> Reading | None:
+        """Return the reading of a `train_step` that used these tapes."""
+        model: Any = self.model
+        if not tapes:
+            raise ValueError(
+                f"the train_step of {type(model).__name__} must take the gradient of its trainable variables from "
+                "a tf.GradientTape; it took no gradient, or in a tf.function of its own: write the loop with "
+                "tapescope.Probe instead of Monitor"
+            )
+        last_tape, *other_tapes = reversed(tapes)
+        last_tape.objective = _objective(model, loss_calls)
+        loss_scale = loss_scales[-1] if loss_scales else None
+        variables, gradients = zip(*last_tape.variable_gradients(*other_tapes), strict=True)
+        aggregated, applied = optimizer_steps.aggregated_and_applied(
+            model,
+            sums_before,
+            variables=variables,
+            gradients=gradients,
+            loss_scale=loss_scale,
+        )
+        return last_tape.reading(*other_tapes, aggregated=aggregated, applied=applied, loss_scale=loss_scale)
 
 
 def _objective(model: Any, calls: Sequence[LossCall]) -> Objective:

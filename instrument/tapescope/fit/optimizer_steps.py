@@ -45,7 +45,7 @@ def accumulated_sums(optimizer: Any) -> Mapping[int, tf.Tensor]:
 
 
 def aggregated_and_applied(
-    optimizer: Any,
+    model: Any,
     sums_before: Mapping[int, tf.Tensor],
     variables: Sequence[Any],
     gradients: Sequence[Any],
@@ -54,7 +54,7 @@ def aggregated_and_applied(
     """Return the arguments `aggregated` and `applied` of `tape.reading`.
 
     Args:
-      optimizer: of Keras; or None.
+      model: of Keras, with one optimizer, several of which each trains some of the variables, or none.
       sums_before: from `accumulated_sums`, before this batch.
       variables: V of them.
       gradients: of the variables in this batch, multiplied by `loss_scale`; None where there is none.
@@ -64,7 +64,7 @@ def aggregated_and_applied(
       The mean gradient of the accumulated batches, or None without accumulation; and the clipped gradient, or None
       without clipping. Both are multiplied by `loss_scale`.
     """
-    inner = _inner_optimizer(optimizer)
+    inner = _inner_optimizer(model.optimizer)
     aggregated = None
     if sums_before:
         # The optimizer's sums are without the loss scale, and `tape.reading` takes it out of all gradients.
@@ -73,13 +73,37 @@ def aggregated_and_applied(
         parts = [(dense(g), sums_before.get(id(v))) for v, g in zip(variables, gradients, strict=True)]
         aggregated = [None if g is None else (g + (0.0 if s is None else s * factor)) / steps for g, s in parts]
     unclipped = [dense(g) for g in gradients] if aggregated is None else aggregated
-    return aggregated, _clip(inner, unclipped, loss_scale)
+    return aggregated, _clip_by_each(_optimizers(model), variables, unclipped, loss_scale)
+
+
+def _optimizers(model: Any) -> list[keras.optimizers.Optimizer]:
+    """Return the model's optimizers: that of `compile`, and those among its other attributes."""
+    values = [model.optimizer]
+    for value in vars(model).values():
+        values += value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+    inner = map(_inner_optimizer, values)
+    return list({id(o): o for o in inner if isinstance(o, keras.optimizers.Optimizer)}.values())
+
+
+def _clip_by_each(
+    optimizers: Sequence[Any], variables: Sequence[Any], gradients: list[Any], loss_scale: Any
+) -> list[Any] | None:
+    """Return the gradients with each optimizer's clipping of the variables that it trains; None if none clips."""
+    clipped = list(gradients)
+    any_clips = False
+    for optimizer in optimizers:
+        own = {id(v) for v in private_api.trained_variables(optimizer)}
+        at = [i for i, v in enumerate(variables) if id(v) in own] if own else list(range(len(variables)))
+        results = _clip(optimizer, [gradients[i] for i in at], loss_scale)
+        if results is not None:
+            any_clips = True
+            for i, result in zip(at, results, strict=True):
+                clipped[i] = result
+    return clipped if any_clips else None
 
 
 def _clip(optimizer: Any, gradients: list[Any], loss_scale: Any) -> list[Any] | None:
     """Return what the optimizer's own clipping makes of scaled gradients; None where it does not clip."""
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        return None
     factor = 1.0 if loss_scale is None else loss_scale
     if optimizer.clipnorm:
         return [None if g is None else tf.clip_by_norm(g, optimizer.clipnorm * factor) for g in gradients]

@@ -1,8 +1,8 @@
 """Patches of `tf.GradientTape`, `optimizer.scale_loss` and `model.compute_loss`: they record the use of a `train_step`.
 
-All are in place only while a measured `train_step` runs or is traced, and record only the use by the thread that runs
-it. Replica threads take turns inside one step, so the users of each patch are counted, and the last one removes it.
-README.md in this folder lists all patches.
+They record only the use by the thread that runs or traces a measured `train_step`. That of the tape stays in place; the
+others are there only while such a step runs. Replica threads take turns inside one step, so the users of each are
+counted, and the last one removes it. README.md in this folder lists all patches.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tapescope.capture import layer_hooks
 from tapescope.probe import Probe
 from tapescope.tape import MeasuringTape
 
@@ -30,14 +31,14 @@ class _TrainStepUse(threading.local):
 
     probe: Probe | None = None
     tapes: list[MeasuringTape] | None = None
+    graph: Any = None
+    """The graph that `train_step` is traced into; None in an eager one."""
     losses: list[LossCall] | None = None
     loss_scales: list[Any] | None = None
 
 
 _use = _TrainStepUse()
 _lock = threading.Lock()
-_tape_users = 0
-_GRADIENT_TAPE = tf.GradientTape
 
 
 @contextlib.contextmanager
@@ -64,19 +65,39 @@ def patch_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
             del attributes[name]
 
 
-def _make_tape(persistent: bool = False, watch_accessed_variables: bool = True) -> tf.GradientTape:
-    """Return what `tf.GradientTape(...)` makes while it is patched: a measuring tape, unless one is open already."""
-    probe = _use.probe
-    tapes = _use.tapes
-    if probe is None or tapes is None:
-        return _GRADIENT_TAPE(persistent, watch_accessed_variables)
-    is_inner = bool(tapes) and not tapes[-1].closed
-    if is_inner or probe.failure:
-        return _GRADIENT_TAPE(persistent, watch_accessed_variables)
-    tape = probe.tape(True, persistent, watch_accessed_variables)
-    if isinstance(tape, MeasuringTape):
-        tapes.append(tape)
-    return tape
+class _FitTape(MeasuringTape):
+    """Tape that `tf.GradientTape(...)` makes in a measured `train_step`."""
+
+    def __init__(self, persistent: bool = False, watch_accessed_variables: bool = True):
+        if _use.probe is None or _use.tapes is None:
+            raise RuntimeError("a measuring tape of fit was made outside of a measured train_step")
+        super().__init__(_use.probe._state, persistent, watch_accessed_variables)
+        _use.tapes.append(self)
+
+
+def _new_tape(tape_class: type, *args: Any, **kwargs: Any) -> Any:
+    """Replace `tf.GradientTape.__new__`: the outermost tapes of a measured `train_step` are measuring tapes.
+
+    Tapes inside of another one are plain ones, and so are those in a graph of their own, which a plain step may run
+    again.
+    """
+    is_measured = (
+        tape_class is tf.GradientTape
+        and _use.probe is not None
+        and not _use.probe.failure
+        and _use.graph is layer_hooks.current_graph()
+        and not (_use.tapes and not _use.tapes[-1].closed)
+    )
+    return object.__new__(_FitTape if is_measured else tape_class)
+
+
+def _install_hook() -> None:
+    """Patch `tf.GradientTape`, the first time that a fit is measured. It stays patched.
+
+    The class itself is patched, because a program may have imported it by its name.
+    """
+    if tf.GradientTape.__new__ is object.__new__:
+        tf.GradientTape.__new__ = _new_tape  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -89,22 +110,17 @@ def measure_tapes(probe: Probe) -> Iterator[list[MeasuringTape]]:
     Yields:
       The list of the tapes made so far. Tapes inside of another one are plain ones, and not among them.
     """
-    global _tape_users
-    with _lock:
-        _tape_users += 1
-        tf.GradientTape = _make_tape
+    _install_hook()
     tapes: list[MeasuringTape] = []
     _use.probe = probe
     _use.tapes = tapes
+    _use.graph = layer_hooks.current_graph()
     try:
         yield tapes
     finally:
         _use.probe = None
         _use.tapes = None
-        with _lock:
-            _tape_users -= 1
-            if not _tape_users:
-                tf.GradientTape = _GRADIENT_TAPE
+        _use.graph = None
 
 
 class _RecordedScaleLoss:

@@ -255,7 +255,7 @@ def with_exact_fallback(valid: tf.Tensor, fast: Rows, groups: Sequence[Group], e
     """
     all_valid = tf.raw_ops.All(input=valid, axis=constant([0]))
     stacked = tuple(group.stacked for group in groups)
-    exact_branch = _exact_branch(exact, stacked, len(fast), private_api.in_xla_context())
+    exact_branch = _exact_branch(private_api.eager_context(), exact, stacked, len(fast), private_api.in_xla_context())
     inputs = [*fast, *(group.tensor for group in groups)]
     if tf.executing_eagerly():
         return fast if all_valid else exact_branch(*inputs)
@@ -264,7 +264,7 @@ def with_exact_fallback(valid: tf.Tensor, fast: Rows, groups: Sequence[Group], e
         cond=all_valid,
         input=inputs,
         Tout=[t.dtype for t in fast],
-        then_branch=_fast_branch(len(fast), len(groups)),
+        then_branch=_fast_branch(private_api.eager_context(), len(fast), len(groups)),
         else_branch=exact_branch,
         output_shapes=[t.shape for t in fast],
     )
@@ -273,14 +273,17 @@ def with_exact_fallback(valid: tf.Tensor, fast: Rows, groups: Sequence[Group], e
 _ANY: Any = tf.TensorSpec(None, tf.float32)  # type: ignore[arg-type]
 
 
+# TensorFlow forgets all functions when its context is reset, so the context is a part of these keys.
+
+
 @functools.cache
-def _traced_once(exact: ExactPath, xla: bool) -> Any:
+def _traced_once(context: Any, exact: ExactPath, xla: bool) -> Any:
     return tf.function(exact, input_signature=[_ANY], autograph=False, jit_compile=xla or None)
 
 
 @functools.cache
-def _exact_branch(exact: ExactPath, stacked: tuple[bool, ...], outputs: int, xla: bool) -> Any:
-    reduce_group = _traced_once(exact, xla)
+def _exact_branch(context: Any, exact: ExactPath, stacked: tuple[bool, ...], outputs: int, xla: bool) -> Any:
+    reduce_group = _traced_once(context, exact, xla)
 
     def branch(*inputs: tf.Tensor) -> Rows:
         parts = []
@@ -293,7 +296,7 @@ def _exact_branch(exact: ExactPath, stacked: tuple[bool, ...], outputs: int, xla
 
 
 @functools.cache
-def _fast_branch(outputs: int, groups: int) -> Any:
+def _fast_branch(context: Any, outputs: int, groups: int) -> Any:
     def branch(*inputs: tf.Tensor) -> Rows:
         return [tf.identity(t) for t in inputs[:outputs]]
 

@@ -308,6 +308,8 @@ def layer_columns(rows: tf.Tensor, sources: Sequence[int]) -> dict[str, tf.Tenso
 def _merge_rows(rows: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Return each row over all replicas, [R, L] to [L]."""
     finite = rows["elements"] - rows["nonfinite"]
+    no_elements = finite == 0  # the mean of a replica whose share of the batch is empty is NaN
+    rows = rows | {name: tf.where(no_elements, 0.0, rows[name]) for name in ("mean", "m2")}
     mean = tf.math.divide_no_nan(tf.reduce_sum(finite * rows["mean"], 0), tf.reduce_sum(finite, 0))
     merged = {
         "mean": mean,

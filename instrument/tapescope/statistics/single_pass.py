@@ -15,6 +15,7 @@ Letters: K statistics, M elements of a unit, N elements of a tensor, n tensors, 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -60,7 +61,7 @@ def fold(rows: Sequence[Statistics], highest: Sequence[str] = ()) -> Statistics:
       rows: of each group the statistics by name, [n, P].
       highest: the statistics whose largest row is wanted; of the others the sum.
     """
-    shapes = [next(iter(of.values())).shape.as_list() for of in rows]
+    shapes: list[Any] = [next(iter(of.values())).shape.as_list() for of in rows]
     count = sum(n for n, _ in shapes)
     parts = max(p for _, p in shapes)
     found: Statistics = {}
@@ -78,7 +79,8 @@ def fold(rows: Sequence[Statistics], highest: Sequence[str] = ()) -> Statistics:
 
 
 def _pad(row: tf.Tensor, parts: int, absent: float) -> tf.Tensor:
-    missing = parts - row.shape.as_list()[1]
+    own: Any = row.shape[1]
+    missing = parts - own
     if not missing:
         return row
     paddings = constant([[0, 0], [0, missing]])

@@ -119,9 +119,18 @@ def _make_shape(sizes: tuple[int, ...]) -> tensor_shape_pb2.TensorShapeProto:
 
 
 def absolute(logdir: str | os.PathLike[str]) -> str:
-    """Return a path that stays the same when the program changes its directory; a URL is returned unchanged."""
+    """Return a path that stays the same when the program changes its directory, with the home directory for `~`.
+
+    Raises:
+      ValueError: it is a URL, such as of a bucket.
+    """
     path = os.fspath(logdir)
-    return path if "://" in path else os.path.abspath(path)
+    if "://" in path:
+        raise ValueError(
+            f"`logdir` must be a directory of this machine, where a file can be locked and appended to; got {path!r}: "
+            "record to a local or a mounted directory, and copy it"
+        )
+    return os.path.abspath(os.path.expanduser(path))
 
 
 class DirectoryLock:

@@ -98,7 +98,7 @@ class Run:
     """
 
     def __init__(self, logdir: str | os.PathLike[str]):
-        self.logdir: str = os.fspath(logdir)
+        self.logdir: str = os.path.expanduser(logdir)
         # Absolute, because histograms may be read after the program has changed its directory.
         found = event_reader.find_event_files(os.path.abspath(self.logdir))
         problems = found.problems

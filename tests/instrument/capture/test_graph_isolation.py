@@ -172,7 +172,7 @@ def test_the_user_gets_the_tapes_own_gradients():
             loss = scale * x
         gradients = tape.gradient(loss, [scale])
         assert gradients[0].op.type == "Mul"
-        assert tape.variable_gradients()[0] is gradients[0]
+        assert tape.variable_gradients()[0][1] is gradients[0]
         return tape.reading(aggregated=gradients, applied=gradients)
 
     step()

@@ -40,13 +40,6 @@ class Custom(keras.Model):
         return {"loss": loss}
 
 
-class WithoutTape(Custom):
-    """A model whose `train_step` takes no gradient."""
-
-    def train_step(self, data):
-        return {"loss": tf.reduce_sum(self(data[0]))}
-
-
 def make_chain():
     return dense_chain([5, 2], ["relu", "sigmoid"], 6)
 
@@ -212,11 +205,6 @@ def test_an_error_that_the_rules_find_stops_the_training(tmp_path):
 def test_on_finding_has_two_values(tmp_path):
     with pytest.raises(ValueError, match='`on_finding` must be "continue" or "stop"; got \'halt\''):
         tapescope.Monitor(tmp_path, on_finding="halt")
-
-
-def test_a_train_step_without_a_tape_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"train_step of WithoutTape must take the gradient .*; it took no gradient"):
-        fit([tapescope.Monitor(tmp_path)], WithoutTape, run_eagerly=True)
 
 
 @pytest.fixture

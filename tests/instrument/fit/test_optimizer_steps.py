@@ -1,5 +1,7 @@
 """When an optimizer changes weights, and what it makes of gradients, against what Keras' optimizers do."""
 
+import types
+
 import keras
 import pytest
 import tensorflow as tf
@@ -52,10 +54,11 @@ def test_without_accumulation_there_are_no_sums():
 
 
 def aggregated_and_applied(optimizer, sums=(), loss_scale=None):
+    model = types.SimpleNamespace(optimizer=optimizer)
     variables = [keras.Variable([0.0, 0.0]), keras.Variable(0.0)]
     before = {id(variables[0]): tf.constant(total) for total in sums}
     gradients = [tf.constant([3.0, 4.0]), None]
-    return optimizer_steps.aggregated_and_applied(optimizer, before, variables, gradients, loss_scale)
+    return optimizer_steps.aggregated_and_applied(model, before, variables, gradients, loss_scale)
 
 
 def test_the_aggregated_gradient_is_the_mean_of_the_accumulated_batches():
@@ -84,3 +87,15 @@ def test_the_applied_gradient_is_the_clipped_one(options, expected):
 @pytest.mark.parametrize("optimizer", [keras.optimizers.SGD(), None], ids=["SGD", "None"])
 def test_without_accumulation_or_clipping_there_is_neither(optimizer):
     assert aggregated_and_applied(optimizer) == (None, None)
+
+
+def test_each_optimizer_clips_the_variables_that_it_trains():
+    first, second = keras.Variable([0.0, 0.0]), keras.Variable([0.0, 0.0])
+    clipping, other = keras.optimizers.SGD(global_clipnorm=1.0), keras.optimizers.SGD()
+    clipping.build([second])
+    other.build([first])
+    model = types.SimpleNamespace(optimizer=clipping, others={"first": other})
+    gradients = [tf.constant([3.0, 4.0]), tf.constant([6.0, 8.0])]
+    _, applied = optimizer_steps.aggregated_and_applied(model, {}, [first, second], gradients, None)
+    assert applied[0].numpy() == pytest.approx([3, 4])
+    assert applied[1].numpy() == pytest.approx([0.6, 0.8])

@@ -66,18 +66,38 @@ def test_another_thread_gets_plain_tapes(probe):
     assert tapes == []
 
 
-def test_the_last_user_puts_the_gradient_tape_back(probe):
+def test_a_tape_that_was_imported_by_its_name_measures(probe):
+    with train_step_hooks.measure_tapes(probe) as tapes, GRADIENT_TAPE(persistent=True) as tape:
+        pass
+    assert tapes == [tape]
+    assert isinstance(tape, tf.GradientTape)
+
+
+def test_a_tape_of_a_subclass_is_the_users_own(probe):
+    class OwnTape(tf.GradientTape):
+        pass
+
+    with train_step_hooks.measure_tapes(probe) as tapes:
+        assert type(OwnTape()) is OwnTape
+    assert tapes == []
+
+
+def test_a_tape_in_a_graph_of_its_own_is_plain(probe):
+    made = []
+
+    @tf.function
+    def inner():
+        made.append(tf.GradientTape())
+
     with train_step_hooks.measure_tapes(probe):
-        with train_step_hooks.measure_tapes(probe):
-            pass
-        assert tf.GradientTape is not GRADIENT_TAPE
-    assert tf.GradientTape is GRADIENT_TAPE
+        inner()
+    assert type(made[0]) is GRADIENT_TAPE
 
 
-def test_an_error_puts_the_gradient_tape_back(probe):
+def test_tapes_are_plain_after_an_error(probe):
     with pytest.raises(KeyError), train_step_hooks.measure_tapes(probe):
         raise KeyError
-    assert tf.GradientTape is GRADIENT_TAPE
+    assert type(tf.GradientTape(watch_accessed_variables=False)) is GRADIENT_TAPE
 
 
 def test_a_loss_scale_is_recorded():
