@@ -74,10 +74,10 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
     probe = tapescope.Probe(
         model, layers=options.layers, window_examples=options.window_examples, histograms=options.histograms
     )
-    if options.max_overhead_pct:
-        when = tapescope.budget(options.max_overhead_pct)
+    if options.measure_every == "auto":
+        when = tapescope.auto(options.max_overhead_pct)
     elif options.measure_every:
-        when = tapescope.every(options.measure_every)
+        when = tapescope.every(int(options.measure_every))
     else:
         when = tapescope.never()
     steps = options.steps or options.epochs * (len(examples.x_train) // options.batch_size)
