@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Exit codes: 0 at the end, also after one Ctrl-C; 130 after a second; 2 for bad input; 3 if another worker is lost;
     4 if a record cannot be written under --strict_io. All but 0 come with one line on stderr.
     """
+    logs.protect_streams()
     try:
         app.run(run, argv=list(argv) if argv is not None else None, flags_parser=_parse)
     except KeyboardInterrupt:
