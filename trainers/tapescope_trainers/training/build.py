@@ -8,7 +8,7 @@ from tapescope_trainers import flags
 from tapescope_trainers.distributed.link import Link
 from tapescope_trainers.flags import Options
 from tapescope_trainers.logs import import_tensorflow
-from tapescope_trainers.training import resume
+from tapescope_trainers.training import resume, signals
 
 
 class Training(NamedTuple):
@@ -54,13 +54,19 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
     from tapescope_trainers.training import checkpoints, data, models
 
     chief = link is None or link.cluster.chief
+    if link:
+        link.wait_for_all()  # because TensorFlow waits for one that has ended meanwhile, and no Python runs then
     distribution = strategy.make(options.strategy, options.devices, options.collective, link.cluster if link else None)
+    signals.take_back()
     replicas = distribution.num_replicas_in_sync
     strategy.check_batch(options.batch_size, replicas, options.accumulate_steps)
     if continues:
         resume.check_replicas(options, replicas)
     keras.utils.set_random_seed(options.seed)
     examples = data.load(options.data, options.data_dir, options.seed)
+    data.check_batch_size(examples, options.batch_size)
+    if link:
+        link.wait_for_all()  # from here on they compute together, and an earlier run is replaced
     with distribution.scope():
         model = models.build(
             options.preset,
@@ -83,7 +89,6 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
         when = tapescope.every(options.measure_every)
     else:
         when = tapescope.never()
-    data.check_batch_size(examples, options.batch_size)
     steps = options.steps or options.epochs * (len(examples.x_train) // options.batch_size)
     saved = checkpoints.Checkpoints(resume.checkpoint_directory(options.logdir), model, optimizer, writes=chief)
     start = 0
