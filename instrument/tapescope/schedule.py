@@ -99,20 +99,23 @@ class Schedule:
             step_ms=plain,
             measure_ms=extra,
             error_ms=error,
-            overhead_pct=100 * measured_share * extra / plain,
-            overhead_error_pct=100 * measured_share * error / plain,
+            overhead_pct=100 * measured_share * extra / plain if plain > 0 else math.nan,
+            overhead_error_pct=100 * measured_share * error / plain if plain > 0 else math.nan,
         )
 
 
 def _median(times: deque[float]) -> tuple[float, float]:
     """Return the median and its standard error; NaN without times.
 
-    For n normal times the error is sqrt(pi / 2) sigma / sqrt(n). Sigma is 1.4826 median absolute deviations.
+    For n normal times the error is sqrt(pi / 2) sigma / sqrt(n). Sigma is 1.4826 median absolute deviations. A clock that
+    is coarser than a step gives 0 for most steps; then the mean and its standard error are returned.
     """
     if not times:
         return math.nan, math.nan
     values = np.array(times)
     median = float(np.median(values))
+    if median <= 0:
+        return float(np.mean(values)), float(np.std(values)) / math.sqrt(len(values))
     sigma = 1.4826 * float(np.median(np.abs(values - median)))
     return median, 1.2533 * sigma / math.sqrt(len(values))
 
@@ -166,7 +169,9 @@ def budget(percent: float = 2.0, clock: Callable[[], float] = time.perf_counter)
         if schedule._knows_cost():
             cost = schedule.cost
             allowed_ms = percent / 100 * cost.step_ms
-            interval = math.ceil((max(0.0, cost.measure_ms) + cost.error_ms) / allowed_ms)
+            plain_steps = (max(0.0, cost.measure_ms) + cost.error_ms) / allowed_ms if allowed_ms > 0 else math.nan
+            if math.isfinite(plain_steps):  # not so if the clock stands or runs back
+                interval = math.ceil(plain_steps)
         next_measured = step + min(max(1, interval), _LONGEST_INTERVAL)
         return True
 
