@@ -107,8 +107,8 @@ class Schedule:
 def _median(times: deque[float]) -> tuple[float, float]:
     """Return the median and its standard error; NaN without times.
 
-    For n normal times the error is sqrt(pi / 2) sigma / sqrt(n). Sigma is 1.4826 median absolute deviations. A clock that
-    is coarser than a step gives 0 for most steps; then the mean and its standard error are returned.
+    For n normal times the error is sqrt(pi / 2) sigma / sqrt(n). Sigma is 1.4826 median absolute deviations. A clock
+    that is coarser than a step gives 0 for most steps; then the mean and its standard error are returned.
     """
     if not times:
         return math.nan, math.nan
