@@ -122,11 +122,12 @@ def train(options: Options, training: Training, received: list[str]):
     )
     # This name keeps the iterator alive: TensorFlow may take a minute to end its background threads, and that must not
     # come before the last records are written.
-    batches = iter(training.strategy.experimental_distribute_dataset(training.batches))
+    with strategy.device_datasets_without_autotune():
+        batches = iter(training.strategy.experimental_distribute_dataset(training.batches))
     link = training.link
     if link:
         link.on_loss(lambda line: _exit_without_worker(line, training))
-    with training.recorder as recorder:
+    with strategy.device_datasets_without_autotune(), training.recorder as recorder:
         if not training.start:
             recorder.hparams(flags.hparams(options))
             # By the batch's type: taking a batch would change the order of the others.
