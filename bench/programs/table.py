@@ -71,6 +71,16 @@ def _row(title: str, outcomes: Sequence[Outcome]) -> str:
     return f"| {title} | {len(outcomes)} | {' | '.join(map(str, counts))} |"
 
 
+HEADING = "## Whole programs"
+"""Begin of the part of docs/calibration.md that these tables are in."""
+
+
+def keep_sections(page: pathlib.Path, text: str) -> str:
+    """Return a new page with the part of the old one from HEADING on."""
+    _, heading, sections = page.read_text().partition(f"{HEADING}\n")
+    return f"{text.rstrip()}\n\n{heading}{sections}" if heading else text
+
+
 def replace_section(page: pathlib.Path, name: str, text: str) -> None:
     """Replace what is between the comments `<!-- begin: name -->` and `<!-- end: name -->` of a page."""
     begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
