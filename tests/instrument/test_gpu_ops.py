@@ -1,4 +1,4 @@
-"""What measuring adds to a step for a GPU, counted without one: the kernels are registered wherever TensorFlow runs."""
+"""The operations that measuring adds for a GPU, without one: its kernels are registered wherever TensorFlow runs."""
 
 from collections import Counter
 from typing import Any

@@ -4,7 +4,8 @@ Large tensors are sampled. Of 98,352 elements and more, every k-th block of 16 n
 prime up to 13 that leaves at least 32,768 elements and does not divide their number, so that no unit, row or position
 is left out. The counts are then scaled to the number of finite elements. The standard error of a share p is
 sqrt(p (1 - p) / 32768), at most 0.28 %, where neighbours are independent. Where the neighbours in a block are all equal
-it is four times that. Counts of smaller tensors are exact. The total is exact for all.
+it is four times that. Counts of smaller tensors are exact. The total is exact for all. On a GPU the least sample is
+8,192 elements, the largest error 0.55 %, and k any prime.
 
 Letters: B bins, n tensors.
 """
