@@ -94,7 +94,7 @@ class Recorder:
         """None in all workers but the chief."""
         if not replicas.should_write(self._probe_state.variables()):
             return
-        self._lock = DirectoryLock(self.logdir)
+        self._lock = logdir if isinstance(logdir, DirectoryLock) else DirectoryLock(self.logdir)
         try:
             self._writer = BackgroundWriter(
                 RunWriter(self.logdir, self._lock, self._probe_state, {**self._noted, **(about or {})}, resume)

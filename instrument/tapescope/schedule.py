@@ -134,7 +134,8 @@ def _typical(times: deque[float]) -> tuple[float, float]:
     median = float(np.median(values))
     distinct, counts = np.unique(np.round(values, 3), return_counts=True)
     others = len(values) - int(counts.max())
-    if others >= max(2, _COARSE * len(values)) and np.diff(distinct).min() > _COARSE * median:
+    is_coarse = others >= max(2, _COARSE * len(values)) and np.diff(distinct).min() > _COARSE * median
+    if median <= 0 or is_coarse:
         return float(values.mean()), float(values.std()) / math.sqrt(len(values))
     sigma = 1.4826 * float(np.median(np.abs(values - median)))
     return median, 1.2533 * sigma / math.sqrt(len(values))
@@ -278,8 +279,8 @@ class _Budget(Schedule):
         if self._knows_cost():
             cost = self.cost
             allowed_ms = self._percent / 100 * cost.step_ms
-            extra_ms = max(0.0, cost.measure_ms) + cost.error_ms
-            # A clock may be too coarse to see a step.
-            interval = math.ceil(min(extra_ms / allowed_ms, _LONGEST_INTERVAL)) if allowed_ms > 0 else _FIRST_INTERVAL
-        self._next_measured = step + max(1, interval)
+            plain_steps = (max(0.0, cost.measure_ms) + cost.error_ms) / allowed_ms if allowed_ms > 0 else math.nan
+            if math.isfinite(plain_steps):  # not so if the clock stands or runs back
+                interval = math.ceil(plain_steps)
+        self._next_measured = step + min(max(1, interval), _LONGEST_INTERVAL)
         return True

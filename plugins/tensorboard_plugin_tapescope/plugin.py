@@ -73,6 +73,7 @@ class GradientsPlugin(base_plugin.TBPlugin):
             "/plotly.js": _route(self._serve_plotly),
             "/runs": self._data_route(answer_runs),
             "/run": self._data_route(answer_run),
+            "/findings": self._data_route(answer_findings),
             "/view": self._data_route(answer_view),
             "/csv": self._data_route(answer_csv),
         }
@@ -145,6 +146,11 @@ def answer_run(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]
         return _json(overview.describe_run(snapshot, name)), "application/json"
     except Exception as error:  # the boundary of a run
         raise _damage(name, error) from error
+
+
+def answer_findings(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
+    """Return the findings of all runs, the most severe first."""
+    return _json({"findings": overview.all_findings(snapshot)}), "application/json"
 
 
 def answer_view(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:

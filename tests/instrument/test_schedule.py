@@ -235,3 +235,38 @@ def test_auto_chooses_anew_with_another_limit(clock):
 def test_the_limit_of_auto_is_a_percentage(percent):
     with pytest.raises(ValueError, match=r"`percent` must be above 0 and at most 100; got "):
         tapescope.auto(percent)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda n: 0.0,
+        lambda n: n * 0.001 // 0.015 * 0.015,
+        lambda n: -n * 0.001,
+        lambda n: math.nan,
+        lambda n: n * math.inf if n else 0.0,
+    ],
+    ids=["stands", "coarse", "back", "nan", "inf"],
+)
+def test_no_clock_ends_a_training(read):
+    calls = iter(range(10**6))
+    schedule = tapescope.budget(2, clock=lambda: read(next(calls)))
+    measured = [step for step in range(2000) if schedule(step)]
+    assert 0 < len(measured) <= 400
+    _ = schedule.cost
+
+
+def test_a_coarse_clock_holds_the_budget():
+    now = 0.0
+
+    def coarse():
+        return now // 0.015 * 0.015
+
+    schedule = tapescope.budget(2, clock=coarse)
+    plain_s = measured_s = 0.0
+    for step in range(50_000):
+        measured = schedule(step)
+        now += 0.004 if measured else 0.002
+        plain_s += 0.002
+        measured_s += 0.002 * measured
+    assert measured_s / plain_s < 0.04

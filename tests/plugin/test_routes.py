@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -53,6 +54,14 @@ def test_the_overview_has_state_step_and_findings(rows):
 
 def test_the_overview_has_the_most_severe_finding(rows):
     assert rows["vanishing"]["headline"]["severity"] == "error"
+
+
+def test_findings_of_all_runs_are_listed_the_most_severe_first(tensorboard, rows):
+    found = tensorboard.get("findings").json["findings"]
+    expected = {name: sum(row["findings"].values()) for name, row in rows.items() if sum(row["findings"].values())}
+    assert Counter(finding["run"] for finding in found) == expected
+    ranks = [("error", "warning", "info").index(finding["severity"]) for finding in found]
+    assert ranks == sorted(ranks)
 
 
 def test_the_worst_layer_is_that_of_the_most_severe_finding(rows):

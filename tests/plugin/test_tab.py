@@ -81,6 +81,37 @@ def test_the_overview_has_a_headline_and_a_card_for_each_run(chrome, address):
     assert len(chrome.find_elements(By.CSS_SELECTOR, ".card")) == 4
 
 
+def test_the_overview_as_a_table_is_sorted_by_a_click(chrome, address):
+    page.show_view(chrome, address, state_of("overview") + "&layout=table")
+    chrome.find_element(By.CSS_SELECTOR, "[data-key='sort name']").click()
+    page.wait_for(chrome, "return document.querySelector('th[aria-sort=ascending]') !== null")
+    runs = [row.get_attribute("data-run") for row in chrome.find_elements(By.CSS_SELECTOR, ".run-table tbody tr")]
+    assert len(runs) == 4
+    assert runs == sorted(runs)
+
+
+def test_findings_of_all_runs_name_their_run(chrome, address):
+    page.show_view(chrome, address, "view=findings&scope=all&severity=error")
+    kinds = [e.text for e in chrome.find_elements(By.CSS_SELECTOR, ".kind")]
+    assert len(kinds) >= 2
+    assert all(" · error · " in kind for kind in kinds)
+
+
+def test_a_question_mark_lists_the_shortcuts(chrome, address):
+    page.show_view(chrome, address, state_of("overview"))
+    chrome.find_element(By.TAG_NAME, "body").send_keys("?")
+    page.wait_for(chrome, "return document.querySelector('dialog').open")
+    assert "Search runs" in text(chrome, "dialog")
+    chrome.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
+    page.wait_for(chrome, "return !document.querySelector('dialog').open")
+
+
+def test_a_digit_opens_a_view(chrome, address):
+    page.show_view(chrome, address, state_of("overview"))
+    chrome.find_element(By.TAG_NAME, "body").send_keys("7")
+    page.wait_for(chrome, "return document.querySelectorAll('.finding').length === 3")
+
+
 def test_findings_are_listed_by_severity(chrome, address):
     page.show_view(chrome, address, state_of("findings"))
     kinds = [e.text.split(" ")[0] for e in chrome.find_elements(By.CSS_SELECTOR, ".kind")]

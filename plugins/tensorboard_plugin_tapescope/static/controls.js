@@ -1,13 +1,19 @@
 // The controls of each view.
 
 import { fill, h, select } from "./dom.js";
+import { countRules } from "./filters.js";
 import { spaced } from "./format.js";
 import { changeState } from "./state.js";
 
 const VIEW_CONTROLS = { flow, layer, budget: () => [], compare, replicas };
+const LONG_LIST = 30; // a longer list of layers is searched by typing
 
 /** Renders the controls of the view; `details` lists the open run's layers, variables and columns. */
 export function renderControls(root, state, details, columns) {
+  if (state.view === "findings") {
+    fill(root, findings(state, details));
+    return;
+  }
   const make = VIEW_CONTROLS[state.view];
   fill(root, make ? [...make(state, details, columns), ...stepRange(state)] : []);
 }
@@ -36,9 +42,41 @@ function layer(state, details) {
   };
   const options = names.map((name) => [name, name]);
   return [
-    select("Layer", selected, options, (name) => changeState({ layer: name })),
+    names.length > LONG_LIST ? search("Layer", selected, names, (name) => changeState({ layer: name })) : select("Layer", selected, options, (name) => changeState({ layer: name })),
     move(index - 1, "‹ Go towards the input", "before"),
     move(index + 1, "Go towards the loss ›", "after"),
+  ];
+}
+
+/** Makes a field that takes one of many names, and lists those that contain what is typed. */
+function search(label, value, names, onchange) {
+  const options = h("datalist", { id: `names of ${label}` }, names.map((name) => h("option", { value: name })));
+  const take = (e) => {
+    if (names.includes(e.target.value)) onchange(e.target.value);
+    else e.target.value = value;
+  };
+  const attributes = { type: "search", list: options.id, value, "data-key": `search ${label}`, placeholder: "Type a part of the name" };
+  return h("label", { class: "control" }, h("span", {}, label), h("input", { ...attributes, onfocus: (e) => e.target.select(), onchange: take }), options);
+}
+
+function findings(state, { findings: found }) {
+  const scopes = [
+    ["", "this run"],
+    ["all", "all runs on the left"],
+  ];
+  const severities = [
+    ["", "all severities"],
+    ["error", "errors"],
+    ["warning", "warnings"],
+    ["info", "notes"],
+  ];
+  const counts = countRules(found);
+  const known = counts.some(([rule]) => rule === state.rule) || !state.rule ? [] : [[state.rule, 0]];
+  const rules = [["", "all rules"], ...[...counts, ...known].map(([rule, n]) => [rule, `${spaced(rule)} (${n})`])];
+  return [
+    select("Findings of", state.scope, scopes, (scope) => changeState({ scope })),
+    select("Severity", state.severity, severities, (severity) => changeState({ severity }, false)),
+    select("Rule", state.rule, rules, (rule) => changeState({ rule }, false)),
   ];
 }
 

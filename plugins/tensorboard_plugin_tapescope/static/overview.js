@@ -3,6 +3,8 @@
 import { fill, h, sentence, sparkline } from "./dom.js";
 import { count, formatNumber, formatStep, spaced } from "./format.js";
 import { summarize } from "./headline.js";
+import { runName } from "./run_name.js";
+import { lostDecades, runTable } from "./run_table.js";
 import { changeState, hashWith } from "./state.js";
 
 const SEVERITY_NAMES = { error: "error", warning: "warning", info: "note" };
@@ -13,6 +15,7 @@ const STATE_TITLES = {
   stalled: "The status is training, but no record came for a minute and ten times the usual gap",
   unknown: "No status recorded",
 };
+const MOST_CARDS = 12; // more runs than these are listed in a table at first
 const FLAT_DECADES = 4; // fewer decades than these are drawn as a gentle slope
 
 /** Makes a link within the tab that shows all steps: it can be copied, and works without a reload. */
@@ -28,10 +31,31 @@ function link(target, text, title = null) {
   return h("a", { href: root + hashWith(changes), target: "_parent", title, "data-key": key, onclick: follow }, text);
 }
 
-export function renderOverview(root, runs) {
+export function renderOverview(root, runs, { layout, sort }) {
+  const asTable = layout === "table" || (layout !== "cards" && runs.length > MOST_CARDS);
+  const content = asTable ? runTable(runs, sort, { open: openLink, findings: findingMark, layer: layerLink }) : h("div", { class: "cards" }, sortedCards(runs));
+  fill(root, h("div", { class: "overview" }, headline(runs), layoutSwitch(asTable), content));
+}
+
+function sortedCards(runs) {
   const rank = (run) => (run.findings.error ? 0 : run.findings.warning ? 1 : 2);
-  const cards = [...runs].sort((a, b) => rank(a) - rank(b)).map(card);
-  fill(root, h("div", { class: "overview" }, headline(runs), h("div", { class: "cards" }, cards)));
+  return [...runs].sort((a, b) => rank(a) - rank(b)).map(card);
+}
+
+function layoutSwitch(asTable) {
+  const option = (layout, text, current) =>
+    h("button", { type: "button", "data-key": `layout ${layout}`, "aria-pressed": String(current), onclick: () => changeState({ layout }, false) }, text);
+  return h("div", { class: "switch", role: "group", "aria-label": "Layout" }, option("cards", "Cards", !asTable), option("table", "Table", asTable));
+}
+
+const openLink = (run, content) => link({ view: "flow", run: run.name }, content, "Open the view Flow of this run");
+const layerLink = ({ name, worst: { layer, words } }) => link({ view: "layer", run: name, layer }, layer, `Open this layer: ${words}`);
+
+function findingMark(run, severity) {
+  const n = run.findings[severity];
+  const mark = link({ view: "findings", run: run.name, scope: "" }, String(n), `${count(n, SEVERITY_NAMES[severity])}; open the findings of this run`);
+  mark.classList.add("chip", severity);
+  return mark;
 }
 
 function headline(runs) {
@@ -55,7 +79,7 @@ function card(run) {
       "div",
       { class: "title" },
       h("span", { class: "dot", style: { background: run.colour } }),
-      h("h3", {}, link({ view: "flow", run: run.name }, run.name, "Open the view Flow of this run")),
+      h("h3", {}, openLink(run, runName(run.name))),
       h("span", { class: `chip ${run.state}`, title: run.reason || STATE_TITLES[run.state] }, stateText(run)),
       findingChips(run),
     ),
@@ -73,7 +97,7 @@ function stateText(run) {
 function facts(run) {
   const share = run.steps ? Math.min(1, (run.step + 1) / run.steps) : null;
   const total = run.steps ? h("small", {}, ` of ${formatNumber(run.steps, 9)}`) : null;
-  const profile = [sparkline(run.profile, run.colour, FLAT_DECADES), h("small", {}, decades(run.profile))];
+  const profile = [sparkline(run.profile, run.colour, FLAT_DECADES), h("small", {}, `${formatNumber(lostDecades(run), 2)} decades`)];
   const overhead = [`${formatNumber(100 * run.overhead, 2)} %`, h("small", {}, ` ${formatNumber(run.measure_ms, 2)} ms a record`)];
   return [
     fact("Step", [formatNumber(run.step, 9), total, share === null ? null : progress(share, run.colour)], "The last recorded step"),
@@ -101,10 +125,6 @@ function progress(share, colour) {
   return h("div", { class: "progress", role: "img", "aria-label": `${Math.round(100 * share)} %` }, bar);
 }
 
-function decades(profile) {
-  return `${formatNumber(Math.max(...profile) - Math.min(...profile), 2)} decades`;
-}
-
 function worstLayer(run) {
   if (!run.worst) return "–";
   const { layer, words } = run.worst;
@@ -115,7 +135,7 @@ function findingChips(run) {
   const chips = Object.entries(run.findings)
     .filter(([, n]) => n)
     .map(([severity, n]) => {
-      const chip = link({ view: "findings", run: run.name }, count(n, SEVERITY_NAMES[severity]), "Open the findings of this run");
+      const chip = link({ view: "findings", run: run.name, scope: "" }, count(n, SEVERITY_NAMES[severity]), "Open the findings of this run");
       chip.classList.add("chip", severity);
       return chip;
     });
@@ -129,19 +149,22 @@ function topFinding({ name, headline: finding }) {
   return h("div", { class: "headline" }, sign, h("p", {}, sentence(finding.message), " ", findingLinks(name, finding)), advice);
 }
 
-export function renderFindings(root, run, details) {
-  if (!details.findings?.length) {
-    const text = details.findings ? "The rules found nothing in this run so far." : "The program that wrote this run recorded no findings. Run `tapescope check` on it to apply the rules.";
-    fill(root, h("div", { class: "blankslate" }, h("h2", {}, "No findings"), h("p", {}, sentence(text))));
+/** Renders the findings of one run, or of all: `findings` are those that pass the filters, `found` is how many there are. */
+export function renderFindings(root, findings, found, { looked, scope }) {
+  if (findings.length) {
+    fill(root, h("ol", { class: "findings" }, findings.map((finding) => findingItem(finding, scope === "all"))));
     return;
   }
-  const items = details.findings.map((finding) => findingItem(run, finding, details.layers.includes(finding.layer)));
-  fill(root, h("ol", { class: "findings" }, items));
+  const where = scope === "all" ? "these runs" : "this run";
+  const nothing = looked ? `The rules found nothing in ${where} so far.` : "The program that wrote this run recorded no findings. Run `tapescope check` on it to apply the rules.";
+  const text = found ? `None of ${count(found, "finding")} passes the filters.` : nothing;
+  fill(root, h("div", { class: "blankslate" }, h("h2", {}, "No findings"), h("p", {}, sentence(text))));
 }
 
-function findingItem(run, finding, hasLayer) {
+function findingItem(finding, namesRun) {
   const evidence = Object.entries(finding.evidence).map(([name, value]) => h("div", {}, h("dt", {}, spaced(name)), h("dd", {}, formatNumber(value))));
-  const links = findingLinks(run.name, hasLayer ? finding : { ...finding, layer: null });
+  const links = findingLinks(finding.run, finding.hasLayer ? finding : { ...finding, layer: null });
+  const run = namesRun ? [h("span", { class: "dot", style: { background: finding.colour } }), link({ view: "findings", run: finding.run, scope: "" }, finding.run, "Show the findings of this run only"), " · "] : [];
   return h(
     "li",
     { class: `finding ${finding.severity}` },
@@ -149,7 +172,7 @@ function findingItem(run, finding, hasLayer) {
     h(
       "div",
       {},
-      h("p", { class: "kind" }, `${SEVERITY_NAMES[finding.severity]} · ${spaced(finding.rule)} · `, links),
+      h("p", { class: "kind" }, run, `${SEVERITY_NAMES[finding.severity]} · ${spaced(finding.rule)} · `, links),
       h("h3", {}, sentence(finding.message)),
       finding.advice ? h("p", { class: "advice" }, sentence(finding.advice)) : null,
       evidence.length ? h("dl", { class: "evidence" }, evidence) : null,

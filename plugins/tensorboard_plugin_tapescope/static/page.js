@@ -3,9 +3,12 @@
 import { encode, get, plotly } from "./api.js";
 import { renderControls } from "./controls.js";
 import { fill, h } from "./dom.js";
+import { filterFindings } from "./filters.js";
 import { count, formatStep } from "./format.js";
 import { renderFindings, renderNoRuns, renderOverview } from "./overview.js";
 import { drawPanels } from "./panels.js";
+import { runName } from "./run_name.js";
+import { watchKeys } from "./shortcuts.js";
 import { renderSidebar, searchedRuns } from "./sidebar.js";
 import { VIEWS, changeState, onChange, readState, watchAddress } from "./state.js";
 
@@ -26,6 +29,7 @@ export async function render() {
   build();
   followTheme();
   watchAddress();
+  watchKeys({ view: openView, run: moveToRun, tick: tickRun, search: () => page.side.querySelector("input[type=search]")?.focus() });
   onChange(refresh);
   await poll();
 }
@@ -49,6 +53,23 @@ function moveBetweenTabs(event) {
   const views = Object.keys(VIEWS);
   changeState({ view: views[(views.indexOf(readState().view) + step + views.length) % views.length] });
   page.tabs.querySelector("[aria-selected=true]").focus();
+}
+
+function openView(index) {
+  changeState({ view: Object.keys(VIEWS)[index] });
+}
+
+/** Opens the next run that is listed, or the one before. */
+function moveToRun(step) {
+  const names = searchedRuns(known.runs).map((run) => run.name);
+  if (!names.length) return;
+  const at = names.indexOf(resolve(readState()).run);
+  changeState({ run: names[at < 0 ? 0 : (at + step + names.length) % names.length], first: "", last: "", step: "" });
+}
+
+function tickRun() {
+  const { run, ticked } = resolve(readState());
+  changeState({ ticked: ticked.includes(run) ? ticked.filter((name) => name !== run) : [...ticked, run] }, false);
 }
 
 /** Follows TensorBoard's light or dark theme. */
@@ -115,7 +136,11 @@ async function showView(state, run) {
   if (state.view === "overview") {
     showError(null);
     renderControls(page.controls, state);
-    showText(() => renderOverview(page.words, searchedRuns(known.runs)));
+    showText(() => renderOverview(page.words, searchedRuns(known.runs), state));
+    return;
+  }
+  if (state.view === "findings" && state.scope === "all") {
+    await showAllFindings(state);
     return;
   }
   if (!run) throw new Error(`There is no run "${state.run}". Open one of the runs on the left.`);
@@ -123,13 +148,30 @@ async function showView(state, run) {
   drawing?.catch(() => {}); // awaited below, and may fail before that
   const details = await runDetails(run);
   if (readState().view !== state.view) return;
-  renderControls(page.controls, state, details, known.columns);
   if (drawing) {
+    renderControls(page.controls, state, details, known.columns);
     await drawing;
     return;
   }
+  const layers = new Set(details.layers);
+  const found = (details.findings ?? []).map((f) => ({ ...f, run: run.name, colour: run.colour, hasLayer: layers.has(f.layer) }));
+  showFindings(state, found, details.findings !== null);
+}
+
+/** Shows the findings of all runs that are listed on the left. */
+async function showAllFindings(state) {
+  const version = known.runs.map(({ name, findings: { error, warning, info } }) => [name, error, warning, info].join(" ")).join("\n");
+  if (known.allFindings?.version !== version) known.allFindings = { version, findings: (await get("findings", {})).findings };
+  if (readState().view !== state.view) return;
+  const runs = new Map(searchedRuns(known.runs).map((run) => [run.name, run]));
+  const found = known.allFindings.findings.filter((f) => runs.has(f.run)).map((f) => ({ ...f, colour: runs.get(f.run).colour, hasLayer: f.has_layer }));
+  showFindings(state, found, true);
+}
+
+function showFindings(state, found, looked) {
+  renderControls(page.controls, state, { findings: found });
   showError(null);
-  showText(() => renderFindings(page.words, run, details));
+  showText(() => renderFindings(page.words, filterFindings(found, state), found.length, { looked, scope: state.scope }));
 }
 
 /** Shows a view without figures. */
@@ -190,7 +232,7 @@ function tab(view, name, state) {
 }
 
 function renderHeading(state, run) {
-  if (state.view === "overview" || !run) {
+  if (state.view === "overview" || !run || (state.view === "findings" && state.scope === "all")) {
     fill(page.heading);
     return;
   }
@@ -198,7 +240,7 @@ function renderHeading(state, run) {
   fill(
     page.heading,
     h("span", { class: "dot", style: { background: run.colour } }),
-    h("h2", {}, run.name),
+    h("h2", {}, runName(run.name)),
     h("span", { class: `chip ${run.state}` }, `${runState}, step ${formatStep(run.step)}`),
     state.view === "findings" ? null : findingsChip(run),
   );
@@ -209,7 +251,7 @@ function findingsChip({ findings: { error, warning, info } }) {
   if (!total) return null;
   const level = error ? "error" : warning ? "warning" : "info";
   const attributes = { type: "button", class: `chip ${level}`, "data-key": "severe", title: "Open the findings of this run" };
-  return h("button", { ...attributes, onclick: () => changeState({ view: "findings" }) }, count(total, "finding"));
+  return h("button", { ...attributes, onclick: () => changeState({ view: "findings", scope: "" }) }, count(total, "finding"));
 }
 
 /** Shows an error, or clears it; `lost` if TensorBoard does not answer and the page keeps asking. */

@@ -1,8 +1,10 @@
 // The list of runs: search, the open run, and the runs ticked for comparison.
 
 import { fill, h } from "./dom.js";
+import { runName, shortNames } from "./run_name.js";
 import { changeState } from "./state.js";
 
+const LONG_NAME = 16; // longer names get a wider list
 let search = "";
 
 /** Returns the runs whose name matches a regular expression, or contains the text if it is not a valid one. */
@@ -25,15 +27,30 @@ export function renderSidebar(root, runs, state, redraw) {
       search = input.value;
       redraw();
     });
-    fill(root, h("h2", {}, "Runs"), input, h("p", { class: "hint", role: "status" }), h("ul", { class: "runs" }));
+    fill(root, h("h2", {}, "Runs"), input, h("p", { class: "hint", role: "status" }), h("p", { class: "ticks" }), h("ul", { class: "runs" }));
   }
   const { matches, valid } = matchRuns(runs, search);
   const hint = valid ? "Click a run to open it. Tick runs to compare them." : "Not a regular expression; searched as plain text.";
   root.querySelector(".hint").textContent = matches.length ? hint : "No run matches.";
-  fill(root.querySelector(".runs"), matches.map((run) => entry(run, state)));
+  const short = shortNames(runs.map((run) => run.name));
+  root.classList.toggle("wide", Math.max(...[...short.values()].map((name) => name.length)) > LONG_NAME);
+  fill(root.querySelector(".ticks"), tickButtons(matches, state));
+  fill(root.querySelector(".runs"), matches.map((run) => entry(run, short.get(run.name), state)));
 }
 
-function entry(run, state) {
+/** Makes buttons that tick all runs that are listed, and none. */
+function tickButtons(matches, state) {
+  const names = matches.map((run) => run.name);
+  const all = { type: "button", "data-key": "tick all", disabled: names.every((name) => state.ticked.includes(name)) };
+  const none = { type: "button", "data-key": "tick none", disabled: !state.ticked.length };
+  const ticked = [...new Set([...state.ticked, ...names])];
+  return [
+    h("button", { ...all, onclick: () => changeState({ ticked }, false) }, "Tick all"),
+    h("button", { ...none, onclick: () => changeState({ ticked: [] }, false) }, "Tick none"),
+  ];
+}
+
+function entry(run, short, state) {
   const ticked = state.ticked.includes(run.name);
   const toggled = ticked ? state.ticked.filter((name) => name !== run.name) : [...state.ticked, run.name];
   const box = h("input", {
@@ -55,7 +72,7 @@ function entry(run, state) {
       onclick: () => changeState({ run: run.name, first: "", last: "", step: "" }),
     },
     h("span", { class: "dot", style: { background: run.colour } }),
-    h("span", { class: "name" }, run.name),
+    runName(run.name, short),
     h("span", { class: `state ${run.state}`, "aria-hidden": "true" }),
   );
   return h("li", { class: state.run === run.name ? "open" : "" }, box, open);

@@ -175,6 +175,27 @@ def describe_run(snapshot: Snapshot, name: str) -> dict[str, Any]:
     }
 
 
+def all_findings(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """Return the findings of all runs with the name of each one's run, the most severe first.
+
+    `has_layer` is whether the layer has a page: a finding may also name a variable. A run that cannot be read has none.
+    """
+    found: list[dict[str, Any]] = []
+    names = list(snapshot.runs)
+    for start in range(0, len(names), SMALL_READ_RUNS):
+        part = names[start : start + SMALL_READ_RUNS]
+        snapshot.preload(part, ("findings",), "last record")
+        for name in part:
+            try:
+                run = describe_run(snapshot, name)
+            except Exception:  # the boundary of a run
+                logger.exception("tapescope: the findings of the run %r cannot be read", name)
+                continue
+            layers = set(run["layers"])
+            found += [{**f, "run": name, "has_layer": f["layer"] in layers} for f in run["findings"] or []]
+    return sorted(found, key=lambda finding: findings.severity_rank(finding["severity"]))
+
+
 def _values(step: Table | None, name: str) -> np.ndarray:
     if step is None or name not in step.family.columns:
         return np.zeros(0)
