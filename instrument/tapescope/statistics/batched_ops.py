@@ -17,6 +17,8 @@ it squares, and takes variances in two passes. `with_exact_fallback` puts it int
 The fast path's sums detect all three cases, so no further pass over the data is needed.
 docs/decisions/0002-fast-path-and-exact-path.md gives the reasons and what was tried besides.
 
+On a GPU there is no branch: see the module `single_pass`.
+
 The raw operations skip the conversions and the dispatch of TensorFlow's public wrappers, two thirds of the time that it
 takes to make a node.
 

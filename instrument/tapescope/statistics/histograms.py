@@ -4,7 +4,8 @@ Large tensors are sampled. Of 98,352 elements and more, every k-th block of 16 n
 prime up to 13 that leaves at least 32,768 elements and does not divide their number, so that no unit, row or position
 is left out. The counts are then scaled to the number of finite elements. The standard error of a share p is
 sqrt(p (1 - p) / 32768), at most 0.28 %, where neighbours are independent. Where the neighbours in a block are all equal
-it is four times that. Counts of smaller tensors are exact. The total is exact for all.
+it is four times that. Counts of smaller tensors are exact. The total is exact for all. On a GPU the least sample is
+8,192 elements, the largest error 0.55 %, and k any prime.
 
 Letters: B bins, n tensors.
 """
@@ -68,17 +69,21 @@ def count_bins(groups: Sequence[Group]) -> tf.Tensor:
 
     All tensors are counted together: on a GPU by one scatter.
     """
-    bin_of_code = constant(np.where(_bin_of_code() < 0, BINS * sum(len(g.indices) for g in groups), _bin_of_code()))
+    # Addresses are float32, exact up to 2^24: TensorFlow does int32 arithmetic of a GPU's step on the host.
+    total = sum(len(group.indices) for group in groups)
+    bin_of_code = constant(np.where(_bin_of_code() < 0, BINS * total, _bin_of_code()), tf.float32)
     first = 0
     addresses = []
     for group in groups:
         n = len(group.indices)
         bins = tf.raw_ops.GatherV2(params=bin_of_code, indices=_codes(group), axis=constant(0))
-        offsets = constant(BINS * np.arange(first, first + n).reshape([n] + [1] * (bins.shape.rank - 1)))
-        addresses.append(tf.reshape(bins + (offsets if group.stacked else BINS * first), [-1]))
+        offsets = BINS * np.arange(first, first + n)
+        if group.stacked:
+            offsets = offsets.reshape([n] + [1] * (bins.shape.rank - 1))
+        addresses.append(tf.reshape(bins + constant(offsets if group.stacked else offsets[0], tf.float32), [-1]))
         first += n
     counts = tf.raw_ops.DenseBincount(
-        input=concat(addresses, 0),
+        input=tf.raw_ops.Cast(x=concat(addresses, 0), DstT=tf.int32),
         size=constant(BINS * first),
         weights=constant([], tf.int32),
         binary_output=False,

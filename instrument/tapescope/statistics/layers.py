@@ -202,7 +202,7 @@ def _pre_activation(call: LayerCall) -> tf.Tensor | None:
 
 def _count_nonfinite(x: tf.Tensor) -> tf.Tensor:
     """Return how many elements are NaN or Inf, float32 []."""
-    return tf.cast(tf.reduce_sum(tf.cast(~tf.math.is_finite(x), tf.int32)), tf.float32)
+    return tf.reduce_sum(tf.cast(~tf.math.is_finite(x), tf.float32))
 
 
 def _moments(groups: Sequence[Group], calls: Sequence[LayerCall]) -> Sequence[tf.Tensor]:

@@ -14,13 +14,16 @@ rows of all tensors are then added in one more kernel. docs/decisions/0040-one-p
 Letters: K statistics, M elements of a unit, N elements of a tensor, n tensors, P parts of a tensor, U units.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from tapescope.statistics.batched_ops import Group, concat, constant, element_counts, fusion_barrier
+from tapescope.capture import private_api
+from tapescope.statistics.batched_ops import Group, concat, constant, element_counts, for_gpu, fusion_barrier
 
 ROW = 4096
 """Longest row that XLA reduces in one kernel."""
@@ -28,6 +31,34 @@ SMALL = 2048
 """Most elements of a tensor that is reduced together with others of any shape."""
 MAX_PARTS = 1024
 """Largest number of rows that a tensor is reshaped to."""
+
+
+Result = TypeVar("Result")
+
+
+def compiled(measure: Callable[[], Result]) -> Result:
+    """Return what `measure` returns; on a GPU compiled by XLA, also where the step around it is not.
+
+    Without XLA each of its operations would be a kernel that reads or writes whole tensors. `measure` may read tensors
+    of the graph around it, and returns tensors and None.
+    """
+    if not for_gpu() or tf.executing_eagerly() or private_api.in_xla_context() or not _can_compile():
+        return measure()
+    return tf.function(measure, autograph=False, jit_compile=True)()
+
+
+@functools.cache
+def _can_compile() -> bool:
+    """Return whether XLA compiles a small function for this machine: it needs libraries that may be missing."""
+    try:
+        with tf.init_scope():
+            tf.function(lambda: tf.reduce_sum(tf.exp(tf.ones([64]))), jit_compile=True)().numpy()
+    except Exception as error:  # of any type, by what is missing
+        logging.warning(
+            "tapescope: XLA cannot compile here, so measuring takes longer: %s", str(error).partition("\n")[0]
+        )
+        return False
+    return True
 
 
 def _rows(size: int | None) -> int:

@@ -106,3 +106,14 @@ def test_chunks_hold_all_groups_in_order():
     chunks = list(batched_ops.chunks(groups))
     assert [len(chunk) for chunk in chunks] == [16, 16, 7]
     assert [group for chunk in chunks for group in chunk] == groups
+
+
+def test_another_platform_is_refused(monkeypatch):
+    monkeypatch.setenv(batched_ops.PLATFORM_VARIABLE, "tpu")
+    with pytest.raises(ValueError, match="TAPESCOPE_PLATFORM must be `cpu` or `gpu`; got 'tpu'"):
+        batched_ops.for_gpu()
+
+
+def test_a_machine_without_a_gpu_is_not_lowered_for_one(monkeypatch):
+    monkeypatch.delenv(batched_ops.PLATFORM_VARIABLE)
+    assert not batched_ops.for_gpu()
