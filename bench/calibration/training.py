@@ -86,8 +86,9 @@ def _train(setup: Setup, logdir: str) -> None:
         optimizer.build(model.trainable_variables)
     if setup.fault.start:
         setup.fault.start(model)
-    probe = tapescope.Probe(model, window_examples=512, histograms=False)
-    step = _step(setup, model, optimizer, probe, _loss(data))
+    loss = _loss(data)
+    probe = tapescope.Probe(model, window_examples=512, histograms=False, loss=loss)
+    step = _step(setup, model, optimizer, probe, loss)
     run_step = step if setup.replicas == 1 else _replicated(step, strategy, setup)
 
     every = setup.every or setup.fault.every
@@ -133,7 +134,7 @@ def _step(setup: Setup, model, optimizer, probe: tapescope.Probe, loss_of) -> Ca
         quantities = {}
         if measure and setup.replicas == 1:
             quantities = _extras(tape.calls, gradients, setup.batch)
-        return loss, tape.reading(applied=clipped), quantities
+        return loss, tape.reading(applied=clipped, targets=y), quantities
 
     return step
 

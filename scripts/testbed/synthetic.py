@@ -63,11 +63,14 @@ _DATA = {
             "activation": "linear",
             "activation_before": "relu",
             "units": 10,
+            "target_units": 1,
             "loss": "sparse_categorical_crossentropy",
             "from_logits": True,
             "ignores_class": False,
             "logits_taken": False,
             "metrics": ["accuracy"],
+            "learning_rate": 0.001,
+            "loss_measured": False,
         }
     ],
 }

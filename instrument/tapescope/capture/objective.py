@@ -73,6 +73,8 @@ class Objective(NamedTuple):
     loss_value: Any = None
     """Of this batch; of one replica its share in the global batch's."""
     output_names: Sequence[str] = ()
+    learning_rate: float | None = None
+    """At the begin of the training; None where it is not known."""
 
 
 class DataRow(NamedTuple):
@@ -162,7 +164,11 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
     return DataTensors(
         rows=tuple(rows),
         objectives=tuple(
-            _describe_objective(output, target, loss, objective.metrics if len(outputs) == 1 else ())
+            {
+                **_describe_objective(output, target, loss, objective.metrics if len(outputs) == 1 else ()),
+                "learning_rate": objective.learning_rate,
+                "loss_measured": objective.loss_value is not None,
+            }
             for output, target, loss in zip(outputs, targets, losses, strict=False)
             if loss is not None
         ),
@@ -202,13 +208,19 @@ def _describe_objective(output: Output, target: tuple[str, Any], loss: Any, metr
         "layer": output.layer,
         "activation": output.activation,
         "activation_before": output.activation_before,
-        "units": output.tensor.shape[-1] if (output.tensor.shape.rank or 0) > 1 else 1,
+        "units": _last_axis(output.tensor),
+        "target_units": _last_axis(target[1]),
         "loss": described.name,
         "from_logits": described.from_logits,
         "ignores_class": described.ignores_class,
         "logits_taken": described.takes_logits_behind and _has_logits(output.tensor, described.name),
         "metrics": list(metrics),
     }
+
+
+def _last_axis(tensor: Any) -> int | None:
+    """Return the number of values that a tensor has for each example, along its last axis."""
+    return tensor.shape[-1] if (tensor.shape.rank or 0) > 1 else 1
 
 
 def _has_logits(tensor: Any, loss: str) -> bool:

@@ -90,6 +90,8 @@ class Monitor(keras.callbacks.Callback):
         """Set what a Monitor knows before its first fit."""
         self._probe: Probe | None = None
         self._probed_model: Any = None
+        self._learning_rate: float | None = None
+        """Of the optimizer, when the first fit began."""
         self._executions = 0
         """Executions begun, in all fits."""
         self._batches = 0
@@ -134,6 +136,8 @@ class Monitor(keras.callbacks.Callback):
             )
         if self._probe is None or not self._claim_directory():
             return
+        if self._learning_rate is None:
+            self._learning_rate = _learning_rate(model.optimizer)
         self._when.pause()
         self._plain_function = _without_monitors(model.train_function)
         if model.train_function is not self._plain_function:  # a fit raised before a measured batch ran
@@ -302,7 +306,7 @@ class Monitor(keras.callbacks.Callback):
                 "tapescope.Probe instead of Monitor"
             )
         last_tape, *other_tapes = reversed(tapes)
-        last_tape.objective = _objective(model, loss_calls)
+        last_tape.objective = _objective(model, loss_calls)._replace(learning_rate=self._learning_rate)
         loss_scale = loss_scales[-1] if loss_scales else None
         variables, gradients = zip(*last_tape.variable_gradients(*other_tapes), strict=True)
         aggregated, applied = optimizer_steps.aggregated_and_applied(
@@ -313,6 +317,15 @@ class Monitor(keras.callbacks.Callback):
             loss_scale=loss_scale,
         )
         return last_tape.reading(*other_tapes, aggregated=aggregated, applied=applied, loss_scale=loss_scale)
+
+
+def _learning_rate(optimizer: Any) -> float | None:
+    """Return the learning rate of an optimizer as it is now; None where it has none that is a number."""
+    try:
+        rate: Any = keras.ops.convert_to_tensor(optimizer.learning_rate)
+        return float(rate)
+    except Exception:  # an optimizer of the user's own may have anything
+        return None
 
 
 def _objective(model: Any, calls: Sequence[LossCall]) -> Objective:

@@ -1,67 +1,56 @@
 """Which finding explains which: a cause first, and then what follows from it.
 
-The table says what a rule can explain. A finding is explained by another one that is a warning or an error, and that
-applied no later.
+A table says what each rule's finding may follow from. It follows from another finding that is a warning or an error,
+and that applied no later.
 """
 
 from collections.abc import Mapping, Sequence
 
 from tapescope.rules.finding import SEVERITIES, Finding
 
-_NUMBERS = frozenset(
-    {
-        "always_clipped",
-        "constant_output",
-        "dead_units",
-        "dying_units",
-        "exploding",
-        "falls_regardless",
-        "gradient_spike",
-        "loss_not_falling",
-        "no_gradient",
-        "non_finite",
-        "poor_initialization",
-        "saturation",
-        "update_too_large",
-        "update_too_small",
-        "vanishing",
-        "slow_learning",
-        "impossible_loss",
-    }
-)
-"""Rules about numbers of the training, which all follow from what it was given."""
+_UNSCALED_TARGET = "unscaled_data of a target"
+_OBJECTIVE = ("output_activation", "labels_degenerate", "targets_out_of_range", "loss_mismatch")
+_DATA = ("unscaled_data", _UNSCALED_TARGET)
 
-EXPLAINS: Mapping[str, frozenset[str]] = {
-    "output_activation": _NUMBERS | {"loss_mismatch", "targets_out_of_range"},
-    "labels_degenerate": _NUMBERS | {"targets_out_of_range"},
-    "targets_out_of_range": _NUMBERS,
-    "loss_mismatch": _NUMBERS,
-    "unscaled_data": _NUMBERS | {"targets_out_of_range"},
-    "poor_initialization": _NUMBERS - {"poor_initialization"},
-    "update_too_large": _NUMBERS - {"update_too_large", "poor_initialization", "update_too_small", "slow_learning"},
-    "exploding": frozenset({"non_finite", "always_clipped", "gradient_spike", "loss_not_falling", "falls_regardless"}),
-    "saturation": frozenset({"vanishing", "no_gradient", "update_too_small", "loss_not_falling", "falls_regardless"}),
-    "dead_units": frozenset({"vanishing", "no_gradient", "update_too_small", "loss_not_falling", "falls_regardless"}),
-    "vanishing": frozenset({"update_too_small", "loss_not_falling", "falls_regardless"}),
-    "no_gradient": frozenset({"update_too_small", "loss_not_falling", "falls_regardless"}),
-    "update_too_small": frozenset({"loss_not_falling"}),
+CAUSES: Mapping[str, tuple[str, ...]] = {
+    "targets_out_of_range": ("output_activation", "labels_degenerate"),
+    "loss_mismatch": ("output_activation", "labels_degenerate", "targets_out_of_range"),
+    "impossible_loss": ("labels_degenerate", "targets_out_of_range", "loss_mismatch", "output_activation"),
+    "poor_initialization": ("unscaled_data",),
+    "update_too_large": (*_DATA, "poor_initialization", *_OBJECTIVE),
+    "saturation": (*_DATA, "poor_initialization", "update_too_large", *_OBJECTIVE),
+    "exploding": (*_DATA, "poor_initialization", "update_too_large", *_OBJECTIVE),
+    "dead_units": (*_DATA, "poor_initialization", "update_too_large", *_OBJECTIVE, "exploding"),
+    "dying_units": (*_DATA, "poor_initialization", "update_too_large", *_OBJECTIVE, "exploding"),
+    "vanishing": ("unscaled_data", "poor_initialization", "saturation", "dead_units", "update_too_large"),
+    "constant_output": (*_OBJECTIVE, *_DATA, "poor_initialization", "update_too_large", "dead_units", "vanishing"),
+    "no_gradient": (
+        *(*_OBJECTIVE, *_DATA, "poor_initialization", "update_too_large"),
+        *("saturation", "dead_units", "vanishing"),
+    ),
+    "gradient_spike": (*_DATA, "update_too_large", "exploding", *_OBJECTIVE),
+    "always_clipped": (*_DATA, "poor_initialization", "exploding", *_OBJECTIVE),
+    "non_finite": (*_OBJECTIVE, *_DATA, "poor_initialization", "update_too_large", "exploding"),
+    "update_too_small": (*_OBJECTIVE, *_DATA, "no_gradient", "vanishing", "saturation", "dead_units"),
+    "loss_not_falling": (*_OBJECTIVE, *_DATA, "update_too_large", "update_too_small", "always_clipped"),
+    "slow_learning": (*_OBJECTIVE, *_DATA, "always_clipped"),
 }
-"""Rules that a rule can explain. No rule explains, also through others, itself."""
-RANK = {rule: rank for rank, rule in enumerate(EXPLAINS)}
-"""Order of the causes: what was given to the training comes before what came of it."""
+"""What a rule's finding may follow from, the likeliest first. No rule follows, also through others, from itself."""
+RANK = {rule: rank for rank, rule in enumerate(("unscaled_data", "output_activation", "labels_degenerate", *CAUSES))}
+"""Order of causes of the same severity: what was given to the training comes before what came of it."""
 
 
 def cause_of(finding: Finding, findings: Sequence[Finding]) -> Finding | None:
-    """Return the finding that explains one, the first in the order of causes; None where none does."""
-    causes = [
-        other
-        for other in findings
-        if other.severity != "info"
-        and finding.rule in EXPLAINS.get(other.rule, ())
-        and other.step <= finding.step
-        and RANK[other.rule] < RANK.get(finding.rule, len(RANK))
-    ]
-    return min(causes, key=lambda other: (RANK[other.rule], SEVERITIES.index(other.severity)), default=None)
+    """Return the finding that one follows from, the likeliest; None where there is none."""
+    causes = CAUSES.get(finding.rule, ())
+    explaining = [f for f in findings if f.severity != "info" and f.step <= finding.step and _name(f) in causes]
+    return min(explaining, key=lambda f: (causes.index(_name(f)), SEVERITIES.index(f.severity)), default=None)
+
+
+def _name(finding: Finding) -> str:
+    """Return the name of a finding in the table: the scale of a target explains less than that of an input."""
+    of_target = finding.rule == "unscaled_data" and (finding.layer or "").startswith("target")
+    return _UNSCALED_TARGET if of_target else finding.rule
 
 
 def by_cause(findings: Sequence[Finding]) -> list[tuple[Finding, Finding | None]]:

@@ -58,15 +58,25 @@ def _input_verdict(row: DataRow, pooled: Pooled, history: History) -> tuple[str,
         "Standardize it, by `keras.layers.Normalization()` as the first layer after `adapt`, or by its mean and "
         "standard deviation."
     )
-    if pooled.rms >= NOTABLE_INPUT:
-        is_image = pooled.low >= 0 and 200 <= pooled.high <= 255
+    few = pooled.elements < 10 * FEW_ELEMENTS and history.data.records < WINDOW // 2
+    enough = pooled.elements >= FEW_ELEMENTS and not few
+    has_offset = enough and pooled.high > pooled.low and abs(pooled.mean) >= OFFSET * pooled.std
+    if pooled.rms >= LARGE_INPUT or (pooled.rms >= NOTABLE_INPUT and not has_offset):
         what = f"{held}: its root mean square is {pooled.rms:.3g}, where the first layer's initial weights suit about 1"
-        advice = "Divide it by 255: `x / 255`, or `keras.layers.Rescaling(1 / 255)` as the first layer."
         severity = "warning" if pooled.rms >= LARGE_INPUT else "info"
-        return severity, what, advice if is_image else standardize
-    if pooled.elements < FEW_ELEMENTS or (pooled.elements < 10 * FEW_ELEMENTS and history.data.records < WINDOW // 2):
+        if pooled.low >= 0 and 200 <= pooled.high <= 255:
+            return (
+                severity,
+                what,
+                "Divide it by 255: `x / 255`, or `keras.layers.Rescaling(1 / 255)` as the first layer.",
+            )
+        advice = standardize
+        if row.integer or (pooled.whole >= 1 and pooled.low >= 0):
+            advice += " If these are numbers of words or categories, use `keras.layers.Embedding`."
+        return severity, what, advice
+    if not enough:
         return None
-    if pooled.high > pooled.low and abs(pooled.mean) >= OFFSET * pooled.std:
+    if has_offset:
         return (
             "warning",
             f"{held}: its mean of {pooled.mean:.3g} is {abs(pooled.mean) / pooled.std:.0f} times its standard "

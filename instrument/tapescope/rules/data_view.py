@@ -37,12 +37,18 @@ class Objective(NamedTuple):
     activation: str
     activation_before: str
     units: int
+    target_units: int
+    """Size of the last axis of the targets; 1 for one number an example, and 0 where it is not known."""
     loss: str
     from_logits: bool
     ignores_class: bool
     logits_taken: bool
     """Whether Keras computes the loss from the logits behind the activation."""
     metrics: tuple[str, ...]
+    loss_measured: bool
+    """Whether each record has the loss of its batch, so that a NaN is not an absent one."""
+    learning_rate: float
+    """At the begin; NaN where it is not known."""
 
 
 def data_layout(details: Mapping[str, Any]) -> tuple[tuple[DataRow, ...], tuple[Objective, ...]]:
@@ -71,6 +77,7 @@ def _row(value: Any) -> DataRow:
 
 def _objective(given: Mapping[str, Any], index: Mapping[str, int]) -> Objective | None:
     units = given.get("units")
+    target_units = given.get("target_units")
     if not isinstance(units, int) or units < 1:
         return None
     return Objective(
@@ -80,11 +87,14 @@ def _objective(given: Mapping[str, Any], index: Mapping[str, int]) -> Objective 
         activation=_text(given.get("activation")),
         activation_before=_text(given.get("activation_before")),
         units=units,
+        target_units=target_units if tables.is_index(target_units) else 0,
         loss=_text(given.get("loss")),
         from_logits=given.get("from_logits") is True,
         ignores_class=given.get("ignores_class") is True,
         logits_taken=given.get("logits_taken") is True,
         metrics=_texts(given.get("metrics")),
+        loss_measured=given.get("loss_measured") is True,
+        learning_rate=float(rate) if isinstance(rate := given.get("learning_rate"), int | float) else math.nan,
     )
 
 
@@ -116,8 +126,16 @@ class Pooled(NamedTuple):
     row_sum_high: float
     class_low: float
     class_high: float
+    nonfinite: float
+    """Number of NaN and Inf elements."""
+    single_classes: int
+    """Number of records whose labels are all of one class; 0 unless there are two such classes."""
 
 
+MANY_LABELS = 8
+"""Labels of a batch that are not all of one class by chance."""
+MAX_CLASSES = 1000
+"""Classes that are told apart, so that the memory has a limit."""
 _SHARES = ("zero", "whole", "negative", "above_one", "below_minus_one")
 _LOWS = ("min", "row_sum_min", "class_min")
 _HIGHS = ("max", "row_sum_max", "class_max")
@@ -133,6 +151,9 @@ class DataHistory:
         self._sums = {name: np.zeros(rows) for name in ("first", "second", *_SHARES)}
         self._lows = {name: np.full(rows, np.inf) for name in _LOWS}
         self._highs = {name: np.full(rows, -np.inf) for name in _HIGHS}
+        self._nonfinite = np.zeros(rows)
+        self._single: list[dict[float, int]] = [{} for _ in range(rows)]
+        """Number of records by the class that all labels of the record have, for each row."""
 
     def add(self, columns: Mapping[str, Any]) -> None:
         """Add the columns of the next record."""
@@ -157,6 +178,17 @@ class DataHistory:
                 self._lows[name] = np.fmin(self._lows[name], np.where(known, named[f"data_{name}"], np.nan))
             for name in _HIGHS:
                 self._highs[name] = np.fmax(self._highs[name], np.where(known, named[f"data_{name}"], np.nan))
+            self._nonfinite += np.nan_to_num(named["data_nonfinite"])
+        self._add_classes(named)
+
+    def _add_classes(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Note the rows whose labels are all the same in a record of several examples."""
+        has_rows = np.isfinite(columns["data_class_max"])
+        low, high = (np.where(has_rows, columns[f"data_class_{e}"], columns[f"data_{e}"]) for e in ("min", "max"))
+        for row in np.flatnonzero((low == high) & (columns["data_elements"] >= MANY_LABELS)):
+            counts = self._single[row]
+            if len(counts) < MAX_CLASSES or low[row] in counts:
+                counts[float(low[row])] = counts.get(float(low[row]), 0) + 1
 
     def pooled(self, row: int) -> Pooled | None:
         """Return the statistics of a row; None where nothing is known of it."""
@@ -179,4 +211,6 @@ class DataHistory:
             row_sum_high=extremes["row_sum_max"],
             class_low=extremes["class_min"],
             class_high=extremes["class_max"],
+            nonfinite=float(self._nonfinite[row]),
+            single_classes=sum(self._single[row].values()) if len(self._single[row]) > 1 else 0,
         )

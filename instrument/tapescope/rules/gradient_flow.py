@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tapescope.rules.data_view import DataRow
 from tapescope.rules.finding import Finding, format_factor
 from tapescope.rules.history import WINDOW, History
 from tapescope.rules.record_view import NEVER_SATURATED, RecordView, index_of_largest, lower_median
@@ -51,7 +52,11 @@ def non_finite(history: History) -> Iterator[Finding]:
         at = 0
         message = "the loss is nan in all records, although all layers and gradients are finite"
     grower, grown = _largest_growth(history, views[at - 1], first) if at else (None, "")
-    if at and _weights_are_bad(views[at - 1], first, history):
+    broken = _broken_data(history)
+    if broken is not None:
+        layer = broken.name
+        message = f"`{broken.name}` has a NaN or Inf among the {broken.kind}s"
+    elif at and _weights_are_bad(views[at - 1], first, history):
         layer = grower
         message = "the weights of most layers are NaN or Inf: an update made them so"
     # If only the gradient is not finite and no weight changed, a loss scale may have overflowed and skipped the step.
@@ -66,10 +71,14 @@ def non_finite(history: History) -> Iterator[Finding]:
     else:
         message = f"{message}, {when}{grown}"
         advice = f"Look for {causes}"
-    if grown:
+    if broken is not None:
+        advice = "Leave out or fill in the examples with missing values before training."
+    elif grown:
         advice = "Lower the learning rate at least tenfold, or clip the gradient by its global norm."
     elif lost_from_start and not bad_tensors:
         advice = f"Look into the loss function for {causes}"
+    else:
+        advice += " If the gradient grew before, lower the learning rate or clip it."
     yield Finding(
         rule="non_finite",
         version=2,
@@ -83,13 +92,23 @@ def non_finite(history: History) -> Iterator[Finding]:
             "index_forward": float(forward),
             "index_backward": float(backward),
         },
-        advice=advice if grown else f"{advice} If the gradient grew before, lower the learning rate or clip it.",
+        advice=advice,
     )
+
+
+def _broken_data(history: History) -> DataRow | None:
+    """Return the first input or target that had a NaN or Inf; None where there is none."""
+    for index, row in enumerate(history.layout.data):
+        pooled = history.data.pooled(index) if row.kind in ("input", "target") else None
+        if pooled is not None and pooled.nonfinite > 0:
+            return row
+    return None
 
 
 def _loss_lost_from_start(history: History) -> bool:
     """Return whether the loss is NaN in all records though the run has one. Without a loss its column is NaN too."""
-    return bool(history.layout.objectives) and not any(math.isfinite(loss) for loss in history.losses)
+    measured = any(objective.loss_measured for objective in history.layout.objectives)
+    return measured and not any(math.isfinite(loss) for loss in history.losses)
 
 
 def _weights_are_bad(before: RecordView, first: RecordView, history: History) -> bool:

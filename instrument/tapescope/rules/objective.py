@@ -57,6 +57,8 @@ OUTSIDE_DISTANCE = 0.1
 """In standard deviations of the targets: the nearest value that the output can give is as good."""
 SAME_LABELS = 64
 """Labels that are all the same, from which on that is not due to chance."""
+MOST_CLASSES = 100
+"""Whole targets up to this may be classes; above it they are rather counts or amounts."""
 ACCURACIES = {
     "acc",
     "accuracy",
@@ -192,7 +194,7 @@ def _activation_verdicts(case: _Case) -> Iterator[_Verdict]:
         )
     elif kind == "softmax" and before in LOGITS_CUT:
         yield _Verdict(
-            "info",
+            "warning" if case.history.loss_stuck else "info",
             f"{case.name} applies softmax to what {before} gave, which limits the logits",
             f"Leave out the {before} before the softmax.",
             units,
@@ -311,7 +313,24 @@ def _label_verdicts(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
             "Pass the labels as they are, as whole numbers from 0 on: scale the inputs only.",
             evidence,
         )
-    if targets.elements < SAME_LABELS or case.history.data.records < WINDOW // 2 or loss not in CROSS_ENTROPIES:
+    if targets.single_classes >= WINDOW // 2:
+        yield _Verdict(
+            "warning",
+            f"each of {targets.single_classes} batches has labels of one class only, not always the same: each step "
+            "teaches the network to forget the other classes",
+            "Shuffle the examples before they are cut into batches.",
+            evidence,
+        )
+    if targets.elements < SAME_LABELS or case.history.data.records < WINDOW // 2:
+        return
+    if loss in ERRORS and targets.low == targets.high:
+        yield _Verdict(
+            "warning",
+            f"all targets so far are {targets.low:.4g}, so the network can only learn to answer that",
+            "Look how the targets are made: whole numbers are cut off when they are divided.",
+            evidence,
+        )
+    if loss not in CROSS_ENTROPIES:
         return
     rows = loss in CATEGORICAL and case.objective.units > 1
     low, high = (targets.class_low, targets.class_high) if rows else (targets.low, targets.high)
@@ -424,6 +443,14 @@ def _classes_verdicts(case: _Case) -> Iterator[_Verdict]:
             f"{several}; for one class an example use `categorical_crossentropy`.",
             units,
         )
+    if loss in BINARY and kind == "sigmoid" and objective.units > 2 and case.one_hot:
+        yield _Verdict(
+            "info",
+            f"each example has one class out of {objective.units}, and {case.loss} takes each unit for a yes or no of "
+            f"its own; `accuracy` then counts units, and zeros have {format_share(1 - 1 / objective.units)}",
+            f'Use `Dense({objective.units}, activation="softmax")` with `categorical_crossentropy`.',
+            units,
+        )
     if loss in ("hinge", "squared_hinge") and kind in PROBABILITY_ACTIVATIONS | {"relu", "softplus"}:
         yield _Verdict(
             "warning",
@@ -448,33 +475,62 @@ def _regression_verdicts(case: _Case) -> Iterator[_Verdict]:
         )
     if objective.loss not in ERRORS or targets is None or not case.certain:
         return
-    classes = case.one_hot or (case.binary_targets and objective.units == 1)
-    if classes and (kind in PROBABILITY_ACTIVATIONS or kind == "linear"):
-        absolute = objective.loss == "mean_absolute_error"
-        brier = kind == "sigmoid" and not absolute  # in use as the Brier score, and only slower than a cross-entropy
+    if objective.target_units == 1 and objective.units > 1:
+        several = targets.whole >= 1 and targets.low >= 0
+        classes = f'`Dense({objective.units}, activation="softmax")` with `sparse_categorical_crossentropy`'
+        yield _Verdict(
+            "warning",
+            f"the targets are one number an example, and {case.name} has {objective.units} units: {case.loss} compares "
+            "each unit with the same number",
+            f"Use {f'{classes} for classes, or ' if several else ''}`Dense(1)` for one value.",
+            units | {"target_units": 1.0},
+        )
+        return
+    yield from _classes_as_values(case, targets)
+
+
+def _classes_as_values(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
+    """Yield what does not fit where a squared or absolute error has classes as targets, or a metric takes them so."""
+    objective = case.objective
+    kind = objective.activation
+    units = {"units": float(objective.units)}
+    absolute = objective.loss == "mean_absolute_error"
+    counts = min(ACCURACIES.intersection(objective.metrics), default="")
+    may_be_classes = targets.whole >= 1 and targets.low in (0, 1) and targets.high <= MOST_CLASSES
+    if case.one_hot or (case.binary_targets and objective.units == 1):
         stuck = case.history.loss_stuck
-        if not brier:
-            why = (
-                "its best constant answer is the more frequent class, whatever the input"
-                if absolute
-                else "its gradient is small where an output is wrong and sure"
-                if kind in PROBABILITY_ACTIVATIONS
-                else "outputs beyond 0 and 1 count as wrong"
-            )
-            better = "categorical_crossentropy" if objective.units > 1 else "binary_crossentropy"
-            activation = "softmax" if objective.units > 1 else "sigmoid"
-            yield _Verdict(
-                "warning" if stuck else "info",
-                f"the targets are classes, and {case.loss} takes them for numbers: {why}"
-                + (", and the loss does not fall" if stuck else ""),
-                f'Use `{better}`, with `Dense({objective.units}, activation="{activation}")`.',
-                units,
-            )
-    counts = ACCURACIES.intersection(objective.metrics)
-    if counts and not classes and targets.whole < 1 - TOLERANCE:
+        # Squared error of a sigmoid is in use as the Brier score, and only slower than a cross-entropy.
+        if kind == "sigmoid" and objective.units == 1 and not absolute and not stuck:
+            return
+        # The program itself says by its metric that it classifies, or the loss is the worst for this activation.
+        certain = kind == "softmax" or (bool(counts) and kind == "linear")
+        if absolute:
+            why = "its best constant answer is the more frequent class, whatever the input"
+        elif kind in PROBABILITY_ACTIVATIONS:
+            why = "its gradient is small where an output is wrong and sure"
+        else:
+            why = "outputs beyond 0 and 1 count as wrong"
+        better = "categorical_crossentropy" if objective.units > 1 else "binary_crossentropy"
+        activation = "softmax" if objective.units > 1 else "sigmoid"
+        yield _Verdict(
+            "warning" if stuck or certain else "info",
+            f"the targets are classes, and {case.loss} takes them for numbers: {why}"
+            + (", and the loss does not fall" if stuck else ""),
+            f'Use `{better}`, with `Dense({objective.units}, activation="{activation}")`.',
+            units,
+        )
+    elif counts and may_be_classes and objective.units == 1:
+        yield _Verdict(
+            "warning",
+            f"the metric `{counts}` takes the targets for classes, {targets.low:.0f} to {targets.high:.0f}, and "
+            f"{case.loss} for values, of which neighbours are alike",
+            f'For classes: {_classes_advice(targets)[4:-1]}; for values: `metrics=["mae"]`.',
+            {"target_min": targets.low, "target_max": targets.high},
+        )
+    elif counts and targets.whole < 1 - TOLERANCE:
         yield _Verdict(
             "info",
-            f"the metric `{min(counts)}` counts outputs that equal the target, and these targets are numbers that "
+            f"the metric `{counts}` counts outputs that equal the target, and these targets are numbers that "
             f"no output equals ({targets.low:.4g} to {targets.high:.4g})",
             'Use `metrics=["mae"]`.',
             {"share_whole": targets.whole},

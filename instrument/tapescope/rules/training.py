@@ -72,7 +72,11 @@ def update_too_large(history: History) -> Iterator[Finding]:
         severity = "info"  # one leap, after which the network learned
         message += "; since then the loss has fallen"
     advice = f"Lower the learning rate{' of this layer' if stands_out else ''} at least tenfold, or warm it up."
-    if harmful and _rose_at_once(history):
+    rate = min((objective.learning_rate for objective in history.layout.objectives), default=math.nan)
+    if rate < 0:
+        advice = f"The learning rate is {rate:.3g}: below 0 each step climbs along the gradient. Use one above 0, "
+        advice += "such as 0.001."
+    elif harmful and _rose_at_once(history):
         advice += " If it is as small as intended, check its sign: a negative one climbs along the gradient."
     yield Finding(
         rule="update_too_large",

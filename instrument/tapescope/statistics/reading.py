@@ -259,7 +259,7 @@ def _gather(
     vectors, counts = replicas.gather(context, tf.concat([tf.reshape(t, [-1]) for t in mine], 0), counts)
     parts = tf.split(vectors, [t.shape.num_elements() for t in mine], axis=1)
     layer_rows, units, columns, data_rows, loss = (
-        tf.reshape(p, [-1, *t.shape]) for p, t in zip(parts, mine, strict=True)
+        tf.reshape(p, [context.num_replicas_in_sync, *t.shape]) for p, t in zip(parts, mine, strict=True)
     )
     merged = partial._replace(
         layer_rows=layer_rows,

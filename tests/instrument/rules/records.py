@@ -3,6 +3,7 @@
 import numpy as np
 
 from tapescope.rules import engine, record_view
+from tapescope.rules.data_view import Objective
 from tapescope.rules.finding import SEVERITIES
 from tapescope.rules.record_view import Record
 
@@ -16,6 +17,23 @@ DETAILS = {
     "skipped": {},
 }
 LAYOUT = record_view.run_layout(VARIABLES, LAYERS, DETAILS)
+OBJECTIVE = Objective(
+    output=-1,
+    target=-1,
+    layer="output",
+    activation="softmax",
+    activation_before="",
+    units=5,
+    target_units=1,
+    loss="custom",
+    from_logits=False,
+    ignores_class=False,
+    logits_taken=False,
+    metrics=(),
+    loss_measured=True,
+    learning_rate=0.001,
+)
+"""An output and its loss, without data."""
 NAN = np.nan
 LAYER = {name: slice(2 * i, 2 * i + 2) for i, name in enumerate(LAYERS)}
 """Rows of each layer's kernel and bias."""

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from tapescope.rules.data_view import Objective
 from tests.instrument.rules.records import (
     ALL,
     FLAT,
@@ -11,6 +10,7 @@ from tests.instrument.rules.records import (
     LAYERS,
     LAYOUT,
     NAN,
+    OBJECTIVE,
     both,
     find,
     only_finding,
@@ -271,23 +271,7 @@ def test_a_first_step_that_a_loss_scale_skipped_is_not_a_missing_gradient():
     assert find(10, skipped) == []
 
 
-WITH_LOSS = LAYOUT._replace(
-    objectives=(
-        Objective(
-            output=-1,
-            target=-1,
-            layer="output",
-            activation="softmax",
-            activation_before="",
-            units=5,
-            loss="custom",
-            from_logits=False,
-            ignores_class=False,
-            logits_taken=False,
-            metrics=(),
-        ),
-    )
-)
+WITH_LOSS = LAYOUT._replace(objectives=(OBJECTIVE,))
 
 
 def test_a_loss_that_is_nan_from_the_first_record_on_is_an_error():

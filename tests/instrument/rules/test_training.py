@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from tapescope.rules.data_view import Objective
 from tests.instrument.rules.records import (
     ALL,
     FLAT,
@@ -11,6 +10,7 @@ from tests.instrument.rules.records import (
     LAYER,
     LAYOUT,
     NAN,
+    OBJECTIVE,
     both,
     find,
     loss_noise,
@@ -239,20 +239,7 @@ def test_a_tiny_fall_is_not_falling_though_weights_move_far():
 
 def objective(loss):
     """Return the layout of a model that is trained with a loss of Keras."""
-    fitting = Objective(
-        output=-1,
-        target=-1,
-        layer="output",
-        activation="softmax",
-        activation_before="",
-        units=5,
-        loss=loss,
-        from_logits=False,
-        ignores_class=False,
-        logits_taken=False,
-        metrics=(),
-    )
-    return LAYOUT._replace(objectives=(fitting,))
+    return LAYOUT._replace(objectives=(OBJECTIVE._replace(loss=loss),))
 
 
 def below_0(t, columns):
@@ -313,3 +300,15 @@ def test_a_loss_that_is_0_now_and_then_is_not_reported():
 
 def test_a_loss_that_is_not_recorded_is_not_0():
     assert find(40, put("loss", None, NAN), severity="info") == []
+
+
+def test_a_learning_rate_below_0_is_said():
+    layout = LAYOUT._replace(objectives=(OBJECTIVE._replace(learning_rate=-3.0),))
+
+    def climbing(t, columns):
+        columns["loss"] = np.float64(2.0 * 2**t)
+        columns["update_ratio"][KERNELS] = 30.0
+
+    assert "The learning rate is -3" in only_finding(find(3, climbing, layout), "update_too_large").advice
+    unknown = LAYOUT._replace(objectives=(OBJECTIVE._replace(learning_rate=NAN),))
+    assert "Lower the learning rate" in only_finding(find(3, climbing, unknown), "update_too_large").advice

@@ -1,0 +1,230 @@
+"""The rule about the scale of the data, and what is pooled over the records."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tapescope.rules import data_view, engine
+from tapescope.rules.data_view import DataRow
+from tensorboard_plugin_tapescope import metadata
+from tests.instrument.rules.records import LAYOUT, NAN, OBJECTIVE, find, healthy, put
+
+INPUT = DataRow("input", "input", integer=False, followers=("trained",), normalizers=(), weighted=False)
+TARGET = DataRow("target", "target", integer=False, followers=(), normalizers=(), weighted=False)
+
+
+def columns_of(values):
+    """Return the data columns of one array."""
+    known = {
+        "elements": values.size,
+        "rms": np.sqrt(np.mean(values**2)),
+        "mean": values.mean(),
+        "std": values.std(),
+        "min": values.min(),
+        "max": values.max(),
+        "zero": (values == 0).mean(),
+        "nonfinite": 0,
+        "whole": (values == np.floor(values)).mean(),
+        "negative": (values < 0).mean(),
+        "above_one": (values > 1).mean(),
+        "below_minus_one": (values < -1).mean(),
+    }
+    return {c.name: float(known.get(c.name.removeprefix("data_"), NAN)) for c in metadata.DATA_COLUMNS}
+
+
+def judge(*pairs, count=6, objective=OBJECTIVE, severity="warning", change=None, rule="unscaled_data"):
+    """Return the findings of a rule in a healthy run whose data are these rows and arrays, one array for each record.
+
+    Args:
+        *pairs: A row, and a function from the number of the record to its array.
+        count: Number of records.
+        objective: Of the run.
+        severity: The least severe that is returned.
+        change: Alters the columns of each record.
+        rule: The rule whose findings are returned.
+    """
+    rows = tuple(row for row, _ in pairs)
+    target = next((i for i, row in enumerate(rows) if row.kind == "target"), -1)
+    layout = LAYOUT._replace(data=rows, objectives=(objective._replace(target=target),))
+
+    def with_data(t, columns):
+        of_rows = [columns_of(make(t)) for _, make in pairs]
+        columns |= {name: np.array([c[name] for c in of_rows]) for name in of_rows[0]}
+        if change is not None:
+            change(t, columns)
+
+    return [f for f in find(count, with_data, layout, severity=severity) if f.rule == rule]
+
+
+def normal(scale=1.0, offset=0.0, size=2000):
+    return lambda t: offset + scale * np.random.default_rng(t).normal(size=size)
+
+
+def uniform(low, high, size=2000, whole=False):
+    def make(t):
+        values = np.random.default_rng(t).uniform(low, high, size=size)
+        return np.floor(values) if whole else values
+
+    return make
+
+
+FAULTY = {
+    "pixels": uniform(0, 255),
+    "large": normal(1e8),
+    "counts": uniform(0, 900, whole=True),
+    "an offset": normal(1.0, 20.0),
+    "a large offset": normal(2.0, 67.0),
+    "a negative offset": normal(0.1, -5.0),
+    "divided twice": uniform(0, 1 / 255),
+    "micrometres": normal(1e-6),
+    "zeros": lambda t: np.zeros(2000),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTY)
+def test_unscaled_inputs_are_named(kind):
+    (found,) = judge((INPUT, FAULTY[kind]))
+    assert (found.layer, found.severity, found.step) == ("input", "warning", 0)
+
+
+SOUND = {
+    "standardized": normal(),
+    "pixels of 0 to 1": uniform(0, 1),
+    "pixels of -1 to 1": uniform(-1, 1),
+    "small numbers": normal(0.1),
+    "ages": uniform(0, 20),
+    "flags": lambda t: (np.random.default_rng(t).random(2000) < 0.02).astype(float),
+    "an offset of a few deviations": normal(1.0, 4.0),
+    "one example": normal(0.01, 1.0, size=4),
+}
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_scaled_inputs_are_not_warned_about(kind):
+    assert judge((INPUT, SOUND[kind])) == []
+
+
+def test_a_few_standard_deviations_are_an_info():
+    assert [f.severity for f in judge((INPUT, normal(15.0)), severity="info")] == ["info"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        INPUT._replace(normalizers=("BatchNormalization",)),
+        INPUT._replace(followers=("embedding",)),
+        INPUT._replace(followers=("other",)),
+        INPUT._replace(followers=("trained", "other")),
+        INPUT._replace(followers=()),
+    ],
+)
+def test_inputs_that_are_not_trained_on_as_they_are_are_excused(row):
+    assert judge((row, normal(1e8))) == []
+
+
+def test_pixels_are_divided_by_255():
+    assert "x / 255" in judge((INPUT, uniform(0, 255)))[0].advice
+
+
+def test_whole_numbers_may_be_words():
+    (found,) = judge((INPUT._replace(integer=True), uniform(0, 5000, whole=True)))
+    assert "Embedding" in found.advice
+
+
+def test_large_targets_are_a_warning():
+    (found,) = judge((INPUT, normal()), (TARGET, normal(1e6)), objective=REGRESSION)
+    assert (found.layer, found.severity) == ("target", "warning")
+
+
+REGRESSION = OBJECTIVE._replace(loss="mean_squared_error", activation="linear", units=1)
+
+
+def test_targets_of_hundreds_are_an_info_while_the_loss_falls():
+    rows = ((INPUT, normal()), (TARGET, normal(300)))
+    assert [f.severity for f in judge(*rows, objective=REGRESSION, severity="info")] == ["info"]
+
+
+def test_targets_of_hundreds_are_a_warning_if_the_loss_does_not_fall():
+    rows = ((INPUT, normal()), (TARGET, normal(300)))
+    found = judge(*rows, objective=REGRESSION, count=60, change=put("loss", None, 9e4))
+    assert [f.severity for f in found] == ["warning"]
+
+
+def test_targets_of_a_classification_or_an_unknown_loss_are_not_judged():
+    for loss in ("sparse_categorical_crossentropy", "custom"):
+        objective = REGRESSION._replace(loss=loss)
+        assert judge((INPUT, normal()), (TARGET, normal(1e6)), objective=objective) == []
+
+
+def test_targets_behind_an_output_of_unknown_scale_are_not_judged():
+    objective = REGRESSION._replace(activation="unknown")
+    assert judge((INPUT, normal()), (TARGET, normal(1e6)), objective=objective) == []
+
+
+def test_records_are_pooled_by_their_elements():
+    history = data_view.DataHistory(1)
+    parts = [np.arange(10.0), np.arange(100.0) - 50]
+    for part in parts:
+        history.add({name: np.array([value]) for name, value in columns_of(part).items()})
+    pooled = history.pooled(0)
+    everything = np.concatenate(parts)
+    assert pooled.mean == pytest.approx(everything.mean())
+    assert pooled.std == pytest.approx(everything.std())
+    assert (pooled.low, pooled.high) == (-50, 49)
+    assert pooled.negative == pytest.approx((everything < 0).mean())
+
+
+def test_a_row_without_a_finite_element_is_unknown():
+    history = data_view.DataHistory(1)
+    history.add({f"data_{name}": np.array([NAN]) for name in ("mean", "std")} | {"data_elements": np.array([0.0])})
+    assert history.pooled(0) is None
+
+
+def test_missing_values_name_the_data():
+    def broken(t, columns):
+        columns["data_nonfinite"] = np.array([4.0])
+        columns["first_nonfinite_forward"] = np.float64(0)
+
+    (found,) = judge((INPUT, normal()), change=broken, rule="non_finite")
+    assert (found.layer, found.severity) == ("input", "error")
+    assert "missing values" in found.advice
+
+
+def sorted_labels(classes, size=32):
+    return lambda t: np.full(size, float(t % classes))
+
+
+SPARSE = OBJECTIVE._replace(loss="sparse_categorical_crossentropy")
+
+
+def test_batches_of_one_class_each_are_named():
+    rows = ((INPUT, normal()), (TARGET, sorted_labels(5)))
+    (found,) = judge(*rows, objective=SPARSE, rule="labels_degenerate")
+    assert (found.severity, found.layer) == ("warning", "output")
+    assert "Shuffle" in found.advice
+
+
+def test_batches_without_the_rare_class_are_not_named():
+    def rare(t):
+        labels = np.zeros(32)
+        labels[0] = t == 3
+        return labels
+
+    assert judge((INPUT, normal()), (TARGET, rare), objective=SPARSE, rule="labels_degenerate") == []
+
+
+def test_small_batches_of_one_class_are_not_named():
+    rows = ((INPUT, normal()), (TARGET, sorted_labels(3, size=4)))
+    assert judge(*rows, objective=SPARSE, rule="labels_degenerate") == []
+
+
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf, 1e38, 0.0])
+def test_extreme_data_are_judged_without_an_exception(value):
+    rows = (INPUT, TARGET)
+    layout = LAYOUT._replace(data=rows, objectives=(SPARSE._replace(target=1, output=1),))
+    rules = engine.RuleEngine(layout)
+    for t in range(12):
+        columns = healthy(t) | {c.name: np.full(2, value) for c in metadata.DATA_COLUMNS}
+        rules.add(engine.Record(4 * t, columns))
+    assert all(math.isfinite(v) for f in rules.findings for v in f.evidence.values())
