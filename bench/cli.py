@@ -1,4 +1,4 @@
-"""Time of the command line: `tapescope --help`, and `tapescope check` of a run as long as one of the demo.
+"""Time of the command line: `tapescope --help` and `columns`; `check` and `status` of a run as long as one of the demo.
 
     python -m bench.cli [--run=DIRECTORY] [--repeats=7]
 
@@ -53,6 +53,8 @@ def main() -> int:
         commands = (
             ("tapescope --help", ["--help"], HELP_LIMIT_SECONDS),
             ("tapescope check RUN", ["check", str(run)], CHECK_LIMIT_SECONDS),
+            ("tapescope status RUN", ["status", str(run)], CHECK_LIMIT_SECONDS),
+            ("tapescope columns", ["columns"], CHECK_LIMIT_SECONDS),
         )
         all_within = True
         for name, arguments, limit in commands:

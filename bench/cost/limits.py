@@ -1,6 +1,7 @@
 """Bounds: memory, tracing time against depth, the size of a record, a slow disk, and growth over many steps."""
 
 import gc
+import glob
 import os
 import resource
 import tempfile
@@ -61,16 +62,17 @@ def record(name="chain100"):
     step, probe = trained.probed()
     logdir = tempfile.mkdtemp()
     sizes = []
+    path = ""
     with tapescope.Recorder(logdir, probe) as recorder:
         for n in range(4):
             recorder.write(n, step(True)[1])
             recorder.state()
-            sizes.append(sum(os.path.getsize(os.path.join(logdir, file)) for file in os.listdir(logdir)))
+            (path,) = glob.glob(os.path.join(logdir, "*.tfevents.*"))
+            sizes.append(os.path.getsize(path))
     families = 0
     numbers = 0
     own_bytes = 0
     builtin_bytes = 0
-    path = os.path.join(logdir, os.listdir(logdir)[0])
     for event in event_file_loader.EventFileLoader(path).Load():
         if event.step == 3:
             for value in event.summary.value:

@@ -58,7 +58,7 @@ def slow(directory: pathlib.Path, steps: int) -> Row:
         tf.io.TFRecordWriter = real_writer
     written = tapescope.Run(directory).steps
     gap = max(written[1:] - written[:-1])
-    size = sum(path.stat().st_size for path in directory.iterdir()) / len(written)
+    size = sum(path.stat().st_size for path in directory.glob("*.tfevents.*")) / len(written)
     result = (
         f"{steps} steps at 200 a second took {seconds:.1f} s; {len(written)} records of {size / 1000:.0f} kB written, "
         f"{recorder.left_out} left out, {recorder.lost} lost, at most {gap} steps from one record to the next; the "

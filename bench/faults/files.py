@@ -135,7 +135,7 @@ def cut_file(directory: pathlib.Path, every: int) -> Row:
     with tapescope.Recorder(directory / "whole", probe) as recorder:
         for n in range(3):
             recorder.write(n, step(n), {"loss": 1.0})
-    (path,) = (directory / "whole").iterdir()
+    (path,) = (directory / "whole").glob("*.tfevents.*")
     content = path.read_bytes()
     (directory / "cut").mkdir()
     before = 0

@@ -1,14 +1,15 @@
-"""`tapescope check|compare|scaling|report`: the command line that reads recorded runs.
+"""`tapescope check|compare|scaling|report|status|columns`: the command line that reads recorded runs.
 
-Exit codes: 0 without findings or differences, 1 with some, 2 for bad input, which is reported in one line. They hold
-whatever the terminal can show, and also if nobody reads the output. No command needs TensorFlow. What a command needs
-is imported when it runs, so that `--help` is quick.
+Exit codes: 0 without findings or differences, 1 with some, 2 for bad input, which is reported in one line, 130 where
+`status --watch` was interrupted. They hold whatever the terminal can show, and also if nobody reads the output. No
+command needs TensorFlow. What a command needs is imported when it runs, so that `--help` is quick.
 """
 
 import argparse
 import contextlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 SUCCESS = 0
 FOUND = 1
 BAD_INPUT = 2
+INTERRUPTED = 130
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -82,8 +84,45 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--output", metavar="FILE", default="report.html", help="the page to write (default: %(default)s)"
     )
+    report.add_argument("--json", action="store_true", help="print a line of JSON with the page and its runs")
     report.set_defaults(command=_report)
+
+    status = commands.add_parser(
+        "status",
+        help="print a table of all runs: state, step, loss, findings, worst layer",
+        description="Print a table of all runs at and below LOGDIR. Exit code 0: no run needs attention; 1: one has "
+        "findings, has stalled, or cannot be read; 2: LOGDIR holds no run; 130: --watch was interrupted.",
+    )
+    status.add_argument("logdir", metavar="LOGDIR", help="directory with runs")
+    status.add_argument(
+        "--severity",
+        choices=("error", "warning", "info"),
+        default="warning",
+        help="lowest severity of findings that need attention (default: %(default)s)",
+    )
+    status.add_argument("--json", action="store_true", help="print a line of JSON for each run: its index")
+    status.add_argument("--watch", action="store_true", help="print it again until no run trains any more")
+    status.add_argument(
+        "--every", metavar="SECONDS", type=_seconds, default=5.0, help="time between two of --watch (default: 5)"
+    )
+    status.set_defaults(command=_status)
+
+    columns = commands.add_parser(
+        "columns",
+        help="explain the columns of a run",
+        description="Explain columns. Exit code 0; 2: there is no column of that name.",
+    )
+    columns.add_argument("names", metavar="NAME", nargs="*", help="a column; all if none is given")
+    columns.add_argument("--json", action="store_true", help="print a line of JSON for each column")
+    columns.set_defaults(command=_columns)
     return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds from 0.1 to 86400; got {text}")
+    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,10 +159,10 @@ def _describe(error: Exception) -> str:
     return f"this cannot be done with this run: {describe_error(error)}, at {place.filename}:{place.lineno}"
 
 
-def _print(text: str) -> None:
-    """Print text in which names from a run cannot act on the terminal."""
+def _print(text: str, clear: str = "") -> None:
+    """Print text in which names from a run cannot act on the terminal, after our own sequence that clears it."""
     try:
-        print(printable(text, keep="\n"))
+        print(clear + printable(text, keep="\n"))
     except BrokenPipeError:
         _drop_output()
 
@@ -224,7 +263,41 @@ def _report(options: argparse.Namespace) -> int:
     from tapescope.analysis import report
 
     report.write_report([_read_run(run) for run in options.runs], options.output)
-    _print(f"wrote {options.output}")
+    if options.json:
+        _print(to_json({"output": options.output, "runs": options.runs}))
+    else:
+        _print(f"wrote {options.output}")
+    return SUCCESS
+
+
+def _status(options: argparse.Namespace) -> int:
+    from tapescope.analysis import status
+
+    while True:
+        indexes = status.read_status(options.logdir)
+        if options.json:
+            for index in indexes:
+                _print(to_json(index))
+        else:
+            clear = "\x1b[H\x1b[2J" if options.watch and sys.stdout is not None and sys.stdout.isatty() else ""
+            _print(status.table(indexes), clear)
+        if not (options.watch and any(map(status.is_live, indexes)) and _flush()):
+            return FOUND if any(status.needs_attention(index, options.severity) for index in indexes) else SUCCESS
+        try:
+            time.sleep(options.every)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+
+
+def _columns(options: argparse.Namespace) -> int:
+    from tapescope.analysis import columns
+
+    explained = columns.explain(options.names)
+    if options.json:
+        for column in explained:
+            _print(to_json(column._asdict()))
+    else:
+        _print(columns.to_text(explained))
     return SUCCESS
 
 

@@ -14,7 +14,7 @@ from tapescope.analysis import replay
 from tapescope.storage import event_file
 
 SPEC = Spec(depth=3, units=4, histograms=False)
-COMMANDS = ("check", "scaling", "report", "compare")
+COMMANDS = ("check", "scaling", "report", "compare", "status")
 
 
 def write(logdir, change=lambda writer: None, **texts):

@@ -167,7 +167,7 @@ def test_tensorboards_histogram_counts_every_element(tensorboard):
 
 def test_a_number_takes_four_bytes_on_the_wire(logdir, readings):
     """300 bytes for each family are free; the `step` family alone has float64."""
-    (path,) = map(str, logdir.iterdir())
+    (path,) = map(str, logdir.glob("*.tfevents.*"))
     values = [
         value
         for event in event_file_loader.EventFileLoader(path).Load()

@@ -14,6 +14,7 @@ from tapescope.rules.record_view import run_layout
 from tapescope.storage import event_reader, tfrecord
 from tapescope.storage.printable import one_line
 from tapescope.storage.run import Run
+from tapescope.storage.run_index import Progress, read_progress
 from tensorboard_plugin_tapescope import metadata
 
 _STATUS = metadata.tag("status")
@@ -129,3 +130,11 @@ def replay_rules(directory: str | os.PathLike[str]) -> engine.RuleEngine | None:
     except Exception:  # a damaged run must not keep the training from going on
         logging.exception("tapescope: the rules cannot be applied to the earlier records of %s", os.fspath(directory))
         return None
+
+
+def recorded_progress(directory: str | os.PathLike[str]) -> Progress:
+    """Return the progress of the records in a directory; that of a new run if none can be read."""
+    try:
+        return read_progress(Run(directory))
+    except Exception:  # a damaged run must not keep the training from going on
+        return Progress()

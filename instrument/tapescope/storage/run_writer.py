@@ -26,6 +26,7 @@ from tapescope.storage.event_file import Value
 from tapescope.storage.printable import describe, printable
 from tapescope.storage.resume import Resume
 from tapescope.storage.rows import Rows, recorded_rows
+from tapescope.storage.run_index import IndexFile
 from tapescope.storage.scalars import ScalarReader
 from tapescope.storage.summaries import Step
 from tapescope.storage.unit_ledger import Ledger
@@ -72,6 +73,8 @@ class RunWriter:
         self._resume = resume or Resume(0, {})
         self._rows: Rows | None = None
         """The rows of the run; None until its first record."""
+        self._index = IndexFile(logdir)
+        self._status: dict[str, Any] = {}
         self._ledger: Ledger | None = None
         self._engine: engine.RuleEngine | None = None
         self._rules_failed = False
@@ -83,6 +86,7 @@ class RunWriter:
             self._recorded_names = recorded_rows(logdir)
             self._engine = resuming.replay_rules(logdir)
             self.findings = self._engine.findings if self._engine else ()
+            self._index.progress = resuming.recorded_progress(logdir)
         self._families: dict[str, Family] = {}
         self._last_step = self._resume.step - 1
         self._last_measured = self._resume.step - 1
@@ -97,7 +101,7 @@ class RunWriter:
 
     def write_status(self, state: str, reason: str = "", lost: int = 0, left_out: int = 0) -> None:
         """Write the state of the run, with the numbers of records that were lost or left out."""
-        status = self._about | {
+        self._status = status = self._about | {
             "state": state,
             "reason": reason,
             "lost": lost,
@@ -107,6 +111,7 @@ class RunWriter:
         self._file.add(
             max(0, self._last_step), [event_file.text(Family("status"), json.dumps(status, default=describe))]
         )
+        self._update_index(now=True)
 
     def add_about(self, fields: Mapping[str, Any]) -> None:
         """Add fields to every status from now on, and write one."""
@@ -162,10 +167,18 @@ class RunWriter:
             self._extend_rules()
         self._file.add(step.number, values, wall_time)
         self._last_step = max(self._last_step, step.number)
+        self._index.progress = self._index.progress.add(step.number, wall_time, numbers, columns)
+        texts = None
         if columns and not self._rules_failed:
             texts = self._judge(Record(step.number, columns))
             if texts is not None:
                 self._file.add(step.number, [event_file.text(Family("findings"), texts)])
+        self._update_index(now=texts is not None)
+
+    def _update_index(self, *, now: bool) -> None:
+        names = self._rows.names if self._rows else self._recorded_names
+        layers, units = (names.layers, names.units) if names else ((), ())
+        self._index.update(self._status, self.findings, layers, units, now=now)
 
     def _reading_values(self, step: Step, reading: Any) -> tuple[list[Value], bool]:
         """Return the summaries of a reading, and whether it has rows that the run did not have.
