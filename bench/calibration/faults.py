@@ -87,7 +87,7 @@ def all_weights_times(factor: float, depth: int) -> Fault:
 
 def data_times(factor: float, rule: str | None = "poor_initialization", layer: str = "hidden_1") -> Fault:
     """Leave the data unscaled; with `rule` None, the network normalizes them and there is no fault."""
-    also = () if rule is None else (*SCALE, *WILD, *FLAT)
+    also = () if rule is None else (*SCALE, *WILD, *FLAT, "unscaled_data")
     layers = () if rule is None else (layer,)
 
     def hook(n, model, batch, rng):

@@ -31,7 +31,7 @@ class Program(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """What is to be learned, and how a sound program says it."""
+    """Task of a program, and how a sound one says it."""
 
     kind: str
     """"classes", "binary", "labels" or "values"."""

@@ -1,8 +1,8 @@
-"""Score the rules on published faulty programs and their mended versions, which lie outside of this repository.
+"""Score the rules on published faulty programs and their fixed versions, which lie outside of this repository.
 
     python -m bench.programs.published DIR [--seeds=2] [--results=FILE] [--write]
 
-DIR has `open/caseNN_*.py`, `common.py` and `data/`. Each program trains its faulty and its mended version under Monitor
+DIR has `open/caseNN_*.py`, `common.py` and `data/`. Each program trains its faulty and its fixed version under Monitor
 and appends a line of JSON to the file in FAULTY_OUT: `case`, `version`, `seed`, and `check`, the findings as
 `severity:rule[layer]@step`. With --results the lines in FILE are scored, and nothing is trained.
 """
@@ -23,7 +23,7 @@ from bench.programs import table
 
 
 class Published(NamedTuple):
-    """What is known of one program."""
+    """Known facts about one program."""
 
     kind: str
     """N numbers of the training, S scale of the data, O output, loss and labels, H slow or short, G capacity and
@@ -35,7 +35,7 @@ class Published(NamedTuple):
     """Published results: UMLAUT, DeepLocalize, AUTOTRAINER and DeepDiagnosis as identified, localized, fix named (Y, n,
     - not run), from DeepDiagnosis' paper; then detected/diagnosed by UMLAUT, AUTOTRAINER, DeepLocalize and DeepFD."""
     still: str = ""
-    """What is still wrong in the mended version, judged before the rules were written."""
+    """What is still wrong in the fixed version, judged before the rules were written."""
 
 
 _OUTPUT = ("output_activation",)
@@ -144,26 +144,26 @@ def _train(directory: pathlib.Path, seeds: int) -> str:
 
 
 def published_table(results: Sequence[dict[str, Any]]) -> str:
-    """Return the table of the programs: what was said of the faulty and of the mended version of each."""
-    lines = ["| # | kind | published fault | faulty: warnings and errors | cause named | mended | published tools |"]
+    """Return the table of the programs: what was said of the faulty and of the fixed version of each."""
+    lines = ["| # | kind | published fault | faulty: warnings and errors | cause named | fixed | published tools |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     named: dict[str, list[bool]] = {}
     alarms = []
     for number, program in PROGRAMS.items():
         of_program = [r for r in results if int(re.findall(r"\d+", r["case"])[0]) == number]
         faulty = [r for r in of_program if r["version"] == "buggy"]
-        mended = [r for r in of_program if r["version"] == "fixed"]
-        if not faulty or not mended:
+        fixed = [r for r in of_program if r["version"] == "fixed"]
+        if not faulty or not fixed:
             continue
         hits = [any(rule in program.rules for rule in _rules(r)) for r in faulty]
         if program.kind != "0":
             named.setdefault(program.kind, []).extend(hits)
-        alarms += [(bool(_rules(r)), bool(program.still)) for r in mended]
+        alarms += [(bool(_rules(r)), bool(program.still)) for r in fixed]
         said = ", ".join(dict.fromkeys(rule for r in faulty for rule in _rules(r))) or "-"
-        of_mended = ", ".join(dict.fromkeys(rule for r in mended for rule in _rules(r))) or "-"
-        of_mended += f" (still: {program.still})" if program.still else ""
+        of_fixed = ", ".join(dict.fromkeys(rule for r in fixed for rule in _rules(r))) or "-"
+        of_fixed += f" (still: {program.still})" if program.still else ""
         shown = "none" if program.kind == "0" else f"{sum(hits)} of {len(hits)}"
-        cells = (number, program.kind, program.fault, said, shown, of_mended, program.others or "-")
+        cells = (number, program.kind, program.fault, said, shown, of_fixed, program.others or "-")
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "| kind | trainings | cause named |", "| --- | --- | --- |"]
     for kind, hits in named.items():
@@ -174,7 +174,7 @@ def published_table(results: Sequence[dict[str, Any]]) -> str:
     warned = sum(warned for warned, _ in alarms)
     lines.append("")
     lines.append(
-        f"Trainings of mended programs with a warning or an error: {warned} of {len(alarms)}, {false} of them where "
+        f"Trainings of fixed programs with a warning or an error: {warned} of {len(alarms)}, {false} of them where "
         "nothing is known to be wrong still."
     )
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    """What the rules said about one program."""
+    """Verdict of the rules on one program."""
 
     name: str
     fault: str

@@ -181,3 +181,27 @@ def test_report_writes_a_page_with_the_drawing_code(two_runs, tmp_path, run_cli)
     assert code == cli.SUCCESS
     assert out == f"wrote {page}\n"
     assert page.stat().st_size > 1e6
+
+
+def stuck_and_vanishing(t, columns):
+    """Let the first weights be ten times too small, and the gradient vanish by it."""
+    VANISHING(t, columns)
+    columns["flow_weight"][2] = -1.6
+
+
+def test_a_cause_is_printed_before_what_follows_from_it(tmp_path, run_cli):
+    write(tmp_path, stuck_and_vanishing)
+    _, text, _ = run_cli("check", tmp_path)
+    assert text.index("poor_initialization") < text.index("vanishing")
+    assert "Probably follows from poor_initialization" in text
+
+
+def test_json_says_what_a_finding_follows_from_and_where_it_is_explained(tmp_path, run_cli):
+    write(tmp_path, stuck_and_vanishing)
+    found = {line["rule"]: line for line in map(json.loads, run_cli("check", tmp_path, "--json")[1].splitlines())}
+    assert set(found["vanishing"]) == {
+        *("rule", "version", "severity", "layer", "step", "message", "evidence", "advice", "follows_from", "link")
+    }
+    assert found["vanishing"]["follows_from"] == "poor_initialization"
+    assert found["poor_initialization"]["follows_from"] is None
+    assert found["vanishing"]["link"] == "docs/rules.md#vanishing"

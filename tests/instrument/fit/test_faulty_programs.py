@@ -1,4 +1,4 @@
-"""Small faulty programs of the kinds that people publish, and their mended versions: named by cause, and silent.
+"""Small faulty programs of the kinds that people publish, and their fixed versions: named by cause, and silent.
 
 Each is trained by `fit` with a Monitor for a few batches, in the form in which such programs are written. The data are
 made here. `python -m bench.programs` has many more of each kind.
@@ -78,7 +78,7 @@ PAIRS = {
     ),
     "raw pixels": ("unscaled_data", SOUND_CLASSES._replace(x=PIXELS), SOUND_CLASSES._replace(x=PIXELS / 255)),
     "prices": ("unscaled_data", SOUND_VALUES._replace(y=1e5 * (3 + VALUES)), SOUND_VALUES),
-    "a learning rate of 10": ("update_too_large", SOUND_CLASSES._replace(learning_rate=10.0), SOUND_CLASSES),
+    "a learning rate of 10": ("update_too_large", SOUND_VALUES._replace(learning_rate=10.0), SOUND_VALUES),
     "a negative learning rate": ("update_too_large", SOUND_CLASSES._replace(learning_rate=-10.0), SOUND_CLASSES),
 }
 
@@ -102,9 +102,9 @@ def test_the_cause_of_a_faulty_program_is_named_first(kind, tmp_path):
     assert [finding.rule for finding in check(faulty, tmp_path)][:1] == [rule]
 
 
-MENDED = list({repr(mended): mended for _, _, mended in PAIRS.values()}.values())
+FIXED = list({repr(fixed): fixed for _, _, fixed in PAIRS.values()}.values())
 
 
-@pytest.mark.parametrize("number", range(len(MENDED)))
-def test_a_mended_program_is_not_warned_about(number, tmp_path):
-    assert check(MENDED[number], tmp_path) == []
+@pytest.mark.parametrize("number", range(len(FIXED)))
+def test_a_fixed_program_is_not_warned_about(number, tmp_path):
+    assert check(FIXED[number], tmp_path) == []
