@@ -26,6 +26,7 @@ ORDER = (
     ("tapescope.analysis",),
     ("tapescope",),
     ("tapescope.cli",),
+    ("tapescope_trainers.user_code",),
     ("tapescope_trainers.flags", "tapescope_trainers.logs", "tapescope_trainers.serve"),
     ("tapescope_trainers.distributed",),
     ("tapescope_trainers.training",),

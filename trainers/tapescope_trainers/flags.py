@@ -1,6 +1,7 @@
 """The command line of `tapescope-train`: flags, their bounds, and one-line errors. TensorFlow is not imported here."""
 
 import difflib
+import json
 import math
 import os
 import re
@@ -8,6 +9,8 @@ import time
 from typing import Any, NamedTuple
 
 from absl import flags
+
+from tapescope_trainers import user_code
 
 EXAMPLE_PRESETS = ("relu_sigmoid", "sigmoid_relu", "parallel_branches")
 """Examples 1 to 3 of the text that the study tests."""
@@ -58,6 +61,10 @@ class Options(NamedTuple):
     """The parsed command line; every field is the flag of the same name."""
 
     preset: str
+    model: str | None
+    model_args: str | None
+    loss: str | None
+    metrics: str | None
     logdir: str
     data: str
     data_dir: str | None
@@ -122,6 +129,8 @@ def hparams(options: Options) -> dict[str, bool | int | float | str]:
     """Return the options that can change a result, for TensorBoard's HParams tab. Unset ones are left out."""
     fields = {name: value for name, value in options._asdict().items() if name not in NOT_HPARAMS}
     fields["measure_every"] = options.measure_every or "never"
+    if options.model is not None:
+        del fields["preset"]
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -183,16 +192,44 @@ class _NumberAutoOrNever(_NumberOrNever):
 
 
 class _Data(_Choice):
-    """The name of a data set, or `npz:PATH`."""
+    """The name of a data set, `npz:PATH`, or a reference to a function."""
 
     def __init__(self):
-        super().__init__((*DATASETS, "npz:PATH"))
+        super().__init__((*DATASETS, "npz:PATH", "MODULE:FUNCTION", "FILE.py:FUNCTION"))
 
     def parse(self, argument: str) -> str:
+        if not argument.startswith("npz:") and user_code.is_reference(argument):
+            return argument
         if not argument.startswith("npz:"):
             return super().parse(argument)
         if not os.path.isfile(argument.removeprefix("npz:")):
             raise ValueError("there is no such file; write one with numpy.savez(path, x_train=..., y_train=...)")
+        return argument
+
+
+class _Reference(flags.ArgumentParser):
+    """The place of a function."""
+
+    syntactic_help = user_code.FORM
+
+    def parse(self, argument: str) -> str:
+        if not user_code.is_reference(argument):
+            raise ValueError(f"must be {self.syntactic_help}")
+        return argument
+
+
+class _JsonObject(flags.ArgumentParser):
+    """A JSON object, kept as text."""
+
+    syntactic_help = "a JSON object"
+
+    def parse(self, argument: str) -> str:
+        try:
+            value = json.loads(argument)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"must be {self.syntactic_help}, such as '{{\"width\": 64}}' ({error})") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"must be {self.syntactic_help}, such as '{{\"width\": 64}}'; got {type(value).__name__}")
         return argument
 
 
@@ -253,8 +290,18 @@ def _text(name: str, text: str) -> None:
 
 
 _choice("preset", "relu_sigmoid", PRESETS, "network; the first three take no shape flags")
+_define(_Reference(), "model", None, "a function that returns your own Keras model, in place of --preset")
+_define(_JsonObject(), "model_args", None, "arguments of that function by name")
+_text("loss", "loss of your own model: a name of Keras, or module:name; default: that with which it is compiled")
+_text("metrics", "metrics of your own model, separated by commas: names of Keras, or module:name")
 _text("logdir", "directory of the records; default runs/PRESET-DATE-TIME")
-_define(_Data(), "data", "digits", "data set; npz:PATH has x_train, y_train and optionally x_test, y_test")
+_define(
+    _Data(),
+    "data",
+    "digits",
+    "data set; npz:PATH has x_train, y_train and optionally x_test, y_test; MODULE:FUNCTION returns (x, y) or a "
+    "tf.data.Dataset of examples",
+)
 flags.DEFINE_alias("dataset", "data", FLAGS)
 _text("data_dir", "directory with a copy of the data set (mnist.npz, ...); default: download it")
 _integer("batch_size", 64, "examples in a step, over all replicas; the last, smaller batch of an epoch is left out")
@@ -320,6 +367,7 @@ def parse(argv: list[str]) -> Options:
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}: write every argument as --flag=value")
     options = Options(**{name: getattr(FLAGS, name) for name in Options._fields})
+    _check_model(options)
     for name in ("activation", "depth", "width", "initializer"):
         if options.preset in EXAMPLE_PRESETS and getattr(options, name) is not None:
             raise ValueError(
@@ -339,9 +387,32 @@ def parse(argv: list[str]) -> Options:
                     "measure the same steps: use --measure_every=N with --strategy=multi_worker"
                 )
         options = options._replace(measure_every=10)
-    logdir = options.logdir or f"runs/{options.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = user_code.short_name(options.model) if options.model else options.preset
+    logdir = options.logdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     _make_directory(logdir)
     return options._replace(logdir=logdir)
+
+
+def _check_model(options: Options) -> None:
+    if options.model is None:
+        for name in ("model_args", "loss", "metrics"):
+            if getattr(options, name) is not None:
+                raise ValueError(
+                    f"--{name}={getattr(options, name)} is of your own model: leave it out, or add "
+                    f"--model={user_code.FORM}"
+                )
+        return
+    for name in ("preset", "activation", "depth", "width", "initializer"):
+        if FLAGS[name].present:
+            raise ValueError(
+                f"--{name}={getattr(options, name)} does not apply to --model={options.model}: leave it out, or pass "
+                "--model_args"
+            )
+
+
+def model_arguments(options: Options) -> dict[str, Any]:
+    """Return the arguments of the function of --model."""
+    return json.loads(options.model_args or "{}")
 
 
 def _make_directory(logdir: str) -> None:

@@ -19,7 +19,7 @@ from tapescope_trainers.distributed import cluster
 from tapescope_trainers.distributed.link import Link, join
 from tapescope_trainers.flags import Options
 from tapescope_trainers.training import resume, signals
-from tapescope_trainers.training.build import Training, make_step, prepare
+from tapescope_trainers.training.build import Training, make_step, make_validation, prepare
 
 EXIT_BAD_INPUT = 2
 EXIT_WORKER_LOST = 3
@@ -112,14 +112,11 @@ def train(options: Options, training: Training, received: list[str]):
         The `loop.Result`.
     """
     from tapescope_trainers.distributed import strategy
-    from tapescope_trainers.training import data, loop, step
+    from tapescope_trainers.training import loop
     from tapescope_trainers.training.progress import Progress
 
     train_step = make_step(options, training)
-    evaluate = step.make_evaluation(training.model, training.strategy)
-    validation_batches = training.strategy.experimental_distribute_dataset(
-        data.validation_batches(training.data, options.batch_size)
-    )
+    validate = make_validation(options, training)
     # This name keeps the iterator alive: TensorFlow may take a minute to end its background threads, and that must not
     # come before the last records are written.
     with strategy.device_datasets_without_autotune():
@@ -135,12 +132,12 @@ def train(options: Options, training: Training, received: list[str]):
         result = loop.train(
             train_step,
             batches,
-            lambda: loop.validation_metrics(evaluate, validation_batches),
+            validate,
             recorder,
             steps=training.steps,
             batch_size=options.batch_size,
             when=training.when,
-            validate_every=options.validate_every or len(training.data.x_train) // options.batch_size,
+            validate_every=options.validate_every or training.data.count // options.batch_size,
             progress=Progress(
                 training.steps,
                 "steps",

@@ -1,4 +1,4 @@
-"""What each column of a run means, as the wire contract and the tab define it."""
+"""Explanations of the columns of a run, as the wire contract and the tab define them."""
 
 import difflib
 from collections.abc import Sequence

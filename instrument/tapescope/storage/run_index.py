@@ -74,7 +74,7 @@ class IndexFile:
 
 
 class Progress(NamedTuple):
-    """What an index says beyond status and findings."""
+    """Step, loss, scalars and last columns of a run so far."""
 
     records: int = 0
     step: int | None = None
@@ -291,7 +291,7 @@ def to_markdown(index: Mapping[str, Any]) -> str:
 
 def format_number(value: Any) -> str:
     """Return a number of an index with four digits; `?` where it is unknown."""
-    if value is None:
+    if value is None or value != value:
         return "?"
     return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 

@@ -258,7 +258,9 @@ def test_a_file_that_cannot_be_used_is_one_line(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\0" * 4, gzip.compress(b""), gzip.compress(bytes(3)), gzip.compress(b"\0\0\x08\xff")]
+    "content",
+    [b"", b"\0" * 4, gzip.compress(b""), gzip.compress(bytes(3)), gzip.compress(b"\0\0\x08\xff")],
+    ids=range(5),
 )
 def test_a_damaged_mnist_file_is_named(tmp_path, content):
     for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):

@@ -31,6 +31,8 @@ class Training(NamedTuple):
     """The loop's `save`; None without checkpoints."""
     link: Link | None
     """Connection to the other workers."""
+    objective: Any = None
+    """Loss and metrics of a model of the user; None for a preset."""
 
 
 def prepare(options: Options, continues: bool = False, link: Link | None = None) -> Training:
@@ -51,7 +53,7 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
     import tapescope
     from tapescope.storage.event_file import DirectoryLock, absolute
     from tapescope_trainers.distributed import strategy
-    from tapescope_trainers.training import checkpoints, data, models
+    from tapescope_trainers.training import checkpoints, data, models, objective, user_data
 
     chief = link is None or link.cluster.chief
     if link:
@@ -63,25 +65,36 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
     if continues:
         resume.check_replicas(options, replicas)
     keras.utils.set_random_seed(options.seed)
-    examples = data.load(options.data, options.data_dir, options.seed)
-    data.check_batch_size(examples, options.batch_size)
+    examples = _load_data(options)
+    data.check_batch_size(examples.count, options.batch_size)
     if link:
         link.wait_for_all()  # from here on they compute together, and an earlier run is replaced
+    goal = None
     with distribution.scope():
-        model = models.build(
-            options.preset,
-            examples.shape,
-            examples.classes,
-            activation=options.activation,
-            depth=options.depth,
-            width=options.width,
-            initializer=options.initializer,
-            mixed_precision=options.mixed_precision,
-        )
+        if options.model is not None:
+            assert isinstance(examples, user_data.UserData)
+            model = objective.build_model(options.model, flags.model_arguments(options), options.mixed_precision)
+            goal = objective.make(model, options.loss, options.metrics, examples)
+        else:
+            assert isinstance(examples, data.Data)
+            model = models.build(
+                options.preset,
+                examples.shape,
+                examples.classes,
+                activation=options.activation,
+                depth=options.depth,
+                width=options.width,
+                initializer=options.initializer,
+                mixed_precision=options.mixed_precision,
+            )
         optimizer = _make_optimizer(options)
         optimizer.build(model.trainable_variables)
     probe = tapescope.Probe(
-        model, layers=options.layers, window_examples=options.window_examples, histograms=options.histograms
+        model,
+        layers=options.layers,
+        window_examples=options.window_examples,
+        histograms=options.histograms,
+        loss=goal and goal.loss,
     )
     if options.measure_every == "auto":
         when = tapescope.auto(options.max_overhead_pct)
@@ -89,7 +102,7 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
         when = tapescope.every(int(options.measure_every))
     else:
         when = tapescope.never()
-    steps = options.steps or options.epochs * (len(examples.x_train) // options.batch_size)
+    steps = options.steps or options.epochs * (examples.count // options.batch_size)
     saved = checkpoints.Checkpoints(resume.checkpoint_directory(options.logdir), model, optimizer, writes=chief)
     start = 0
     metrics: dict[str, float] = {}
@@ -112,7 +125,8 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
                 # Before the first record, so that a directory with records also has a checkpoint.
                 resume.begin(options, replicas)
                 saved.save(0, {})
-        batches = data.batches(examples, options.batch_size, options.seed, skip=start)
+        pipelines: Any = user_data if goal else data
+        batches = pipelines.batches(examples, options.batch_size, options.seed, skip=start)
         about = {"program": "tapescope-train", "steps": steps, "replicas": replicas} | flags.hparams(options)
         resumed = tapescope.Resume(start, recorder_state) if continues else None
         recorder = tapescope.Recorder(logdir, probe, when, about, resumed, strict_io=options.strict_io)
@@ -141,7 +155,37 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
         metrics=metrics,
         save=save if options.checkpoint_every else None,
         link=link,
+        objective=goal,
     )
+
+
+def _load_data(options: Options) -> Any:
+    from tapescope_trainers import user_code
+    from tapescope_trainers.training import data, user_data
+
+    is_reference = user_code.is_reference(options.data)
+    if options.model is None:
+        if is_reference:
+            return data.from_arrays(options.data, user_data.load(options.data, options.seed))
+        return data.load(options.data, options.data_dir, options.seed)
+    if is_reference:
+        return user_data.load(options.data, options.seed)
+    return user_data.from_builtin(data.load(options.data, options.data_dir, options.seed))
+
+
+def make_validation(options: Options, training: Training) -> Any:
+    """Return a function that computes the validation metrics."""
+    from tapescope_trainers.training import data, loop, objective, step, user_data
+
+    pipelines: Any = user_data if training.objective else data
+    batches = training.strategy.experimental_distribute_dataset(
+        pipelines.validation_batches(training.data, options.batch_size)
+    )
+    if training.objective:
+        evaluate = objective.make_evaluation(training.model, training.strategy, training.objective)
+        return lambda: objective.validation_metrics(evaluate, batches, training.objective)
+    evaluate = step.make_evaluation(training.model, training.strategy)
+    return lambda: loop.validation_metrics(evaluate, batches)
 
 
 def make_step(options: Options, training: Training) -> Any:
@@ -157,6 +201,7 @@ def make_step(options: Options, training: Training) -> Any:
         clip_norm=options.clip_norm,
         accumulate_steps=options.accumulate_steps,
         jit_compile=options.jit_compile,
+        objective=training.objective,
     )
 
 

@@ -3,6 +3,7 @@
 import gzip
 import os
 import socket
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ DOWNLOAD_TIMEOUT_S = 20.0
 """Longest silence of a server in seconds; Keras by itself would wait forever."""
 MAX_CLASSES = 1_000_000
 """More would fill the memory: labels are one-hot, and the last layer has a row for each class."""
-_NAMES = ("x_train", "y_train", "x_test", "y_test")
+_NAMES: tuple[str, ...] = ("x_train", "y_train", "x_test", "y_test")
 
 
 class Data(NamedTuple):
@@ -31,6 +32,11 @@ class Data(NamedTuple):
     scale: float
     """Factor that brings the examples to about 0 to 1."""
     classes: int
+
+    @property
+    def count(self) -> int:
+        """Number of training examples."""
+        return len(self.x_train)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,6 +71,22 @@ def load(name: str, data_dir: str | None = None, seed: int = 0) -> Data:
         raise ValueError(
             f"data {name} cannot be used ({describe_error(error)}): copy the file again, or write it with numpy.savez"
         ) from None
+
+
+def from_arrays(name: str, arrays: Any) -> Data:
+    """Return data that a function of the user has loaded, for a preset.
+
+    Args:
+        name: Where it comes from.
+        arrays: A `user_data.UserData`.
+
+    Raises:
+        ValueError: It is not examples [N, ...] with labels [N].
+    """
+    if any(isinstance(part, dict) for part in arrays):
+        raise ValueError(f"data {name}: a preset takes one array of examples and one of labels; use --model for others")
+    fields = dict(zip(_NAMES, arrays, strict=True))
+    return _split(name, fields, scale=None, seed=0)
 
 
 def _split(name: str, arrays: dict[str, np.ndarray], scale: float | None, seed: int) -> Data:
@@ -204,17 +226,23 @@ def batches(data: Data, batch_size: int, seed: int, skip: int = 0) -> tf.data.Da
     Raises:
         ValueError: There are fewer examples than a batch has.
     """
-    check_batch_size(data, batch_size)
-    count = len(data.x_train)
-    order = tf.data.Dataset.range(count).shuffle(count, seed=seed, reshuffle_each_iteration=True)
+    return _examples(order(data.count, batch_size, seed, skip), data.x_train, data.y_train, data)
+
+
+def order(count: int, batch_size: int, seed: int, skip: int) -> tf.data.Dataset:
+    """Return an endless pipeline of the indices of training batches, int64 [batch_size].
+
+    Raises:
+        ValueError: There are fewer examples than a batch has.
+    """
+    check_batch_size(count, batch_size)
+    indices = tf.data.Dataset.range(count).shuffle(count, seed=seed, reshuffle_each_iteration=True)
     # Skipped before the examples are gathered: 100,000 batches of 64 take 3 seconds on one core.
-    order = order.batch(batch_size, drop_remainder=True).repeat().skip(skip)
-    return _examples(order, data.x_train, data.y_train, data).prefetch(2)
+    return indices.batch(batch_size, drop_remainder=True).repeat().skip(skip)
 
 
-def check_batch_size(data: Data, batch_size: int) -> None:
-    """Raise ValueError if there are fewer examples than a batch has."""
-    count = len(data.x_train)
+def check_batch_size(count: int, batch_size: int) -> None:
+    """Raise ValueError if there are fewer training examples than a batch has."""
     if batch_size > count:
         raise ValueError(f"--batch_size={batch_size} is more than the {count} training examples: lower it")
 
@@ -222,7 +250,7 @@ def check_batch_size(data: Data, batch_size: int) -> None:
 def validation_batches(data: Data, batch_size: int) -> tf.data.Dataset:
     """Return a pipeline of all validation examples, once and in order; the last batch may be smaller."""
     order = tf.data.Dataset.range(len(data.x_valid)).batch(batch_size)
-    return _examples(order, data.x_valid, data.y_valid, data).prefetch(2)
+    return _examples(order, data.x_valid, data.y_valid, data)
 
 
 def _examples(order: tf.data.Dataset, x: np.ndarray, y: np.ndarray, data: Data) -> tf.data.Dataset:
@@ -233,7 +261,12 @@ def _examples(order: tf.data.Dataset, x: np.ndarray, y: np.ndarray, data: Data) 
     def gather(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.cast(tf.gather(xs, index), tf.float32) * data.scale, tf.one_hot(tf.gather(ys, index), data.classes)
 
+    return pipeline(order, gather)
+
+
+def pipeline(order: tf.data.Dataset, gather: Callable[[tf.Tensor], Any]) -> tf.data.Dataset:
+    """Return the batches that `gather` makes of the indices in `order`."""
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     options.autotune.enabled = False  # its thread may sleep for a minute after the end, and there is nothing to tune
-    return order.map(gather, num_parallel_calls=2).with_options(options)
+    return order.map(gather, num_parallel_calls=2).with_options(options).prefetch(2)

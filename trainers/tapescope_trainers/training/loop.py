@@ -75,7 +75,7 @@ def train(
             break
         outcome = step(x, y, when(done))
         if outcome.reading is not None:
-            scalars = {"loss": outcome.loss, "accuracy": outcome.accuracy}
+            scalars = {"loss": outcome.loss, **outcome.metrics}
             recorder.write(done, outcome.reading, scalars=scalars, examples=(done + 1) * batch_size)
             if stop_on_error:
                 errors = [finding for finding in recorder.findings if finding.severity == "error"]

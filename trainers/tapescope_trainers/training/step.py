@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tapescope import Probe
 from tapescope_trainers.training import replicated
+from tapescope_trainers.training.objective import Objective
 
 
 class Outcome(NamedTuple):
@@ -19,8 +20,8 @@ class Outcome(NamedTuple):
 
     loss: tf.Tensor
     """Mean over the examples, float32 []."""
-    accuracy: tf.Tensor
-    """Share of the examples that the model classified correctly before the update, float32 []."""
+    metrics: dict[str, tf.Tensor]
+    """Of a preset "accuracy": the share of the examples that it classified correctly before the update, float32 []."""
     reading: Any
     """Argument of `recorder.write`; None in the plain program."""
 
@@ -35,6 +36,7 @@ def make(
     clip_norm: float | None = None,
     accumulate_steps: int = 1,
     jit_compile: bool = False,
+    objective: Objective | None = None,
 ) -> Callable[..., Outcome]:
     """Return a compiled `step(x, y, measure)`, where `measure` is a Python bool.
 
@@ -50,12 +52,14 @@ def make(
         clip_norm: Largest norm of the global batch's gradient.
         accumulate_steps: Parts of a replica's share.
         jit_compile: Compile forward pass, backward pass and statistics with XLA.
+        objective: Of a model of the user; None for a preset.
 
     Raises:
         ValueError: With several replicas, model or optimizer would train something else than on one device.
     """
     replicated.prepare(model, optimizer, strategy.num_replicas_in_sync)
     variables = model.trainable_variables
+    calls = strategy.num_replicas_in_sync * accumulate_steps
     has_dynamic_scale = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     sums_first = (
         strategy.num_replicas_in_sync > 1 and not has_dynamic_scale and replicated.disable_all_reduce(optimizer)
@@ -63,11 +67,21 @@ def make(
 
     def forward_backward(x, y, scale, measure):
         with probe.tape(measure) as tape:
-            probabilities = model(x, training=True)
-            loss = tf.reduce_sum(cross_entropy(y, probabilities)) / batch_size
+            outputs = model(x, training=True)
+            if objective is None:
+                loss = tf.reduce_sum(cross_entropy(y, outputs)) / batch_size
+                metrics = {"accuracy": correct_count(y, outputs) / batch_size}
+            else:
+                # Replicas and parts have equal shares of the batch.
+                loss = (objective.mean(y, outputs) + _regularization(model)) / calls
+                metrics = {}
             target = loss if scale is None else loss * scale
         gradients: Any = tape.gradient(target, variables)
-        return loss, correct_count(y, probabilities) / batch_size, gradients, tape.partial(loss_scale=scale)
+        if objective is None:
+            return loss, metrics, gradients, tape.partial(loss_scale=scale)
+        # A variable that the loss does not depend on: collectives and sums need a tensor.
+        gradients = [tf.zeros_like(v) if g is None else g for g, v in zip(gradients, variables, strict=True)]
+        return loss, metrics, gradients, tape.partial(loss_scale=scale, targets=y, outputs=outputs)
 
     if jit_compile:
         forward_backward = tf.function(forward_backward, jit_compile=True)
@@ -76,7 +90,7 @@ def make(
         """Return the sums over the parts of a batch, and a list of what the probe read in each part."""
         total: Any = None
         partials = []
-        for part_x, part_y in zip(tf.split(x, accumulate_steps), tf.split(y, accumulate_steps), strict=True):
+        for part_x, part_y in zip(_split(x, accumulate_steps), _split(y, accumulate_steps), strict=True):
             # In sequence, or all parts would be in memory at the same time.
             with tf.control_dependencies(total[2] if total else []):
                 *summands, partial = forward_backward(part_x, part_y, scale, measure)
@@ -88,7 +102,7 @@ def make(
         # Read before `apply`, which may change it; this step's gradients were scaled by the present value.
         scale = tf.identity(optimizer.dynamic_scale.value) if has_dynamic_scale else None
         compute = accumulate if accumulate_steps > 1 else forward_backward
-        loss, accuracy, gradients, partial = compute(x, y, scale, measure)
+        loss, metrics, gradients, partial = compute(x, y, scale, measure)
         to_apply: Any = gradients
         aggregated: Any = None
         applied: Any = None
@@ -101,16 +115,27 @@ def make(
             applied = to_apply if sums_first else [gradient * factor for gradient in aggregated]
         optimizer.apply(to_apply, variables)
         reading = probe.reading(partial, gradients, aggregated=aggregated, applied=applied, loss_scale=scale)
-        return Outcome(loss, accuracy, reading)
+        return Outcome(loss, metrics, reading)
 
     @tf.function
     def step(x, y, measure):
         outcome = strategy.run(in_replica, args=(x, y, measure))
         loss = strategy.reduce("SUM", outcome.loss, axis=None)
-        accuracy = strategy.reduce("SUM", outcome.accuracy, axis=None)
-        return Outcome(loss, accuracy, outcome.reading)
+        metrics = {name: strategy.reduce("SUM", value, axis=None) for name, value in outcome.metrics.items()}
+        return Outcome(loss, metrics, outcome.reading)
 
     return step
+
+
+def _split(batch: Any, parts: int) -> list[Any]:
+    """Return the parts of a batch, whose tensors may be in a dict."""
+    split = [tf.split(tensor, parts) for tensor in tf.nest.flatten(batch)]
+    return [tf.nest.pack_sequence_as(batch, list(part)) for part in zip(*split, strict=True)]
+
+
+def _regularization(model: keras.Model) -> Any:
+    """Return the sum of the losses that a model of the user adds itself, such as those of its regularizers."""
+    return tf.add_n([tf.cast(loss, tf.float32) for loss in model.losses]) if model.losses else 0.0
 
 
 def make_evaluation(model: keras.Model, strategy: tf.distribute.Strategy) -> Callable[..., tf.Tensor]:
