@@ -356,7 +356,5 @@ def test_measuring_is_exact_by_default():
 
 def test_a_model_of_keras_2_is_refused():
     legacy = type("Sequential", (tf.Module,), {"__module__": "tf_keras.src.models"})()
-    with pytest.raises(
-        ValueError, match="Keras 3; got Sequential of tf_keras .*TF_USE_LEGACY_KERAS"
-    ):
+    with pytest.raises(ValueError, match="Keras 3; got Sequential of tf_keras .*TF_USE_LEGACY_KERAS"):
         tapescope.Probe(legacy)
