@@ -363,3 +363,52 @@ def test_a_layer_with_another_number_of_units_keeps_its_columns(convolution_step
     other = convolution_step(tf.ones([5, 4, 1]), True)
     assert first.column("delta_norm").shape == other.column("delta_norm").shape == [2]
     assert int(other.layout) == 1
+
+
+def perturbed_and_back(model, variables, tapes):
+    """Take the two gradients of sharpness-aware minimization; the weights of the second are perturbed."""
+    with tapes() as first:
+        loss = error(model)
+    gradients = first.gradient(loss, variables)
+    for variable, gradient in zip(variables, gradients, strict=True):
+        variable.assign_add(3 * gradient)
+    with tapes() as second:
+        loss = error(model)
+    for variable, gradient in zip(variables, gradients, strict=True):
+        variable.assign_sub(3 * gradient)
+    for variable, gradient in zip(variables, second.gradient(loss, variables), strict=True):
+        variable.assign_sub(0.01 * gradient)
+    return second, first
+
+
+def two_updates(model, variables, tapes):
+    """Take two steps of gradient descent, as the critic of a GAN does."""
+    made = []
+    for _ in range(2):
+        with tapes() as tape:
+            loss = error(model)
+        for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+            variable.assign_sub(0.1 * gradient)
+        made.append(tape)
+    return made[::-1]
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("update", [perturbed_and_back, two_updates])
+def test_weights_that_change_between_passes_are_compared_over_the_step(update, traced):
+    model = chain()
+    variables = model.trainable_variables
+    probe = tapescope.Probe(model, strict=True)
+    before = [v.numpy() for v in variables]
+
+    def step():
+        last, *others = update(model, variables, lambda: probe.tape(True))
+        return last.reading(*others)
+
+    reading = tf.function(step)() if traced else step()
+    np.testing.assert_allclose(reading.column("weight_norm"), norms(before), rtol=1e-5)
+    changes = norms([v.numpy() - b for v, b in zip(variables, before, strict=True)])
+    with np.errstate(divide="ignore"):
+        ratios = np.divide(changes, norms(before))
+    kernels = [i for i, b in enumerate(before) if b.any()]
+    np.testing.assert_allclose(np.asarray(reading.column("update_ratio"))[kernels], ratios[kernels], rtol=1e-3)

@@ -27,7 +27,7 @@ class BackwardPass(NamedTuple):
     variables: Mapping[int, Any]
     """Each of the V variables that were trainable then, by id."""
     weights: Mapping[int, tf.Tensor]
-    """Value of each of them before the update, by id."""
+    """Value of each of them before the step's first update, by id."""
 
 
 def merge_passes(passes: Sequence[BackwardPass], selection: Selection) -> BackwardPass:
@@ -43,9 +43,11 @@ def merge_passes(passes: Sequence[BackwardPass], selection: Selection) -> Backwa
     """
     passes = sorted(passes, key=lambda p: p.number)
     variables: dict[int, Any] = {}
+    weights: dict[int, tf.Tensor] = {}
     pass_of_variable: dict[int, BackwardPass] = {}
     for each in passes:
         variables = {**variables, **each.variables}
+        weights = {**each.weights, **weights}  # a step may change weights between its passes
         pass_of_variable = {**dict.fromkeys(each.variables, each), **pass_of_variable}
     for each in passes:
         pass_of_variable.update(dict.fromkeys(each.gradients, each))
@@ -62,7 +64,7 @@ def merge_passes(passes: Sequence[BackwardPass], selection: Selection) -> Backwa
         calls=[calls[number] for number in sorted(calls)],
         variables=variables,
         gradients={v: pass_of_variable[v].gradients.get(v) for v in variables},
-        weights={v: pass_of_variable[v].weights[v] for v in variables},
+        weights={v: weights[v] for v in variables},
     )
 
 

@@ -77,12 +77,13 @@ def aggregated_and_applied(
 
 
 def _optimizers(model: Any) -> list[keras.optimizers.Optimizer]:
-    """Return the model's optimizers: that of `compile`, and those among its other attributes."""
+    """Return the model's optimizers: that of `compile`, those among its other attributes, and those inside of them."""
     values = [model.optimizer]
     for value in vars(model).values():
         values += value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
-    inner = map(_inner_optimizer, values)
-    return list({id(o): o for o in inner if isinstance(o, keras.optimizers.Optimizer)}.values())
+    inner = [o for o in map(_inner_optimizer, values) if isinstance(o, keras.optimizers.Optimizer)]
+    inner += [each for o in inner for each in getattr(o, "optimizers", ())]  # of a MultiOptimizer
+    return list({id(o): o for o in inner}.values())
 
 
 def _clip_by_each(

@@ -99,3 +99,15 @@ def test_each_optimizer_clips_the_variables_that_it_trains():
     _, applied = optimizer_steps.aggregated_and_applied(model, {}, [first, second], gradients, None)
     assert applied[0].numpy() == pytest.approx([3, 4])
     assert applied[1].numpy() == pytest.approx([0.6, 0.8])
+
+
+def test_each_optimizer_inside_of_a_multi_optimizer_clips_its_variables():
+    first, second = keras.Variable(0.0, name="first"), keras.Variable(0.0, name="second")
+    clipping, other = keras.optimizers.SGD(clipvalue=1.0), keras.optimizers.SGD()
+    optimizer = keras.optimizers.MultiOptimizer(lambda v: clipping if v.name == "second" else other)
+    optimizer.build([first, second])
+    model = types.SimpleNamespace(optimizer=optimizer)
+    _, applied = optimizer_steps.aggregated_and_applied(
+        model, {}, variables=[first, second], gradients=[tf.constant(5.0), tf.constant(5.0)], loss_scale=None
+    )
+    assert [float(g) for g in applied] == [5.0, 1.0]
