@@ -19,6 +19,7 @@ import sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 from bench.calibration import page, results, setups
+from bench.programs import table
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "calibration.md"
 
@@ -44,7 +45,7 @@ def main() -> None:
     print(file=sys.stderr)
     text = page.page(measured, options.only)
     if options.write or not options.only:
-        PAGE.write_text(text)
+        PAGE.write_text(table.keep_sections(PAGE, text))
     print(text)
 
 

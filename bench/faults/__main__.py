@@ -21,6 +21,7 @@ PARTS = {
     "nonfinite": "NaN and infinity",
     "files": "Files",
     "disk": "Disks",
+    "programs": "The trainers",
     "long": "A long run",
     "tab": "The tab",
     "load": "Load",

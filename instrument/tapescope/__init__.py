@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from tapescope.rules.finding import Finding as Finding
     from tapescope.schedule import Cost as Cost
     from tapescope.schedule import Schedule as Schedule
+    from tapescope.schedule import auto as auto
     from tapescope.schedule import budget as budget
     from tapescope.schedule import every as every
     from tapescope.schedule import never as never
@@ -72,6 +73,7 @@ _MODULES = {
     "Run": "storage.run",
     "Schedule": "schedule",
     "Tape": "tape",
+    "auto": "schedule",
     "budget": "schedule",
     "check": "analysis.replay",
     "compare": "analysis.compare",

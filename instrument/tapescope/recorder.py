@@ -6,6 +6,7 @@ themselves as soon as the disk is fast and has room again: see storage/README.md
 """
 
 import atexit
+import contextlib
 import math
 import os
 import threading
@@ -20,7 +21,7 @@ from absl import logging
 
 from tapescope.probe import Probe
 from tapescope.rules.finding import Finding
-from tapescope.schedule import Schedule
+from tapescope.schedule import Schedule, auto
 from tapescope.statistics import replicas
 from tapescope.statistics.reading import STEP_COLUMNS, Reading
 from tapescope.storage import summaries
@@ -28,11 +29,14 @@ from tapescope.storage.background import BackgroundWriter, Job
 from tapescope.storage.event_file import DirectoryLock, absolute
 from tapescope.storage.printable import describe, describe_error
 from tapescope.storage.resume import Resume
+from tapescope.storage.run import Run
 from tapescope.storage.run_writer import RunWriter
 from tapescope.storage.summaries import Step
 
 FIRST_NONFINITE_WAIT_SECONDS = 1.0
 """Longest wait of the training for the first record with a NaN or Inf."""
+_SCHEDULE = "schedule/"
+"""Prefix of what the schedule has chosen, in the Recorder's state."""
 _SCALARS_BYTES = 1000
 """Bytes that a record without a reading counts for in the queue."""
 _NONFINITE_COLUMNS = [STEP_COLUMNS.index(f"first_nonfinite_{direction}") for direction in ("forward", "backward")]
@@ -49,7 +53,8 @@ class Recorder:
     Args:
       logdir: the run's directory, made if it does not exist. It stays the same one when the program changes its own.
       probe: whose readings are recorded.
-      when: the schedule that decides; if given, each record states what measuring cost.
+      when: the schedule that decides, and that the loop calls; each record states what measuring cost. By default
+        `tapescope.auto()`, as `recorder.when`.
       about: fields of the run's status: anything that JSON can hold. Its state, its reason and its numbers of records
         stay tapescope's own.
       resume: where the run goes on, if it was recorded here before. Records of that step and later ones are removed.
@@ -74,7 +79,11 @@ class Recorder:
         self._probe_state = probe._state
         self._has_written = False
         self._measured_before = self._probe_state.tape_entered
-        self._when = when
+        self.when: Schedule = auto() if when is None else when
+        """The schedule that decides which steps are measured."""
+        if resume is not None:
+            resume = self._restore_schedule(resume)
+        self._noted = self.when.about()
         self._strict = strict_io
         self._was_nonfinite = False
         self._closed = False
@@ -85,9 +94,11 @@ class Recorder:
         """None in all workers but the chief."""
         if not replicas.should_write(self._probe_state.variables()):
             return
-        self._lock = DirectoryLock(self.logdir)
+        self._lock = logdir if isinstance(logdir, DirectoryLock) else DirectoryLock(self.logdir)
         try:
-            self._writer = BackgroundWriter(RunWriter(self.logdir, self._lock, self._probe_state, about or {}, resume))
+            self._writer = BackgroundWriter(
+                RunWriter(self.logdir, self._lock, self._probe_state, {**self._noted, **(about or {})}, resume)
+            )
         except BaseException:
             self._lock.release()
             raise
@@ -144,16 +155,36 @@ class Recorder:
             self._was_nonfinite = nonfinite
             # A job of 0 bytes is never left out.
             size = 0 if is_first_nonfinite else _SCALARS_BYTES + self._reading_bytes
-            if self._when is not None:
-                cost = self._when.cost
-                record_step = record_step._replace(step_ms=cost.step_ms, measure_ms=cost.measure_ms)
-                if not math.isnan(cost.overhead_pct):
-                    numbers["measure_overhead_pct"] = cost.overhead_pct
-                    numbers["measure_overhead_error_pct"] = cost.overhead_error_pct
+            cost = self.when.cost
+            record_step = record_step._replace(step_ms=cost.step_ms, measure_ms=cost.measure_ms)
+            if not math.isnan(cost.overhead_pct):
+                numbers["measure_overhead_pct"] = cost.overhead_pct
+                numbers["measure_overhead_error_pct"] = cost.overhead_error_pct
+            self._note_schedule()
         wall_time = time.time()
         self._put(lambda run_writer: run_writer.write(record_step, reading, numbers, wall_time), size)
         if is_first_nonfinite:
             self._wait(FIRST_NONFINITE_WAIT_SECONDS)
+
+    def _restore_schedule(self, resume: Resume) -> Resume:
+        """Choose what the schedule of the run so far has chosen, and return the state without it.
+
+        The run's last status knows the choice also if it was made after the checkpoint.
+        """
+        chosen: dict[str, Any] = {}
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+            chosen = Run(self.logdir).status
+        prefix = len(_SCHEDULE)
+        chosen |= {name[prefix:]: v.item() for name, v in resume.state.items() if name.startswith(_SCHEDULE)}
+        self.when.restore(chosen)
+        return resume._replace(state={n: a for n, a in resume.state.items() if not n.startswith(_SCHEDULE)})
+
+    def _note_schedule(self) -> None:
+        """Write into the run's status what the schedule has chosen by itself."""
+        chosen = self.when.about()
+        if chosen != self._noted:
+            self._noted = chosen
+            self._put(lambda run_writer: run_writer.add_about(chosen))
 
     def _check(self, reading: Any) -> None:
         """Raise ValueError unless the reading is of this Recorder's Probe."""
@@ -203,7 +234,7 @@ class Recorder:
         state: dict[str, np.ndarray] = {}
         self._put(lambda run_writer: state.update(run_writer.state()))
         self._wait()
-        return state
+        return state | {_SCHEDULE + name: np.array(value) for name, value in self.when.about().items()}
 
     def close(self, reason: str = "completed") -> None:
         """Write all queued records and the end of the run, and return when they are on disk. Idempotent.

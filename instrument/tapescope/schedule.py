@@ -8,8 +8,8 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,10 +17,18 @@ _KEPT_TIMES = 101
 """Step times kept of each kind, so that the medians follow a machine that becomes slower or faster."""
 _KNOWN_TIMES = 3
 """Step times of each kind from which on a budget uses the medians."""
+_COARSE = 0.1
+"""Share of the median time above which a clock's tick is coarse, if as many of the times differ by a tick."""
 _FIRST_INTERVAL = 10
 """Steps between measured ones until then."""
 _LONGEST_INTERVAL = 10_000
 """Most steps between two measured ones."""
+DENSE_STEPS = 50
+"""Steps from the first on that `auto` measures all."""
+TIMED_STEPS = 100
+"""Steps after these of which `auto` measures every tenth, and after which it chooses its interval."""
+INTERVALS = (*(digit * 10**power for power in range(4) for digit in (1, 2, 5)), _LONGEST_INTERVAL)
+"""The intervals that `auto` chooses from."""
 
 
 class Cost(NamedTuple):
@@ -88,34 +96,125 @@ class Schedule:
     def _knows_cost(self) -> bool:
         return all(len(times) >= _KNOWN_TIMES for times in self._times.values())
 
+    def about(self) -> dict[str, float]:
+        """Return what this schedule has chosen by itself, for the run's status."""
+        return {}
+
+    def restore(self, about: Mapping[str, Any]) -> None:
+        """Choose what `about` says that an earlier schedule of the same run has chosen."""
+
     @property
     def cost(self) -> Cost:
         """The cost of measuring, from the steps so far."""
-        plain, plain_error = _median(self._times[False])
-        measured, measured_error = _median(self._times[True])
+        plain, plain_error = _typical(self._times[False])
+        measured, measured_error = _typical(self._times[True])
         measured_share = self._steps[True] / max(1, sum(self._steps.values()))
         extra = measured - plain
         error = math.hypot(plain_error, measured_error)
+        # A clock that did not move in any plain step says nothing of the share.
+        share_pct = 100 * measured_share / plain if plain > 0 else math.nan
         return Cost(
             step_ms=plain,
             measure_ms=extra,
             error_ms=error,
-            overhead_pct=100 * measured_share * extra / plain if plain else math.nan,
-            overhead_error_pct=100 * measured_share * error / plain if plain else math.nan,
+            overhead_pct=share_pct * extra,
+            overhead_error_pct=share_pct * error,
         )
 
 
-def _median(times: deque[float]) -> tuple[float, float]:
+def _typical(times: deque[float]) -> tuple[float, float]:
     """Return the median and its standard error; NaN without times.
 
-    For n normal times the error is sqrt(pi / 2) sigma / sqrt(n). Sigma is 1.4826 median absolute deviations.
+    For n normal times the error is sqrt(pi / 2) sigma / sqrt(n). Sigma is 1.4826 median absolute deviations. The times
+    of a coarse clock are a few multiples of its tick, and only their mean tells more: then it is the mean.
     """
     if not times:
         return math.nan, math.nan
     values = np.array(times)
     median = float(np.median(values))
+    distinct, counts = np.unique(np.round(values, 3), return_counts=True)
+    others = len(values) - int(counts.max())
+    is_coarse = others >= max(2, _COARSE * len(values)) and np.diff(distinct).min() > _COARSE * median
+    if median <= 0 or is_coarse:
+        return float(values.mean()), float(values.std()) / math.sqrt(len(values))
     sigma = 1.4826 * float(np.median(np.abs(values - median)))
     return median, 1.2533 * sigma / math.sqrt(len(values))
+
+
+class _Auto(Schedule):
+    """The schedule that `auto` returns."""
+
+    def __init__(self, percent: float, clock: Callable[[], float]):
+        super().__init__(self._decide_step, clock)
+        self._percent = percent
+        self._interval: int | None = None
+        self._chosen_at = 0
+        """The first step of the interval."""
+
+    def _decide_step(self, step: int) -> bool:
+        if step < DENSE_STEPS:
+            return True
+        if self._interval is None and step >= DENSE_STEPS + TIMED_STEPS and self._knows_cost():
+            self._choose(step)
+        if self._interval is None or step < self._chosen_at:
+            return step % _FIRST_INTERVAL == 0
+        return step % self._interval == 0
+
+    def __call__(self, step: int) -> bool:
+        if step == DENSE_STEPS:
+            # A step that follows a measured one has the measuring's data in the caches: it is not like a later one.
+            self.pause()
+            self._times[True].clear()
+        return super().__call__(step)
+
+    def _choose(self, step: int) -> None:
+        cost = self.cost
+        if not cost.step_ms > 0:  # the clock has not moved yet
+            return
+        least = 100 * (max(0.0, cost.measure_ms) + cost.error_ms) / (cost.step_ms * self._percent)
+        self._interval = next((interval for interval in INTERVALS if interval >= least), INTERVALS[-1])
+        self._chosen_at = step
+        self._steps = {False: 0, True: 0}  # the overhead from here on
+
+    def about(self) -> dict[str, float]:
+        if self._interval is None:
+            return {}
+        chosen = {"measure_interval": self._interval, "measure_interval_from": self._chosen_at}
+        return {**chosen, "measure_percent": self._percent}
+
+    def restore(self, about: Mapping[str, Any]) -> None:
+        interval = about.get("measure_interval")
+        # With another limit the run chooses anew.
+        if isinstance(interval, (int, float)) and interval >= 1 and about.get("measure_percent") == self._percent:
+            self._interval = int(interval)
+            self._chosen_at = int(about.get("measure_interval_from", 0))
+
+
+def auto(percent: float = 2.0, clock: Callable[[], float] = time.perf_counter) -> Schedule:
+    """Return a schedule that measures the first steps densely, and then as often as a share of the time allows.
+
+    It measures each of the first DENSE_STEPS steps, so that short programs and bad starts are seen, and every tenth of
+    the TIMED_STEPS after them. Then it chooses once the smallest of the intervals 1, 2, 5, 10, 20, 50, ... with which
+    measuring takes at most `percent` of the time of plain steps, and measures the multiples of it. The time of the
+    first plain and of the first measured step, in which they are traced, is not counted. A Recorder writes the choice
+    into the run's status and its state, and a run that goes on uses it again.
+
+    Args:
+      percent: time for measuring, in per cent of the time of plain steps; above 0 and at most 100.
+      clock: the time in seconds.
+
+    Raises:
+      ValueError: `percent` is out of its range.
+    """
+    _check_percent(percent)
+    return _Auto(percent, clock)
+
+
+def _check_percent(percent: float) -> None:
+    if isinstance(percent, bool) or not isinstance(percent, (int, float)) or not 0 < percent <= 100:
+        raise ValueError(
+            f"`percent` must be above 0 and at most 100; got {percent!r}. To measure every step, use tapescope.every(1)"
+        )
 
 
 def every(steps: int) -> Schedule:
@@ -161,10 +260,7 @@ def budget(percent: float = 2.0, clock: Callable[[], float] = time.perf_counter)
     Raises:
       ValueError: `percent` is out of its range.
     """
-    if not 0 < percent <= 100:
-        raise ValueError(
-            f"`percent` must be above 0 and at most 100; got {percent!r}. To measure every step, use tapescope.every(1)"
-        )
+    _check_percent(percent)
     return _Budget(percent, clock)
 
 
@@ -183,8 +279,8 @@ class _Budget(Schedule):
         if self._knows_cost():
             cost = self.cost
             allowed_ms = self._percent / 100 * cost.step_ms
-            extra_ms = max(0.0, cost.measure_ms) + cost.error_ms
-            # A clock may be too coarse to see a step.
-            interval = math.ceil(min(extra_ms / allowed_ms, _LONGEST_INTERVAL)) if allowed_ms > 0 else _FIRST_INTERVAL
-        self._next_measured = step + max(1, interval)
+            plain_steps = (max(0.0, cost.measure_ms) + cost.error_ms) / allowed_ms if allowed_ms > 0 else math.nan
+            if math.isfinite(plain_steps):  # not so if the clock stands or runs back
+                interval = math.ceil(plain_steps)
+        self._next_measured = step + min(max(1, interval), _LONGEST_INTERVAL)
         return True

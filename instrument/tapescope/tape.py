@@ -27,7 +27,7 @@ from tapescope.capture.state import ProbeState
 from tapescope.failsafe import attribute_errors_to, misuse_error
 from tapescope.statistics import data as data_statistics
 from tapescope.statistics import reading as readings
-from tapescope.statistics import replicas
+from tapescope.statistics import replicas, single_pass
 from tapescope.statistics.batched_ops import constant
 from tapescope.statistics.data import DataTensor
 from tapescope.statistics.reading import Partial, Reading
@@ -276,7 +276,7 @@ class MeasuringTape(Tape):
         captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape) and t._capture is not None]
         measured_data = self._data_to_measure(captures)
         with graph_isolation.measuring_scope():
-            data_rows = data_statistics.data_rows(measured_data)
+            data_rows = single_pass.compiled(lambda: data_statistics.data_rows(measured_data))
             layout = state.set_names(merged.calls, captures, list(merged.variables.values()))
             names = state.layouts[layout].names
             gradients = dense_gradients(state, names, list(merged.gradients.values()), loss_scale, dense)

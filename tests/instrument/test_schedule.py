@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tapescope
-from tapescope.schedule import Schedule
+from tapescope.schedule import DENSE_STEPS, INTERVALS, TIMED_STEPS, Schedule
 
 
 class Clock:
@@ -135,13 +135,138 @@ def test_a_copy_of_a_budget_has_its_own_times():
     assert original.cost == duplicate.cost
 
 
-@pytest.mark.parametrize("schedule", [tapescope.every(3), tapescope.never(), tapescope.budget(2.0)])
+@pytest.mark.parametrize("schedule", [tapescope.every(3), tapescope.never(), tapescope.budget(2.0), tapescope.auto()])
 def test_schedules_can_be_pickled(schedule):
     duplicate = pickle.loads(pickle.dumps(schedule))
-    assert [duplicate(n) for n in range(7)] == [schedule(n) for n in range(7)]
+    assert [duplicate(n) for n in range(70)] == [schedule(n) for n in range(70)]
 
 
 def test_a_clock_that_stands_still_does_not_end_a_budget():
     schedule = tapescope.budget(2.0, lambda: 0.0)
     assert [n for n in range(60) if schedule(n)] == [0, 10, 20, 30, 40, 50]
     assert np.isnan(schedule.cost.overhead_pct)
+
+
+def run_auto(clock, measure_ms, steps=2000, step_ms=10.0, percent=2.0, noise=0.0, tick_ms=0.0, schedule=None, start=0):
+    """Take steps under `auto`, and return the measured ones and the schedule."""
+    rng = random.Random(2)
+
+    def now():
+        return clock.now if not tick_ms else math.floor(clock.now / (0.001 * tick_ms)) * 0.001 * tick_ms
+
+    schedule = schedule or tapescope.auto(percent, clock=now)
+    measured = []
+    for step in range(start, steps):
+        measures = schedule(step)
+        measured += [step] * measures
+        clock.now += 0.001 * (
+            step_ms + measures * measure_ms + rng.gauss(0, noise) + 3000 * (step in (0, DENSE_STEPS + 1))
+        )
+    return measured, schedule
+
+
+def test_auto_measures_the_first_steps_and_then_every_tenth(clock):
+    measured, _ = run_auto(clock, 5.0, steps=DENSE_STEPS + TIMED_STEPS)
+    assert measured == [*range(DENSE_STEPS), *range(DENSE_STEPS, DENSE_STEPS + TIMED_STEPS, 10)]
+
+
+@pytest.mark.parametrize(
+    ("measure_ms", "interval"),
+    [(0.0, 1), (0.15, 1), (0.35, 2), (0.95, 5), (1.9, 10), (3.9, 20), (15, 100), (5000, 50_000)],
+)
+def test_auto_chooses_the_smallest_interval_within_the_limit(clock, measure_ms, interval):
+    _, schedule = run_auto(clock, measure_ms, steps=200)
+    assert schedule.about()["measure_interval"] == min(interval, INTERVALS[-1])
+
+
+def test_auto_measures_the_multiples_of_its_interval(clock):
+    measured, schedule = run_auto(clock, 15.0)
+    assert [step for step in measured if step >= 150] == list(range(200, 2000, 100))
+    assert schedule.cost.overhead_pct <= 2
+
+
+def test_auto_chooses_once(clock):
+    _, schedule = run_auto(clock, 15.0)
+    run_auto(clock, 500.0, schedule=schedule, start=2000, steps=4000)
+    assert schedule.about()["measure_interval"] == 100
+
+
+@pytest.mark.parametrize("noise", [0.5, 2.0])
+def test_auto_holds_its_limit_with_noisy_times(clock, noise):
+    _, schedule = run_auto(clock, 6.0, noise=noise)
+    assert 100 * 6.0 / (10 * schedule.about()["measure_interval"]) <= 2
+
+
+@pytest.mark.parametrize("tick_ms", [3.0, 16.0, 50.0])
+def test_auto_holds_its_limit_with_a_coarse_clock(clock, tick_ms):
+    _, schedule = run_auto(clock, 6.0, tick_ms=tick_ms)
+    assert 100 * 6.0 / (10 * schedule.about()["measure_interval"]) <= 2
+
+
+def test_auto_measures_every_tenth_step_while_its_clock_does_not_move():
+    schedule = tapescope.auto(clock=lambda: 0.0)
+    measured = [step for step in range(1000) if schedule(step)]
+    assert measured[DENSE_STEPS:] == list(range(DENSE_STEPS, 1000, 10))
+    assert math.isnan(schedule.cost.overhead_pct)
+
+
+def test_auto_does_not_count_the_first_call_of_each_program(clock):
+    _, schedule = run_auto(clock, 0.15, steps=200)
+    assert schedule.cost.step_ms == pytest.approx(10)
+
+
+@pytest.mark.parametrize("resumed_at", [20, 90, 150, 777])
+def test_auto_measures_the_same_steps_in_a_run_that_goes_on(clock, resumed_at):
+    measured, schedule = run_auto(clock, 15.0)
+    again = tapescope.auto(2.0, clock=clock)
+    again.restore(schedule.about())
+    later, _ = run_auto(clock, 300.0, schedule=again, start=resumed_at)
+    assert later == [step for step in measured if step >= resumed_at]
+
+
+def test_auto_chooses_anew_with_another_limit(clock):
+    _, schedule = run_auto(clock, 15.0)
+    other = tapescope.auto(5.0, clock=clock)
+    other.restore(schedule.about())
+    assert other.about() == {}
+
+
+@pytest.mark.parametrize("percent", [0, -1, 101, True, "2", math.nan])
+def test_the_limit_of_auto_is_a_percentage(percent):
+    with pytest.raises(ValueError, match=r"`percent` must be above 0 and at most 100; got "):
+        tapescope.auto(percent)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda n: 0.0,
+        lambda n: n * 0.001 // 0.015 * 0.015,
+        lambda n: -n * 0.001,
+        lambda n: math.nan,
+        lambda n: n * math.inf if n else 0.0,
+    ],
+    ids=["stands", "coarse", "back", "nan", "inf"],
+)
+def test_no_clock_ends_a_training(read):
+    calls = iter(range(10**6))
+    schedule = tapescope.budget(2, clock=lambda: read(next(calls)))
+    measured = [step for step in range(2000) if schedule(step)]
+    assert 0 < len(measured) <= 400
+    _ = schedule.cost
+
+
+def test_a_coarse_clock_holds_the_budget():
+    now = 0.0
+
+    def coarse():
+        return now // 0.015 * 0.015
+
+    schedule = tapescope.budget(2, clock=coarse)
+    plain_s = measured_s = 0.0
+    for step in range(50_000):
+        measured = schedule(step)
+        now += 0.004 if measured else 0.002
+        plain_s += 0.002
+        measured_s += 0.002 * measured
+    assert measured_s / plain_s < 0.04

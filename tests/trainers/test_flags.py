@@ -21,7 +21,7 @@ def test_defaults(tmp_path):
     assert options.data == "digits"
     assert options.optimizer == "adam"
     assert options.strategy == "default"
-    assert options.measure_every == 10
+    assert options.measure_every == "auto"
     assert not options.serve
 
 
@@ -50,7 +50,7 @@ def test_never_becomes_none(tmp_path, name):
 
 def test_hparams_have_the_flags_that_change_a_result(tmp_path):
     options = parse(f"--logdir={tmp_path}", "--preset=mlp", "--activation=elu", "--clip_norm=2")
-    assert flags.hparams(options).items() >= {"activation": "elu", "clip_norm": 2.0, "measure_every": 10}.items()
+    assert flags.hparams(options).items() >= {"activation": "elu", "clip_norm": 2.0, "measure_every": "auto"}.items()
 
 
 def test_hparams_say_never(tmp_path):
@@ -82,7 +82,7 @@ REFUSED = {
     "--learning_rate=0": "--learning_rate=0: must be a number in the range [1e-12, ",
     "--learning_rate=nan": "--learning_rate=nan: must be a number",
     "--clip_norm=-1": "--clip_norm=-1: must be a number",
-    "--measure_every=0": "--measure_every=0: must be an integer in the range [1, .*], or never",
+    "--measure_every=0": "--measure_every=0: must be an integer in the range [1, .*], auto, or never",
     "--layers=*conv": "--layers=*conv: must be a valid regular expression (.*); write .* to match any text",
     "--nosuchflag=1": "'nosuchflag'",
     "--presett=mlp": "Did you mean: preset",
@@ -102,6 +102,29 @@ def test_bad_input_is_one_line_with_value_and_cure(argument, tmp_path, capsys):
     assert out == ""
     message = re.escape(REFUSED[argument]).replace(r"\.\*", ".*")
     assert re.fullmatch(rf"tapescope-train: .*{message}.*\n", error), error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--measure_every=5", "--max_overhead_pct=3"],
+            r"--max_overhead_pct=3 applies to --measure_every=auto only; got ",
+        ),
+        (
+            ["--strategy=multi_worker", "--measure_every=auto"],
+            r"--measure_every=auto depends on each worker's own clock",
+        ),
+        (["--strategy=multi_worker", "--max_overhead_pct=3"], r"--max_overhead_pct=3\S* depends on each worker's own"),
+    ],
+)
+def test_a_limit_of_the_overhead_needs_one_clock_and_no_interval(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        parse(f"--logdir={tmp_path}", *arguments)
+
+
+def test_several_workers_measure_every_tenth_step(tmp_path):
+    assert parse(f"--logdir={tmp_path}", "--strategy=multi_worker").measure_every == 10
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripts.testbed.processes import Trainer
+from scripts.testbed.processes import Trainer, newest
 from tensorboard import context
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
@@ -198,6 +199,27 @@ def test_serve_shows_the_run_while_it_trains_and_ends_with_it(tmp_path):
         trainer.send(15)
         trainer.finish()
     assert fetch(address) is None
+
+
+def test_a_killed_training_leaves_no_tensorboard(tmp_path):
+    with Trainer(tmp_path / "live", "--steps=1000000000", "--serve", "--noprogress", real=True) as trainer:
+        address = wait_for(lambda: re.search(r"^TensorBoard: (http://127\.0\.0\.1:\d+/)\n", trainer.output))[1]
+        assert wait_for(lambda: fetch(f"{address}data/runs"))
+        trainer.send(signal.SIGKILL)
+        trainer.wait()
+    assert wait_for(lambda: fetch(address) is None)
+
+
+@pytest.mark.parametrize("streams", [">/dev/full 2>&1", ">&- 2>&-", "2>&1 | head -0"], ids=["full", "closed", "pipe"])
+def test_output_that_cannot_be_written_ends_no_training(tmp_path, streams):
+    flags = f"--preset=mlp --width=8 --steps=200 --checkpoint_every=100 --logdir={tmp_path}"
+    subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m tapescope_trainers.train {flags} {streams}; true"], timeout=300, check=True
+    )
+    run = tapescope.Run(tmp_path)
+    assert run.problems == ()
+    assert (run.status["reason"], run.steps[-1]) == ("all steps done", 190)
+    assert newest(tmp_path) == 200
 
 
 @pytest.mark.parametrize(

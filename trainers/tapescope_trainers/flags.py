@@ -88,9 +88,9 @@ class Options(NamedTuple):
     collective: str
     cluster: str
     workers: int | None
-    measure_every: int | None
-    """None: never."""
-    max_overhead_pct: float | None
+    measure_every: int | str | None
+    """A number of steps, `auto`, or None: never."""
+    max_overhead_pct: float
     on_finding: str
     window_examples: int
     layers: str | None
@@ -108,6 +108,7 @@ NOT_HPARAMS = {
     "logdir",
     "data_dir",
     "validate_every",
+    "max_overhead_pct",
     "histograms",
     "layers",
     "serve",
@@ -177,6 +178,17 @@ class _NumberOrNever(_Number):
 
     def parse(self, argument: str | float) -> float | None:
         return None if argument == "never" else super().parse(argument)
+
+
+class _NumberAutoOrNever(_NumberOrNever):
+    """A bounded number, `auto`, or `never`, which becomes None."""
+
+    def __init__(self, parser: flags.IntegerParser):
+        super().__init__(parser)
+        self.syntactic_help = self.syntactic_help.replace(", or never", ", auto, or never")
+
+    def parse(self, argument: str | float) -> float | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return "auto" if argument == "auto" else super().parse(argument)
 
 
 class _Data(_Choice):
@@ -312,8 +324,14 @@ _define(_Devices(), "devices", "all", "devices to use; cpu:4 makes four logical 
 _choice("collective", "auto", COLLECTIVES, "all-reduce algorithm: ring is for multi_worker, nccl for GPUs")
 _choice("cluster", "tf_config", CLUSTERS, "source of the list of workers for multi_worker")
 _integer("workers", None, "number of pods to wait for with --cluster=kubernetes", high=10**4)
-_integer_or_never("measure_every", 10, "steps from one measured step to the next")
-_float("max_overhead_pct", None, "measure as often as this percentage of the time allows instead", 0.01, 100)
+_define(
+    _NumberAutoOrNever(flags.IntegerParser(1, 10**9)),
+    "measure_every",
+    "auto",
+    "steps from one measured step to the next; auto: dense at first, then as often as --max_overhead_pct allows; with "
+    "--strategy=multi_worker every 10",
+)
+_float("max_overhead_pct", 2, "time that measuring may take with --measure_every=auto, in per cent", 0.01, 100)
 _choice("on_finding", "continue", ON_FINDING, "stop: end the training when the rules find an error")
 _integer("window_examples", 1024, "examples over which a unit must be silent to count as dead")
 _define(_Pattern(), "layers", None, "measure only the layers whose name has a match; default: all")
@@ -356,11 +374,19 @@ def parse(argv: list[str]) -> Options:
                 f"--{name}={getattr(options, name)} does not apply to --preset={options.preset}, whose shape is fixed: "
                 f"leave it out, or use --preset=mlp, cnn, resnet or transformer"
             )
-    if options.max_overhead_pct and options.strategy == "multi_worker":
+    if options.measure_every != "auto" and FLAGS["max_overhead_pct"].present:
         raise ValueError(
-            f"--max_overhead_pct={options.max_overhead_pct:g} depends on each worker's own clock, but all workers must "
-            "measure the same steps: use --measure_every with --strategy=multi_worker"
+            f"--max_overhead_pct={options.max_overhead_pct:g} applies to --measure_every=auto only; got "
+            f"--measure_every={options.measure_every or 'never'}: leave one of them out"
         )
+    if options.measure_every == "auto" and options.strategy == "multi_worker":
+        for name in ("measure_every", "max_overhead_pct"):
+            if FLAGS[name].present:
+                raise ValueError(
+                    f"--{name}={getattr(options, name)} depends on each worker's own clock, but all workers must "
+                    "measure the same steps: use --measure_every=N with --strategy=multi_worker"
+                )
+        options = options._replace(measure_every=10)
     name = user_code.short_name(options.model) if options.model else options.preset
     logdir = options.logdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     _make_directory(logdir)

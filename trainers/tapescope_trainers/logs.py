@@ -6,9 +6,45 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import absl.logging
+
+
+class _Stream:
+    """A text stream whose output is dropped when it cannot be written, as on a full disk or into a closed pipe."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):  # a closed stream raises ValueError
+            encoding = self._stream.encoding or "utf-8"
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+def protect_streams() -> None:
+    """Let no failure of stdout or stderr end the program, such as a log file on a full disk.
+
+    A closed descriptor is opened on the null device: otherwise an event file could get its number, and whatever is
+    printed would be written into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
+        if name != "stdin" and not isinstance(getattr(sys, name), _Stream):
+            setattr(sys, name, _Stream(getattr(sys, name)))
 
 
 def import_tensorflow() -> Any:

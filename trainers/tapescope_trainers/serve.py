@@ -1,11 +1,25 @@
 """TensorBoard as a child process, which lives as long as a `with` block."""
 
 import contextlib
+import shlex
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+
+_PROGRAM = """
+import os, runpy, sys, threading
+
+def end_with_parent():
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+threading.Thread(target=end_with_parent, daemon=True).start()
+sys.argv[0] = "tensorboard"
+runpy.run_module("tensorboard.main", run_name="__main__", alter_sys=True)
+"""
+"""TensorBoard, which ends when its stdin does: the kernel closes that pipe also if the parent is killed."""
 
 
 @contextlib.contextmanager
@@ -20,17 +34,22 @@ def tensorboard(logdir: str, port: int = 0) -> Iterator[str]:
         ValueError: The port is in use.
     """
     port = _free_port(port)
-    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={logdir}", "--host=127.0.0.1", f"--port={port}"]
+    arguments = [f"--logdir={logdir}", "--host=127.0.0.1", f"--port={port}"]
     # In a session of its own: Ctrl-C is meant for the training, which still has to write its last records.
     child = subprocess.Popen(
-        [*command, "--reload_interval=1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-c", _PROGRAM, *arguments, "--reload_interval=1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         yield f"http://127.0.0.1:{port}/"
     finally:
         if child.poll() not in (None, 0):
+            command = shlex.join([sys.executable, "-m", "tensorboard.main", *arguments])
             print(
-                f"TensorBoard ended early with exit code {child.returncode}. To see why, run: {' '.join(command)}",
+                f"TensorBoard ended early with exit code {child.returncode}. To see why, run: {command}",
                 file=sys.stderr,
             )
         child.terminate()

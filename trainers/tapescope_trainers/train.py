@@ -5,6 +5,7 @@ tapescope-train --preset=sigmoid_relu --logdir=runs/sigmoid_relu --serve
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Exit codes: 0 at the end, also after one Ctrl-C; 130 after a second; 2 for bad input; 3 if another worker is lost;
     4 if a record cannot be written under --strict_io. All but 0 come with one line on stderr.
     """
+    logs.protect_streams()
     try:
         app.run(run, argv=list(argv) if argv is not None else None, flags_parser=_parse)
     except KeyboardInterrupt:
@@ -57,21 +59,33 @@ def run(options: Options) -> None:
         received = stack.enter_context(signals.catch())
         address = None
         link = None
+        waiting = contextlib.ExitStack()
         try:
             if options.strategy == "multi_worker":
+                waiting.enter_context(signals.stoppable(received))
                 link = join(cluster.find(options.cluster, options.workers), flags.hparams(options))
             chief = link is None or link.cluster.chief
             if options.serve and chief:
                 address = stack.enter_context(serve.tensorboard(options.logdir, options.port))
                 print(f"TensorBoard: {address}", file=sys.stderr, flush=True)
             training = prepare(options, chief and resume.check(options), link)
+        except signals.Stopped as stop:
+            if link:
+                link.end(f"{link.cluster.name(link.cluster.index)} was stopped by {stop} before the first step")
+            print(f"Stopped by {stop} before the first step", file=sys.stderr)
+            return
         except (ValueError, OSError) as error:
             if link:
                 link.end(str(error))
             _exit(error)
         except ModuleNotFoundError as error:
             _exit(ValueError(f"the package {error.name} is missing: pip install 'tapescope[trainers]'"))
-        stack.enter_context(signals.catch(received))  # again, because TensorFlow's servers take SIGTERM for themselves
+        except Exception:  # of TensorFlow, when another worker ends while they build the model together
+            if not link or not link.loss():
+                raise
+            _exit(RuntimeError(link.loss()), EXIT_WORKER_LOST)
+        finally:
+            waiting.close()
         try:
             result = train(options, training, received)
         except Exception as error:
@@ -105,11 +119,12 @@ def train(options: Options, training: Training, received: list[str]):
     validate = make_validation(options, training)
     # This name keeps the iterator alive: TensorFlow may take a minute to end its background threads, and that must not
     # come before the last records are written.
-    batches = iter(training.strategy.experimental_distribute_dataset(training.batches))
+    with strategy.device_datasets_without_autotune():
+        batches = iter(training.strategy.experimental_distribute_dataset(training.batches))
     link = training.link
     if link:
         link.on_loss(lambda line: _exit_without_worker(line, training))
-    with training.recorder as recorder:
+    with strategy.device_datasets_without_autotune(), training.recorder as recorder:
         if not training.start:
             recorder.hparams(flags.hparams(options))
             # By the batch's type: taking a batch would change the order of the others.
@@ -145,15 +160,23 @@ def _exit_after_failure(link: Link, training: Training, error: Exception) -> NoR
     """End this worker after TensorFlow failed. Usually another worker is gone, which the link reports first."""
     time.sleep(2)
     line = " ".join(str(error).split())
-    link.end(f"{link.cluster.name(link.cluster.index)} failed: {line[:300]}")
-    _exit_without_worker(f"{type(error).__name__}: {line[:600]}", training)
+    silent = re.search(r"heartbeat.*?/job:worker/replica:0/task:(\d+)", line)
+    if silent:  # its kernel still answers, so the link does not notice
+        line = f"{link.cluster.name(int(silent[1]))} is lost: it has stopped answering"
+        link.end(line)
+    else:
+        link.end(f"{link.cluster.name(link.cluster.index)} failed: {line[:300]}")
+        line = f"{type(error).__name__}: {line[:600]}"
+    _exit_without_worker(line, training)
 
 
 def _exit_without_worker(line: str, training: Training) -> NoReturn:
     """End the process from any thread; the main thread may wait forever in a collective."""
-    training.recorder.close(line)
-    print(f"tapescope-train: {line}; start all workers again to continue", file=sys.stderr, flush=True)
-    os._exit(EXIT_WORKER_LOST)
+    try:
+        training.recorder.close(line)
+        print(f"tapescope-train: {line}; start all workers again to continue", file=sys.stderr, flush=True)
+    finally:
+        os._exit(EXIT_WORKER_LOST)
 
 
 def _exit(error: Exception, code: int = EXIT_BAD_INPUT) -> NoReturn:

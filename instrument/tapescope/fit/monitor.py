@@ -20,7 +20,7 @@ from tapescope.fit import optimizer_steps, train_step_hooks
 from tapescope.fit.train_step_hooks import LossCall
 from tapescope.probe import Probe
 from tapescope.recorder import Recorder
-from tapescope.schedule import Schedule, every
+from tapescope.schedule import Schedule, auto
 from tapescope.statistics.reading import Reading
 from tapescope.storage.event_file import absolute
 from tapescope.storage.resume import Resume
@@ -45,8 +45,9 @@ class Monitor(keras.callbacks.Callback):
 
     Args:
       logdir: the run's directory.
-      when: which batches to measure, counted from the first; every tenth by default. With `steps_per_execution` above
-        1, it is asked once for each execution and counts executions. The record is then of the execution's last batch.
+      when: which batches to measure, counted from the first; `tapescope.auto()` by default. With `steps_per_execution`
+        above 1, it is asked once for each execution and counts executions. The record is then of the execution's last
+        batch.
       on_finding: "stop" ends the training when the rules find an error; "continue" only records it.
       layers: as for `tapescope.Probe`.
       window_examples: as for `tapescope.Probe`.
@@ -76,7 +77,7 @@ class Monitor(keras.callbacks.Callback):
             raise ValueError(f'`on_finding` must be "continue" or "stop"; got {on_finding!r}')
         self._on_finding = on_finding
         self._logdir = logdir
-        self._when = every(10) if when is None else when
+        self._when = auto() if when is None else when
         self._probe_options: dict[str, Any] = {
             "layers": layers,
             "window_examples": window_examples,

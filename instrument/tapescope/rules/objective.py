@@ -43,6 +43,9 @@ LOGITS_CUT = {"relu", "softplus", "softsign", "tanh"}
 """Activations after which logits can't have every value."""
 PROBABILITY_ACTIVATIONS = {"hard_sigmoid", "sigmoid", "softmax"}
 
+KNOWN_ACTIVATIONS = NOT_PROBABILITIES | PROBABILITY_ACTIVATIONS | {"exponential"}
+"""Others are judged by what they gave."""
+
 TOLERANCE = 1e-3
 """By which a target may miss a bound: rounding, and the sum of many float16 shares."""
 ROW_TOLERANCE = 0.01
@@ -365,7 +368,9 @@ def _loss_verdicts(case: _Case) -> Iterator[_Verdict]:
             units,
         )
         return
-    if loss in PROBABILITIES and kind == "linear" and not objective.from_logits and not _are_probabilities(case):
+    is_known = kind in KNOWN_ACTIVATIONS
+    may_be_logits = kind == "linear" or (not is_known and case.outputs is not None)
+    if loss in PROBABILITIES and may_be_logits and not objective.from_logits and not _are_probabilities(case):
         activation = "sigmoid" if loss in BINARY else "softmax"
         can_take_logits = f", or the loss `from_logits=True`: `{_class_name(loss)}(from_logits=True)`"
         yield _Verdict(
@@ -386,6 +391,13 @@ def _loss_verdicts(case: _Case) -> Iterator[_Verdict]:
             "info" if objective.logits_taken else "warning",
             message,
             "Leave out the activation, or `from_logits=True`.",
+            units,
+        )
+    elif objective.from_logits and not is_known and _are_probabilities(case) and _are_many(case):
+        yield _Verdict(
+            "warning",
+            f"all outputs lie between 0 and 1, as probabilities do, and {case.loss} was told that it gets logits",
+            "Leave out `from_logits=True`, or what makes the outputs probabilities.",
             units,
         )
     yield from _classes_verdicts(case)
@@ -540,6 +552,13 @@ def _classes_as_values(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
 def _are_probabilities(case: _Case) -> bool:
     """Return whether all outputs so far lay between 0 and 1."""
     return case.outputs is not None and case.outputs.low >= 0 and case.outputs.high <= 1
+
+
+def _are_many(case: _Case) -> bool:
+    """Return whether so many different outputs were seen that their range is not due to chance."""
+    outputs = case.outputs
+    several = case.history.data.records >= WINDOW // 2
+    return several and outputs is not None and outputs.elements >= SAME_LABELS and outputs.high > outputs.low
 
 
 def _class_name(loss: str) -> str:

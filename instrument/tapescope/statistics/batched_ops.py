@@ -17,6 +17,8 @@ it squares, and takes variances in two passes. `with_exact_fallback` puts it int
 The fast path's sums detect all three cases, so no further pass over the data is needed.
 docs/decisions/0002-fast-path-and-exact-path.md gives the reasons and what was tried besides.
 
+On a GPU there is no branch: see the module `single_pass`.
+
 The raw operations skip the conversions and the dispatch of TensorFlow's public wrappers, two thirds of the time that it
 takes to make a node.
 
@@ -24,6 +26,8 @@ Letters: K statistics, M elements of a unit, N elements of a tensor, n tensors, 
 """
 
 import functools
+import math
+import os
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -65,6 +69,20 @@ def constant(value: Any, dtype: tf.DType | None = None) -> tf.Tensor:
     if key not in constants:
         constants[key] = tf.constant(array, kind)
     return constants[key]
+
+
+PLATFORM_VARIABLE = "TAPESCOPE_PLATFORM"
+"""Environment variable: `gpu` or `cpu` lowers measuring for that platform, wherever it runs."""
+
+
+def for_gpu() -> bool:
+    """Return whether what is traced or run here is lowered for a GPU: see the module `single_pass`."""
+    chosen = os.environ.get(PLATFORM_VARIABLE, "")
+    if chosen not in ("", "cpu", "gpu"):
+        raise ValueError(f"{PLATFORM_VARIABLE} must be `cpu` or `gpu`; got {chosen!r}")
+    if chosen:
+        return chosen == "gpu"
+    return bool(tf.config.list_logical_devices("GPU")) and "CPU:" not in constant(0.0).device
 
 
 class Group(NamedTuple):
@@ -121,10 +139,20 @@ def _group(tensors: Sequence[tf.Tensor], indices: tuple[int, ...], keep_units: b
     return Group(indices, tensor, stacked, stride)
 
 
+def least_sample() -> int:
+    """Return how many elements of a large tensor a histogram counts at least.
+
+    A histogram on a GPU is a scatter onto few addresses, and additions to one address wait for each other.
+    """
+    return 1 << 13 if for_gpu() else MAX_STACKED_SIZE
+
+
 def _sampling_stride(size: int) -> int:
-    """Return the largest of some primes that leaves MAX_STACKED_SIZE elements and does not divide `size`, or 1."""
-    for stride in (13, 11, 7, 5, 3):
-        if size >= stride * (MAX_STACKED_SIZE + SAMPLE_BLOCK) and size % stride:
+    """Return the largest of some primes that leaves `least_sample` elements and does not divide `size`, or 1."""
+    least = least_sample() + SAMPLE_BLOCK
+    largest = size // least if for_gpu() else 13
+    for stride in range(largest, 2, -1):
+        if size >= stride * least and size % stride and all(stride % d for d in range(2, math.isqrt(stride) + 1)):
             return stride
     return 1
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tapescope.statistics.batched_ops import constant
+from tapescope.statistics import single_pass
+from tapescope.statistics.batched_ops import constant, for_gpu, fusion_barrier
 from tensorboard_plugin_tapescope import metadata
 
 COUNTS = ("finite", "nonfinite", "zero", "whole", "negative", "above_one", "below_minus_one")
@@ -39,8 +40,58 @@ class DataTensor(NamedTuple):
 
 def data_rows(tensors: Sequence[DataTensor]) -> tf.Tensor:
     """Return the statistics of one replica, float32 [K, D]."""
-    columns = [_rows_of(_first_examples(d.tensor), d.weights, d.has_classes) for d in tensors]
-    return tf.stack(columns, 1) if columns else tf.zeros([len(DATA_ROWS), 0])
+    if not tensors:
+        return tf.zeros([len(DATA_ROWS), 0])
+    if for_gpu():
+        return _single_pass(tensors)
+    return tf.stack([_rows_of(_first_examples(d.tensor), d.weights, d.has_classes) for d in tensors], 1)
+
+
+def _single_pass(tensors: Sequence[DataTensor]) -> tf.Tensor:
+    """Return DATA_ROWS as they are computed on a GPU: all elements of a tensor in one kernel."""
+    rows = []
+    zero = constant(0.0)
+    low = constant(float("-inf"))
+    for each in tensors:
+        tensor = tf.cast(_first_examples(each.tensor), tf.float32)
+        x = fusion_barrier(single_pass.in_rows(tensor))
+        used = finite = tf.math.is_finite(x)
+        nonfinite = tf.logical_not(finite)
+        if each.weights is not None:
+            counts = tf.reshape(each.weights[: tf.shape(tensor)[0]] > 0, [-1, *[1] * (len(tensor.shape) - 1)])
+            counted = tf.reshape(tf.broadcast_to(counts, tf.shape(tensor)), tf.shape(x))
+            used, nonfinite = (tf.logical_and(mask, counted) for mask in (used, nonfinite))
+        x = tf.where(used, x, zero)
+        one = constant(1.0)
+        wide = tf.cast(x, tf.float64)
+        masks = (used, nonfinite, x == zero, tf.floor(x) == x, x < zero, x > one, x < -one)
+        elements = {name: tf.cast(mask, tf.float32) for name, mask in zip(COUNTS, masks, strict=True)}
+        elements |= {"sum": wide, "square": tf.square(wide)}
+        elements |= {"min": tf.where(used, -x, low), "max": tf.where(used, x, low)}
+        rows.append(single_pass.reduce_rows(elements, ["min", "max"]))
+    found = single_pass.fold(rows, ["min", "max"])
+    mean = tf.math.divide_no_nan(found["sum"], found["finite"])
+    found["min"] = -found["min"]
+    found["deviations"] = tf.maximum(found["square"] - mean * found["sum"], constant(0.0, tf.float64))
+    moments = [mean, found["deviations"], found["min"], found["max"]]
+    known = tf.cast(tf.stack([*(found[name] for name in COUNTS), *moments]), tf.float32)
+    bounds = tf.stack([tf.stack(_row_bounds(each)) for each in tensors], 1)
+    sizes = tf.stack([tf.cast(tf.size(_first_examples(d.tensor)), tf.float32) for d in tensors])
+    return tf.concat([known[: len(COUNTS)], sizes[None], known[len(COUNTS) :], bounds], 0)
+
+
+def _row_bounds(each: DataTensor) -> list[tf.Tensor]:
+    x = tf.cast(_first_examples(each.tensor), tf.float32)
+    if not _has_rows(x, each.has_classes):
+        return [constant(float("nan"))] * 4
+    used = tf.math.is_finite(x)
+    if each.weights is not None:
+        used &= tf.reshape(each.weights[: tf.shape(x)[0]] > 0, [-1, *[1] * (len(x.shape) - 1)])
+    return _bounds(tf.where(used, x, 0.0), used, each.has_classes)[2:]
+
+
+def _has_rows(x: tf.Tensor, has_classes: bool) -> bool:
+    return has_classes and len(x.shape) > 1 and (x.shape[-1] or 0) > 1
 
 
 def _first_examples(tensor: tf.Tensor) -> tf.Tensor:
@@ -79,7 +130,7 @@ def _bounds(x: tf.Tensor, used: tf.Tensor, has_classes: bool) -> list[tf.Tensor]
     low = constant(float("inf"))
     high = constant(float("-inf"))
     bounds = [tf.reduce_min(tf.where(used, x, low)), tf.reduce_max(tf.where(used, x, high))]
-    if not has_classes or len(x.shape) < 2 or (x.shape[-1] or 0) < 2:
+    if not _has_rows(x, has_classes):
         return [*bounds, *[constant(float("nan"))] * 4]
     is_used = tf.reduce_any(used, -1)
     for values in (tf.reduce_sum(x, -1), tf.cast(tf.argmax(x, -1), tf.float32)):

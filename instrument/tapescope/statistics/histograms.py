@@ -4,7 +4,8 @@ Large tensors are sampled. Of 98,352 elements and more, every k-th block of 16 n
 prime up to 13 that leaves at least 32,768 elements and does not divide their number, so that no unit, row or position
 is left out. The counts are then scaled to the number of finite elements. The standard error of a share p is
 sqrt(p (1 - p) / 32768), at most 0.28 %, where neighbours are independent. Where the neighbours in a block are all equal
-it is four times that. Counts of smaller tensors are exact. The total is exact for all.
+it is four times that. Counts of smaller tensors are exact. The total is exact for all. On a GPU the least sample is
+8,192 elements, the largest error 0.55 %, and k any prime.
 
 Letters: B bins, n tensors.
 """
@@ -17,8 +18,10 @@ import tensorflow as tf
 from tapescope.statistics.batched_ops import (
     SAMPLE_BLOCK,
     Group,
+    concat,
     concat_parts,
     constant,
+    for_gpu,
     fusion_barrier,
     reduction_axes,
 )
@@ -41,18 +44,51 @@ def _bin_of_code() -> np.ndarray:
 
 def count_codes(groups: Sequence[Group]) -> tf.Tensor:
     """Return how many elements of each tensor have each code, int32 [n, CODES]; of a large one, how many sampled."""
-    shift = constant(22, tf.uint32)
+    if for_gpu():
+        return count_bins(groups)
     size = constant(CODES)
     weights = constant([], tf.int32)
     parts = []
     for group in groups:
-        bits = tf.raw_ops.Bitcast(input=_sample(group), type=tf.uint32)
-        code = tf.raw_ops.Bitcast(input=tf.raw_ops.RightShift(x=bits, y=shift), type=tf.int32)
+        code = _codes(group)
         shape = [len(group.indices), -1] if group.stacked else [-1]
         if code.shape.rank != len(shape):
             code = tf.raw_ops.Reshape(tensor=code, shape=constant(shape))
         parts.append(tf.raw_ops.DenseBincount(input=code, size=size, weights=weights, binary_output=False))
     return concat_parts(parts, groups)
+
+
+def _codes(group: Group) -> tf.Tensor:
+    """Return the code of each element of a group's sample, int32."""
+    bits = tf.raw_ops.Bitcast(input=_sample(group), type=tf.uint32)
+    return tf.raw_ops.Bitcast(input=tf.raw_ops.RightShift(x=bits, y=constant(22, tf.uint32)), type=tf.int32)
+
+
+def count_bins(groups: Sequence[Group]) -> tf.Tensor:
+    """Return how many elements of each tensor's sample are in each of the wire's bins, int32 [B, n].
+
+    All tensors are counted together: on a GPU by one scatter.
+    """
+    # Addresses are float32, exact up to 2^24: TensorFlow does int32 arithmetic of a GPU's step on the host.
+    total = sum(len(group.indices) for group in groups)
+    bin_of_code = constant(np.where(_bin_of_code() < 0, BINS * total, _bin_of_code()), tf.float32)
+    first = 0
+    addresses = []
+    for group in groups:
+        n = len(group.indices)
+        bins = tf.raw_ops.GatherV2(params=bin_of_code, indices=_codes(group), axis=constant(0))
+        offsets = BINS * np.arange(first, first + n)
+        if group.stacked:
+            offsets = offsets.reshape([n] + [1] * (bins.shape.rank - 1))
+        addresses.append(tf.reshape(bins + constant(offsets if group.stacked else offsets[0], tf.float32), [-1]))
+        first += n
+    counts = tf.raw_ops.DenseBincount(
+        input=tf.raw_ops.Cast(x=concat(addresses, 0), DstT=tf.int32),
+        size=constant(BINS * first),
+        weights=constant([], tf.int32),
+        binary_output=False,
+    )
+    return tf.transpose(tf.reshape(counts, [first, BINS]))
 
 
 def _sample(group: Group) -> tf.Tensor:
@@ -73,17 +109,19 @@ def fold_into_bins(counts: tf.Tensor, groups: Sequence[Group], finite: tf.Tensor
     """Sum counts by code to counts over the wire's bins.
 
     Args:
-      counts: from `count_codes`, int32 [n, CODES].
+      counts: from `count_codes`, int32 [n, CODES]; on a GPU from `count_bins`.
       groups: the groups that were counted.
       finite: number of finite elements of each tensor, float32 [n]: the total of its counts, also where it was sampled.
 
     Returns:
       int32 [B, n].
     """
-    by_code = tf.raw_ops.Transpose(x=counts, perm=constant([1, 0]))
-    # NaN and Inf have bin -1, and a segment below 0 is left out of the sum.
-    segments = constant(_bin_of_code())
-    bins = tf.raw_ops.UnsortedSegmentSum(data=by_code, segment_ids=segments, num_segments=constant(BINS))
+    bins = counts
+    if not for_gpu():
+        by_code = tf.raw_ops.Transpose(x=counts, perm=constant([1, 0]))
+        # NaN and Inf have bin -1, and a segment below 0 is left out of the sum.
+        segments = constant(_bin_of_code())
+        bins = tf.raw_ops.UnsortedSegmentSum(data=by_code, segment_ids=segments, num_segments=constant(BINS))
     if all(group.stride == 1 for group in groups):
         return bins
     # The cumulative counts are scaled and rounded, not each bin: so the total is exact.

@@ -6,6 +6,7 @@ returns, a. Its *pre-activation* z is the activation's argument.
 Letters: B bins, K statistics, L layers, M elements of a unit, n tensors, U units.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ import tensorflow as tf
 from tapescope.capture.activations import SATURATED_SHARE, Activation
 from tapescope.capture.layer_hooks import LayerCall
 from tapescope.failsafe import attribute_errors_to
-from tapescope.statistics import histograms
+from tapescope.statistics import histograms, single_pass
 from tapescope.statistics import tensors as tensor_statistics
 from tapescope.statistics.batched_ops import (
     Group,
@@ -26,6 +27,7 @@ from tapescope.statistics.batched_ops import (
     element_counts,
     expand_columns,
     first_unit,
+    for_gpu,
     fusion_barrier,
     group_by_shape,
     reduction_axes,
@@ -87,11 +89,14 @@ def layer_rows(calls: Sequence[LayerCall], histogram: bool = False) -> tuple[tf.
     needs_own = [call.activation.function is not None or call.activation.from_gradients for call in calls]
     keys = [id(call) if own else call.activation for call, own in zip(calls, needs_own, strict=True)]
     groups = group_by_shape(outputs, keep_units=True, keys=keys)
-    parts = [_moments(chunk, calls) for chunk in chunks(groups)]
-    moments, absolute_sums = (concat(part, 1) for part in zip(*parts, strict=True))
-    unit_counts = _unit_counts(groups, calls)
     widths = [int(a.shape[-1] or 0) for a in outputs]
-    zero, saturated = _sum_by_layer(unit_counts, groups, widths)
+    if for_gpu():
+        moments, zero, saturated, absolute_sums, unit_counts = _single_pass(groups, calls)
+    else:
+        parts = [_moments(chunk, calls) for chunk in chunks(groups)]
+        moments, absolute_sums = (concat(part, 1) for part in zip(*parts, strict=True))
+        unit_counts = _unit_counts(groups, calls)
+        zero, saturated = _sum_by_layer(unit_counts, groups, widths)
     nan_if_undefined = [0.0 if _has_saturation(calls[i]) else np.nan for group in groups for i in group.indices]
     sizes = element_counts(groups)
     bins = None
@@ -105,6 +110,43 @@ def layer_rows(calls: Sequence[LayerCall], histogram: bool = False) -> tuple[tf.
     norms, nonfinite = _delta_rows([call.deltas for call in calls])
     first_input = _first_input_rows(calls)
     return concat([rows, norms, nonfinite[None], first_input], 0), units, bins
+
+
+def _single_pass(
+    groups: Sequence[Group], calls: Sequence[LayerCall]
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    """Return all statistics of the outputs as they are computed on a GPU.
+
+    Returns:
+      What `_moments` returns first, number of zeros and of saturated elements, each [n], what `_moments` returns
+      second, and what `_unit_counts` returns.
+    """
+    units = []
+    saturated = []
+    zero = constant(0.0)
+    for group in groups:
+        masks = _unit_masks(group, calls)
+        x = group.tensor
+        magnitude = tf.raw_ops.SelectV2(condition=tf.raw_ops.IsFinite(x=x), t=tf.raw_ops.Abs(x=x), e=zero)
+        present = {id(mask): tf.cast(mask, tf.float32) for mask in masks if mask is not None}
+        summed = single_pass.unit_sums(group, [magnitude, *present.values()])
+        counts = dict(zip(present, summed[1:], strict=True))
+        none = tf.zeros_like(summed[0])
+        units.append((summed[0], *(none if mask is None else counts[id(mask)] for mask in masks)))
+        saturated.append(functools.partial(_is_saturated, calls[group.indices[0]], masks))
+    moments = single_pass.moments(groups, saturated)
+    absolute_sums, *unit_counts = (_concat_units(row) for row in zip(*units, strict=True))
+    rows = tf.raw_ops.Pack(values=[moments[name] for name in ("nonfinite", "mean", "m2", "min", "max")])
+    return rows, moments["zero"], moments["saturated"], absolute_sums[None], unit_counts
+
+
+def _is_saturated(call: LayerCall, masks: Sequence[tf.Tensor | None], x: tf.Tensor) -> tf.Tensor | None:
+    """Return which elements of `x` are saturated; `masks` are of the same elements in another shape."""
+    if call.activation.function is None and not call.activation.from_gradients:
+        low, high = saturation_masks(call.activation, None, x)
+    else:
+        low, high = (None if mask is None else tf.reshape(mask, tf.shape(x)) for mask in masks[2:])
+    return high if low is None else low if high is None else low | high
 
 
 def _sum_by_layer(
@@ -160,7 +202,7 @@ def _pre_activation(call: LayerCall) -> tf.Tensor | None:
 
 def _count_nonfinite(x: tf.Tensor) -> tf.Tensor:
     """Return how many elements are NaN or Inf, float32 []."""
-    return tf.cast(tf.reduce_sum(tf.cast(~tf.math.is_finite(x), tf.int32)), tf.float32)
+    return tf.reduce_sum(tf.cast(~tf.math.is_finite(x), tf.float32))
 
 
 def _moments(groups: Sequence[Group], calls: Sequence[LayerCall]) -> Sequence[tf.Tensor]:
@@ -229,27 +271,31 @@ def _unit_counts(groups: Sequence[Group], calls: Sequence[LayerCall]) -> list[tf
     """Return all UNIT_ROWS but the first, in their order: counts of each unit's elements, each float32 [sum U]."""
     batch_axis = constant([0])
     batch_axis_of_stack = constant([1])
-    zero = constant(0.0)
     counts = []
     for group in groups:
-        call = calls[group.indices[0]]
-        x = group.tensor
         axis = batch_axis_of_stack if group.stacked else batch_axis
-        units = x.shape[-1]
+        units = group.tensor.shape[-1]
         none = tf.zeros([len(group.indices), units] if group.stacked else [units])
-        with attribute_errors_to(call.name):
-            zeros = _count(tf.raw_ops.Equal(x=x, y=zero), axis, none)
-            if call.activation.from_gradients:
-                low, high = _masks_from_gradients(call, x)
-            else:
-                low, high = saturation_masks(call.activation, _pre_activation(call), x)
-            flat = flat_mask(call.activation, x)
-        # What is saturated low of a ReLU are its zeros.
-        is_relu = call.activation.nonnegative and call.activation.saturated[0] == 0
-        flat_count = _count(flat, axis, none)
-        low_count = zeros if is_relu else _count(low, axis, none)
-        counts.append((zeros, flat_count, low_count, _count(high, axis, none)))
+        masks = _unit_masks(group, calls)
+        distinct = {id(mask): _count(mask, axis, none) for mask in masks}
+        counts.append([distinct[id(mask)] for mask in masks])
     return [_concat_units(row) for row in zip(*counts, strict=True)]
+
+
+def _unit_masks(group: Group, calls: Sequence[LayerCall]) -> tuple[tf.Tensor | None, ...]:
+    """Return for each of UNIT_ROWS but the first which elements it counts; None where there can be none."""
+    call = calls[group.indices[0]]
+    x = group.tensor
+    with attribute_errors_to(call.name):
+        zeros = tf.raw_ops.Equal(x=x, y=constant(0.0))
+        if call.activation.from_gradients:
+            low, high = _masks_from_gradients(call, x)
+        else:
+            low, high = saturation_masks(call.activation, _pre_activation(call), x)
+        flat = flat_mask(call.activation, x)
+    # What is saturated low of a ReLU are its zeros.
+    is_relu = call.activation.nonnegative and call.activation.saturated[0] == 0
+    return zeros, flat, zeros if is_relu else low, high
 
 
 def _count(mask: tf.Tensor | None, axis: tf.Tensor, none: tf.Tensor) -> tf.Tensor:

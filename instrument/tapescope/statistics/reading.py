@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tapescope.capture.layer_hooks import LayerCall
 from tapescope.capture.selection import Names
-from tapescope.statistics import data, replicas
+from tapescope.statistics import data, replicas, single_pass
 from tapescope.statistics import layers as layer_statistics
 from tapescope.statistics import tensors as tensor_statistics
 from tapescope.statistics.batched_ops import constant
@@ -138,11 +138,12 @@ def measure(
       weights: the V variables before the update.
       histograms: whether to count elements into bins.
     """
-    rows, units, activation_histogram = layer_statistics.layer_rows(calls, histograms)
-    gradient_rows = None
-    gradient_histogram = None
-    if gradients is not None:
-        gradient_rows, gradient_histogram = tensor_statistics.gradient_rows(gradients, histograms)
+
+    def reduce() -> tuple[Any, Any]:
+        of_gradients = None if gradients is None else tensor_statistics.gradient_rows(gradients, histograms)
+        return layer_statistics.layer_rows(calls, histograms), of_gradients or (None, None)
+
+    (rows, units, activation_histogram), (gradient_rows, gradient_histogram) = single_pass.compiled(reduce)
     return Partial(
         layer_rows=rows,
         units=units,
@@ -184,12 +185,20 @@ def complete(
             aggregated = replicas.all_reduce(context, gradients)
             applied = None if applied is None else replicas.all_reduce(context, applied)
         partial, replica_columns = _gather(context, partial, replicas.replica_rows(gradients, aggregated))
+    recorded = None
     if aggregated is not None or partial.gradient_rows is None:
         recorded = gradients if aggregated is None else aggregated
-        rows, counts = tensor_statistics.gradient_rows(recorded, histograms)
-        partial = partial._replace(gradient_rows=rows, gradient_histogram=counts)
-    applied_norm = None if applied is None else tensor_statistics.norms(applied)
 
+    def reduce() -> tuple[Any, Any, Any]:
+        return (
+            (None, None) if recorded is None else tensor_statistics.gradient_rows(recorded, histograms),
+            None if applied is None else tensor_statistics.norms(applied),
+            tensor_statistics.weight_rows(partial.weights, weights),
+        )
+
+    (rows, counts), applied_norm, weight_rows = single_pass.compiled(reduce)
+    if recorded is not None:
+        partial = partial._replace(gradient_rows=rows, gradient_histogram=counts)
     layer_rows = tf.reshape(partial.layer_rows, [-1, *partial.layer_rows.shape[-2:]])
     layers = layer_columns(layer_rows, flow_path.followed_sources(names.sources, len(names.layers)))
     gradient = dict(zip(tensor_statistics.GRADIENT_ROWS, tf.unstack(partial.gradient_rows), strict=True))
@@ -199,8 +208,7 @@ def complete(
         noise_total = constant(NAN)
     else:
         noise, noise_total = replicas.noise_scale(replica_columns[0], gradient["norm"], examples)
-    weight_rows = tf.unstack(tensor_statistics.weight_rows(partial.weights, weights))
-    weight = dict(zip(tensor_statistics.WEIGHT_ROWS, weight_rows, strict=True))
+    weight = dict(zip(tensor_statistics.WEIGHT_ROWS, tf.unstack(weight_rows), strict=True))
     variables = {
         "gradient_norm": gradient["norm"],
         "applied_norm": gradient["norm"] if applied_norm is None else applied_norm,

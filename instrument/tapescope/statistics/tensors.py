@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tapescope.capture import private_api
-from tapescope.statistics import histograms
+from tapescope.statistics import histograms, single_pass
 from tapescope.statistics.batched_ops import (
     Group,
     chunks,
@@ -23,6 +23,7 @@ from tapescope.statistics.batched_ops import (
     distinct_tensors,
     element_counts,
     expand_columns,
+    for_gpu,
     fusion_barrier,
     group_by_shape,
     reduction_axes,
@@ -95,6 +96,9 @@ def norm_rows(groups: Sequence[Group], is_valid: Callable[[tf.Tensor], tf.Tensor
     Returns:
       float32 [3, n], in the order of the groups.
     """
+    if for_gpu():
+        norm, largest, _, nonfinite = tf.unstack(single_pass.norm_rows(groups))
+        return tf.raw_ops.Pack(values=[norm, largest, nonfinite])
     rows = []
     for chunk in chunks(groups):
         square = sums_of_squares(chunk)
@@ -126,16 +130,16 @@ def gradient_rows(gradients: Sequence[tf.Tensor | None], histogram: bool = False
         no_counts = tf.zeros([len(gradients), BINS], tf.int32) if histogram else None
         return tf.fill([len(GRADIENT_ROWS), len(gradients)], np.nan), no_counts
     groups = group_by_shape(distinct)
-    rows = concat([_norm_max_nonfinite(chunk) for chunk in chunks(groups)], 1)
-    norm, largest, nonfinite = tf.unstack(rows)
     bins = None
-    if histogram:
-        counts = histograms.count_codes(groups)
-        zero = histograms.zero_share_of_counts(counts)
+    counts = histograms.count_codes(groups) if histogram else None
+    if for_gpu():
+        norm, largest, zero, nonfinite = tf.unstack(single_pass.norm_rows(groups))
+    else:
+        norm, largest, nonfinite = tf.unstack(concat([_norm_max_nonfinite(chunk) for chunk in chunks(groups)], 1))
+        zero = histograms.zero_share(groups) if counts is None else histograms.zero_share_of_counts(counts)
+    if counts is not None:
         folded = histograms.fold_into_bins(counts, groups, element_counts(groups) - nonfinite)
         bins = tf.transpose(expand_columns(restore_order(folded, groups), gradients, absent=0))
-    else:
-        zero = histograms.zero_share(groups)
     rows = tf.raw_ops.Pack(values=[norm, largest, zero, nonfinite])
     return expand_columns(restore_order(rows, groups), gradients), bins
 
@@ -176,18 +180,21 @@ def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> tf.T
     """
     start = [as_float32(v) for v in before]
     end = [as_float32(v) for v in after]
-    old = start_groups = group_by_shape(start)
+    old = group_by_shape(start)
     # A change of float64 weights may be less than float32 resolves of them: it is taken first.
     wide = [i for i, v in enumerate(before) if v.dtype.real_dtype.size > tf.float32.size]
-    if wide:
-        for i in wide:
-            end[i] = as_float32(after[i] - before[i])
-            start[i] = tf.zeros_like(end[i])
-        start_groups = group_by_shape(start)
-    change = [
-        o._replace(tensor=tf.raw_ops.Sub(x=n.tensor, y=o.tensor))
-        for o, n in zip(start_groups, group_by_shape(end), strict=True)
-    ]
+    for i in wide:
+        end[i] = as_float32(after[i] - before[i])
+        start[i] = tf.zeros_like(end[i])
+    if for_gpu():
+        # A change that is read later than the optimizer's kernel would keep a copy of the weights before it.
+        change = group_by_shape([fusion_barrier(tf.raw_ops.Sub(x=n, y=o)) for o, n in zip(start, end, strict=True)])
+    else:
+        start_groups = group_by_shape(start) if wide else old
+        change = [
+            o._replace(tensor=tf.raw_ops.Sub(x=n.tensor, y=o.tensor))
+            for o, n in zip(start_groups, group_by_shape(end), strict=True)
+        ]
     norm, _, nonfinite = tf.unstack(norm_rows(old, tf.math.is_finite))
     change_norm, _, _ = tf.unstack(norm_rows(change, tf.math.is_finite))
     return restore_order(tf.raw_ops.Pack(values=[norm, change_norm, nonfinite]), old)

@@ -150,6 +150,10 @@ class DirectoryLock:
         _locks.add(self)
         self.renew()
 
+    def __fspath__(self) -> str:
+        """Return the directory, so that a Recorder can be given the lock that the program holds already."""
+        return self._directory
+
     def renew(self) -> None:
         """Make the directory, and lock it unless it is the one that is locked already.
 

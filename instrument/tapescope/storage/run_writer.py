@@ -113,6 +113,11 @@ class RunWriter:
         )
         self._update_index(now=True)
 
+    def add_about(self, fields: Mapping[str, Any]) -> None:
+        """Add fields to every status from now on, and write one."""
+        self._about |= fields
+        self.write_status("training")
+
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Write the run's hyperparameters for the HParams tab."""
         from tensorboard.plugins.hparams import summary_v2

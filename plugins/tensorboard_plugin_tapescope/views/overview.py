@@ -23,6 +23,8 @@ STALL_GAPS = 10
 CLOCK_ERROR_SECONDS = 24 * 3600.0
 """Largest difference between the clocks of two machines."""
 
+RECENT_GAPS = 20
+"""Last gaps between records that say how often a run records: a run may begin with a record every step."""
 SPARKLINE_POINTS = 60
 
 
@@ -101,7 +103,7 @@ def run_state(run: Run, status: dict[str, Any], step: Table | None, now: float, 
         return "ended" if status.get("state") == "ended" else "unknown"
     last = max(tag.last_seconds for tag in run.tags.values())
     gaps = np.diff(step.seconds[-50:]) if step is not None and len(step.seconds) > 1 else np.zeros(1)
-    limit = max(STALL_SECONDS, STALL_GAPS * usual_gap(gaps, 25))
+    limit = max(STALL_SECONDS, STALL_GAPS * usual_gap(gaps[-RECENT_GAPS:], 25))
     return "stalled" if silent > limit or now - last > max(limit, CLOCK_ERROR_SECONDS) else "training"
 
 
@@ -120,7 +122,7 @@ def measuring_overhead(step: Table | None) -> float | None:
     step_ms = _median(step, "step_ms")
     if measure_ms is None or not step_ms or step is None:
         return None
-    steps_between = usual_gap(np.diff(step.steps), 10) if len(step.steps) > 1 else 1.0
+    steps_between = usual_gap(np.diff(step.steps)[-RECENT_GAPS:], 10) if len(step.steps) > 1 else 1.0
     return measure_ms / (step_ms * max(steps_between, 1.0))
 
 

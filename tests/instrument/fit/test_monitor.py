@@ -187,7 +187,8 @@ def test_records_under_a_strategy_are_of_all_replicas(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras' own callback and NumPy 2
 def test_a_monitor_works_with_kerass_tensorboard_callback(tmp_path):
-    fit([keras.callbacks.TensorBoard(tmp_path), tapescope.Monitor(tmp_path / "gradients")], jit_compile=False)
+    monitor = tapescope.Monitor(tmp_path / "gradients", tapescope.every(10))
+    fit([keras.callbacks.TensorBoard(tmp_path), monitor], jit_compile=False)
     assert tapescope.Run(tmp_path / "gradients").steps.tolist() == [0, 10, 20]
 
 

@@ -1,4 +1,4 @@
-"""What Monitor knows about the objective of a fit: loss, targets, metrics, and what Keras really trains."""
+"""The objective of a fit as Monitor knows it: loss, targets, metrics, and what Keras really trains."""
 
 import keras
 import numpy as np

@@ -33,6 +33,15 @@ def dense(units, *activations, before="relu"):
     return keras.Sequential([keras.Input((4,)), *layers])
 
 
+def own_sigmoid():
+    """Return a model whose output is a probability in a way that Keras does not know."""
+    return dense(1, lambda x: 1 / (1 + keras.ops.exp(-x)))
+
+
+def own_logits():
+    return dense(1, lambda x: 3 * x)
+
+
 def find(model, loss, targets, tmp_path, severity="warning", outputs=None, x=X):
     """Return the findings about data and objective after six records of one step."""
     probe = tapescope.Probe(model, loss=loss, histograms=False)
@@ -86,6 +95,8 @@ SOUND = {
     "loss of one's own": (dense(1, "relu"), lambda y, p: keras.ops.mean((y - p) ** 4), NORMAL),
     "no loss": (dense(1, "softmax"), None, NORMAL),
     "no targets": (dense(3, "relu"), "mse", None),
+    "logits of one's own": (own_logits(), from_logits("BinaryCrossentropy"), BINARY),
+    "a sigmoid of one's own": (own_sigmoid(), "binary_crossentropy", BINARY),
     "before a bounded layer": (dense(1, "sigmoid", before="tanh"), "binary_crossentropy", BINARY),
 }
 
@@ -138,6 +149,8 @@ FAULTY = {
     "class numbers for several units": (dense(3, "softmax"), "mse", CLASSES, LOSS_WARNING),
     "sigmoid into hinge": (dense(1, "sigmoid"), "hinge", 2 * BINARY - 1, LOSS_WARNING),
     "values below 0 into Poisson": (dense(1), "poisson", COUNTS, LOSS_WARNING),
+    "a sigmoid of one's own into logits": (own_sigmoid(), from_logits("BinaryCrossentropy"), BINARY, LOSS_WARNING),
+    "logits of one's own into binary": (own_logits(), "binary_crossentropy", BINARY, LOSS_WARNING),
     # The range of the targets.
     "classes for a sigmoid": (dense(1, "sigmoid"), "binary_crossentropy", CLASSES.astype("float32"), RANGE_ERROR),
     "signs for a sigmoid": (dense(1, "sigmoid"), "binary_crossentropy", 2 * BINARY - 1, RANGE_ERROR),

@@ -49,13 +49,13 @@ def test_the_sampling_stride_does_not_divide_the_size(size):
     assert np.gcd(size, group.stride) == 1
 
 
-def test_large_tensors_are_sampled():
+def test_large_tensors_are_sampled(platform):
     (group,) = batched_ops.group_by_shape([tf.zeros([10**6])])
-    assert group.stride == 13
+    assert group.stride == {"cpu": 13, "gpu": 113}[platform]
 
 
 def test_tensors_below_the_limit_are_not_sampled():
-    (group,) = batched_ops.group_by_shape([tf.zeros([3 * (MAX_STACKED_SIZE + SAMPLE_BLOCK) - 1])])
+    (group,) = batched_ops.group_by_shape([tf.zeros([3 * (batched_ops.least_sample() + SAMPLE_BLOCK) - 1])])
     assert group.stride == 1
 
 
@@ -106,3 +106,14 @@ def test_chunks_hold_all_groups_in_order():
     chunks = list(batched_ops.chunks(groups))
     assert [len(chunk) for chunk in chunks] == [16, 16, 7]
     assert [group for chunk in chunks for group in chunk] == groups
+
+
+def test_another_platform_is_refused(monkeypatch):
+    monkeypatch.setenv(batched_ops.PLATFORM_VARIABLE, "tpu")
+    with pytest.raises(ValueError, match="TAPESCOPE_PLATFORM must be `cpu` or `gpu`; got 'tpu'"):
+        batched_ops.for_gpu()
+
+
+def test_a_machine_without_a_gpu_is_not_lowered_for_one(monkeypatch):
+    monkeypatch.delenv(batched_ops.PLATFORM_VARIABLE)
+    assert not batched_ops.for_gpu()

@@ -80,3 +80,45 @@ def test_a_recorder_goes_on_at_the_given_step(tmp_path):
     with tapescope.Recorder(tmp_path, probe, resume=tapescope.Resume(5, state)) as recorder:
         recorder.write(5, step(5))
     assert tapescope.Run(tmp_path).steps.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def chosen_schedule(interval=7):
+    """Return an `auto` that has chosen at step 150."""
+    schedule = tapescope.auto()
+    chosen = {"measure_interval": interval, "measure_interval_from": 150, "measure_percent": 2.0}
+    schedule.restore(chosen)
+    return schedule, chosen
+
+
+def test_a_recorder_without_a_schedule_has_auto(tmp_path):
+    probe, _ = eager_steps()
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        assert all(map(recorder.when, range(3)))
+
+
+def test_the_choice_of_a_schedule_is_in_the_status_and_in_the_state(tmp_path):
+    probe, step = eager_steps()
+    schedule = tapescope.auto()
+    with tapescope.Recorder(tmp_path, probe, schedule) as recorder:
+        recorder.write(0, step(0))
+        _, chosen = chosen_schedule()
+        schedule.restore(chosen)
+        recorder.write(1, step(1))
+        state = recorder.state()
+    assert tapescope.Run(tmp_path).status.items() >= chosen.items()
+    assert {name: state[f"schedule/{name}"].item() for name in chosen} == chosen
+
+
+@pytest.mark.parametrize("from_state", [True, False], ids=["state", "status"])
+def test_a_run_that_goes_on_measures_as_before(tmp_path, from_state):
+    probe, step = eager_steps()
+    schedule, chosen = chosen_schedule()
+    with tapescope.Recorder(tmp_path, probe, schedule) as recorder:
+        recorder.write(0, step(0))
+        state = recorder.state()
+    if not from_state:  # the checkpoint is older than the choice
+        state = {name: array for name, array in state.items() if not name.startswith("schedule/")}
+    with tapescope.Recorder(tmp_path, probe, resume=tapescope.Resume(1, state)) as recorder:
+        assert recorder.when.about() == chosen
+        recorder.write(1, step(1))
+    assert tapescope.Run(tmp_path).status.items() >= chosen.items()

@@ -1,11 +1,13 @@
 """Reads and listings that the tab asks TensorBoard for, counted. bench/faults/load.py measures the times."""
 
+import json
 import threading
 import time
 
 import numpy as np
 import pytest
-from scripts.testbed.hostile import Provider, Tab, good
+from scripts.testbed import synthetic
+from scripts.testbed.hostile import SMALL, Datum, Provider, Series, Tab, good
 
 from tensorboard_plugin_tapescope.data import table_cache
 from tensorboard_plugin_tapescope.data.table_cache import CachedTable, LruCache, count_bytes
@@ -223,3 +225,38 @@ def test_a_table_larger_than_the_limit_is_kept_alone():
     cache.put(("a",), entry(10))
     cache.put(("b",), entry(5000))
     assert [name for name in "ab" if cache.get((name,))] == ["b"]
+
+
+def grown(steps=6):
+    """Return a run whose last layer was added after the first record."""
+    wide = SMALL._replace(layers=("first", "second", "added"))
+    narrow = wide._replace(layers=("first", "second"))
+    before = good(narrow, steps=1)
+    after = good(wide, steps)
+    run = {
+        tag: series._replace(data=[*series.data, *after[tag].data[1:]]) if tag in after else series
+        for tag, series in before.items()
+    }
+    details = synthetic.families(wide)["layers"].details
+    rows = {
+        "variables": wide.variable_names(),
+        "layers": wide.layers,
+        "layer_variables": details["variables"],
+        **{key: details[key] for key in ("units", "activations", "sources", "skipped")},
+    }
+    family = Family("rows", schema=2)
+    text = np.array(json.dumps(rows).encode(), object)
+    return {**run, family.tag: Series(family.metadata().plugin_data.content, [Datum(1, 1e9 + 1, text)])}
+
+
+def test_the_tab_shows_layers_that_were_added():
+    tab = Tab({"grown": grown()})
+    answer = tab.checked("view", view="flow", run="grown")
+    assert answer.status_code == 200
+    assert b"added" in answer.data
+
+
+def test_the_tab_shows_a_layer_that_was_added():
+    tab = Tab({"grown": grown()})
+    answer = tab.checked("view", view="layer", run="grown", layer="added")
+    assert answer.status_code == 200

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import tapescope
 from tapescope_trainers import train
 from tapescope_trainers.distributed import cluster, link
 from tapescope_trainers.distributed.cluster import Cluster
+from tests.trainers import trainings
 
 FLAGS = {"batch_size": 64, "seed": 0}
 
@@ -226,6 +227,244 @@ def test_a_strange_client_at_the_chiefs_port_is_ignored():
         one.end()
 
 
+# Strangers at the chief's port.
+
+
+def greeting_line(workers: Sequence[str], **changes: Any) -> bytes:
+    greeting = {"index": 1, "addresses": list(workers), "flags": FLAGS} | changes
+    return f"{json.dumps(greeting)}\n".encode()
+
+
+def join_with_strangers(
+    strangers: Callable[[Sequence[str], Callable], object], patience_s: float = 20, host="127.0.0.1"
+):
+    """Join two workers, the second one only after `strangers(addresses, connect)` has returned."""
+    addresses = (
+        free_addresses(2) if host == "127.0.0.1" else tuple(a.replace("127.0.0.1", host) for a in free_addresses(2))
+    )
+    joined: list[link.Link | str] = []
+
+    def join(index: int) -> None:
+        try:
+            joined.append(link.join(Cluster(addresses, index), FLAGS, 20))
+        except ValueError as error:
+            joined.append(str(error))
+
+    with contextlib.ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            port = int(addresses[0].rpartition(":")[2])
+            for _ in range(200):
+                with contextlib.suppress(OSError):
+                    return stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+                time.sleep(0.02)
+            raise AssertionError("the chief does not listen")
+
+        threads = [threading.Thread(target=join, args=(index,)) for index in (0, 1)]
+        threads[0].start()
+        strangers(addresses, connect)
+        threads[1].start()
+        for thread in threads:
+            thread.join(60)
+    for one in joined:
+        if isinstance(one, link.Link):
+            one._close()
+    return joined
+
+
+def is_joined(joined: Sequence[object]) -> bool:
+    return len(joined) == 2 and all(isinstance(one, link.Link) for one in joined)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"index": None},
+        {"index": "1"},
+        {"index": True},
+        {"index": 1.0},
+        {"index": -1},
+        {"index": 99},
+        {"index": 10**400},
+        {"index": [1]},
+        {"addresses": None},
+        {"addresses": [1, 2]},
+        {"addresses": {}},
+        {"flags": None},
+        {"flags": [1]},
+        {"flags": "seed"},
+    ],
+    ids=str,
+)
+def test_an_odd_greeting_is_ignored(changes):
+    assert is_joined(
+        join_with_strangers(lambda addresses, connect: connect().sendall(greeting_line(addresses, **changes)))
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n",
+        b"null\n",
+        b"{}\n",
+        b"[" * 100_000 + b"\n",
+        b"\xff\xfe\n",
+        b"NaN\n",
+        b"\x16\x03\x01\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+    ],
+    ids=range(9),
+)
+def test_what_is_not_a_greeting_is_ignored(content):
+    assert is_joined(join_with_strangers(lambda _, connect: connect().sendall(content)))
+
+
+def test_silent_strangers_cost_no_time():
+    start = time.monotonic()
+    assert is_joined(join_with_strangers(lambda _, connect: [connect() for _ in range(300)]))
+    assert time.monotonic() - start < 10
+
+
+def test_silent_strangers_do_not_extend_the_patience():
+    addresses = free_addresses(2)
+    port = int(addresses[0].rpartition(":")[2])
+    done = threading.Event()
+
+    def connect_again_and_again() -> None:
+        with contextlib.ExitStack() as stack:
+            while not done.wait(0.1):
+                with contextlib.suppress(OSError):
+                    stack.enter_context(socket.create_connection(("127.0.0.1", port), 1)).sendall(b"x")
+
+    thread = threading.Thread(target=connect_again_and_again)
+    thread.start()
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"no connection from worker 1 .* within 2 s"):
+        link.join(Cluster(addresses, 0), FLAGS, 2)
+    assert time.monotonic() - start < 4
+    done.set()
+    thread.join()
+
+
+def test_a_greeting_without_an_end_is_cut_off():
+    sent = 0
+
+    def send_much(_: object, connect: Callable) -> None:
+        nonlocal sent
+        connection = connect()
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                sent += connection.send(b"x" * (1 << 20))
+
+    assert is_joined(join_with_strangers(send_much))
+    assert sent < 50 << 20
+
+
+def test_two_workers_with_one_index_are_named():
+    addresses = free_addresses(3)
+    errors: list[str] = []
+
+    def join(index: int) -> None:
+        try:
+            link.join(Cluster(addresses, index), FLAGS, 20)
+        except ValueError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=join, args=(index,)) for index in (0, 1, 1)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join(60)
+    assert errors == [f"two workers have the index 1 of worker 1 ({addresses[1]}): give each its own"] * 3
+
+
+def test_a_worker_that_was_started_again_takes_its_place():
+    addresses = free_addresses(3)
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        port = int(addresses[0].rpartition(":")[2])
+        for _ in range(200):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as connection:
+                connection.sendall(greeting_line(addresses))
+                time.sleep(0.2)
+                break
+            time.sleep(0.02)
+        ended.set()
+
+    threading.Thread(target=come_and_go).start()
+    chief: list[link.Link | str] = []
+    thread = threading.Thread(target=lambda: chief.extend(join_all(addresses, [FLAGS])))
+    thread.start()
+    ended.wait(20)
+    others = [
+        threading.Thread(target=lambda i=i: chief.append(link.join(Cluster(addresses, i), FLAGS, 20))) for i in (1, 2)
+    ]
+    for other in others:
+        other.start()
+    for other in (*others, thread):
+        other.join(30)
+    assert [type(one) for one in chief] == [link.Link] * 3, chief
+    for one in chief:
+        if isinstance(one, link.Link):
+            one._close()
+
+
+def test_a_flag_that_the_chief_does_not_have_is_named():
+    errors = join_all(free_addresses(2), [FLAGS, FLAGS | {"new": 7}])
+    assert errors == ["--new is None on worker 0 and 7 on worker 1: start all workers with the same flags"] * 2
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="the machine has no IPv6")
+def test_workers_meet_over_ipv6():
+    assert is_joined(join_with_strangers(lambda *_: None, host="[::1]"))
+
+
+@pytest.mark.parametrize("content", [b"x" * (3 << 20), b"5\n", b"[" * 100_000 + b"\n", b"\xff\n", b'{"lost": 5}\n'])
+def test_what_is_not_a_message_is_a_loss(content):
+    chief, other = make_links(2)
+    lost = threading.Event()
+    chief.on_loss(lambda _: lost.set())
+    with contextlib.suppress(OSError):
+        other._sockets[0].sendall(content)
+    assert lost.wait(5)
+    for one in (other, chief):
+        one._close()
+
+
+def test_all_wait_for_all():
+    links = make_links(3)
+    arrived: list[int] = []
+
+    def wait(one: link.Link) -> None:
+        one.wait_for_all()
+        arrived.append(one.cluster.index)
+
+    threads = [threading.Thread(target=wait, args=(one,)) for one in links]
+    for thread in threads[:2]:
+        thread.start()
+    time.sleep(0.3)
+    assert arrived == []
+    threads[2].start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(arrived) == [0, 1, 2]
+    for one in reversed(links):
+        one._close()
+
+
+def test_a_worker_that_fails_before_the_others_arrive_is_named_on_all():
+    chief, one, other = make_links(3)
+    one.end("worker 1 cannot read its data")
+    for worker in (chief, other):
+        with pytest.raises(ValueError, match="worker 1 cannot read its data"):
+            worker.wait_for_all()
+        worker._close()
+
+
 @pytest.mark.parametrize("gone", [0, 2])
 def test_a_lost_worker_is_named_by_all_others(gone):
     links = make_links(4)
@@ -360,6 +599,46 @@ def measured_steps(logdir: Path) -> Sequence[int]:
     with contextlib.suppress(OSError, ValueError, KeyError):
         return tapescope.Run(logdir).steps.tolist()
     return []
+
+
+@LONG
+@pytest.mark.process
+@pytest.mark.parametrize("index", [0, 1], ids=["chief", "other"])
+def test_sigterm_while_waiting_is_answered_at_once(tmp_path, index):
+    tf_config = Cluster(free_addresses(2), index).tf_config()
+    with Trainer(tmp_path, "--strategy=multi_worker", tf_config=tf_config, real=True) as trainer:
+        time.sleep(8)
+        assert trainer.code is None, trainer.wait()
+        trainer.send(signal.SIGTERM)
+        start = time.monotonic()
+        assert trainer.finish() == ["Stopped by SIGTERM before the first step"]
+        assert time.monotonic() - start < 10
+    assert list(tmp_path.iterdir()) == []
+
+
+@LONG
+@pytest.mark.process
+def test_bad_input_of_another_worker_leaves_the_run_that_would_be_replaced(tmp_path):
+    logdir = tmp_path / "run"
+    trainings.run(logdir, "--preset=mlp", "--width=8", "--steps=2", "--checkpoint_every=1")
+    before = sorted(path.name for path in logdir.rglob("*"))
+    flags = ("--strategy=multi_worker", "--resume=never", "--data=mnist")
+    addresses = free_addresses(2)
+    with contextlib.ExitStack() as stack:
+        whole = tmp_path / "whole"
+        whole.mkdir()
+        np.savez(whole / "mnist.npz", x_train=np.zeros((640, 4, 4), np.uint8), y_train=np.arange(640) % 3)
+        trainers = [
+            stack.enter_context(
+                Trainer(logdir, *flags, f"--data_dir={data_dir}", tf_config=Cluster(addresses, index).tf_config())
+            )
+            for index, data_dir in enumerate((whole, tmp_path / "missing"))
+        ]
+        lines = [trainer.wait() for trainer in trainers]
+        assert [trainer.code for trainer in trainers] == [train.EXIT_BAD_INPUT] * 2, lines
+    assert lines[0] == lines[1]
+    assert "missing has no mnist.npz" in lines[0][0]
+    assert sorted(path.name for path in logdir.rglob("*")) == before
 
 
 @LONG

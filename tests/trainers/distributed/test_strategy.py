@@ -2,6 +2,8 @@
 
 import pytest
 import tensorflow as tf
+from scripts.testbed.steps import mirrored
+from tensorflow.python.data.ops import multi_device_iterator_ops
 
 from tapescope_trainers.distributed import strategy
 from tapescope_trainers.distributed.cluster import Cluster
@@ -11,9 +13,9 @@ make = strategy.make  # before conftest.py replaces it
 
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 def test_mirrored_has_one_replica_a_device(replicas):
-    mirrored = make("mirrored", f"cpu:{replicas}")
-    assert isinstance(mirrored, tf.distribute.MirroredStrategy)
-    assert mirrored.num_replicas_in_sync == replicas
+    made = make("mirrored", f"cpu:{replicas}")
+    assert isinstance(made, tf.distribute.MirroredStrategy)
+    assert made.num_replicas_in_sync == replicas
 
 
 def test_mirrored_over_all_devices_uses_the_cpu_without_a_gpu():
@@ -74,3 +76,16 @@ def test_a_batch_that_can_be_divided_is_accepted(arguments):
 def test_a_batch_that_cannot_be_divided_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         strategy.check_batch(*arguments)
+
+
+def test_datasets_of_devices_have_no_autotune_thread(monkeypatch):
+    made: list[tf.data.Dataset] = []
+    unchanged = multi_device_iterator_ops._create_device_dataset
+    with strategy.device_datasets_without_autotune():
+        changed = multi_device_iterator_ops._create_device_dataset
+        record = lambda *arguments: made.append(changed(*arguments)) or made[-1]  # noqa: E731
+        with monkeypatch.context() as patch:
+            patch.setattr(multi_device_iterator_ops, "_create_device_dataset", record)
+            next(iter(mirrored(4).experimental_distribute_dataset(tf.data.Dataset.range(8).batch(4))))
+    assert [dataset.options().autotune.enabled for dataset in made] == [False] * 4
+    assert multi_device_iterator_ops._create_device_dataset is unchanged

@@ -1,9 +1,12 @@
 """Data sets: reading, splitting, scaling and shuffling, which depend on the seed only."""
 
 import gzip
+import io
 import itertools
+import os
 import socket
 import urllib.request
+import zipfile
 
 import numpy as np
 import pytest
@@ -184,3 +187,87 @@ def test_a_silent_server_times_out(monkeypatch):
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match="--batch_size=2000 is more than the 1438 training examples: lower it"):
         data.batches(data.load("digits"), 2000, 0)
+
+
+# Files that are damaged, or of another kind: one line for each.
+
+
+EXAMPLES = np.zeros((20, 4), np.float32)
+LABELS = np.arange(20) % 3
+
+
+def archive(**arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def plain(array) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+WHOLE = archive(x_train=EXAMPLES, y_train=LABELS)
+HUGE = (
+    b"\x93NUMPY\x01\x00v\x00"
+    + b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999,), }".ljust(117)
+    + b"\n"
+)
+
+
+def zipped(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive_file:
+        archive_file.writestr("x_train.npy", content)
+        archive_file.writestr("y_train.npy", plain(LABELS))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"text",
+        WHOLE[: len(WHOLE) // 2],
+        WHOLE[:120] + bytes([WHOLE[120] ^ 255]) + WHOLE[121:],
+        plain(EXAMPLES),
+        plain(np.float32(1)),
+        zipped(HUGE),
+        zipped(b""),
+        archive(x_train=EXAMPLES),
+        archive(x_train=np.float32(1), y_train=LABELS),
+        archive(x_train=EXAMPLES, y_train=np.int64(1)),
+        archive(x_train=EXAMPLES, y_train=LABELS, x_test=np.float32(1), y_test=np.int64(0)),
+        archive(x_train=EXAMPLES, y_train=np.full(20, 2**31)),
+        archive(x_train=EXAMPLES, y_train=np.full(20, 2**63, np.uint64)),
+        archive(x_train=EXAMPLES, y_train=np.where(LABELS, LABELS, 10**9)),
+        archive(x_train=EXAMPLES.astype("U3"), y_train=LABELS),
+        archive(x_train=np.array([{}] * 20, object), y_train=LABELS),
+        archive(x_train=EXAMPLES[:0], y_train=LABELS[:0]),
+    ],
+    ids=range(18),
+)
+def test_a_file_that_cannot_be_used_is_one_line(tmp_path, content):
+    path = tmp_path / "data.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="data ") as info:
+        data.load(f"npz:{path}")
+    assert str(path) in str(info.value)
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 4, gzip.compress(b""), gzip.compress(bytes(3)), gzip.compress(b"\0\0\x08\xff")]
+)
+def test_a_damaged_mnist_file_is_named(tmp_path, content):
+    for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / f"{part}-ubyte.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is damaged \(.*\): copy it again"):
+        data.load("mnist", str(tmp_path))
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "data.npz")
+    with pytest.raises(ValueError, match="it is not a file"):
+        data.load(f"npz:{tmp_path}/data.npz")

@@ -2,6 +2,8 @@
 
 import random
 import re
+import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,11 +14,13 @@ import pytest
 import tensorflow as tf
 from scripts.testbed import processes
 from scripts.testbed.processes import Trainer, newest, until, variables
+from scripts.testbed.records import loaded_steps
 from tensorboard import context
 
 import tapescope
+from tapescope.storage.event_file import DirectoryLock
 from tapescope_trainers import train
-from tapescope_trainers.training import checkpoints, data
+from tapescope_trainers.training import build, checkpoints, data, resume
 from tests.plugin.conftest import application
 from tests.trainers import trainings
 
@@ -186,7 +190,7 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_used(damaged, tmp_p
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(damaged):
     for path in (damaged / "checkpoints").glob("*.index"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read: .*--resume=never starts the run over"):
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read: put a copy of one back, or use another"):
         trainings.run(damaged, *MLP, "--steps=50")
 
 
@@ -247,6 +251,170 @@ def test_resume_never_replaces_records_and_checkpoints(without_checkpoints):
     assert tapescope.Run(without_checkpoints).steps.tolist() == [0]
     assert trainings.run(without_checkpoints, *MLP, "--steps=3", "--resume=never").start == 0
     assert newest(without_checkpoints) == -1
+
+
+# What an earlier run has is checked, locked and moved aside before it is replaced.
+
+
+@pytest.fixture
+def earlier(two_steps, tmp_path):
+    """Copy a run of two steps."""
+    return Path(shutil.copytree(two_steps, tmp_path / "earlier"))
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+NEVER = (*MLP, "--steps=3", "--checkpoint_every=1", "--resume=never")
+
+
+@pytest.mark.parametrize("flag", ["--batch_size=100000", "--layers=nothing", "--data=npz:nowhere", "--devices=gpu:9"])
+def test_bad_input_leaves_the_run_that_it_would_replace(earlier, flag):
+    before = contents(earlier)
+    with pytest.raises(ValueError, match=re.escape(flag.partition("=")[2])):
+        trainings.run(earlier, *NEVER, flag)
+    assert contents(earlier) == before
+
+
+@pytest.mark.parametrize("flags", [NEVER, (*MLP, "--steps=3", "--checkpoint_every=1")], ids=["never", "auto"])
+def test_a_run_that_another_process_writes_is_left_alone(earlier, flags):
+    lock = DirectoryLock(earlier)
+    before = contents(earlier)
+    with pytest.raises(OSError, match="another Recorder writes to"):
+        trainings.run(earlier, *flags)
+    assert contents(earlier) == before
+    lock.release()
+
+
+def test_a_new_run_that_is_locked_gets_no_files(tmp_path):
+    lock = DirectoryLock(tmp_path)
+    with pytest.raises(OSError, match="another Recorder writes to"):
+        trainings.run(tmp_path, *MLP, "--steps=3", "--checkpoint_every=1")
+    assert contents(tmp_path) == {}
+    lock.release()
+
+
+@pytest.mark.parametrize("place", ["checkpoints.Checkpoints.save", "recorder.RunWriter"])
+def test_a_run_is_put_back_if_its_successor_cannot_begin(earlier, monkeypatch, place):
+    def fail(*_, **__):
+        raise OSError("no space left on device")
+
+    package = "tapescope" if place.startswith("recorder") else "tapescope_trainers.training"
+    monkeypatch.setattr(f"{package}.{place}", fail)
+    before = contents(earlier)
+    with pytest.raises(OSError, match="no space left"):
+        trainings.run(earlier, *NEVER)
+    assert contents(earlier) == before
+    assert list(earlier.rglob(".replaced*")) == []
+    DirectoryLock(earlier).release()
+
+
+def test_only_our_files_are_replaced_and_no_copy_stays(earlier):
+    (earlier / "notes.txt").write_text("mine")
+    (earlier / "checkpoints" / "best.keras").write_text("mine")
+    with tf.summary.create_file_writer(str(earlier)).as_default():
+        tf.summary.scalar("mine", 1.0, 7)
+    foreign = {path for path in contents(earlier) if path.endswith(".v2") and "tapescope" not in path}
+    trainings.run(earlier, *NEVER)
+    assert (earlier / "notes.txt").read_text() == (earlier / "checkpoints" / "best.keras").read_text() == "mine"
+    assert any((earlier / path).exists() for path in foreign)
+    assert loaded_steps(earlier, "mine") == [7]
+    assert list(earlier.rglob(".replaced*")) == []
+    assert tapescope.Run(earlier).steps.tolist() == [0]
+
+
+def test_a_linked_folder_of_checkpoints_is_followed(earlier, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (earlier / "checkpoints").rename(elsewhere)
+    (earlier / "checkpoints").symlink_to(elsewhere)
+    assert trainings.run(earlier, *MLP, "--steps=3", "--checkpoint_every=1").start == 2
+    assert trainings.run(earlier, *NEVER, "--seed=1").start == 0
+    assert (earlier / "checkpoints").is_symlink()
+    assert resume.list_checkpoints(str(elsewhere)) == [1, 2, 3]
+
+
+def test_a_program_that_was_quicker_is_noticed(earlier):
+    options = trainings.parse(earlier, *MLP, "--steps=3", "--checkpoint_every=1")
+    with pytest.raises(ValueError, match="was changed by another program meanwhile: start again"):
+        build.prepare(options, continues=False)
+    DirectoryLock(earlier).release()
+
+
+# Damage, full disks and odd names.
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b'model_checkpoint_path: "ck', b"[" * 100_000, None])
+def test_a_damaged_list_of_checkpoints_is_read_around(earlier, content):
+    path = earlier / "checkpoints" / "checkpoint"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    assert trainings.run(earlier, *MLP, "--steps=3", "--checkpoint_every=1").start == 2
+    assert newest(earlier) == 3
+    assert resume.list_checkpoints(str(earlier / "checkpoints")) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("content", [b"null", b"[]", b"", b"\xff", b"[" * 100_000, None])
+def test_damaged_flags_are_refused_without_advice_that_deletes(earlier, content):
+    path = earlier / "checkpoints" / "flags.json"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    before = contents(earlier)
+    with pytest.raises(ValueError, match="put a copy of the file back, or use another --logdir") as info:
+        trainings.run(earlier, *MLP, "--steps=3")
+    assert "never" not in str(info.value)
+    assert contents(earlier) == before
+
+
+@pytest.mark.parametrize("name", ["lr=[0.1]", "a*b?", "back\\slash", "%s {x} ü"])
+def test_any_directory_name_trains_and_continues(tmp_path, name):
+    logdir = tmp_path / name / "run"
+    neighbour = tmp_path / "aXbY" / "run" / "checkpoints"  # what `a*b?` matches
+    neighbour.mkdir(parents=True)
+    (neighbour / "ckpt-1.index").write_text("mine")
+    trainings.run(logdir, *MLP, "--steps=5", "--checkpoint_every=1")
+    assert resume.list_checkpoints(str(logdir / "checkpoints")) == [3, 4, 5]
+    assert trainings.run(logdir, *MLP, "--steps=7", "--checkpoint_every=1").start == 5
+    assert tapescope.Run(logdir).steps.tolist() == [0, 3, 6]
+    assert [path.name for path in neighbour.iterdir()] == ["ckpt-1.index"]
+
+
+def test_a_full_disk_skips_checkpoints_and_the_training_goes_on(tmp_path, caplog, monkeypatch):
+    write = tf.train.Checkpoint.write
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_little(checkpoint, path, *more):
+        full = int(path.rpartition("-")[2]) in (4, 6)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if full else limits[0], limits[1]))
+        try:
+            return write(checkpoint, path, *more)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(tf.train.Checkpoint, "write", write_little)
+    expected = trainings.run(tmp_path / "whole", *MLP, "--steps=8").model.get_weights()
+    actual = trainings.run(tmp_path / "full", *MLP, "--steps=8", "--checkpoint_every=2").model.get_weights()
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(re.findall("checkpoint of step [46] cannot be written: .*training goes on", caplog.text)) == 2
+    assert resume.list_checkpoints(str(tmp_path / "full" / "checkpoints")) == [0, 2, 8]
+    assert newest(tmp_path / "full") == 8
+    assert not list((tmp_path / "full").rglob("*_temp"))
+
+
+def test_a_full_disk_ends_the_training_if_that_is_asked_for(tmp_path, monkeypatch):
+    save = checkpoints.Checkpoints.save
+
+    def fail(self, steps, arrays):
+        if steps:
+            raise OSError("no space left on device")
+        save(self, steps, arrays)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", fail)
+    with pytest.raises(OSError, match="no space left"):
+        trainings.run(tmp_path, *MLP, "--steps=4", "--checkpoint_every=2", "--strict_io")
 
 
 @pytest.mark.parametrize("skip", [0, 21, 22, 23, 45])

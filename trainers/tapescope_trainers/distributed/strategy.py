@@ -3,9 +3,11 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.data.ops import multi_device_iterator_ops
 
 from tapescope_trainers.distributed.cluster import Cluster
 
@@ -43,6 +45,30 @@ def make(
             f"--devices={devices} with --strategy={strategy} would leave devices idle: add --strategy=mirrored"
         )
     return tf.distribute.OneDeviceStrategy(names[0]) if strategy == "one_device" else tf.distribute.get_strategy()
+
+
+@contextlib.contextmanager
+def device_datasets_without_autotune() -> Iterator[None]:
+    """Switch off autotuning in the datasets that TensorFlow makes for the devices of a distributed one.
+
+    They do not get the options of the dataset itself. Each has a thread that may sleep for a minute after its end, and
+    the main thread waits for one after the other: see docs/decisions/0027-tf-data-without-autotuning.md.
+    """
+    make_dataset = getattr(multi_device_iterator_ops, "_create_device_dataset", None)
+    if make_dataset is None:  # another version of TensorFlow: the end may take longer
+        yield
+        return
+
+    def make_without_autotune(*args: Any, **kwargs: Any) -> tf.data.Dataset:
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return make_dataset(*args, **kwargs).with_options(options)
+
+    multi_device_iterator_ops._create_device_dataset = make_without_autotune
+    try:
+        yield
+    finally:
+        multi_device_iterator_ops._create_device_dataset = make_dataset
 
 
 def check_batch(batch_size: int, replicas: int, accumulate_steps: int = 1) -> None:

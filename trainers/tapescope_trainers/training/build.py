@@ -1,12 +1,14 @@
 """Everything that a training needs, built from its flags. Bad input is found here, before the first record."""
 
+import contextlib
+import logging
 from typing import Any, NamedTuple
 
 from tapescope_trainers import flags
 from tapescope_trainers.distributed.link import Link
 from tapescope_trainers.flags import Options
 from tapescope_trainers.logs import import_tensorflow
-from tapescope_trainers.training import resume
+from tapescope_trainers.training import resume, signals
 
 
 class Training(NamedTuple):
@@ -49,17 +51,24 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
     import keras
 
     import tapescope
+    from tapescope.storage.event_file import DirectoryLock, absolute
     from tapescope_trainers.distributed import strategy
     from tapescope_trainers.training import checkpoints, data, models, objective, user_data
 
     chief = link is None or link.cluster.chief
+    if link:
+        link.wait_for_all()  # because TensorFlow waits for one that has ended meanwhile, and no Python runs then
     distribution = strategy.make(options.strategy, options.devices, options.collective, link.cluster if link else None)
+    signals.take_back()
     replicas = distribution.num_replicas_in_sync
     strategy.check_batch(options.batch_size, replicas, options.accumulate_steps)
     if continues:
         resume.check_replicas(options, replicas)
     keras.utils.set_random_seed(options.seed)
     examples = _load_data(options)
+    data.check_batch_size(examples.count, options.batch_size)
+    if link:
+        link.wait_for_all()  # from here on they compute together, and an earlier run is replaced
     goal = None
     with distribution.scope():
         if options.model is not None:
@@ -87,36 +96,50 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
         histograms=options.histograms,
         loss=goal and goal.loss,
     )
-    if options.max_overhead_pct:
-        when = tapescope.budget(options.max_overhead_pct)
+    if options.measure_every == "auto":
+        when = tapescope.auto(options.max_overhead_pct)
     elif options.measure_every:
-        when = tapescope.every(options.measure_every)
+        when = tapescope.every(int(options.measure_every))
     else:
         when = tapescope.never()
     steps = options.steps or options.epochs * (examples.count // options.batch_size)
-    directory = resume.checkpoint_directory(options.logdir)
-    saved = checkpoints.Checkpoints(directory, model, optimizer, writes=chief)
+    saved = checkpoints.Checkpoints(resume.checkpoint_directory(options.logdir), model, optimizer, writes=chief)
     start = 0
     metrics: dict[str, float] = {}
     recorder_state: dict[str, Any] = {}
-    chiefs_start = None if link is None or chief else link.receive("resume")
-    if continues or chiefs_start is not None:
-        start, arrays = saved.restore(chiefs_start)
-        metrics, recorder_state = checkpoints.unpack(arrays)
-    elif options.checkpoint_every and chief:
-        # Before the first record, so that a directory with records also has a checkpoint.
-        resume.begin(options, replicas)
-        saved.save(0, {})
-    if link and chief:
-        link.send(resume=start if continues else None)
-    pipelines: Any = user_data if goal else data
-    batches = pipelines.batches(examples, options.batch_size, options.seed, skip=start)
-    about = {"program": "tapescope-train", "steps": steps, "replicas": replicas} | flags.hparams(options)
-    resumed = tapescope.Resume(start, recorder_state) if continues else None
-    recorder = tapescope.Recorder(options.logdir, probe, when, about, resumed, strict_io=options.strict_io)
+    with contextlib.ExitStack() as stack:
+        logdir: str | DirectoryLock = options.logdir
+        if chief:
+            # Checked, then locked; only then is anything of an earlier run changed.
+            logdir = lock = DirectoryLock(absolute(options.logdir))
+            stack.push(lambda kind, *_: lock.release() if kind else None)
+            if resume.check(options) != continues:
+                raise ValueError(f"--logdir={options.logdir} was changed by another program meanwhile: start again")
+        chiefs_start = None if link is None or chief else link.receive("resume")
+        if continues or chiefs_start is not None:
+            start, arrays = saved.restore(chiefs_start)
+            metrics, recorder_state = checkpoints.unpack(arrays)
+        elif chief:
+            stack.enter_context(resume.replaced(options.logdir))
+            if options.checkpoint_every:
+                # Before the first record, so that a directory with records also has a checkpoint.
+                resume.begin(options, replicas)
+                saved.save(0, {})
+        pipelines: Any = user_data if goal else data
+        batches = pipelines.batches(examples, options.batch_size, options.seed, skip=start)
+        about = {"program": "tapescope-train", "steps": steps, "replicas": replicas} | flags.hparams(options)
+        resumed = tapescope.Resume(start, recorder_state) if continues else None
+        recorder = tapescope.Recorder(logdir, probe, when, about, resumed, strict_io=options.strict_io)
+        if link and chief:
+            link.send(resume=start if continues else None)
 
     def save(done: int, metrics: dict[str, float]) -> None:
-        saved.save(done, checkpoints.pack(metrics, recorder.state()))
+        try:
+            saved.save(done, checkpoints.pack(metrics, recorder.state()))
+        except OSError as error:
+            if options.strict_io:
+                raise
+            logging.getLogger(__name__).warning("%s. The training goes on, and the checkpoint before stays", error)
 
     return Training(
         strategy=distribution,

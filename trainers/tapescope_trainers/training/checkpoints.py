@@ -2,7 +2,11 @@
 
 import io
 import logging
+import os
+import re
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +14,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tapescope_trainers.training.resume import list_checkpoints, remove, write_whole
+
 KEPT = 3
 """Number of checkpoints that are kept."""
+_GRAPH_NODE = re.compile(r"\{\{.*?\}\}|\[Op:\w+\].*")
+"""What TensorFlow adds to an error of the file system."""
 _METRICS = "metrics/"
 _RECORDER = "recorder/"
 
@@ -38,7 +46,7 @@ class Checkpoints:
     """The last KEPT checkpoints of one run in one directory, each named by the number of steps done.
 
     Only the chief of several workers `writes` them. The other workers read the chief's, and save to a temporary
-    directory, because TensorFlow requires every worker to take part.
+    directory, because TensorFlow requires every worker to take part. Nothing is written before the first `save`.
     """
 
     def __init__(
@@ -48,15 +56,37 @@ class Checkpoints:
         # The states of seed generators, such as Dropout's, which tf.train.Checkpoint does not find in a model.
         seeds = [variable for variable in model.variables if id(variable) not in weights]
         self._host = Arrays()
-        checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, random=seeds, host=self._host)
-        self._directory = directory
-        self._scratch = None if writes else tempfile.TemporaryDirectory()
-        self._manager = tf.train.CheckpointManager(checkpoint, self._scratch.name if self._scratch else directory, KEPT)
+        self._checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, random=seeds, host=self._host)
+        self._directory = os.path.abspath(directory)
+        # TensorFlow looks for a checkpoint's files by a pattern, so it gets a path without wildcards.
+        self._plain = self._directory
+        if re.search(r"[*?\[\\]", self._directory):
+            self._plain = os.path.join(self._make_temporary(), "checkpoints")
+            os.symlink(self._directory, self._plain)
+        self._written = self._plain if writes else self._make_temporary()
 
     def save(self, steps: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Save the state after `steps` steps; `arrays` is the state that is not in variables."""
+        """Save the state after `steps` steps; `arrays` is the state that is not in variables.
+
+        Raises:
+            OSError: It cannot be written. Earlier checkpoints stay.
+        """
         self._host.arrays = arrays
-        self._manager.save(steps)
+        directory = self._written
+        try:
+            os.makedirs(os.path.realpath(directory), exist_ok=True)
+            self._checkpoint.write(os.path.join(directory, f"ckpt-{steps}"))
+            found = list_checkpoints(directory)
+            kept = [*(number for number in found if number < steps), steps][-KEPT:]
+            lines = [f'model_checkpoint_path: "ckpt-{steps}"']
+            lines += [f'all_model_checkpoint_paths: "ckpt-{number}"' for number in kept]
+            write_whole(os.path.join(directory, "checkpoint"), "\n".join(lines) + "\n")
+        except (tf.errors.OpError, OSError) as error:
+            self._remove(directory, steps)
+            reason = " ".join(_GRAPH_NODE.sub("", str(error)).split()).replace(self._written, self._directory)
+            raise OSError(f"checkpoint of step {steps} cannot be written: {reason}") from None
+        for number in set(found) - set(kept):
+            self._remove(directory, number)
 
     def restore(self, steps: int | None = None) -> tuple[int, dict[str, np.ndarray]]:
         """Restore a checkpoint. A damaged one is named in a warning.
@@ -70,22 +100,33 @@ class Checkpoints:
         Raises:
             ValueError: No checkpoint can be read.
         """
-        state = tf.train.get_checkpoint_state(self._directory)
-        paths = list(state.all_model_checkpoint_paths) if state else []
-        if steps is not None:
-            paths = [path for path in paths if path.endswith(f"-{steps}")]
-        for path in reversed(paths):
+        for number in reversed(list_checkpoints(self._directory)):
+            if steps not in (None, number):
+                continue
+            name = f"ckpt-{number}"
             try:
-                self._manager.checkpoint.restore(path).assert_existing_objects_matched()
+                self._checkpoint.read(os.path.join(self._plain, name)).assert_existing_objects_matched()
             except Exception as error:  # TensorFlow raises another type for each kind of damage
                 reason = str(error).strip().partition("\n")[0]
+                path = os.path.join(self._directory, name)
                 logging.getLogger(__name__).warning("checkpoint %s is damaged and skipped: %s", path, reason)
             else:
-                return int(path.rpartition("-")[2]), dict(self._host.arrays)
+                return number, dict(self._host.arrays)
         raise ValueError(
-            f"no checkpoint {'' if steps is None else f'of step {steps} '}in {self._directory} can be read: all "
-            f"workers must see the same --logdir; --resume=never starts the run over"
+            f"no checkpoint {'' if steps is None else f'of step {steps} '}in {self._directory} can be read: put a copy "
+            f"of one back, or use another --logdir. All workers must see the same one"
         )
+
+    def _make_temporary(self) -> str:
+        directory = tempfile.mkdtemp(prefix="tapescope-")
+        weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
+        return directory
+
+    def _remove(self, directory: str, steps: int) -> None:
+        """Remove a checkpoint, or what there is of one."""
+        for name in os.listdir(directory):
+            if re.fullmatch(rf"ckpt-{steps}[._].*|checkpoint\.new", name):
+                remove(os.path.join(directory, name))
 
 
 def pack(metrics: Mapping[str, float], recorder: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

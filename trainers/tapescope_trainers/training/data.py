@@ -9,10 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tapescope.storage.printable import describe_error
+
 VALIDATION_SHARE = 0.2
 """Share of the examples held out for validation if a data set has no test part."""
 DOWNLOAD_TIMEOUT_S = 20.0
 """Longest silence of a server in seconds; Keras by itself would wait forever."""
+MAX_CLASSES = 1_000_000
+"""More would fill the memory: labels are one-hot, and the last layer has a row for each class."""
 _NAMES: tuple[str, ...] = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -51,15 +55,22 @@ def load(name: str, data_dir: str | None = None, seed: int = 0) -> Data:
     Raises:
         ValueError: The data cannot be found or used; the message says what to do.
     """
-    if name == "digits":
-        return _split(name, _digits(), scale=1 / 16, seed=seed)
-    if name.startswith("npz:"):
-        arrays = _read_npz(name.removeprefix("npz:"))
-    elif data_dir:
-        arrays = _read_directory(name, data_dir)
-    else:
-        arrays = _download(name)
-    return _split(name, arrays, scale=None, seed=seed)
+    try:
+        if name == "digits":
+            return _split(name, _digits(), scale=1 / 16, seed=seed)
+        if name.startswith("npz:"):
+            arrays = _read_npz(name.removeprefix("npz:"))
+        elif data_dir:
+            arrays = _read_directory(name, data_dir)
+        else:
+            arrays = _download(name)
+        return _split(name, arrays, scale=None, seed=seed)
+    except ValueError:
+        raise
+    except Exception as error:  # the boundary of a file: each kind of damage raises another type
+        raise ValueError(
+            f"data {name} cannot be used ({describe_error(error)}): copy the file again, or write it with numpy.savez"
+        ) from None
 
 
 def from_arrays(name: str, arrays: Any) -> Data:
@@ -80,6 +91,9 @@ def from_arrays(name: str, arrays: Any) -> Data:
 
 def _split(name: str, arrays: dict[str, np.ndarray], scale: float | None, seed: int) -> Data:
     """Check the arrays and split them into training and validation examples."""
+    scalars = [part for part, array in arrays.items() if not array.ndim]
+    if scalars:
+        raise ValueError(f"data {name}: {scalars[0]} must be an array; got one number")
     x = arrays["x_train"]
     y = arrays["y_train"].reshape(-1)
     x_valid = x[:0]
@@ -95,6 +109,11 @@ def _split(name: str, arrays: dict[str, np.ndarray], scale: float | None, seed: 
             )
         if not np.issubdtype(labels.dtype, np.integer) or (labels.size and labels.min() < 0):
             raise ValueError(f"data {name}: labels must be integers from 0; got type {labels.dtype}")
+        if labels.size and labels.max() >= MAX_CLASSES:
+            raise ValueError(
+                f"data {name}: labels must be below {MAX_CLASSES:,}; got {labels.max()}: number the classes from 0, "
+                f"such as with numpy.unique(y, return_inverse=True)"
+            )
         if examples.dtype.kind not in "uif":
             raise ValueError(f"data {name}: examples must be uint8 or floating; got type {examples.dtype}")
     if not has_test:
@@ -131,11 +150,15 @@ def _digits() -> dict[str, np.ndarray]:
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("it is not a file")  # a FIFO would be waited for
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _NAMES if name in file}
             names = ", ".join(file.files)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"data {path} must be an npz file ({error}): write it with numpy.savez") from None
+    except Exception as error:  # the boundary of a file: each kind of damage raises another type
+        raise ValueError(
+            f"data {path} must be an npz file ({describe_error(error)}): write it with numpy.savez"
+        ) from None
     if not {"x_train", "y_train"} <= arrays.keys():
         raise ValueError(
             f"data {path} must have x_train and y_train, and may have x_test and y_test; got {names or 'nothing'}"
@@ -161,10 +184,13 @@ def _read_directory(name: str, directory: str) -> dict[str, np.ndarray]:
 
 def _read_idx(path: str) -> np.ndarray:
     """Read an MNIST file: two zero bytes, type, rank, sizes as big-endian int32, then the bytes."""
-    with gzip.open(path) as file:
-        raw = file.read()
-    rank = raw[3]
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(np.frombuffer(raw, ">i4", rank, 4))
+    try:
+        with gzip.open(path) as file:
+            raw = file.read()
+        rank = raw[3]
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(np.frombuffer(raw, ">i4", rank, 4))
+    except Exception as error:  # the boundary of a file: each kind of damage raises another type
+        raise ValueError(f"{path} is damaged ({describe_error(error)}): copy it again") from None
 
 
 def _download(name: str) -> dict[str, np.ndarray]:
@@ -209,11 +235,16 @@ def order(count: int, batch_size: int, seed: int, skip: int) -> tf.data.Dataset:
     Raises:
         ValueError: There are fewer examples than a batch has.
     """
-    if batch_size > count:
-        raise ValueError(f"--batch_size={batch_size} is more than the {count} training examples: lower it")
+    check_batch_size(count, batch_size)
     indices = tf.data.Dataset.range(count).shuffle(count, seed=seed, reshuffle_each_iteration=True)
     # Skipped before the examples are gathered: 100,000 batches of 64 take 3 seconds on one core.
     return indices.batch(batch_size, drop_remainder=True).repeat().skip(skip)
+
+
+def check_batch_size(count: int, batch_size: int) -> None:
+    """Raise ValueError if `count` examples are fewer than a batch has."""
+    if batch_size > count:
+        raise ValueError(f"--batch_size={batch_size} is more than the {count} training examples: lower it")
 
 
 def validation_batches(data: Data, batch_size: int) -> tf.data.Dataset:

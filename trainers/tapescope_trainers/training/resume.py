@@ -1,11 +1,19 @@
-"""The decision whether a run continues, made from --resume and --logdir before TensorFlow is imported."""
+"""The decision whether a run continues, made from --resume and --logdir before TensorFlow is imported.
 
-import glob
+Nothing is changed until everything has been checked and the directory is locked. An earlier run is then moved aside,
+and removed only when the new one has begun.
+"""
+
+import contextlib
 import json
 import os
+import re
 import shutil
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
+from tapescope.storage import event_reader
 from tapescope_trainers.flags import Options
 
 CHANGEABLE = {
@@ -31,19 +39,32 @@ CHANGEABLE = {
 """Flags that may change when a run continues; of the strategy only the number of replicas matters."""
 
 
+_CHECKPOINT = re.compile(r"ckpt-(\d+)\.index")
+_CHECKPOINT_FILE = re.compile(r"ckpt-\d+[._].*|(checkpoint|flags\.json)(\.new)?")
+
+
 def checkpoint_directory(logdir: str) -> str:
     """Return the directory of a run's checkpoints."""
     return os.path.join(logdir, "checkpoints")
 
 
+def list_checkpoints(directory: str) -> list[int]:
+    """Return the numbers of steps of the checkpoints in a directory, by their own names, in rising order.
+
+    TensorFlow's list of them, the file `checkpoint`, may be damaged or missing.
+    """
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name)))
+
+
 def check(options: Options) -> bool:
-    """Return whether there is a run to continue. With --resume=never, remove the earlier run.
+    """Return whether there is a run to continue. Nothing is changed.
 
     Raises:
         ValueError: The content of --logdir does not fit --resume, or the run was begun with other flags.
     """
-    index = os.path.join(checkpoint_directory(options.logdir), "checkpoint")
-    if os.path.exists(index) and options.resume != "never":
+    found = list_checkpoints(checkpoint_directory(options.logdir))
+    if found and options.resume != "never":
         _check_flags(options)
         return True
     if options.resume == "must":
@@ -51,11 +72,7 @@ def check(options: Options) -> bool:
             f"--resume=must: {options.logdir} has no checkpoint: to start a run, leave the flag out and add "
             f"--checkpoint_every=N"
         )
-    if options.resume == "never":
-        shutil.rmtree(checkpoint_directory(options.logdir), ignore_errors=True)
-        for path in event_files(options.logdir):
-            os.remove(path)
-    elif event_files(options.logdir):
+    if options.resume == "auto" and event_files(options.logdir):
         raise ValueError(
             f"--logdir={options.logdir} holds a run without checkpoints, which cannot continue: use another directory, "
             f"or --resume=never to replace that run"
@@ -63,12 +80,72 @@ def check(options: Options) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def replaced(logdir: str) -> Iterator[None]:
+    """Move an earlier run's records and checkpoints aside; remove them after the block, or put them back if it raises.
+
+    The files of other programs stay where they are. If the program is killed within the block, the earlier run is in
+    the directories `.replaced-*`.
+    """
+    moved: list[tuple[str, str]] = []
+    folders: list[str] = []
+    try:
+        for directory, paths in _files_by_directory(logdir):
+            if paths:
+                # Inside the directory itself, which may be a link to another disk.
+                folders.append(tempfile.mkdtemp(prefix=".replaced-", dir=directory))
+            for path in paths:
+                aside = os.path.join(folders[-1], os.path.basename(path))
+                os.replace(path, aside)
+                moved.append((path, aside))
+    except BaseException:
+        _put_back(moved, folders)
+        raise
+    try:
+        yield
+    except BaseException:
+        for _, paths in _files_by_directory(logdir):  # of the run that could not begin
+            for path in paths:
+                remove(path)
+        _put_back(moved, folders)
+        raise
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_back(moved: list[tuple[str, str]], folders: list[str]) -> None:
+    for path, aside in moved:
+        os.replace(aside, path)
+    for folder in folders:
+        os.rmdir(folder)
+
+
+def remove(path: str) -> None:
+    """Remove a file or a directory, as far as that is possible."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            os.remove(path)
+
+
+def _files_by_directory(logdir: str) -> Iterator[tuple[str, list[str]]]:
+    yield logdir, event_files(logdir)
+    directory = checkpoint_directory(logdir)
+    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+    yield directory, [os.path.join(directory, name) for name in names if _CHECKPOINT_FILE.fullmatch(name)]
+
+
 def begin(options: Options, replicas: int) -> None:
     """Write the flags and the number of replicas of a new run to a file."""
     os.makedirs(checkpoint_directory(options.logdir), exist_ok=True)
-    path = _flags_path(options.logdir)
+    write_whole(_flags_path(options.logdir), json.dumps({**_fixed(options), "replicas": replicas}, indent=1))
+
+
+def write_whole(path: str, text: str) -> None:
+    """Replace a file atomically."""
     with open(f"{path}.new", "w") as file:
-        json.dump({**_fixed(options), "replicas": replicas}, file, indent=1)
+        file.write(text)
     os.replace(f"{path}.new", path)
 
 
@@ -108,11 +185,17 @@ def _read_flags(logdir: str) -> dict[str, Any]:
     path = _flags_path(logdir)
     try:
         with open(path) as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): --resume=never starts the run over") from None
+            fields = json.load(file)
+        if not isinstance(fields, dict):
+            raise ValueError(f"it holds {type(fields).__name__}")
+    except Exception as error:  # the boundary of a file: whatever is wrong with it, its run cannot be compared
+        raise ValueError(
+            f"{path} cannot be read ({' '.join(str(error).split())}), so it is not known whether the flags are those "
+            f"that the run was begun with: put a copy of the file back, or use another --logdir"
+        ) from None
+    return fields
 
 
 def event_files(directory: str) -> list[str]:
-    """Return the paths of a run's event files; empty if the directory does not exist."""
-    return glob.glob(os.path.join(glob.escape(directory), "*.tfevents.*"))
+    """Return the paths of tapescope's event files in a directory; empty if it does not exist."""
+    return event_reader.find_event_files(directory).own

@@ -3,7 +3,30 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+
+class Stopped(Exception):
+    """The first signal, raised where nothing is to be saved."""
+
+
+_raising: list[bool] = []
+
+
+@contextlib.contextmanager
+def stoppable(received: Sequence[str]) -> Iterator[None]:
+    """Raise Stopped at the first signal inside the block, and at once if it came before.
+
+    Args:
+        received: The list that `catch` yielded.
+    """
+    _raising.append(True)
+    try:
+        if received:
+            raise Stopped(received[0])
+        yield
+    finally:
+        _raising.pop()
 
 
 @contextlib.contextmanager
@@ -22,6 +45,8 @@ def catch(received: list[str] | None = None) -> Iterator[list[str]]:
         if names:
             raise KeyboardInterrupt
         names.append(signal.Signals(number).name)
+        if _raising:
+            raise Stopped(names[0])
 
     if threading.current_thread() is not threading.main_thread():
         yield names
@@ -32,3 +57,10 @@ def catch(received: list[str] | None = None) -> Iterator[list[str]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def take_back() -> None:
+    """Install the handlers again, because TensorFlow's servers take SIGTERM for themselves."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.getsignal(number))
