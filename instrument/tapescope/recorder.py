@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +31,7 @@ from tapescope.storage.printable import describe, describe_error
 from tapescope.storage.resume import Resume
 from tapescope.storage.run import Run
 from tapescope.storage.run_writer import RunWriter
+from tapescope.storage.sinks import Sink, check_sinks
 from tapescope.storage.summaries import Step
 
 FIRST_NONFINITE_WAIT_SECONDS = 1.0
@@ -59,6 +60,9 @@ class Recorder:
         stay tapescope's own.
       resume: where the run goes on, if it was recorded here before. Records of that step and later ones are removed.
       strict_io: stop the training when a record cannot be written: the next call raises OSError.
+      sinks: tools that get at most 20 numbers of each record, and the findings: "wandb", "mlflow", "trackio",
+        "webhook:URL", or objects with the methods `start`, `scalars`, `finding` and `end`. They delay nothing; what
+        they do not take is counted and logged.
 
     Raises:
       OSError: the directory cannot be written, or another Recorder writes there.
@@ -74,7 +78,9 @@ class Recorder:
         resume: Resume | None = None,
         *,
         strict_io: bool = False,
+        sinks: Sequence[str | Sink] = (),
     ):
+        check_sinks(sinks)
         self.logdir: str = absolute(logdir)
         self._probe_state = probe._state
         self._has_written = False
@@ -97,7 +103,7 @@ class Recorder:
         self._lock = logdir if isinstance(logdir, DirectoryLock) else DirectoryLock(self.logdir)
         try:
             self._writer = BackgroundWriter(
-                RunWriter(self.logdir, self._lock, self._probe_state, {**self._noted, **(about or {})}, resume)
+                RunWriter(self.logdir, self._lock, self._probe_state, {**self._noted, **(about or {})}, resume, sinks)
             )
         except BaseException:
             self._lock.release()

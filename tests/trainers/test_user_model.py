@@ -112,7 +112,8 @@ def run_own(tmp_path, own, model, data, *arguments):
 
 
 def weights_after(tmp_path, *arguments, measure=False):
-    return trainings.take_steps(tmp_path, 5, *EXAMPLE, *arguments, measure=lambda n: measure and n % 2 == 0).weights
+    logdir = tmp_path / f"run_{len(list(tmp_path.iterdir()))}"
+    return trainings.take_steps(logdir, 5, *EXAMPLE, *arguments, measure=lambda n: measure and n % 2 == 0).weights
 
 
 def assert_close(actual, expected, tolerance=1e-5):

@@ -102,6 +102,7 @@ class Options(NamedTuple):
     """None: never."""
     resume: str
     strict_io: bool
+    sink: list[str]
 
 
 NOT_HPARAMS = {
@@ -121,6 +122,7 @@ NOT_HPARAMS = {
     "workers",
     "on_finding",
     "strict_io",
+    "sink",
 }
 """Flags that do not change a result."""
 
@@ -347,6 +349,7 @@ _choice(
     "auto: continue from the last checkpoint if there is one; never: start over and remove the earlier run from "
     "--logdir; must: fail if there is no checkpoint",
 )
+flags.DEFINE_multi_string("sink", [], "tool that gets some numbers: wandb, mlflow, trackio or webhook:URL", FLAGS)
 _boolean("strict_io", False, "end when a record cannot be written; by default it is counted and training goes on")
 
 

@@ -24,6 +24,7 @@ from tapescope.schedule import Schedule, auto
 from tapescope.statistics.reading import Reading
 from tapescope.storage.event_file import absolute
 from tapescope.storage.resume import Resume
+from tapescope.storage.sinks import Sink, check_sinks
 from tapescope.tape import MeasuringTape
 
 _lock = threading.Lock()
@@ -54,6 +55,7 @@ class Monitor(keras.callbacks.Callback):
       histograms: as for `tapescope.Probe`.
       exact: as for `tapescope.Probe`.
       strict: as for `tapescope.Probe`.
+      sinks: as for `tapescope.Recorder`.
 
     Raises:
       ValueError: `on_finding` has another value. In `fit`: the Monitor has recorded another model.
@@ -71,11 +73,14 @@ class Monitor(keras.callbacks.Callback):
         histograms: bool = True,
         exact: bool = True,
         strict: bool = False,
+        sinks: Sequence[str | Sink] = (),
     ):
         super().__init__()
         if on_finding not in ("continue", "stop"):
             raise ValueError(f'`on_finding` must be "continue" or "stop"; got {on_finding!r}')
         self._on_finding = on_finding
+        check_sinks(sinks)
+        self._sinks = sinks
         self._logdir = logdir
         self._when = auto() if when is None else when
         self._probe_options: dict[str, Any] = {
@@ -114,7 +119,7 @@ class Monitor(keras.callbacks.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the arguments: a copy, such as a tuner makes for each trial, has not recorded anything yet."""
-        return {name: vars(self)[name] for name in ("_on_finding", "_logdir", "_when", "_probe_options")}
+        return {name: vars(self)[name] for name in ("_on_finding", "_logdir", "_when", "_probe_options", "_sinks")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__init__()
@@ -201,7 +206,7 @@ class Monitor(keras.callbacks.Callback):
             self._batches = int(model.optimizer.iterations) if steps is None else epoch * steps
             self._resume = Resume(self._batches, {})
         about = {"program": "model.fit", "replicas": model.distribute_strategy.num_replicas_in_sync}
-        self.recorder = Recorder(self._logdir, self._probe, self._when, about, self._resume)
+        self.recorder = Recorder(self._logdir, self._probe, self._when, about, self._resume, sinks=self._sinks)
         self._recording = True
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:

@@ -7,7 +7,7 @@ TensorBoard's own tabs. The rules judge each record after it is on disk.
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -28,6 +28,7 @@ from tapescope.storage.resume import Resume
 from tapescope.storage.rows import Rows, recorded_rows
 from tapescope.storage.run_index import IndexFile
 from tapescope.storage.scalars import ScalarReader
+from tapescope.storage.sinks import Sink, SinkThread, choose_scalars, join_all, start_sinks
 from tapescope.storage.summaries import Step
 from tapescope.storage.unit_ledger import Ledger
 from tensorboard_plugin_tapescope import metadata
@@ -50,6 +51,7 @@ class RunWriter:
       probe_state: of the Probe whose readings are written.
       about: fields of every status.
       resume: where the run goes on, if it was recorded here before.
+      sinks: tools that get some of the numbers.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class RunWriter:
         probe_state: ProbeState,
         about: Mapping[str, Any],
         resume: Resume | None,
+        sinks: Sequence[str | Sink] = (),
     ):
         self.logdir = logdir
         self.findings: tuple[finding.Finding, ...] = ()
@@ -75,6 +78,8 @@ class RunWriter:
         """The rows of the run; None until its first record."""
         self._index = IndexFile(logdir)
         self._status: dict[str, Any] = {}
+        self._published: tuple[finding.Finding, ...] = ()
+        """Findings that the sinks have got."""
         self._ledger: Ledger | None = None
         self._engine: engine.RuleEngine | None = None
         self._rules_failed = False
@@ -92,7 +97,9 @@ class RunWriter:
         self._last_measured = self._resume.step - 1
         self._file = event_file.EventFile(logdir, lock)
         self._file.add_start(self._resume.step)
+        self._sinks: list[SinkThread] = []
         self.write_status("training")
+        self._sinks = start_sinks(sinks, logdir, self._status)
 
     @property
     def failing(self) -> bool:
@@ -133,8 +140,11 @@ class RunWriter:
         return dict(self._ledger.state() if self._ledger else self._resume.state)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and end the run in the sinks."""
         self._file.close()
+        for sink in self._sinks:
+            sink.put("end", str(self._status.get("reason") or ""))
+        join_all(self._sinks)
 
     def write(self, step: Step, reading: Reading | None, scalars: Mapping[str, Any], wall_time: float) -> None:
         """Write one record, and the findings if there is a new one.
@@ -174,6 +184,18 @@ class RunWriter:
             if texts is not None:
                 self._file.add(step.number, [event_file.text(Family("findings"), texts)])
         self._update_index(now=texts is not None)
+        self._publish(step.number, numbers, columns)
+
+    def _publish(self, step: int, numbers: Mapping[str, float], columns: Mapping[str, np.ndarray]) -> None:
+        if not self._sinks:
+            return
+        scalars = choose_scalars(numbers, columns, self.findings)
+        new = [found._asdict() for found in self.findings if found not in self._published]
+        self._published = self.findings
+        for sink in self._sinks:
+            sink.put("scalars", step, scalars)
+            for found in new:
+                sink.put("finding", found)
 
     def _update_index(self, *, now: bool) -> None:
         names = self._rows.names if self._rows else self._recorded_names

@@ -129,7 +129,9 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
         batches = pipelines.batches(examples, options.batch_size, options.seed, skip=start)
         about = {"program": "tapescope-train", "steps": steps, "replicas": replicas} | flags.hparams(options)
         resumed = tapescope.Resume(start, recorder_state) if continues else None
-        recorder = tapescope.Recorder(logdir, probe, when, about, resumed, strict_io=options.strict_io)
+        recorder = tapescope.Recorder(
+            logdir, probe, when, about, resumed, strict_io=options.strict_io, sinks=options.sink
+        )
         if link and chief:
             link.send(resume=start if continues else None)
 

@@ -35,6 +35,7 @@ CHANGEABLE = {
     "cluster",
     "workers",
     "collective",
+    "sink",
 }
 """Flags that may change when a run continues; of the strategy only the number of replicas matters."""
 
