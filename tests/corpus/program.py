@@ -282,7 +282,7 @@ def _train(program: Program, measure: bool) -> _Training:
         skipped = dict(probe.skipped) if probe is not None else {}
         if probe is not None and probe.failure:
             said.append(probe.failure)
-        findings = [] if run is None else [finding.message for finding in run.findings]
+        findings = [] if run is None else [finding["message"] for finding in run.findings]
         said = [text for text in said if not any(message in text for message in findings)]
         how = type(built).__name__.lower()
         names = sorted({layer.name for layer in called if id(layer) in _layers_of(built)})
