@@ -7,13 +7,14 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3 p
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
 PYTEST_ARGS ?= -n 2
 
-.PHONY: help demo study faults bench test coverage oldest audit check docs format screenshots clean
+.PHONY: help demo study faults bench corpus test coverage oldest audit check docs format screenshots clean
 
 help:
 	@echo 'make demo         Train three networks on real digits and watch them in TensorBoard'
 	@echo 'make study        Test the claims of docs/study.md: train 275 networks (some minutes)'
 	@echo 'make bench        Measure what a measured step costs; write docs/overhead.md (25 minutes; BENCH_ARGS=--quick)'
 	@echo 'make faults       Kill, fill disks, cut files, fuzz, load; write docs/faults.md (half an hour)'
+	@echo 'make corpus       Train some 70 programs plainly and measured; write docs/corpus.md (half an hour)'
 	@echo 'make test         Run the tests in two processes (PYTEST_ARGS="-n 2 -k flags" for some of them)'
 	@echo 'make coverage     Run the tests and print which lines they do not reach'
 	@echo 'make oldest       Run the fast tests on the oldest versions that setup.cfg allows'
@@ -36,6 +37,9 @@ bench: $(VENV)/.dev
 
 faults: $(VENV)/.dev
 	$(BIN)/python -m bench.faults --table=docs/faults.md
+
+corpus: $(VENV)/.dev
+	$(BIN)/python -m tests.corpus --page=docs/corpus.md
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -149,7 +149,7 @@ def main() -> int:
     parser.add_argument("tests", nargs="*", help="files or tests below the checkout; those of the docstring by default")
     parser.add_argument("--jobs", type=int, default=2, choices=(1, 2), help="processes at the same time")
     parser.add_argument("--every", type=int, default=2, help="which batches are measured")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     version_file = arguments.checkout / "keras/src/version.py"
     if not version_file.exists():
         parser.error(f"`checkout` must be a work tree of Keras; got {arguments.checkout}")

@@ -94,6 +94,8 @@ class Capture:
 
     def add(self, call: LayerCall) -> None:
         """Keep a call whose output can be measured; keep the reason for any other."""
+        if isinstance(call.a, keras.KerasTensor):  # a Sequential builds itself symbolically, and then calls its layers
+            return
         reason = self._why_not_measurable(call.a)
         if reason:
             self.skipped[call.name] = reason

@@ -212,3 +212,13 @@ def test_updates_of_float64_weights_are_taken_in_float64():
     tape.gradient(loss, w)
     w.assign_add(np.full(4, 1e-10))
     assert column(tape.reading(), "update_ratio")[0] == pytest.approx(1e-10, rel=1e-4)
+
+
+def test_a_sequential_that_is_built_in_the_measured_step_skips_no_layer():
+    model = keras.Sequential([Dense(5, "relu", name="hidden"), Dense(2, name="out")])
+    probe = tapescope.Probe(model)
+    with probe.tape(True) as tape:
+        loss = tf.reduce_mean(model(X) ** 2)
+    tape.gradient(loss, model.trainable_variables)
+    tape.reading()
+    assert (probe.layers, probe.skipped) == (("hidden", "out"), {})
