@@ -62,6 +62,19 @@ def replace_input(op: tf.Operation, index: int, tensor: tf.Tensor) -> None:
         _warn("Operation._update_input", "a measured step may round otherwise than a plain one")
 
 
+def eager_context() -> Any:
+    """Return TensorFlow's context, which holds all functions. The fallback is None: a reset context is not seen."""
+    context = _module_attribute(
+        "tensorflow.python.eager.context", "context", "after its context was reset, measured steps fail"
+    )
+    return context() if context else None
+
+
+def is_scratch_graph(graph: Any) -> bool:
+    """Return whether Keras only tries a layer in a graph, to build it. The fallback is False."""
+    return getattr(graph, "name", "").startswith("scratch_graph")
+
+
 # XLA
 
 
@@ -122,19 +135,6 @@ def restore_recording(tape: tf.GradientTape, recorded: Any) -> None:
 
 
 # Keras layers
-
-
-def eager_context() -> Any:
-    """Return TensorFlow's context, which holds all functions. The fallback is None: a reset context is not seen."""
-    context = _module_attribute(
-        "tensorflow.python.eager.context", "context", "after its context was reset, measured steps fail"
-    )
-    return context() if context else None
-
-
-def is_scratch_graph(graph: Any) -> bool:
-    """Return whether Keras only tries a layer in a graph, to build it. The fallback is False."""
-    return getattr(graph, "name", "").startswith("scratch_graph")
 
 
 def sublayers(layer: keras.layers.Layer) -> Sequence[keras.layers.Layer]:
