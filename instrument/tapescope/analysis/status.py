@@ -10,10 +10,7 @@ from tapescope.storage import run_index
 from tapescope.storage.printable import describe_error, one_line
 from tapescope.storage.run import Run, runs
 from tapescope.storage.run_index import REWRITE_SECONDS, format_number
-
-STALL_SECONDS = 60.0
-STALL_GAPS = 10
-"""A run that trains has stalled if nothing was written for STALL_SECONDS and for STALL_GAPS times the usual gap."""
+from tensorboard_plugin_tapescope.series import tables
 
 _TITLES = ("run", "state", "step", "loss", "error", "warning", "info", "worst layer", "reason")
 _MAX_REASON = 60
@@ -68,7 +65,7 @@ def _current_index(directory: str, changed: float, now: float) -> dict[str, Any]
 
 def _patience(index: Mapping[str, Any]) -> float:
     """Return the longest silence of a run that trains, in seconds."""
-    return max(STALL_SECONDS, STALL_GAPS * float(index.get("seconds_between_records") or 0.0))
+    return max(tables.STALL_SECONDS, tables.STALL_GAPS * float(index.get("seconds_between_records") or 0.0))
 
 
 def needs_attention(index: Mapping[str, Any], severity: str) -> bool:

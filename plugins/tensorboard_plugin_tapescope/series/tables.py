@@ -36,6 +36,11 @@ TEXT_FAMILIES = ("findings", "status", "rows")
 """Families of JSON texts."""
 
 
+STALL_SECONDS = 60.0
+STALL_GAPS = 10
+"""A run that trains has stalled if no record came for STALL_SECONDS and for STALL_GAPS times the usual gap."""
+
+
 class Datum(Protocol):
     """A record of one tag, as TensorBoard's data provider returns it."""
 

@@ -16,10 +16,6 @@ from tensorboard_plugin_tapescope.views.grid import GRID_FAMILIES, row_owners
 
 logger = logging.getLogger(__name__)
 
-STALL_SECONDS = 60.0
-STALL_GAPS = 10
-"""A training run has stalled if no record came for STALL_SECONDS and for STALL_GAPS times the usual gap."""
-
 CLOCK_ERROR_SECONDS = 24 * 3600.0
 """Largest difference between the clocks of two machines."""
 
@@ -103,7 +99,7 @@ def run_state(run: Run, status: dict[str, Any], step: Table | None, now: float, 
         return "ended" if status.get("state") == "ended" else "unknown"
     last = max(tag.last_seconds for tag in run.tags.values())
     gaps = np.diff(step.seconds[-50:]) if step is not None and len(step.seconds) > 1 else np.zeros(1)
-    limit = max(STALL_SECONDS, STALL_GAPS * usual_gap(gaps[-RECENT_GAPS:], 25))
+    limit = max(tables.STALL_SECONDS, tables.STALL_GAPS * usual_gap(gaps[-RECENT_GAPS:], 25))
     return "stalled" if silent > limit or now - last > max(limit, CLOCK_ERROR_SECONDS) else "training"
 
 
