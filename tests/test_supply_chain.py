@@ -18,6 +18,8 @@ FORBIDDEN_MODULES = {
 }
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "urlopen", "create_connection"}
 LOCAL_SOCKET_CALLS = {"gethostname"}
+ASKED_FOR = {"sink_services.py": ["urllib.request", "urlopen"]}
+"""Uses that a user asks for by name: the sink `webhook:URL` posts to that address."""
 SOURCES = sorted(path for root in LIBRARY for path in root.rglob("*.py"))
 PAGES = sorted((ROOT / "plugins/tensorboard_plugin_tapescope/static").iterdir())
 
@@ -43,7 +45,7 @@ def forbidden_uses(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_the_library_uses_no_pickle_eval_or_network(path):
-    assert forbidden_uses(path.read_text()) == []
+    assert forbidden_uses(path.read_text()) == ASKED_FOR.get(path.name, [])
 
 
 @pytest.mark.parametrize(

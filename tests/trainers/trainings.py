@@ -49,12 +49,12 @@ def take_steps(logdir: Path, steps: int, *arguments: str, measure: Callable[[int
     """Take the first training steps without writing records.
 
     Args:
-        logdir: A directory, which stays empty.
+        logdir: A directory. A training that was prepared in it before is replaced.
         steps: Number of steps.
         *arguments: Flags.
         measure: Which steps to measure.
     """
-    options = parse(logdir, *arguments)
+    options = parse(logdir, "--resume=never", *arguments)
     training = build.prepare(options)
     training.recorder.close()
     train_step = build.make_step(options, training)

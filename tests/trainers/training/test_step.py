@@ -25,7 +25,7 @@ def weights(tmp_path, *arguments: str, measure: bool = False) -> list[np.ndarray
 
 def prepare(tmp_path, *arguments: str) -> build.Training:
     """Build a training without its records."""
-    training = build.prepare(trainings.parse(tmp_path, *arguments))
+    training = build.prepare(trainings.parse(tmp_path, "--resume=never", *arguments))
     training.recorder.close()
     return training
 
