@@ -4,7 +4,7 @@ import { fill, h } from "./dom.js";
 import { runName, shortNames } from "./run_name.js";
 import { changeState } from "./state.js";
 
-const LONG_NAME = 16; // longer names get a wider list
+const LONG_NAME = 20; // longer names get a wider list
 let search = "";
 
 /** Returns the runs whose name matches a regular expression, or contains the text if it is not a valid one. */
