@@ -235,7 +235,7 @@ FAULTS: dict[str, dict[str, tuple[tuple[str, ...], Callable[[_Plan, np.random.Ge
         "the same target": (_LABELS, lambda p, r: _with(p, y=0 * p.task.y, activation=None, loss="mse")),
     },
 }
-"""By kind of task and name: the rules of which one names the fault, and the change."""
+"""Rules of which one names the fault, and the change that makes it, by kind of task and name."""
 
 _ANY: dict[str, tuple[tuple[str, ...], Callable[[_Plan, np.random.Generator], _Plan]]] = {
     "pixels of 0 to 255": (_SCALE, lambda p, r: p._replace(scale=lambda x: 255 * (x - x.min()) / np.ptp(x))),

@@ -35,7 +35,7 @@ class Published(NamedTuple):
     """Published results: UMLAUT, DeepLocalize, AUTOTRAINER and DeepDiagnosis as identified, localized, fix named (Y, n,
     - not run), from DeepDiagnosis' paper; then detected/diagnosed by UMLAUT, AUTOTRAINER, DeepLocalize and DeepFD."""
     still: str = ""
-    """What is still wrong in the fixed version, judged before the rules were written."""
+    """Faults that remain in the fixed version, judged before the rules were written."""
 
 
 _OUTPUT = ("output_activation",)

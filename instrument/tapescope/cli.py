@@ -37,12 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Apply the rules to a run. Exit code 0: no findings; 1: findings; 2: RUN cannot be read.",
     )
     check.add_argument("run", metavar="RUN", help="directory of the run's event files")
-    check.add_argument(
-        "--severity",
-        choices=("error", "warning", "info"),
-        default="warning",
-        help="lowest severity to report (default: %(default)s)",
-    )
+    _add_severity(check, "lowest severity to report")
     check.add_argument("--json", action="store_true", help="print a line of JSON for each finding")
     check.set_defaults(command=_check)
 
@@ -94,12 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
         "findings, has stalled, or cannot be read; 2: LOGDIR holds no run; 130: --watch was interrupted.",
     )
     status.add_argument("logdir", metavar="LOGDIR", help="directory with runs")
-    status.add_argument(
-        "--severity",
-        choices=("error", "warning", "info"),
-        default="warning",
-        help="lowest severity of findings that need attention (default: %(default)s)",
-    )
+    _add_severity(status, "lowest severity of findings that need attention")
     status.add_argument("--json", action="store_true", help="print a line of JSON for each run: its index")
     status.add_argument("--watch", action="store_true", help="print it again until no run trains any more")
     status.add_argument(
@@ -116,6 +106,15 @@ def make_parser() -> argparse.ArgumentParser:
     columns.add_argument("--json", action="store_true", help="print a line of JSON for each column")
     columns.set_defaults(command=_columns)
     return parser
+
+
+def _add_severity(command: argparse.ArgumentParser, meaning: str) -> None:
+    command.add_argument(
+        "--severity",
+        choices=("error", "warning", "info"),
+        default="warning",
+        help=f"{meaning} (default: %(default)s)",
+    )
 
 
 def _seconds(text: str) -> float:

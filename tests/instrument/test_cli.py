@@ -37,18 +37,6 @@ def write(logdir, change=None, count=20):
     file.close()
 
 
-@pytest.fixture
-def run_cli(capsys):
-    """Return a function that runs a command and returns its exit code, standard output and standard error."""
-
-    def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 def test_check_without_findings(tmp_path, run_cli):
     write(tmp_path)
     assert run_cli("check", tmp_path) == (cli.SUCCESS, f"no findings in 20 records of {tmp_path}\n", "")

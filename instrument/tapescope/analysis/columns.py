@@ -13,9 +13,9 @@ class ColumnHelp(NamedTuple):
 
     name: str
     of: str
-    """What it has a number for: "variable", "layer", "step", "replica and variable", "data row" or "unit"."""
+    """Rows that it has a number for: "variable", "layer", "step", "replica and variable", "data row" or "unit"."""
     shape: str
-    """Of `Run[name]`: T records, V variables, L layers, R replicas, D rows of data, B bins, W windows."""
+    """Shape of `Run[name]`, with T records, V variables, L layers, R replicas, D rows of data, B bins, W windows."""
     unit: str
     scale: str
     bad: str

@@ -3,7 +3,6 @@
 The figures are those of the tab. The script of plotly, from its Python package, is inside the page.
 """
 
-import contextlib
 import html
 import json
 import math
@@ -17,6 +16,7 @@ from plotly import offline
 from tapescope.analysis import plotting
 from tapescope.storage.printable import describe_error
 from tapescope.storage.run import Run
+from tapescope.storage.text_file import write_whole
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import basic, style
 from tensorboard_plugin_tapescope.series.findings import at_least, count_severities
@@ -53,16 +53,7 @@ def write_report(runs: Sequence[Run], path: str | os.PathLike[str]) -> None:
     Raises:
       OSError: the file cannot be written.
     """
-    page = render_page(runs)
-    path = os.path.realpath(path)  # a link stays one
-    temporary = f"{path}.new"
-    try:
-        with open(temporary, "w", encoding="utf-8", errors="replace") as file:  # a name may hold a lone surrogate
-            file.write(page)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
+    write_whole(os.path.realpath(path), render_page(runs))  # a link stays one
 
 
 def render_page(runs: Sequence[Run]) -> str:

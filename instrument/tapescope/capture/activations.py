@@ -102,7 +102,7 @@ def describe(function: Any) -> Activation:
     """Return the Activation of a callable, of the name of one of Keras' functions, or of None (linear)."""
     if isinstance(function, str) or function is None:
         function = keras.activations.get(function)
-    if isinstance(function, _LAYERS):
+    if isinstance(function, LAYERS):
         return describe_layer(function)
     try:
         known = _KNOWN.get(function)
@@ -115,15 +115,16 @@ def describe(function: Any) -> Activation:
     return Activation(getattr(function, "__name__", type(function).__name__), from_gradients=True)
 
 
-_LAYERS = (
-    keras.layers.Activation,
+FUNCTION_LAYERS = (
     keras.layers.ReLU,
     keras.layers.LeakyReLU,
+    keras.layers.PReLU,
     keras.layers.ELU,
     keras.layers.Softmax,
-    keras.layers.PReLU,
 )
 """Layers of Keras that are an activation function."""
+LAYERS = (keras.layers.Activation, *FUNCTION_LAYERS)
+"""Those, and the layer that applies a function of any kind."""
 
 
 def describe_layer(layer: keras.layers.Layer) -> Activation:

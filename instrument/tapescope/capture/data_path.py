@@ -36,14 +36,13 @@ _KEEPING = _layer_classes(
     *(f"{kind}Pooling{n}D" for kind in ("Average", "Max", "GlobalAverage", "GlobalMax") for n in (1, 2, 3)),
     *(f"Random{kind}" for kind in ("Crop", "Flip", "Rotation", "Translation", "Zoom")),
 )
-_ACTIVATIONS = _layer_classes("Activation", "ELU", "LeakyReLU", "PReLU", "ReLU", "Softmax")
 _VIEWS = {"Cast", "ExpandDims", "Identity", "Reshape", "Snapshot", "Squeeze"}
 _ACTIVATION_OPS = {"Elu": "elu", "Relu": "relu", "Sigmoid": "sigmoid", "Softmax": "softmax", "Tanh": "tanh"}
 
 RAW = 0
-"""Of a tensor: still the data."""
+"""Stage of a tensor that is still the data."""
 WEIGHTED = 1
-"""Of a tensor: the data behind the first trained layer, before anything else than an activation."""
+"""Stage of a tensor that is the data behind the first trained layer, before anything else than an activation."""
 
 
 class Input(NamedTuple):
@@ -125,7 +124,7 @@ class DataPath:
         found = self.inputs[index]
         if isinstance(layer, _NORMALIZING):
             found.normalizers.append(type(layer).__name__)
-        elif isinstance(layer, _KEEPING) or (stage == WEIGHTED and isinstance(layer, _ACTIVATIONS)):
+        elif isinstance(layer, _KEEPING) or (stage == WEIGHTED and isinstance(layer, activations.LAYERS)):
             for result in results:
                 self._put(result, {**self._stages.get(id(result), {}), index: stage})
         elif stage == RAW:
@@ -152,8 +151,8 @@ class DataPath:
         if layer is None:
             return Output(name, tensor, "", operation, "unknown")
         kind = activations.describe_layer(layer).name
-        has_one = isinstance(layer, _ACTIVATIONS) or hasattr(layer, "activation")
-        before = self._maker(source)[0] if isinstance(layer, _ACTIVATIONS) and source is not None else None
+        has_one = isinstance(layer, activations.LAYERS) or hasattr(layer, "activation")
+        before = self._maker(source)[0] if isinstance(layer, activations.LAYERS) and source is not None else None
         return Output(
             name=name,
             tensor=tensor,

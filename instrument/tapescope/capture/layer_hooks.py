@@ -180,18 +180,9 @@ def named_layers(model: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[
             yield from named_layers(layer, f"{name}/")
 
 
-_ACTIVATION_LAYERS = (
-    keras.layers.ReLU,
-    keras.layers.LeakyReLU,
-    keras.layers.PReLU,
-    keras.layers.ELU,
-    keras.layers.Softmax,
-)
-
-
 def has_activation(layer: keras.layers.Layer) -> bool:
     """Return whether a layer is measured unless the user chose others."""
-    return isinstance(layer, _ACTIVATION_LAYERS) or callable(getattr(layer, "activation", None))
+    return isinstance(layer, activations.FUNCTION_LAYERS) or callable(getattr(layer, "activation", None))
 
 
 class _Thread(threading.local):
@@ -312,7 +303,7 @@ def _measured_call(captures: Sequence[Capture], original: Any, layer: Any, args:
         activation_inputs = _thread.activation_inputs.pop()
     with failsafe.contain(), attribute_errors_to(name):
         z = None
-        if isinstance(layer, _ACTIVATION_LAYERS):
+        if isinstance(layer, activations.FUNCTION_LAYERS):
             z = layer_input
         elif len(activation_inputs) == 1:
             z = activation_inputs[0]

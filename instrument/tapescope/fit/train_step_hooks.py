@@ -123,20 +123,58 @@ def measure_tapes(probe: Probe) -> Iterator[list[MeasuringTape]]:
         _use.graph = None
 
 
-class _RecordedScaleLoss:
-    """An optimizer's `scale_loss` that also records its factor. A custom `train_step` may not call it at all."""
+class _Recorded:
+    """A method of one object that also records its use; it takes the method's place as an attribute of the object."""
 
-    def __init__(self, scale_loss: Any):
-        self.scale_loss = scale_loss
+    def __init__(self, method: Any):
+        self.method = method
         self.users = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+@contextlib.contextmanager
+def _recorded(owner: Any, name: str, recorded_class: type[_Recorded], use: str) -> Iterator[list[Any]]:
+    """Record the calls of a method in this thread and context.
+
+    Args:
+      owner: the object.
+      name: of the method.
+      recorded_class: what takes its place.
+      use: the field of `_use` in which it is recorded.
+
+    Yields:
+      The list of what was recorded so far.
+    """
+    attributes = vars(owner)
+    with _lock:
+        if not isinstance(attributes.get(name), recorded_class):
+            attributes[name] = recorded_class(getattr(owner, name))
+        patch = attributes[name]
+        patch.users += 1
+    found: list[Any] = []
+    setattr(_use, use, found)
+    try:
+        yield found
+    finally:
+        setattr(_use, use, None)
+        with _lock:
+            patch.users -= 1
+            if not patch.users:
+                del attributes[name]
+
+
+class _RecordedScaleLoss(_Recorded):
+    """An optimizer's `scale_loss` that also records its factor. A custom `train_step` may not call it at all."""
 
     def __call__(self, loss: Any) -> Any:
         if _use.loss_scales is not None:
             one = tf.ones([])
-            scale = self.scale_loss(one)
+            scale = self.method(one)
             if scale is not one:
                 _use.loss_scales.append(scale)
-        return self.scale_loss(loss)
+        return self.method(loss)
 
 
 @contextlib.contextmanager
@@ -152,35 +190,17 @@ def record_loss_scales(optimizer: Any) -> Iterator[list[Any]]:
     if optimizer is None:
         yield []
         return
-    attributes = vars(optimizer)
-    with _lock:
-        if not isinstance(attributes.get("scale_loss"), _RecordedScaleLoss):
-            attributes["scale_loss"] = _RecordedScaleLoss(optimizer.scale_loss)
-        patch = attributes["scale_loss"]
-        patch.users += 1
-    scales: list[Any] = []
-    _use.loss_scales = scales
-    try:
+    with _recorded(optimizer, "scale_loss", _RecordedScaleLoss, "loss_scales") as scales:
         yield scales
-    finally:
-        _use.loss_scales = None
-        with _lock:
-            patch.users -= 1
-            if not patch.users:
-                del attributes["scale_loss"]
 
 
-class _RecordedComputeLoss:
+class _RecordedComputeLoss(_Recorded):
     """A model's `compute_loss` that also records its arguments and its value."""
-
-    def __init__(self, compute_loss: Any):
-        self.compute_loss = compute_loss
-        self.users = 0
 
     def __call__(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **options: Any
     ) -> Any:
-        value = self.compute_loss(x, y, y_pred, sample_weight, **options)
+        value = self.method(x, y, y_pred, sample_weight, **options)
         if _use.losses is not None:
             _use.losses.append(LossCall(targets=y, outputs=y_pred, sample_weights=sample_weight, value=value))
         return value
@@ -196,19 +216,5 @@ def record_losses(model: Any) -> Iterator[list[LossCall]]:
     Yields:
       The list of the calls so far.
     """
-    attributes = vars(model)
-    with _lock:
-        if not isinstance(attributes.get("compute_loss"), _RecordedComputeLoss):
-            attributes["compute_loss"] = _RecordedComputeLoss(model.compute_loss)
-        patch = attributes["compute_loss"]
-        patch.users += 1
-    calls: list[LossCall] = []
-    _use.losses = calls
-    try:
+    with _recorded(model, "compute_loss", _RecordedComputeLoss, "losses") as calls:
         yield calls
-    finally:
-        _use.losses = None
-        with _lock:
-            patch.users -= 1
-            if not patch.users:
-                del attributes["compute_loss"]

@@ -117,24 +117,30 @@ def _kept_records(path: str, step: int) -> Iterator[bytes]:
         yield record
 
 
-def replay_rules(directory: str | os.PathLike[str]) -> engine.RuleEngine | None:
-    """Return the rules as they stood after the last record of a directory; None if no record can be read."""
+def recorded_run(directory: str | os.PathLike[str]) -> Run | None:
+    """Return the run in a directory; None if no record can be read."""
     try:
         run = Run(directory)
-        if not len(run.steps):
-            return None
+        return run if len(run.steps) else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def replay_rules(run: Run) -> engine.RuleEngine | None:
+    """Return the rules as they stood after the last record of a run; None if they cannot be applied."""
+    try:
         layout = run_layout(run.variables, run.layers, run.details)
         return engine.replay(layout, run.steps, {name: run[name] for name in run.columns if name in metadata.COLUMNS})
     except (FileNotFoundError, ValueError):
         return None
     except Exception:  # a damaged run must not keep the training from going on
-        logging.exception("tapescope: the rules cannot be applied to the earlier records of %s", os.fspath(directory))
+        logging.exception("tapescope: the rules cannot be applied to the earlier records of %s", run.logdir)
         return None
 
 
-def recorded_progress(directory: str | os.PathLike[str]) -> Progress:
-    """Return the progress of the records in a directory; that of a new run if none can be read."""
+def recorded_progress(run: Run) -> Progress:
+    """Return the progress of a run; that of a new one if it cannot be read."""
     try:
-        return read_progress(Run(directory))
+        return read_progress(run)
     except Exception:  # a damaged run must not keep the training from going on
         return Progress()

@@ -119,14 +119,8 @@ def _widen_counts(counts: np.ndarray | None, rows: np.ndarray, size: int) -> np.
     return wide
 
 
-def recorded_rows(logdir: str) -> Names | None:
-    """Return the rows of the records in a directory; None if there is none that can be read."""
-    try:
-        run = Run(logdir)
-        if not len(run.steps):
-            return None
-    except (FileNotFoundError, ValueError):
-        return None
+def recorded_rows(run: Run) -> Names:
+    """Return the rows of the records of a run, which has one or more."""
     family = Family("layers", names=run.layers, details=run.details)
     return Names(
         variables=run.variables,

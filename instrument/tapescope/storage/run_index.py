@@ -5,7 +5,6 @@ The recorder's thread rewrites both files now and then. `tapescope status` makes
 the files are missing or old. No TensorFlow is needed.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -20,10 +19,11 @@ from tapescope.rules import causes
 from tapescope.rules.finding import SEVERITIES, Finding, from_json
 from tapescope.storage.printable import describe_error, one_line, to_json
 from tapescope.storage.run import Run
+from tapescope.storage.text_file import write_whole
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import tables
-from tensorboard_plugin_tapescope.series.findings import count_severities, severity_rank
+from tensorboard_plugin_tapescope.series.findings import at_least, count_severities
 
 JSON_NAME = "index.json"
 MARKDOWN_NAME = "index.md"
@@ -313,16 +313,7 @@ def write_index(directory: str, index: Mapping[str, Any]) -> None:
       OSError: a file cannot be written. The old one stays.
     """
     for name, text in ((JSON_NAME, to_json(index) + "\n"), (MARKDOWN_NAME, to_markdown(index))):
-        path = os.path.join(directory, name)
-        temporary = os.path.join(directory, f".{name}.new")
-        try:
-            with open(temporary, "w", encoding="utf-8", errors="replace") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.remove(temporary)
-            raise
+        write_whole(os.path.join(directory, name), text)
 
 
 def read_index(directory: str) -> dict[str, Any] | None:
@@ -360,4 +351,4 @@ def _is_whole(index: Mapping[str, Any]) -> bool:
 
 def count_at_least(index: Mapping[str, Any], severity: str) -> int:
     """Return the number of findings that are at least as severe."""
-    return sum(index["counts"][name] for name in SEVERITIES[: severity_rank(severity) + 1])
+    return sum(index["counts"][name] for name in at_least(severity))

@@ -88,10 +88,12 @@ class RunWriter:
         if resume:
             resuming.check_resume(logdir, resume, probe_state.selection.variable_names())
             resuming.cut_records(logdir, resume.step)
-            self._recorded_names = recorded_rows(logdir)
-            self._engine = resuming.replay_rules(logdir)
-            self.findings = self._engine.findings if self._engine else ()
-            self._index.progress = resuming.recorded_progress(logdir)
+            recorded = resuming.recorded_run(logdir)
+            if recorded is not None:
+                self._recorded_names = recorded_rows(recorded)
+                self._engine = resuming.replay_rules(recorded)
+                self.findings = self._engine.findings if self._engine else ()
+                self._index.progress = resuming.recorded_progress(recorded)
         self._families: dict[str, Family] = {}
         self._last_step = self._resume.step - 1
         self._last_measured = self._resume.step - 1

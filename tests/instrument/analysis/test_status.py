@@ -19,18 +19,6 @@ SPEC = Spec(depth=2, units=2)
 
 
 @pytest.fixture
-def run_cli(capsys):
-    """Return a function that runs a command and returns its exit code, standard output and standard error."""
-
-    def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def logdir(tmp_path):
     """Record a run without findings that has ended, and one with a warning that trains."""
     synthetic.write(tmp_path / "good", SPEC, range(0, 50, 10), state="ended")

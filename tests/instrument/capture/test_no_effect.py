@@ -38,6 +38,21 @@ def read(model, x=X, measure=True, **options):
     return probe, gradients, tape.reading()
 
 
+def trace(model, call=None, measure=True):
+    """Take one step in a `tf.function`, which calls the model, or `call` in its place; return the probe."""
+    probe = tapescope.Probe(model)
+
+    @tf.function
+    def step(x):
+        with probe.tape(measure) as tape:
+            loss = tf.reduce_mean((call or model)(x) ** 2)
+        tape.gradient(loss, model.trainable_variables)
+        return tape.reading()
+
+    step(X)
+    return probe
+
+
 def column(reading, name):
     return np.asarray(reading.column(name))
 
@@ -136,17 +151,7 @@ def test_the_pre_activation_is_seen_where_it_is_a_keyword():
 
 
 def test_a_model_that_is_built_in_the_measured_step_skips_no_layer():
-    model = Lazy("relu")
-    probe = tapescope.Probe(model)
-
-    @tf.function
-    def step(x):
-        with probe.tape(True) as tape:
-            loss = tf.reduce_mean(model(x) ** 2)
-        tape.gradient(loss, model.trainable_variables)
-        return tape.reading()
-
-    step(X)
+    probe = trace(Lazy("relu"))
     assert probe.layers == ("hidden", "out")
     assert probe.skipped == {}
 
@@ -173,16 +178,7 @@ def test_a_graph_that_is_traced_while_measuring_is_the_plain_one():
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((6,)), Dense(5, "silu"), Dense(2)])
         inner = tf.function(model.call)
-        probe = tapescope.Probe(model)
-
-        @tf.function
-        def step(x):
-            with probe.tape(measure) as tape:
-                loss = tf.reduce_mean(inner(x) ** 2)
-            tape.gradient(loss, model.trainable_variables)
-            return tape.reading()
-
-        step(X)
+        trace(model, inner, measure)
         graph = inner.get_concrete_function(tf.TensorSpec(X.shape)).graph
         return sorted(op.type for op in graph.get_operations())
 

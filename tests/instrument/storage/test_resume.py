@@ -10,7 +10,7 @@ from scripts.testbed.synthetic import Spec
 
 import tapescope
 from tapescope.storage.event_reader import list_event_files
-from tapescope.storage.resume import cut_records, replay_rules
+from tapescope.storage.resume import cut_records, recorded_run, replay_rules
 
 SPEC = Spec(depth=2, units=2, histograms=False)
 
@@ -64,11 +64,11 @@ def test_no_other_file_is_left(path, tmp_path):
 
 def test_the_rules_have_seen_the_records_that_are_left(path, tmp_path):
     cut_records(tmp_path, 6)
-    assert replay_rules(tmp_path).findings == tapescope.check(tapescope.Run(tmp_path))
+    assert replay_rules(recorded_run(tmp_path)).findings == tapescope.check(tapescope.Run(tmp_path))
 
 
-def test_there_are_no_rules_without_a_record(tmp_path):
-    assert replay_rules(tmp_path) is None
+def test_there_is_no_run_without_a_record(tmp_path):
+    assert recorded_run(tmp_path) is None
 
 
 def test_a_recorder_goes_on_at_the_given_step(tmp_path):

@@ -14,7 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tapescope_trainers.training.resume import list_checkpoints, remove, write_whole
+from tapescope.storage.text_file import write_whole
+from tapescope_trainers.training.resume import list_checkpoints, remove
 
 KEPT = 3
 """Number of checkpoints that are kept."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tapescope.storage import event_reader
+from tapescope.storage.text_file import write_whole
 from tapescope_trainers.flags import Options
 
 CHANGEABLE = {
@@ -141,13 +142,6 @@ def begin(options: Options, replicas: int) -> None:
     """Write the flags and the number of replicas of a new run to a file."""
     os.makedirs(checkpoint_directory(options.logdir), exist_ok=True)
     write_whole(_flags_path(options.logdir), json.dumps({**_fixed(options), "replicas": replicas}, indent=1))
-
-
-def write_whole(path: str, text: str) -> None:
-    """Replace a file atomically."""
-    with open(f"{path}.new", "w") as file:
-        file.write(text)
-    os.replace(f"{path}.new", path)
 
 
 def check_replicas(options: Options, replicas: int) -> None:

@@ -1,0 +1,24 @@
+"""Text files that are replaced as a whole."""
+
+import contextlib
+import os
+
+
+def write_whole(path: str, text: str) -> None:
+    """Replace a file by one with this text, in UTF-8; a reader sees the old file or the new one.
+
+    Args:
+      path: of the file. A link to it is replaced as well.
+      text: its content. A lone surrogate, as a name may hold, is replaced.
+
+    Raises:
+      OSError: the file cannot be written. The old one stays.
+    """
+    temporary = f"{path}.new"
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
