@@ -381,7 +381,8 @@ def test_two_workers_with_one_index_are_named():
     assert errors == [f"two workers have the index 1 of worker 1 ({addresses[1]}): give each its own"] * 3
 
 
-def test_a_worker_that_was_started_again_takes_its_place():
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_a_worker_that_was_started_again_takes_its_place(order):
     addresses = free_addresses(3)
     ended = threading.Event()
 
@@ -401,10 +402,11 @@ def test_a_worker_that_was_started_again_takes_its_place():
     thread.start()
     ended.wait(20)
     others = [
-        threading.Thread(target=lambda i=i: chief.append(link.join(Cluster(addresses, i), FLAGS, 20))) for i in (1, 2)
+        threading.Thread(target=lambda i=i: chief.append(link.join(Cluster(addresses, i), FLAGS, 20))) for i in order
     ]
     for other in others:
         other.start()
+        time.sleep(0.2)
     for other in (*others, thread):
         other.join(30)
     assert [type(one) for one in chief] == [link.Link] * 3, chief

@@ -64,7 +64,7 @@ def accept_workers(cluster: Cluster, greeting: Greeting, patience_s: float) -> d
     with _listen(cluster) as server, selectors.DefaultSelector() as selector:
         try:
             selector.register(server, selectors.EVENT_READ)
-            while len(sockets) < len(cluster.addresses) - 1:
+            while len(sockets) < len(cluster.addresses) - 1 or _forget_closed(sockets):
                 now = time.monotonic()
                 for visitor in [v for v in visitors if now - v.since > GREETING_S]:
                     _dismiss(visitor, visitors, selector)
@@ -188,16 +188,22 @@ def _add_worker(
 ) -> None:
     """Add a worker, or refuse all if it does not fit."""
     connection.settimeout(GREETING_S)
+    _forget_closed(sockets)  # a worker that was started again
     before = sockets.get(theirs.index)
-    if before is not None and _is_closed(before):  # it was started again
-        before.close()
-        before = None
     if difference := _difference(greeting, theirs):
         _refuse({**sockets, theirs.index: connection, -1: before or connection}, difference)
     if before is not None or not theirs.index:
         line = f"two workers have the index {theirs.index} of {cluster.name(theirs.index)}: give each its own"
         _refuse({**sockets, -1: connection}, line)
     sockets[theirs.index] = connection
+
+
+def _forget_closed(sockets: dict[int, socket.socket]) -> bool:
+    """Remove the workers that have gone since their greeting; return whether there were any."""
+    gone = [index for index, connection in sockets.items() if _is_closed(connection)]
+    for index in gone:
+        sockets.pop(index).close()
+    return bool(gone)
 
 
 def _is_closed(connection: socket.socket) -> bool:
