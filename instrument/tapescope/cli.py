@@ -1,8 +1,8 @@
-"""`tapescope check|compare|scaling|report|status|columns`: the command line that reads recorded runs.
+"""`tapescope check|compare|scaling|report|status|replay|columns`: the command line that reads recorded runs.
 
 Exit codes: 0 without findings or differences, 1 with some, 2 for bad input, which is reported in one line, 130 where
 `status --watch` was interrupted. They hold whatever the terminal can show, and also if nobody reads the output. No
-command needs TensorFlow. What a command needs is imported when it runs, so that `--help` is quick.
+command but `replay` needs TensorFlow. What a command needs is imported when it runs, so that `--help` is quick.
 """
 
 import argparse

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Origin(NamedTuple):
-    """Where a replay starts from."""
+    """The checkpoint that a replay starts from, and the run's flags."""
 
     options: Options
     """The flags of the run."""

@@ -51,14 +51,14 @@ class Variant(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """What a step did when it was run again."""
+    """Results of a step that was run again."""
 
     step: int
     reproduced: bool
     """Whether loss and gradient norms are the recorded ones to the bit."""
     difference: float | None
-    """Largest relative difference of loss and gradient norms from the recorded ones; 0 if reproduced, None where there
-    is no record, or one of two numbers is not finite."""
+    """Largest relative difference of loss and gradient norms from the recorded ones; 0 if reproduced, None where the
+    step has not been recorded, or one of two numbers is not finite."""
     examples: tuple[Example, ...]
     """The heaviest first: those that are not finite, then by gradient norm."""
     loss: float

@@ -16,7 +16,7 @@ _DEPTH = 4
 
 
 class Owners(NamedTuple):
-    """What a function uses, directly or through the functions that it calls."""
+    """Objects that a function uses, directly or through the functions that it calls."""
 
     probes: list[Probe]
     models: list[Any]

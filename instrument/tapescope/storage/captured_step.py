@@ -31,7 +31,7 @@ class SavedVariable(NamedTuple):
 
 
 class CapturedStep(NamedTuple):
-    """What is needed to run a step again, and what it is compared with."""
+    """A step that can be run again, with the numbers that it is compared with."""
 
     step: int
     reason: str

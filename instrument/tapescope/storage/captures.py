@@ -26,7 +26,7 @@ MAX_PENDING = 4
 
 
 class Offer(NamedTuple):
-    """What is known of a measured step before it is judged."""
+    """A measured step that has not been judged yet."""
 
     make_batch: Callable[[], Any]
     """Returns the batch as arrays, and raises ValueError where it cannot be stored."""
