@@ -70,9 +70,9 @@ def train(logdir, path, data, *arguments):
 
 @pytest.fixture(scope="module")
 def spiked(tmp_path_factory, user_code):
-    """Return a run whose epochs of 12 steps each have one spike."""
+    """Return a run whose epochs of 12 steps each have one spike. Its batches go through dropout in two parts."""
     logdir = tmp_path_factory.mktemp("spiked")
-    train(logdir, user_code, "spike", "--steps=36")
+    train(logdir, user_code, "spike", "--steps=36", "--accumulate_steps=2")
     return logdir
 
 

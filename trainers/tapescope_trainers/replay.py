@@ -226,70 +226,14 @@ class _Replayer:
         return next(iter(self._parts.strategy.experimental_distribute_dataset(dataset)))
 
     def _examples(self, indices: np.ndarray, finite: bool) -> list[Example]:
-        """Return each example with its own loss and gradient.
-
-        They are those that it had in the step: the whole batch goes through the model as it was before the step, with
-        the same dropout masks and statistics of the batch, and the loss of one example is differentiated. A NaN or Inf
-        spreads in that way, as 0 times it. Then each example goes through the model alone, in inference mode.
-        """
-        import tensorflow as tf
-
-        from tapescope_trainers.training.step import cross_entropy
-
-        parts = self._parts
-        model = parts.model
-        variables = model.trainable_variables
-        dynamic_scale = getattr(parts.optimizer, "dynamic_scale", None)
-        trained = {id(v) for v in (*variables, *parts.optimizer.variables)}
-        drawn = [(v, value) for v, value in zip(self._variables, self._before, strict=True) if id(v) not in trained]
-
-        def in_replica(x, y, index, at, alone):
-            def take(tensors):
-                return tf.nest.map_structure(lambda tensor: tensor[at : at + 1], tensors)
-
-            scale = 1.0 if dynamic_scale is None else tf.identity(dynamic_scale.value)
-            with tf.GradientTape() as tape:
-                outputs = model(take(x), training=False) if alone else take(model(x, training=True))
-                wanted = take(y)
-                if parts.objective:
-                    loss = parts.objective.mean(wanted, outputs)
-                else:
-                    loss = tf.reduce_mean(cross_entropy(wanted, outputs))
-                scaled = loss * scale
-            found = [g for g in tape.gradient(scaled, variables) if g is not None]
-            gradients = [tf.cast(tf.convert_to_tensor(g), tf.float32) / scale for g in found]
-            # Divided first: the square of 1e30 is beyond float32.
-            largest = tf.reduce_max([tf.reduce_max(tf.abs(g)) for g in gradients])
-            unit = tf.where((largest > 0) & tf.math.is_finite(largest), largest, 1.0)
-            norm = unit * tf.linalg.global_norm([g / unit for g in gradients])
-            return tf.stack([tf.cast(loss, tf.float32), norm]), index[at]
-
-        @tf.function
-        def example(x, y, index, at, alone):
-            results = parts.strategy.run(in_replica, args=(x, y, index, at, alone))
-            return [parts.strategy.experimental_local_results(result) for result in results]
+        """Return each example with its own loss and gradient, as they were in the step."""
+        from tapescope_trainers.training import examples
 
         self._restore()
-        examples: list[Example] = []
-        alone: list[Example] = []
-        (x, y), index = self._distribute(indices)
-        for at in range(len(indices) // parts.strategy.num_replicas_in_sync):
-            with parts.strategy.scope():
-                for variable, value in drawn:
-                    variable.assign(value)
-            numbers, places = example(x, y, index, tf.constant(at), False)
-            found = [Example(int(place), *pair.numpy().tolist()) for pair, place in zip(numbers, places, strict=True)]
-            if not finite:
-                numbers, _ = example(x, y, index, tf.constant(at), True)
-                alone += [
-                    e._replace(loss=float(n[0]), gradient_norm=float(n[1])) for e, n in zip(found, numbers, strict=True)
-                ]
-            examples += found
-        if finite:
-            return examples
-        # If all losses are lost, as with statistics of the batch, those alone say more.
-        spread = not any(math.isfinite(e.loss) for e in examples)
-        return alone if spread else [e._replace(loss=b.loss) for e, b in zip(alone, examples, strict=True)]
+        parts = self._parts
+        trained = {id(v) for v in (*parts.model.trainable_variables, *parts.optimizer.variables)}
+        drawn = [v for v in self._variables if id(v) not in trained]
+        return examples.measure(parts, self._options, self._distribute(indices), drawn, finite)
 
     def _variants(
         self, indices: np.ndarray, examples: tuple[Example, ...], columns: "MeasuredStep"
