@@ -264,7 +264,7 @@ class MeasuringTape(Tape):
         if self._state.failure:
             return None
         self._set_objective(loss, targets, outputs)
-        with self._state.failsafe.contain():
+        with self._state.failsafe.contain(), private_api.without_op_callbacks():
             return self._measure(self._merged_pass(others), others, loss_scale, dense={}, aggregated=False)
         return None
 
@@ -335,7 +335,7 @@ class MeasuringTape(Tape):
         partial = None
         gradients: list[Any] = []
         dense: DenseGradients = {}
-        with self._state.failsafe.contain():
+        with self._state.failsafe.contain(), private_api.without_op_callbacks():
             merged = self._merged_pass(others)
             gradients = list(merged.gradients.values())
             partial = self._measure(merged, others, loss_scale, dense, aggregated=aggregated is not None)
@@ -374,12 +374,12 @@ def complete_reading(
                 f"`{name}` must have an element for each of the {len(names.variables)} trainable variables; "
                 f"got {len(values)}: pass the whole list, with None where there is no gradient"
             )
-    with state.failsafe.contain():
+    with state.failsafe.contain(), private_api.without_op_callbacks() as checked:
         if replicas.context()[1] > 1:
             optimizers = optimizer_hooks.stop_recording(gradients)
             if state.replica_issues is None:  # another replica's thread may have been here
                 state.replica_issues = keras_replica_issues.replica_issues(state.selection.models, optimizers)
-        return readings.complete(
+        reading = readings.complete(
             partial,
             dense_gradients(state, names, gradients, loss_scale, dense),
             None if aggregated is None else dense_gradients(state, names, aggregated, loss_scale, dense),
@@ -388,6 +388,7 @@ def complete_reading(
             names=names,
             layout=layout,
         )
+        return readings.as_bits(reading) if checked else reading
     return None
 
 

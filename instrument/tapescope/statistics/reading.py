@@ -36,6 +36,8 @@ class Reading(NamedTuple):
     """The numbers of one step over the global batch, the same on every replica.
 
     All fields are tensors, empty where there is nothing to record, so that a reading may be a loop variable in a graph.
+    Under `tf.debugging.enable_check_numerics`, which would end the program at the first NaN, those of float32 hold the
+    bits of their numbers as int32; `column` returns numbers.
     """
 
     variables: tf.Tensor
@@ -77,9 +79,25 @@ class Reading(NamedTuple):
             (STEP_COLUMNS, self.step),
         ):
             if name in columns:
-                return values[columns.index(name)]
+                return floats(values)[columns.index(name)]
         known = ", ".join((*VARIABLE_COLUMNS, *LAYER_COLUMNS, *STEP_COLUMNS))
         raise ValueError(f"`name` must be a column of a reading; got {name!r}, the columns are: {known}")
+
+
+BIT_FIELDS = ("variables", "layers", "step", "elements", "units", "replicas", "data")
+"""The fields of a Reading with float32."""
+
+
+def as_bits(reading: Reading) -> Reading:
+    """Return a reading whose float32 fields are their bits, int32: no check of numbers sees a NaN in them."""
+    return reading._replace(**{name: tf.bitcast(getattr(reading, name), tf.int32) for name in BIT_FIELDS})
+
+
+def floats(field: Any) -> Any:
+    """Return a float32 field of a reading, which may be bits, as numbers: outside of a graph as a NumPy array."""
+    if field.dtype != tf.int32:
+        return field
+    return field.numpy().view(np.float32) if hasattr(field, "numpy") else tf.bitcast(field, tf.float32)
 
 
 class Partial(NamedTuple):
