@@ -20,6 +20,7 @@ from tapescope.statistics import data, replicas, single_pass
 from tapescope.statistics import layers as layer_statistics
 from tapescope.statistics import tensors as tensor_statistics
 from tapescope.statistics.batched_ops import constant
+from tapescope.statistics.tensors import Gradient
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.series import flow_path
 
@@ -142,9 +143,16 @@ def dense(gradient: Any) -> tf.Tensor | None:
     return None if gradient is None else tensor_statistics.as_float32(tf.convert_to_tensor(gradient))
 
 
+def to_reduce(gradient: Any) -> Gradient:
+    """Return a gradient as `gradient_rows` takes it. That of few rows of a large table stays sparse."""
+    if isinstance(gradient, tf.IndexedSlices) and tensor_statistics.stays_sparse(gradient):
+        return tensor_statistics.sum_duplicates(gradient)
+    return dense(gradient)
+
+
 def measure(
     calls: Sequence[LayerCall],
-    gradients: Sequence[tf.Tensor | None] | None,
+    gradients: Sequence[Gradient] | None,
     weights: Sequence[tf.Tensor],
     histograms: bool,
 ) -> Partial:
@@ -152,7 +160,7 @@ def measure(
 
     Args:
       calls: of L layers, with their gradients unscaled.
-      gradients: of the V variables, dense and unscaled; None where the one to record is known only later.
+      gradients: of the V variables, from `to_reduce`, unscaled; None where the one to record is known only later.
       weights: the V variables before the update.
       histograms: whether to count elements into bins.
     """
@@ -177,14 +185,14 @@ def measure(
 
 def complete(
     partial: Partial,
-    gradients: Sequence[tf.Tensor | None],
-    aggregated: Sequence[tf.Tensor | None] | None,
-    applied: Sequence[tf.Tensor | None] | None,
+    gradients: Sequence[Any],
+    aggregated: Sequence[Any] | None,
+    applied: Sequence[Any] | None,
     weights: Sequence[tf.Tensor],
     names: Names,
     layout: int,
 ) -> Reading:
-    """Return the Reading. All gradients are dense and unscaled.
+    """Return the Reading. All gradients are from `to_reduce`, and unscaled; on replicas they are dense.
 
     Args:
       partial: of this replica.
