@@ -21,6 +21,7 @@ from tapescope.fit.train_step_hooks import LossCall
 from tapescope.probe import Probe
 from tapescope.recorder import Recorder
 from tapescope.schedule import Schedule, auto
+from tapescope.statistics.layers import Examples
 from tapescope.statistics.reading import Reading
 from tapescope.storage.event_file import absolute
 from tapescope.storage.resume import Resume
@@ -55,6 +56,7 @@ class Monitor(keras.callbacks.Callback):
       histograms: as for `tapescope.Probe`.
       exact: as for `tapescope.Probe`.
       strict: as for `tapescope.Probe`.
+      examples: as for `tapescope.Probe`.
       sinks: as for `tapescope.Recorder`.
 
     Raises:
@@ -73,6 +75,7 @@ class Monitor(keras.callbacks.Callback):
         histograms: bool = True,
         exact: bool = True,
         strict: bool = False,
+        examples: Examples = None,
         sinks: Sequence[str | Sink] = (),
     ):
         super().__init__()
@@ -89,6 +92,7 @@ class Monitor(keras.callbacks.Callback):
             "histograms": histograms,
             "exact": exact,
             "strict": strict,
+            "examples": examples,
         }
         self._begin_without_run()
 
