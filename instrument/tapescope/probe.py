@@ -37,9 +37,9 @@ class Probe:
       loss: the loss function that the step trains with: the name of one of Keras', a `keras.losses.Loss`, a function,
         or a list or dict of them, one for each output. With the targets that `tape.reading(targets=)` is given, the
         rules say whether output, loss and labels fit each other.
-      examples: how many examples a batch of one replica has, where that is not the first axis of the first layer's output
-        (recurrent layers with time first, nodes of a graph): a number, or a function from the shape of that output, an
-        int32 tensor, to it, such as `lambda shape: shape[1]`.
+      examples: how many examples a batch of one replica has, where that is not the first axis of the first layer's
+        output (recurrent layers with time first, nodes of a graph): a number, or a function from the shape of that
+        output, an int32 tensor, to it, such as `lambda shape: shape[1]`.
 
     Raises:
       ValueError: the model has no trainable variable, the pattern matches nothing, or an argument cannot be right.

@@ -70,7 +70,7 @@ def by_unit(output: tf.Tensor) -> tf.Tensor:
 
 
 Examples = int | Callable[[tf.Tensor], Any] | None
-"""How many examples a batch has, or a function from the shape of the first layer's output to it. None: its first axis."""
+"""How many examples a batch has, or a function from the shape of the first layer's output to it; see `tapescope.Probe`."""
 
 
 def layer_rows(
