@@ -70,7 +70,7 @@ def by_unit(output: tf.Tensor) -> tf.Tensor:
 
 
 Examples = int | Callable[[tf.Tensor], Any] | None
-"""How many examples a batch has, or a function from the shape of the first layer's output to it; see `tapescope.Probe`."""
+"""How many examples a batch has, or a function from the shape of the first layer's output to it; see `Probe`."""
 
 
 def layer_rows(
