@@ -68,6 +68,8 @@ class Schedule:
         """Kinds of steps of which none has run yet. Its first one is also traced, so its time does not count."""
         self._steps = {False: 0, True: 0}
         """Number of plain and of measured steps."""
+        self._before_measured: Callable[[], None] | None = None
+        """Called before each measured step, within its time: a Recorder that captures steps copies the weights."""
         self._times = {measured: deque[float](maxlen=_KEPT_TIMES) for measured in (False, True)}
         """Times of the last plain and the last measured steps, in milliseconds."""
 
@@ -87,6 +89,8 @@ class Schedule:
                 self._times[measured].append(1000 * (now - start))
         self._steps[measure] += 1
         self._current = now, measure
+        if measure and self._before_measured is not None:
+            self._before_measured()
         return measure
 
     def pause(self) -> None:

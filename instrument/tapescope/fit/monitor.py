@@ -23,6 +23,7 @@ from tapescope.recorder import Recorder
 from tapescope.schedule import Schedule, auto
 from tapescope.statistics.layers import Examples
 from tapescope.statistics.reading import Reading
+from tapescope.storage.captures import check_mode
 from tapescope.storage.event_file import absolute
 from tapescope.storage.resume import Resume
 from tapescope.storage.sinks import Sink, check_sinks
@@ -58,9 +59,12 @@ class Monitor(keras.callbacks.Callback):
       strict: as for `tapescope.Probe`.
       examples: as for `tapescope.Probe`.
       sinks: as for `tapescope.Recorder`.
+      capture: "on_finding" keeps each measured batch that shows a spike, a NaN or Inf, or an error, with weights and
+        optimizer before it, as `tapescope.Recorder` does; `tapescope.replay(run, step, model)` runs it again. Not with
+        `steps_per_execution` above 1.
 
     Raises:
-      ValueError: `on_finding` has another value. In `fit`: the Monitor has recorded another model.
+      ValueError: `on_finding` or `capture` has another value. In `fit`: the Monitor has recorded another model.
       OSError: in `fit`: the directory cannot be written, or another program writes there.
     """
 
@@ -77,13 +81,16 @@ class Monitor(keras.callbacks.Callback):
         strict: bool = False,
         examples: Examples = None,
         sinks: Sequence[str | Sink] = (),
+        capture: str = "never",
     ):
         super().__init__()
         if on_finding not in ("continue", "stop"):
             raise ValueError(f'`on_finding` must be "continue" or "stop"; got {on_finding!r}')
         self._on_finding = on_finding
         check_sinks(sinks)
+        check_mode(capture)
         self._sinks = sinks
+        self._capture = capture
         self._logdir = logdir
         self._when = auto() if when is None else when
         self._probe_options: dict[str, Any] = {
@@ -113,6 +120,8 @@ class Monitor(keras.callbacks.Callback):
         self._measured_function: Any = None
         """None in a fit that is not measured."""
         self._reading: Reading | None = None
+        self._batch: Any = None
+        """Of the reading, where batches are captured."""
         self._claimed = False
         """Whether the directory is this Monitor's, in this fit."""
         self._recording = False
@@ -123,7 +132,8 @@ class Monitor(keras.callbacks.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the arguments: a copy, such as a tuner makes for each trial, has not recorded anything yet."""
-        return {name: vars(self)[name] for name in ("_on_finding", "_logdir", "_when", "_probe_options", "_sinks")}
+        kept = ("_on_finding", "_logdir", "_when", "_probe_options", "_sinks", "_capture")
+        return {name: vars(self)[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__init__()
@@ -153,15 +163,20 @@ class Monitor(keras.callbacks.Callback):
         if model.train_function is not self._plain_function:  # a fit raised before a measured batch ran
             self._due = True
         with self._probe._state.failsafe.contain():
-            # A graph of a `train_step` that is a tf.function has no measuring tape, or would keep one.
-            train_step = private_api.python_function(model.train_step)
-            measured_step = self._measured_train_step(self._probe, train_step)
-            try:
-                with train_step_hooks.patch_attribute(model, "train_step", measured_step):
-                    model.make_train_function(force=True)
-                self._measured_function = model.train_function
-            finally:
-                model.train_function = self._plain_function
+            self._make_measured_function(self._probe)
+
+    def _make_measured_function(self, probe: Probe) -> None:
+        """Make the train function of measured batches, and put fit's own back."""
+        model: Any = self.model
+        # A graph of a `train_step` that is a tf.function has no measuring tape, or would keep one.
+        train_step = private_api.python_function(model.train_step)
+        measured_step = self._measured_train_step(probe, train_step)
+        try:
+            with train_step_hooks.patch_attribute(model, "train_step", measured_step):
+                model.make_train_function(force=True)
+            self._measured_function = model.train_function
+        finally:
+            model.train_function = self._plain_function
 
     def _make_probe(self, model: Any) -> Probe | None:
         """Return the probe of a model; None, and a warning, where it cannot be measured."""
@@ -210,7 +225,23 @@ class Monitor(keras.callbacks.Callback):
             self._batches = int(model.optimizer.iterations) if steps is None else epoch * steps
             self._resume = Resume(self._batches, {})
         about = {"program": "model.fit", "replicas": model.distribute_strategy.num_replicas_in_sync}
-        self.recorder = Recorder(self._logdir, self._probe, self._when, about, self._resume, sinks=self._sinks)
+        if self._capture != "never" and model.steps_per_execution > 1:
+            logging.warning(
+                "tapescope: no batch is captured with steps_per_execution=%d: use 1", model.steps_per_execution
+            )
+            self._capture = "never"
+        self.recorder = Recorder(
+            self._logdir,
+            self._probe,
+            self._when,
+            about,
+            self._resume,
+            sinks=self._sinks,
+            capture=self._capture,
+            optimizer=model.optimizer,
+            capture_weights=False,  # copied here, because a batch may be measured later than the schedule said
+        )
+        self.recorder._batch_checked = True  # a batch that cannot be stored must not stop the fit
         self._recording = True
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -232,8 +263,9 @@ class Monitor(keras.callbacks.Callback):
         self._batches = step + 1
         if self._reading is None or self.recorder is None:
             return
-        self.recorder.write(step, self._reading, scalars=dict(logs or {}))
+        self.recorder.write(step, self._reading, scalars=dict(logs or {}), batch=self._batch)
         self._reading = None
+        self._batch = None
         if self._on_finding == "stop" and any(f.severity == "error" for f in self.recorder.findings):
             model: Any = self.model
             model.stop_training = True
@@ -263,18 +295,26 @@ class Monitor(keras.callbacks.Callback):
         """Run the measured train function in place of `model.train_function`, which is put back before."""
         model: Any = self.model
         model.train_function = self._plain_function
+        if self._capture != "never" and self.recorder is not None:
+            self._batch = next(iterator)
+            self.recorder._copy_state()
+            iterator = [self._batch]
         outputs = self._measured_function(iterator)
         if self._probe is None or self._probe.failure or not isinstance(outputs, dict):
             return outputs
+        self._take_reading(self._probe, outputs)
+        return outputs
+
+    def _take_reading(self, probe: Probe, outputs: dict[str, Any]) -> None:
+        """Take the reading out of the outputs of the measured train function."""
         fields: list[Any] = [outputs.pop(_OUTPUT_PREFIX + field, None) for field in Reading._fields]
-        with self._probe._state.failsafe.contain():
+        with probe._state.failsafe.contain():
             if all(field is None for field in fields):
                 raise ValueError(
-                    f"the train function of {type(model).__name__} does not run its `train_step`, or that returns no "
-                    "dict: write the loop with tapescope.Probe instead of Monitor"
+                    f"the train function of {type(self.model).__name__} does not run its `train_step`, or that returns "
+                    "no dict: write the loop with tapescope.Probe instead of Monitor"
                 )
             self._reading = Reading(*fields)
-        return outputs
 
     def _measured_train_step(self, probe: Probe, train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return a `train_step` that also returns the fields of its reading, as further outputs."""
@@ -327,6 +367,36 @@ class Monitor(keras.callbacks.Callback):
             loss_scale=loss_scale,
         )
         return last_tape.reading(*other_tapes, aggregated=aggregated, applied=applied, loss_scale=loss_scale)
+
+
+def measured_step(model: Any) -> tuple[Callable[[Any], Reading], Probe]:
+    """Return a function that trains a compiled model on one batch, as `fit` does, and returns its reading.
+
+    Args:
+      model: compiled; its weights and optimizer change with each call.
+
+    Returns:
+      The function and the probe of its readings.
+
+    Raises:
+      ValueError: the model is not compiled. In a call: it cannot be measured.
+    """
+    if getattr(model, "optimizer", None) is None:
+        raise ValueError(f"the model {model.name} must be compiled, as it was for `fit`: call model.compile first")
+    monitor = Monitor(os.curdir)
+    monitor.set_model(model)
+    probe = Probe(model, strict=True)
+    monitor._learning_rate = _learning_rate(model.optimizer)
+    monitor._plain_function = _without_monitors(model.train_function)
+    monitor._make_measured_function(probe)
+
+    def step(batch: Any) -> Reading:
+        outputs = monitor._measured_function([batch])
+        monitor._take_reading(probe, outputs)
+        assert monitor._reading is not None
+        return monitor._reading
+
+    return step, probe
 
 
 def _learning_rate(optimizer: Any) -> float | None:
