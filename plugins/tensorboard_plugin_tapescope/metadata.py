@@ -107,6 +107,13 @@ STEP_COLUMNS = (
     Column("first_nonfinite_backward", "index of the first layer in backward order with a NaN or Inf, or -1", "layer"),
     Column("skipped", "1 if the gradient was not finite and no weight was changed, as by a loss scale; else 0"),
     Column("noise_scale_total", "gradient noise scale over all variables; needs two replicas", "examples", "log"),
+    Column("loss_spike_share", "share of losses so far above six deviations of the 128 before", "", "fraction"),
+    Column(
+        "gradient_spike_share",
+        "share of gradient norms so far above six deviations of the 128 before",
+        "",
+        "fraction",
+    ),
 )
 
 REPLICA_COLUMNS = (

@@ -153,6 +153,7 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
         "window_examples": 1024,
         "measure_ms": 3.1,
         "step_ms": 1000 * spec.step_seconds,
+        "loss_spike_share": 0.0125,
         "first_nonfinite_forward": -1,
         "first_nonfinite_backward": -1,
     }
