@@ -170,5 +170,5 @@ class Probe:
             aggregated=aggregated,
             applied=applied,
             loss_scale=loss_scale,
-            dense={},
+            ready={},
         )

@@ -46,6 +46,24 @@ def mark_new_operations(name: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def without_op_callbacks() -> Iterator[bool]:
+    """Hide the operations created here from `tf.debugging.enable_check_numerics` and its like.
+
+    A Reading says NaN for what has no value, and measures what is not finite: neither is an error of the step. Yields
+    whether there is something to hide from.
+    """
+    context = eager_context()
+    callbacks = list(getattr(context, "op_callbacks", ()))
+    for callback in callbacks:
+        context.remove_op_callback(callback)
+    try:
+        yield bool(callbacks)
+    finally:
+        for callback in callbacks:
+            context.add_op_callback(callback)
+
+
 def mark_operation(op: tf.Operation, name: str) -> None:
     """Set the boolean attribute `name` on an existing operation."""
     if hasattr(op, "_set_attr"):

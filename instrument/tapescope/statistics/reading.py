@@ -20,6 +20,7 @@ from tapescope.statistics import data, replicas, single_pass
 from tapescope.statistics import layers as layer_statistics
 from tapescope.statistics import tensors as tensor_statistics
 from tapescope.statistics.batched_ops import concat, constant
+from tapescope.statistics.tensors import Gradient
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.series import flow_path
 
@@ -36,6 +37,8 @@ class Reading(NamedTuple):
     """The numbers of one step over the global batch, the same on every replica.
 
     All fields are tensors, empty where there is nothing to record, so that a reading may be a loop variable in a graph.
+    Under `tf.debugging.enable_check_numerics`, which would end the program at the first NaN, those of float32 hold the
+    bits of their numbers as int32; `column` returns numbers.
     """
 
     variables: tf.Tensor
@@ -77,9 +80,25 @@ class Reading(NamedTuple):
             (STEP_COLUMNS, self.step),
         ):
             if name in columns:
-                return values[columns.index(name)]
+                return floats(values)[columns.index(name)]
         known = ", ".join((*VARIABLE_COLUMNS, *LAYER_COLUMNS, *STEP_COLUMNS))
         raise ValueError(f"`name` must be a column of a reading; got {name!r}, the columns are: {known}")
+
+
+BIT_FIELDS = ("variables", "layers", "step", "elements", "units", "replicas", "data")
+"""The fields of a Reading with float32."""
+
+
+def as_bits(reading: Reading) -> Reading:
+    """Return a reading whose float32 fields are their bits, int32: no check of numbers sees a NaN in them."""
+    return reading._replace(**{name: tf.bitcast(getattr(reading, name), tf.int32) for name in BIT_FIELDS})
+
+
+def floats(field: Any) -> Any:
+    """Return a float32 field of a reading, which may be bits, as numbers: outside of a graph as a NumPy array."""
+    if field.dtype != tf.int32:
+        return field
+    return field.numpy().view(np.float32) if hasattr(field, "numpy") else tf.bitcast(field, tf.float32)
 
 
 class Partial(NamedTuple):
@@ -124,9 +143,16 @@ def dense(gradient: Any) -> tf.Tensor | None:
     return None if gradient is None else tensor_statistics.as_float32(tf.convert_to_tensor(gradient))
 
 
+def to_reduce(gradient: Any) -> Gradient:
+    """Return a gradient as `gradient_rows` takes it. That of few rows of a large table stays sparse."""
+    if isinstance(gradient, tf.IndexedSlices) and tensor_statistics.stays_sparse(gradient):
+        return tensor_statistics.sum_duplicates(gradient)
+    return dense(gradient)
+
+
 def measure(
     calls: Sequence[LayerCall],
-    gradients: Sequence[tf.Tensor | None] | None,
+    gradients: Sequence[Gradient] | None,
     weights: Sequence[tf.Tensor],
     histograms: bool,
 ) -> Partial:
@@ -134,7 +160,7 @@ def measure(
 
     Args:
       calls: of L layers, with their gradients unscaled.
-      gradients: of the V variables, dense and unscaled; None where the one to record is known only later.
+      gradients: of the V variables, from `to_reduce`, unscaled; None where the one to record is known only later.
       weights: the V variables before the update.
       histograms: whether to count elements into bins.
     """
@@ -159,14 +185,14 @@ def measure(
 
 def complete(
     partial: Partial,
-    gradients: Sequence[tf.Tensor | None],
-    aggregated: Sequence[tf.Tensor | None] | None,
-    applied: Sequence[tf.Tensor | None] | None,
+    gradients: Sequence[Any],
+    aggregated: Sequence[Any] | None,
+    applied: Sequence[Any] | None,
     weights: Sequence[tf.Tensor],
     names: Names,
     layout: int,
 ) -> Reading:
-    """Return the Reading. All gradients are dense and unscaled.
+    """Return the Reading. All gradients are from `to_reduce`, and unscaled; on replicas they are dense.
 
     Args:
       partial: of this replica.

@@ -43,6 +43,7 @@ def to_host(reading: Reading) -> Any:
     are returned.
     """
     parts: dict[str, Any] = {name: first_replica(part).numpy() for name, part in reading._asdict().items()}
+    parts |= {name: parts[name].view(np.float32) for name in readings.BIT_FIELDS}
     parts["layout"] = int(parts["layout"])
     parts["data"] = data_columns(parts["data"])
     for name in ("gradient_histogram", "activation_histogram", "replicas"):
