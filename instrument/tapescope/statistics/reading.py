@@ -19,7 +19,7 @@ from tapescope.capture.selection import Names
 from tapescope.statistics import data, replicas, single_pass
 from tapescope.statistics import layers as layer_statistics
 from tapescope.statistics import tensors as tensor_statistics
-from tapescope.statistics.batched_ops import constant
+from tapescope.statistics.batched_ops import concat, constant
 from tapescope.statistics.tensors import Gradient
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.series import flow_path
@@ -56,7 +56,7 @@ class Reading(NamedTuple):
     activation_histogram: tf.Tensor
     """int32 [L, B]."""
     replicas: tf.Tensor
-    """`metadata.REPLICA_COLUMNS` of each replica's own gradients, float32 [3, R, V]; empty with one replica."""
+    """`metadata.REPLICA_COLUMNS`, float32 [C, R, V]; empty with one replica."""
     data: tf.Tensor
     """`data.DATA_ROWS` by input, target and output, float32 [..., K, D]: of each replica and small batch."""
     layout: tf.Tensor
@@ -212,7 +212,9 @@ def complete(
         if aggregated is None:
             aggregated = replicas.all_reduce(context, gradients)
             applied = None if applied is None else replicas.all_reduce(context, applied)
-        partial, replica_columns = _gather(context, partial, replicas.replica_rows(gradients, aggregated))
+        rows = concat([replicas.replica_rows(gradients, aggregated), replicas.weight_rows(weights)], 0)
+        partial, rows = _gather(context, partial, rows)
+        replica_columns = tf.concat([tf.transpose(rows[:, :3], [1, 0, 2]), replicas.weight_columns(rows[:, 3:])], 0)
     recorded = None
     if aggregated is not None or partial.gradient_rows is None:
         recorded = gradients if aggregated is None else aggregated
@@ -286,15 +288,15 @@ def _variables_of_layers(names: Names) -> np.ndarray:
 
 
 def _gather(
-    context: tf.distribute.ReplicaContext, partial: Partial, replica_columns: tf.Tensor
+    context: tf.distribute.ReplicaContext, partial: Partial, replica_rows: tf.Tensor
 ) -> tuple[Partial, tf.Tensor]:
-    """Return the partial merged over R replicas, and the replicas' columns [3, R, V] from this one's [3, V]."""
-    mine = (partial.layer_rows, partial.units, replica_columns, partial.data_rows, partial.loss)
+    """Return the partial merged over R replicas, and the replicas' rows [R, K, V] from this one's [K, V]."""
+    mine = (partial.layer_rows, partial.units, replica_rows, partial.data_rows, partial.loss)
     histogram = partial.activation_histogram
     counts = tf.zeros([0], tf.int32) if histogram is None else tf.reshape(histogram, [-1])
     vectors, counts = replicas.gather(context, tf.concat([tf.reshape(t, [-1]) for t in mine], 0), counts)
     parts = tf.split(vectors, [t.shape.num_elements() for t in mine], axis=1)
-    layer_rows, units, columns, data_rows, loss = (
+    layer_rows, units, rows, data_rows, loss = (
         tf.reshape(p, [context.num_replicas_in_sync, *t.shape]) for p, t in zip(parts, mine, strict=True)
     )
     merged = partial._replace(
@@ -304,7 +306,7 @@ def _gather(
         data_rows=data_rows,
         loss=tf.reduce_sum(loss),
     )
-    return merged, tf.transpose(columns, [1, 0, 2])
+    return merged, rows
 
 
 def layer_columns(rows: tf.Tensor, sources: Sequence[int]) -> dict[str, tf.Tensor]:
