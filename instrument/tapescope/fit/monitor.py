@@ -108,6 +108,8 @@ class Monitor(keras.callbacks.Callback):
         self._plain_function: Any = None
         self._measured_function: Any = None
         """None in a fit that is not measured."""
+        self._measured_step: Any = None
+        """The `train_step` of `_measured_function`."""
         self._reading: Reading | None = None
         self._claimed = False
         """Whether the directory is this Monitor's, in this fit."""
@@ -151,9 +153,9 @@ class Monitor(keras.callbacks.Callback):
         with self._probe._state.failsafe.contain():
             # A graph of a `train_step` that is a tf.function has no measuring tape, or would keep one.
             train_step = private_api.python_function(model.train_step)
-            measured_step = self._measured_train_step(self._probe, train_step)
+            self._measured_step = self._measured_train_step(self._probe, train_step)
             try:
-                with train_step_hooks.patch_attribute(model, "train_step", measured_step):
+                with train_step_hooks.patch_attribute(model, "train_step", self._measured_step):
                     model.make_train_function(force=True)
                 self._measured_function = model.train_function
             finally:
@@ -256,10 +258,14 @@ class Monitor(keras.callbacks.Callback):
         self._claimed = False
 
     def _run_measured_once(self, iterator: Any) -> Any:
-        """Run the measured train function in place of `model.train_function`, which is put back before."""
+        """Run the measured train function in place of `model.train_function`, which is put back before.
+
+        Older versions of Keras look `train_step` up when the function is traced, newer ones when it is made.
+        """
         model: Any = self.model
         model.train_function = self._plain_function
-        outputs = self._measured_function(iterator)
+        with train_step_hooks.patch_attribute(model, "train_step", self._measured_step):
+            outputs = self._measured_function(iterator)
         if self._probe is None or self._probe.failure or not isinstance(outputs, dict):
             return outputs
         fields: list[Any] = [outputs.pop(_OUTPUT_PREFIX + field, None) for field in Reading._fields]

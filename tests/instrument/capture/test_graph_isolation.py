@@ -78,6 +78,17 @@ def _biased(x):
     return layers.Dense(32, bias_initializer=keras.initializers.Constant(0.3))(x)
 
 
+class _Sum(layers.Layer):
+    """A linear layer as many write it: with a plain sum instead of `tf.nn.bias_add`."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 32), initializer="glorot_uniform")
+        self.bias = self.add_weight(shape=(1, 32) if self.name == "row" else (32,), initializer="normal")
+
+    def call(self, x):
+        return x @ self.kernel + self.bias
+
+
 def _ones_added(x):
     return x + keras.ops.ones_like(x)
 
@@ -87,6 +98,8 @@ BLOCKS = {
     "bias, then tanh": (DENSE, layers.Activation("tanh"), None),
     "bias, then ELU": (DENSE, layers.Activation("elu"), None),
     "convolution, then ELU": (IMAGE, layers.Activation("elu"), None),
+    "plain sum with a bias, then tanh": (DENSE, lambda x: layers.Activation("tanh")(_Sum(name="sum")(x)), "sum"),
+    "plain sum with a row, then ELU": (DENSE, lambda x: layers.Activation("elu")(_Sum(name="row")(x)), "row"),
     "silu, scaled": (DENSE, lambda x: layers.Dense(32, "silu")(x) * 0.3, None),
     "silu, in a sum": (DENSE, _silu_in_a_sum, None),
     "gelu, scaled": (DENSE, lambda x: layers.Dense(32, "gelu")(x) * 0.3, None),
