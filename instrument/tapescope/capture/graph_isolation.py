@@ -221,9 +221,11 @@ def _is_bias_sum(op: tf.Operation) -> bool:
     """
     if op.type not in ("Add", "AddV2"):
         return False
-    products = [term.op.type in _CONTRACTIONS for term in op.inputs]
-    shape = op.inputs[int(products[0])].shape
-    return any(products) and bool(shape.rank) and all(size == 1 for size in shape[:-1])
+    first, second = op.inputs
+    if first.op.type not in _CONTRACTIONS:
+        first, second = second, first
+    is_row = bool(second.shape.rank) and all(size == 1 for size in second.shape[:-1])
+    return is_row and first.op.type in _CONTRACTIONS
 
 
 def _is_constant(tensor: tf.Tensor) -> bool:

@@ -103,6 +103,7 @@ class Monitor(keras.callbacks.Callback):
         self._batches = 0
         """Batches ended, in all fits."""
         self._batches_before_epoch = 0
+        self._executions_before_epoch = 0
         self._due = False
         """Whether the schedule has asked for a measured batch that has not run yet."""
         self._plain_function: Any = None
@@ -197,6 +198,7 @@ class Monitor(keras.callbacks.Callback):
         if self._claimed and not self._recording:
             self._open_recorder(epoch)
         self._batches_before_epoch = self._batches
+        self._executions_before_epoch = self._executions
 
     def _open_recorder(self, epoch: int) -> None:
         model: Any = self.model
@@ -214,26 +216,31 @@ class Monitor(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Choose the train function of this execution."""
         model: Any = self.model
+        execution = self._executions
+        self._executions += 1
         if self._measured_function is None or self._probe is None or self._probe.failure:
             return
-        if self._when(self._executions):
+        if self._when(execution):
             self._due = True
-        self._executions += 1
         is_free = model.train_function is self._plain_function  # another Monitor may measure this one
         if self._due and is_free and optimizer_steps.next_batch_updates(model.optimizer, model.steps_per_execution):
             self._due = False
             model.train_function = self._run_measured_once
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Write the reading of this execution, if it has one."""
-        step = self._batches_before_epoch + batch
+        """Write the reading of this execution, if it has one.
+
+        Keras before 3.11 gives the number of its first batch, newer versions that of its last one.
+        """
+        model: Any = self.model
+        executions = self._executions - self._executions_before_epoch
+        step = self._batches_before_epoch + max(batch, executions * model.steps_per_execution - 1)
         self._batches = step + 1
         if self._reading is None or self.recorder is None:
             return
         self.recorder.write(step, self._reading, scalars=dict(logs or {}))
         self._reading = None
         if self._on_finding == "stop" and any(f.severity == "error" for f in self.recorder.findings):
-            model: Any = self.model
             model.stop_training = True
 
     def on_test_begin(self, logs: Any = None) -> None:
@@ -264,6 +271,7 @@ class Monitor(keras.callbacks.Callback):
         """
         model: Any = self.model
         model.train_function = self._plain_function
+        private_api.trace_train_function(self._plain_function, iterator)
         with train_step_hooks.patch_attribute(model, "train_step", self._measured_step):
             outputs = self._measured_function(iterator)
         if self._probe is None or self._probe.failure or not isinstance(outputs, dict):
