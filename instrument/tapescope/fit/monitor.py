@@ -16,11 +16,12 @@ from absl import logging
 
 from tapescope.capture import private_api
 from tapescope.capture.objective import Objective
-from tapescope.fit import optimizer_steps, train_step_hooks
+from tapescope.fit import optimizer_steps, run_directory, train_step_hooks
 from tapescope.fit.train_step_hooks import LossCall
 from tapescope.probe import Probe
 from tapescope.recorder import Recorder
 from tapescope.schedule import Schedule, auto
+from tapescope.statistics import replicas
 from tapescope.statistics.reading import Reading
 from tapescope.storage.event_file import absolute
 from tapescope.storage.resume import Resume
@@ -45,7 +46,8 @@ class Monitor(keras.callbacks.Callback):
     the norm after clipping.
 
     Args:
-      logdir: the run's directory.
+      logdir: the run's directory. By default a new one in `runs`, named by the model and the time; the first fit makes
+        it, and prints how to look at it.
       when: which batches to measure, counted from the first; `tapescope.auto()` by default. With `steps_per_execution`
         above 1, it is asked once for each execution and counts executions. The record is then of the execution's last
         batch.
@@ -64,7 +66,7 @@ class Monitor(keras.callbacks.Callback):
 
     def __init__(
         self,
-        logdir: str | os.PathLike[str],
+        logdir: str | os.PathLike[str] | None = None,
         when: Schedule | None = None,
         *,
         on_finding: Literal["continue", "stop"] = "continue",
@@ -81,7 +83,7 @@ class Monitor(keras.callbacks.Callback):
         self._on_finding = on_finding
         check_sinks(sinks)
         self._sinks = sinks
-        self._logdir = logdir
+        self._given_logdir = logdir
         self._when = auto() if when is None else when
         self._probe_options: dict[str, Any] = {
             "layers": layers,
@@ -94,6 +96,8 @@ class Monitor(keras.callbacks.Callback):
 
     def _begin_without_run(self) -> None:
         """Set what a Monitor knows before its first fit."""
+        self.logdir: str | None = None if self._given_logdir is None else os.fspath(self._given_logdir)
+        """The run's directory; None before the first fit of a Monitor that was given none."""
         self._probe: Probe | None = None
         self._probed_model: Any = None
         self._learning_rate: float | None = None
@@ -122,7 +126,9 @@ class Monitor(keras.callbacks.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the arguments: a copy, such as a tuner makes for each trial, has not recorded anything yet."""
-        return {name: vars(self)[name] for name in ("_on_finding", "_logdir", "_when", "_probe_options", "_sinks")}
+        return {
+            name: vars(self)[name] for name in ("_on_finding", "_given_logdir", "_when", "_probe_options", "_sinks")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__init__()
@@ -140,10 +146,10 @@ class Monitor(keras.callbacks.Callback):
             self._probed_model = model
         elif model is not self._probed_model:
             raise ValueError(
-                f"a Monitor must be used with one model; this one has recorded another model in {self._logdir}: "
+                f"a Monitor must be used with one model; this one has recorded another model in {self.logdir}: "
                 "make a new Monitor, with another `logdir`"
             )
-        if self._probe is None or not self._claim_directory():
+        if self._probe is None or not self._claim_directory(self._probe):
             return
         if self._learning_rate is None:
             self._learning_rate = _learning_rate(model.optimizer)
@@ -172,13 +178,20 @@ class Monitor(keras.callbacks.Callback):
             logging.warning("tapescope: this fit is not measured: %s", error)
             return None
 
-    def _claim_directory(self) -> bool:
-        """Return whether this Monitor records in this fit.
+    def _claim_directory(self, probe: Probe) -> bool:
+        """Return whether this Monitor records in this fit. Choose the directory if none was given.
 
         A Monitor of this process whose fit has raised may still hold the directory, and nobody may have a name for it:
         it is closed. One that records the same fit keeps it.
         """
-        directory = os.path.realpath(absolute(self._logdir))
+        if self.logdir is None:
+            model: Any = self.model
+            if replicas.should_write(probe._state.variables()):
+                self.logdir = run_directory.make_directory(model.name)
+                print(run_directory.how_to_look(self.logdir), flush=True)
+            else:
+                self.logdir = run_directory.PARENT
+        directory = os.path.realpath(absolute(self.logdir))
         with _lock:
             other = _monitors.get(directory)
             if other is not None and other is not self and other._claimed:
@@ -210,7 +223,7 @@ class Monitor(keras.callbacks.Callback):
             self._batches = int(model.optimizer.iterations) if steps is None else epoch * steps
             self._resume = Resume(self._batches, {})
         about = {"program": "model.fit", "replicas": model.distribute_strategy.num_replicas_in_sync}
-        self.recorder = Recorder(self._logdir, self._probe, self._when, about, self._resume, sinks=self._sinks)
+        self.recorder = Recorder(self.logdir, self._probe, self._when, about, self._resume, sinks=self._sinks)
         self._recording = True
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
