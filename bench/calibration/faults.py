@@ -143,6 +143,23 @@ def rate_times(factor: float, layer: str) -> Fault:
     return Fault(f"{layer} at {factor:g} times the rate", "update_too_large", (layer,), also, rates={layer: factor})
 
 
+def not_applied(name: str, *layers: str) -> Fault:
+    """Undo the optimizer's update of all layers; without layers, the optimizer of the set-up has a rate of 0."""
+    return Fault(name, "update_not_applied", (), FLAT, rates=dict.fromkeys(layers, 0.0))
+
+
+def replica_assigned(layer: str, at: int, change: Callable[[Any], Any]) -> Fault:
+    """Change the kernel of a layer on the last replica alone, at one step."""
+
+    def hook(n, model, batch, rng):
+        if n == at:
+            copy = model.get_layer(layer).kernel.value.values[-1]
+            copy.assign(change(copy))
+        return batch
+
+    return Fault(f"{layer} changed on one replica", "replicas_diverged", (layer,), WILD, begins=at, hook=hook)
+
+
 def clipped(norm: float) -> Fault:
     """Clip at a norm far below any that the gradient has."""
     return Fault(f"clipped at {norm:g}", "always_clipped", (), FLAT, clip=norm)

@@ -136,4 +136,26 @@ def faulty() -> list[Row]:
             adam(1e-3),
             faults.odd_replica("targets times 6", lambda x, y: (x, y * 6)),
         ),
+        (
+            "four replicas",
+            mlp(3, 32),
+            digits,
+            adam(1e-3),
+            faults.replica_assigned("hidden_2", 62, lambda w: w * 1.0001),
+        ),
+        (
+            "two replicas",
+            mlp(2, 40, "tanh"),
+            spirals,
+            adam(3e-3),
+            faults.replica_assigned("hidden_1", 101, lambda w: -w),
+        ),
+        ("mlp, new", mlp(3, 40), digits, adam(0.0), faults.not_applied("Adam 0")),
+        (
+            "mlp, new",
+            mlp(2, 40, "tanh"),
+            skewed,
+            nesterov(0.01),
+            faults.not_applied("updates undone", "hidden_1", "hidden_2", "output"),
+        ),
     ]

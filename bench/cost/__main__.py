@@ -41,6 +41,7 @@ def jobs(quick: bool) -> Iterator[Job]:
         yield Job(f"loops {name} float32", "steps.loops", (name, "float32", blocks, steps_a_block))
         yield Job(f"memory {name} plain", "limits.memory", (name, False))
         yield Job(f"memory {name} measured", "limits.memory", (name, True))
+    yield Job("steps embedding float32", "steps.steps", ("embedding", "float32", False, repeats // 2))
     yield Job("loops mlp bfloat16", "steps.loops", ("mlp", "bfloat16", blocks, steps_a_block))
     for name in networks:
         yield Job(f"steps {name} float32 jit", "steps.steps", (name, "float32", True, repeats // 2))

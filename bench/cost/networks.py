@@ -39,6 +39,13 @@ def transformer():
     return models.build("transformer", (32, 32), 10, width=128), (64, 1024)
 
 
+def embedding():
+    """Build an embedding of a million rows, of which a step reads 5,120, and one dense layer."""
+    rows = 1_000_000
+    table = [layers.Rescaling(rows), layers.Embedding(rows, 16), layers.GlobalAveragePooling1D()]
+    return keras.Sequential([keras.Input((20,)), *table, layers.Dense(64, "relu"), _output()]), (256, 20)
+
+
 def chain(depth):
     """Build that many dense layers of 64 units."""
     hidden = [layers.Dense(64, "relu", kernel_initializer="he_normal") for _ in range(depth)]
@@ -49,12 +56,13 @@ def _output():
     return layers.Dense(10, "softmax", dtype="float32")
 
 
-NETWORKS = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "transformer": transformer}
+NETWORKS = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "transformer": transformer, "embedding": embedding}
 TITLES = {
     "mlp": "MLP 784-512x4-10, batch 128",
     "cnn": "CNN 32x32, six layers, batch 64",
     "resnet": "residual network, 16x16, batch 64",
     "transformer": "transformer, 32 rows, width 128, batch 64",
+    "embedding": "embedding of 1,000,000 rows, batch 256 of 20",
 }
 
 

@@ -84,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser(
         "status",
-        help="print a table of all runs: state, step, loss, findings, worst layer",
+        help="print a table of all runs: state, step, loss, spikes, findings, worst layer",
         description="Print a table of all runs at and below LOGDIR. Exit code 0: no run needs attention; 1: one has "
         "findings, has stalled, or cannot be read; 2: LOGDIR holds no run; 130: --watch was interrupted.",
     )

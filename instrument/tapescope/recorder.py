@@ -426,5 +426,5 @@ def _is_known_nonfinite(reading: Reading) -> bool:
     """Return whether the reading has a NaN or Inf. False where finding out would mean waiting for a GPU."""
     if "CPU:" not in reading.step.device:
         return False
-    step = reading.step.numpy()
+    step = reading.step.numpy().view(np.float32)
     return any(step[column] >= 0 for column in _NONFINITE_COLUMNS)

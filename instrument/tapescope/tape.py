@@ -31,14 +31,15 @@ from tapescope.statistics import replicas, single_pass
 from tapescope.statistics.batched_ops import constant
 from tapescope.statistics.data import DataTensor
 from tapescope.statistics.reading import Partial, Reading
+from tapescope.statistics.tensors import Gradient, SparseGradient
 
 without_autograph = tf.autograph.experimental.do_not_convert
 """AutoGraph would rewrite this whole library where it traces a step that calls it, which takes seconds."""
 
 _pass_numbers = itertools.count()
 
-DenseGradients = dict[int, tf.Tensor | None]
-"""Gradients as they are recorded (dense, float32, unscaled), by the id of what the tape or the optimizer has."""
+ReadyGradients = dict[int, Gradient]
+"""Gradients as they are recorded (float32, unscaled), by the id of what the tape or the optimizer has."""
 
 
 class Tape(tf.GradientTape):
@@ -264,14 +265,14 @@ class MeasuringTape(Tape):
         if self._state.failure:
             return None
         self._set_objective(loss, targets, outputs)
-        with self._state.failsafe.contain():
-            return self._measure(self._merged_pass(others), others, loss_scale, dense={}, aggregated=False)
+        with self._state.failsafe.contain(), private_api.without_op_callbacks():
+            return self._measure(self._merged_pass(others), others, loss_scale, ready={}, aggregated=False)
         return None
 
     def _measure(
-        self, merged: BackwardPass, others: Sequence[Tape], loss_scale: Any, dense: DenseGradients, aggregated: bool
+        self, merged: BackwardPass, others: Sequence[Tape], loss_scale: Any, ready: ReadyGradients, aggregated: bool
     ) -> Partial:
-        """Return the Partial; add the gradients to `dense`. Those of a sum that is `aggregated` are not reduced."""
+        """Return the Partial; add the gradients to `ready`. Those of a sum that is `aggregated` are not reduced."""
         state = self._state
         captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape) and t._capture is not None]
         measured_data = self._data_to_measure(captures)
@@ -279,15 +280,19 @@ class MeasuringTape(Tape):
             data_rows = single_pass.compiled(lambda: data_statistics.data_rows(measured_data))
             layout = state.set_names(merged.calls, captures, list(merged.variables.values()))
             names = state.layouts[layout].names
-            gradients = dense_gradients(state, names, list(merged.gradients.values()), loss_scale, dense)
+            gradients = reduced_gradients(state, names, list(merged.gradients.values()), loss_scale, ready)
             calls = []
             for call in merged.calls:
                 with attribute_errors_to(call.name):
-                    delta_a, delta_z, delta_input = (_unscaled(delta, loss_scale) for delta in call.deltas)
+                    delta_a, delta_z, delta_input = (
+                        _unscaled(readings.dense(delta), loss_scale) for delta in call.deltas
+                    )
                 calls.append(call._replace(deltas=(delta_a, delta_z, delta_input)))
             summed_later = aggregated or replicas.context()[1] > 1
             weights = list(merged.weights.values())
-            partial = readings.measure(calls, None if summed_later else gradients, weights, state.histograms)
+            partial = readings.measure(
+                calls, None if summed_later else gradients, weights, state.histograms, state.examples
+            )
             value = self.objective.loss_value
             return partial._replace(
                 layout=tf.zeros([layout, 0], tf.int32),
@@ -334,11 +339,11 @@ class MeasuringTape(Tape):
         self._set_objective(loss, targets, outputs)
         partial = None
         gradients: list[Any] = []
-        dense: DenseGradients = {}
-        with self._state.failsafe.contain():
+        ready: ReadyGradients = {}
+        with self._state.failsafe.contain(), private_api.without_op_callbacks():
             merged = self._merged_pass(others)
             gradients = list(merged.gradients.values())
-            partial = self._measure(merged, others, loss_scale, dense, aggregated=aggregated is not None)
+            partial = self._measure(merged, others, loss_scale, ready, aggregated=aggregated is not None)
         return complete_reading(
             self._state,
             partial,
@@ -346,7 +351,7 @@ class MeasuringTape(Tape):
             aggregated=aggregated,
             applied=applied,
             loss_scale=loss_scale,
-            dense=dense,
+            ready=ready,
         )
 
 
@@ -358,11 +363,11 @@ def complete_reading(
     aggregated: Sequence[Any] | None,
     applied: Sequence[Any] | None,
     loss_scale: Any,
-    dense: DenseGradients,
+    ready: ReadyGradients,
 ) -> Reading | None:
     """Return the Reading that a Partial becomes; see `Probe.reading` for the arguments.
 
-    `dense` holds gradients that were made ready before, for the same `loss_scale`.
+    `ready` holds gradients that were made ready before, for the same `loss_scale`.
     """
     if partial is None or state.failure:
         return None
@@ -374,37 +379,39 @@ def complete_reading(
                 f"`{name}` must have an element for each of the {len(names.variables)} trainable variables; "
                 f"got {len(values)}: pass the whole list, with None where there is no gradient"
             )
-    with state.failsafe.contain():
+    with state.failsafe.contain(), private_api.without_op_callbacks() as checked:
         if replicas.context()[1] > 1:
             optimizers = optimizer_hooks.stop_recording(gradients)
             if state.replica_issues is None:  # another replica's thread may have been here
                 state.replica_issues = keras_replica_issues.replica_issues(state.selection.models, optimizers)
-        return readings.complete(
+        reading = readings.complete(
             partial,
-            dense_gradients(state, names, gradients, loss_scale, dense),
-            None if aggregated is None else dense_gradients(state, names, aggregated, loss_scale, dense),
-            None if applied is None else dense_gradients(state, names, applied, loss_scale, dense),
+            reduced_gradients(state, names, gradients, loss_scale, ready),
+            None if aggregated is None else reduced_gradients(state, names, aggregated, loss_scale, ready),
+            None if applied is None else reduced_gradients(state, names, applied, loss_scale, ready),
             weights=[tf.convert_to_tensor(v) for v in variables],
             names=names,
             layout=layout,
         )
+        return readings.as_bits(reading) if checked else reading
     return None
 
 
-def dense_gradients(
-    state: ProbeState, names: Names, gradients: Sequence[Any], loss_scale: Any, dense: DenseGradients
-) -> list[tf.Tensor | None]:
-    """Return gradients as they are recorded, from `dense` where they are there; add the others to it."""
+def reduced_gradients(
+    state: ProbeState, names: Names, gradients: Sequence[Any], loss_scale: Any, ready: ReadyGradients
+) -> list[Gradient]:
+    """Return gradients as they are recorded, from `ready` where they are there; add the others to it."""
     for name, gradient in zip(names.variables, gradients, strict=True):
-        if id(gradient) not in dense:
+        if id(gradient) not in ready:
             with attribute_errors_to(name):
                 measured = graph_isolation.gradient_to_measure(gradient) if state.exact else gradient
-                dense[id(gradient)] = _unscaled(measured, loss_scale)
-    return [dense[id(gradient)] for gradient in gradients]
+                ready[id(gradient)] = _unscaled(readings.to_reduce(measured), loss_scale)
+    return [ready[id(gradient)] for gradient in gradients]
 
 
-def _unscaled(gradient: Any, loss_scale: Any) -> tf.Tensor | None:
-    tensor = readings.dense(gradient)
-    if tensor is None or loss_scale is None:
-        return tensor
-    return tensor / tf.cast(loss_scale, tf.float32)
+def _unscaled(gradient: Any, loss_scale: Any) -> Any:
+    if gradient is None or loss_scale is None:
+        return gradient
+    if isinstance(gradient, SparseGradient):
+        return gradient._replace(values=_unscaled(gradient.values, loss_scale))
+    return gradient / tf.cast(loss_scale, tf.float32)

@@ -6,7 +6,7 @@ Each recorded step has one tensor summary for each family, under the tag `tapesc
     variables              float32  [C, V]     column of VARIABLE_COLUMNS
     layers                 float32  [C, L]     column of LAYER_COLUMNS
     step                   float64  [C]        column of STEP_COLUMNS
-    replicas               float32  [3 R, V]   column of REPLICA_COLUMNS and replica (column-major)
+    replicas               float32  [C R, V]   column of REPLICA_COLUMNS and replica (column-major)
     data                   float32  [C, D]     column of DATA_COLUMNS; D inputs, targets and outputs of the model
     gradient_histogram     int32    [V, B]     variable; B signed logarithmic bins, see `bin_edges`
     activation_histogram   int32    [L, B]     layer
@@ -107,12 +107,21 @@ STEP_COLUMNS = (
     Column("first_nonfinite_backward", "index of the first layer in backward order with a NaN or Inf, or -1", "layer"),
     Column("skipped", "1 if the gradient was not finite and no weight was changed, as by a loss scale; else 0"),
     Column("noise_scale_total", "gradient noise scale over all variables; needs two replicas", "examples", "log"),
+    Column("loss_spike_share", "share of losses so far above six deviations of the 128 before", "", "fraction"),
+    Column(
+        "gradient_spike_share",
+        "share of gradient norms so far above six deviations of the 128 before",
+        "",
+        "fraction",
+    ),
 )
 
 REPLICA_COLUMNS = (
     Column("replica_norm", "L2 norm of the replica's own gradient, before the all-reduce", "", "log"),
     Column("replica_cosine", "cosine of the replica's gradient to the mean over replicas", "", "diverging"),
     Column("replica_sign", "share of elements whose sign is the mean's", "", "fraction"),
+    Column("replica_checksum", "checksum of the replica's weights after the update, of all their bits"),
+    Column("replica_difference", "largest difference from replica 0 of 16 evenly spaced weights", "", "log"),
 )
 
 DATA_COLUMNS = (

@@ -153,6 +153,7 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
         "window_examples": 1024,
         "measure_ms": 3.1,
         "step_ms": 1000 * spec.step_seconds,
+        "loss_spike_share": 0.0125,
         "first_nonfinite_forward": -1,
         "first_nonfinite_backward": -1,
     }
@@ -171,7 +172,9 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
     }
     if spec.replicas > 1:
         cosine = np.clip(0.9 + 0.05 * rng.normal(size=replicas.shape), -1, 1)
-        tensors["replicas"] = np.concatenate([replicas, cosine, 0.5 + cosine / 3]).astype(np.float32)
+        same = np.zeros_like(replicas)
+        rows = [replicas, cosine, 0.5 + cosine / 3, same + 4711, same]
+        tensors["replicas"] = np.concatenate(rows).astype(np.float32)
     if spec.histograms:
         edges = metadata.bin_edges()
         tensors["gradient_histogram"] = _histogram(gradient, edges, rng)

@@ -81,6 +81,10 @@ def test_the_overhead_is_measuring_over_training_between_two_records(rows):
     assert rows["vanishing"]["overhead"] == pytest.approx(3.1 / (50 * 10))
 
 
+def test_the_overview_has_the_share_of_spikes(rows):
+    assert rows["healthy"]["spikes"] == {"loss": 0.0125, "gradient": None}
+
+
 def test_the_overview_has_the_last_loss(rows):
     assert rows["vanishing"]["loss"] == pytest.approx(2.3 * math.exp(-3) + 0.05)
 
@@ -170,6 +174,10 @@ def compared(tensorboard) -> dict[str, dict]:
 
 def test_compare_has_a_heatmap_a_ratio_and_histograms(compared):
     assert set(compared) == {"run healthy", "run vanishing", "ratio vanishing", "gradient", "activation"}
+
+
+def test_compare_has_each_runs_share_of_spikes(compared):
+    assert compared["run vanishing"]["note"].endswith(" Share of spikes: loss 1.2 %.")
 
 
 def test_compared_runs_share_a_colour_scale(compared):

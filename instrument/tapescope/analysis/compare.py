@@ -7,8 +7,9 @@ import numpy as np
 
 from tapescope.storage.printable import to_json
 from tapescope.storage.run import Run
+from tapescope.storage.run_index import read_spikes
 from tensorboard_plugin_tapescope.metadata import Family
-from tensorboard_plugin_tapescope.series import matching, tables
+from tensorboard_plugin_tapescope.series import matching, spikes, tables
 
 FORWARD = ("activation_mean", "activation_std", "activation_min", "activation_max", "activation_zero", "saturated")
 """Columns that differ if the forward pass does."""
@@ -50,6 +51,8 @@ class Comparison(NamedTuple):
     """At the first step with a deviation in the backward pass: its first layer or variable on the way back."""
     beyond: int
     """Number of values that differ by more than the tolerance, over all columns."""
+    spikes: dict[str, dict[str, float]]
+    """By run, "first" and "second": the share of steps with a spike, of "loss" and "gradient"; NaN where unknown."""
 
     @property
     def equal(self) -> bool:
@@ -127,6 +130,7 @@ def compare(first: Run, second: Run, tolerance: float = 1e-3, by: Literal["step"
         forward=_first_forward(deviations),
         backward=_first_backward(deviations),
         beyond=beyond,
+        spikes={name: read_spikes(run).shares for name, run in (("first", first), ("second", second))},
     )
 
 
@@ -211,6 +215,9 @@ def _finite_median(values: np.ndarray) -> float:
 def comparison_text(comparison: Comparison, tolerance: float) -> str:
     """Return a few lines about a comparison for a person."""
     lines = [f"{comparison.aligned} records compared, largest relative difference {comparison.largest:.2g}"]
+    shares = {name: spikes.describe_shares(shares) for name, shares in comparison.spikes.items()}
+    if any(shares.values()):
+        lines.append("spikes: " + "; ".join(f"{name} run {share or 'unknown'}" for name, share in shares.items()))
     if comparison.unmatched:
         lines.append(f"only in one of the two runs: {', '.join(comparison.unmatched)}")
     if comparison.equal:

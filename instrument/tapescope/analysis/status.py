@@ -12,7 +12,7 @@ from tapescope.storage.run import Run, runs
 from tapescope.storage.run_index import REWRITE_SECONDS, format_number
 from tensorboard_plugin_tapescope.series import tables
 
-_TITLES = ("run", "state", "step", "loss", "error", "warning", "info", "worst layer", "reason")
+_TITLES = ("run", "state", "step", "loss", "spikes", "error", "warning", "info", "worst layer", "reason")
 _MAX_REASON = 60
 
 
@@ -98,7 +98,15 @@ def _row(index: Mapping[str, Any]) -> tuple[str, ...]:
         one_line(index["state"]),
         f"{step}/{index['steps']}" if index.get("steps") else step,
         format_number(index["loss"].get("last")),
+        _spikes(index.get("spikes")),
         *(str(index["counts"][severity]) for severity in ("error", "warning", "info")),
         one_line(f"{worst[0]['layer']}: {worst[0]['reason'].replace('_', ' ')}") if worst else "-",
         reason,
     )
+
+
+def _spikes(shares: Any) -> str:
+    """Return the larger share of spikes, of the loss and of the gradient, as an index of any version has it."""
+    values = shares.values() if isinstance(shares, Mapping) else ()
+    known = [v for v in values if isinstance(v, int | float) and v == v]
+    return f"{100 * max(known):.2g} %" if known else "?"

@@ -46,6 +46,24 @@ def mark_new_operations(name: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def without_op_callbacks() -> Iterator[bool]:
+    """Hide the operations created here from `tf.debugging.enable_check_numerics` and its like.
+
+    A Reading says NaN for what has no value, and measures what is not finite: neither is an error of the step. Yields
+    whether there is something to hide from.
+    """
+    context = eager_context()
+    callbacks = list(getattr(context, "op_callbacks", ()))
+    for callback in callbacks:
+        context.remove_op_callback(callback)
+    try:
+        yield bool(callbacks)
+    finally:
+        for callback in callbacks:
+            context.add_op_callback(callback)
+
+
 def mark_operation(op: tf.Operation, name: str) -> None:
     """Set the boolean attribute `name` on an existing operation."""
     if hasattr(op, "_set_attr"):
@@ -171,6 +189,19 @@ def copy_keras_metadata(source: tf.Tensor, target: tf.Tensor) -> None:
 def has_keras_logits(tensor: tf.Tensor) -> bool:
     """Return whether a tensor has the logits behind its activation, from which Keras computes a cross-entropy."""
     return hasattr(tensor, "_keras_logits")
+
+
+# Keras' fit
+
+
+def trace_train_function(function: Any, iterator: Any) -> None:
+    """Trace fit's train function if it is a `tf.function` that was not called yet.
+
+    Keras' TensorBoard callback reads its graph after the first batch, and raises if another function ran that batch. In
+    Keras from 3.7 on it is a Python function, which the callback passes over. Tracing is not repeated by a later call.
+    """
+    if hasattr(function, "function_spec") and not hasattr(function, "_concrete_variable_creation_fn"):
+        function.get_concrete_function(iterator)
 
 
 # Keras optimizers

@@ -16,11 +16,13 @@ from absl import logging
 
 from tapescope.capture import private_api
 from tapescope.capture.objective import Objective
-from tapescope.fit import optimizer_steps, train_step_hooks
+from tapescope.fit import optimizer_steps, run_directory, train_step_hooks
 from tapescope.fit.train_step_hooks import LossCall
 from tapescope.probe import Probe
 from tapescope.recorder import Recorder
 from tapescope.schedule import Schedule, auto
+from tapescope.statistics import replicas
+from tapescope.statistics.layers import Examples
 from tapescope.statistics.reading import Reading
 from tapescope.storage.captures import check_mode
 from tapescope.storage.event_file import absolute
@@ -46,7 +48,8 @@ class Monitor(keras.callbacks.Callback):
     the norm after clipping.
 
     Args:
-      logdir: the run's directory.
+      logdir: the run's directory. By default a new one in `runs`, named by the model and the time; the first fit makes
+        it, and prints how to look at it.
       when: which batches to measure, counted from the first; `tapescope.auto()` by default. With `steps_per_execution`
         above 1, it is asked once for each execution and counts executions. The record is then of the execution's last
         batch.
@@ -56,6 +59,7 @@ class Monitor(keras.callbacks.Callback):
       histograms: as for `tapescope.Probe`.
       exact: as for `tapescope.Probe`.
       strict: as for `tapescope.Probe`.
+      examples: as for `tapescope.Probe`.
       sinks: as for `tapescope.Recorder`.
       capture: "on_finding" keeps each measured batch that shows a spike, a NaN or Inf, or an error, with weights and
         optimizer before it, as `tapescope.Recorder` does; `tapescope.replay(run, step, model)` runs it again. Not with
@@ -68,7 +72,7 @@ class Monitor(keras.callbacks.Callback):
 
     def __init__(
         self,
-        logdir: str | os.PathLike[str],
+        logdir: str | os.PathLike[str] | None = None,
         when: Schedule | None = None,
         *,
         on_finding: Literal["continue", "stop"] = "continue",
@@ -77,6 +81,7 @@ class Monitor(keras.callbacks.Callback):
         histograms: bool = True,
         exact: bool = True,
         strict: bool = False,
+        examples: Examples = None,
         sinks: Sequence[str | Sink] = (),
         capture: str = "never",
     ):
@@ -88,7 +93,7 @@ class Monitor(keras.callbacks.Callback):
         check_mode(capture)
         self._sinks = sinks
         self._capture = capture
-        self._logdir = logdir
+        self._given_logdir = logdir
         self._when = auto() if when is None else when
         self._probe_options: dict[str, Any] = {
             "layers": layers,
@@ -96,11 +101,14 @@ class Monitor(keras.callbacks.Callback):
             "histograms": histograms,
             "exact": exact,
             "strict": strict,
+            "examples": examples,
         }
         self._begin_without_run()
 
     def _begin_without_run(self) -> None:
         """Set what a Monitor knows before its first fit."""
+        self.logdir: str | None = None if self._given_logdir is None else os.fspath(self._given_logdir)
+        """The run's directory; None before the first fit of a Monitor that was given none."""
         self._probe: Probe | None = None
         self._probed_model: Any = None
         self._learning_rate: float | None = None
@@ -110,11 +118,14 @@ class Monitor(keras.callbacks.Callback):
         self._batches = 0
         """Batches ended, in all fits."""
         self._batches_before_epoch = 0
+        self._executions_before_epoch = 0
         self._due = False
         """Whether the schedule has asked for a measured batch that has not run yet."""
         self._plain_function: Any = None
         self._measured_function: Any = None
         """None in a fit that is not measured."""
+        self._measured_step: Any = None
+        """The `train_step` of `_measured_function`."""
         self._reading: Reading | None = None
         self._batch: Any = None
         """Of the reading, where batches are captured."""
@@ -128,7 +139,7 @@ class Monitor(keras.callbacks.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the arguments: a copy, such as a tuner makes for each trial, has not recorded anything yet."""
-        kept = ("_on_finding", "_logdir", "_when", "_probe_options", "_sinks", "_capture")
+        kept = ("_on_finding", "_given_logdir", "_when", "_probe_options", "_sinks", "_capture")
         return {name: vars(self)[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -147,10 +158,10 @@ class Monitor(keras.callbacks.Callback):
             self._probed_model = model
         elif model is not self._probed_model:
             raise ValueError(
-                f"a Monitor must be used with one model; this one has recorded another model in {self._logdir}: "
+                f"a Monitor must be used with one model; this one has recorded another model in {self.logdir}: "
                 "make a new Monitor, with another `logdir`"
             )
-        if self._probe is None or not self._claim_directory():
+        if self._probe is None or not self._claim_directory(self._probe):
             return
         if self._learning_rate is None:
             self._learning_rate = _learning_rate(model.optimizer)
@@ -166,9 +177,9 @@ class Monitor(keras.callbacks.Callback):
         model: Any = self.model
         # A graph of a `train_step` that is a tf.function has no measuring tape, or would keep one.
         train_step = private_api.python_function(model.train_step)
-        measured_step = self._measured_train_step(probe, train_step)
+        self._measured_step = self._measured_train_step(probe, train_step)
         try:
-            with train_step_hooks.patch_attribute(model, "train_step", measured_step):
+            with train_step_hooks.patch_attribute(model, "train_step", self._measured_step):
                 model.make_train_function(force=True)
             self._measured_function = model.train_function
         finally:
@@ -184,13 +195,20 @@ class Monitor(keras.callbacks.Callback):
             logging.warning("tapescope: this fit is not measured: %s", error)
             return None
 
-    def _claim_directory(self) -> bool:
-        """Return whether this Monitor records in this fit.
+    def _claim_directory(self, probe: Probe) -> bool:
+        """Return whether this Monitor records in this fit. Choose the directory if none was given.
 
         A Monitor of this process whose fit has raised may still hold the directory, and nobody may have a name for it:
         it is closed. One that records the same fit keeps it.
         """
-        directory = os.path.realpath(absolute(self._logdir))
+        if self.logdir is None:
+            model: Any = self.model
+            if replicas.should_write(probe._state.variables()):
+                self.logdir = run_directory.make_directory(model.name)
+                print(run_directory.how_to_look(self.logdir), flush=True)
+            else:
+                self.logdir = run_directory.PARENT
+        directory = os.path.realpath(absolute(self.logdir))
         with _lock:
             other = _monitors.get(directory)
             if other is not None and other is not self and other._claimed:
@@ -210,10 +228,11 @@ class Monitor(keras.callbacks.Callback):
         if self._claimed and not self._recording:
             self._open_recorder(epoch)
         self._batches_before_epoch = self._batches
+        self._executions_before_epoch = self._executions
 
     def _open_recorder(self, epoch: int) -> None:
         model: Any = self.model
-        if self._probe is None:
+        if self._probe is None or self.logdir is None:
             return
         if self._resume is None and epoch:
             # Another program has trained the epochs before, or none has recorded them.
@@ -227,7 +246,7 @@ class Monitor(keras.callbacks.Callback):
             )
             self._capture = "never"
         self.recorder = Recorder(
-            self._logdir,
+            self.logdir,
             self._probe,
             self._when,
             about,
@@ -243,19 +262,25 @@ class Monitor(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Choose the train function of this execution."""
         model: Any = self.model
+        execution = self._executions
+        self._executions += 1
         if self._measured_function is None or self._probe is None or self._probe.failure:
             return
-        if self._when(self._executions):
+        if self._when(execution):
             self._due = True
-        self._executions += 1
         is_free = model.train_function is self._plain_function  # another Monitor may measure this one
         if self._due and is_free and optimizer_steps.next_batch_updates(model.optimizer, model.steps_per_execution):
             self._due = False
             model.train_function = self._run_measured_once
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Write the reading of this execution, if it has one."""
-        step = self._batches_before_epoch + batch
+        """Write the reading of this execution, if it has one.
+
+        Keras before 3.11 gives the number of its first batch, newer versions that of its last one.
+        """
+        model: Any = self.model
+        executions = self._executions - self._executions_before_epoch
+        step = self._batches_before_epoch + max(batch, executions * model.steps_per_execution - 1)
         self._batches = step + 1
         if self._reading is None or self.recorder is None:
             return
@@ -263,7 +288,6 @@ class Monitor(keras.callbacks.Callback):
         self._reading = None
         self._batch = None
         if self._on_finding == "stop" and any(f.severity == "error" for f in self.recorder.findings):
-            model: Any = self.model
             model.stop_training = True
 
     def on_test_begin(self, logs: Any = None) -> None:
@@ -288,14 +312,19 @@ class Monitor(keras.callbacks.Callback):
         self._claimed = False
 
     def _run_measured_once(self, iterator: Any) -> Any:
-        """Run the measured train function in place of `model.train_function`, which is put back before."""
+        """Run the measured train function in place of `model.train_function`, which is put back before.
+
+        Older versions of Keras look `train_step` up when the function is traced, newer ones when it is made.
+        """
         model: Any = self.model
         model.train_function = self._plain_function
+        private_api.trace_train_function(self._plain_function, iterator)
         if self._capture != "never" and self.recorder is not None:
             self._batch = next(iterator)
             self.recorder._copy_state()
             iterator = [self._batch]
-        outputs = self._measured_function(iterator)
+        with train_step_hooks.patch_attribute(model, "train_step", self._measured_step):
+            outputs = self._measured_function(iterator)
         if self._probe is None or self._probe.failure or not isinstance(outputs, dict):
             return outputs
         self._take_reading(self._probe, outputs)

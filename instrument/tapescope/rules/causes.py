@@ -31,8 +31,12 @@ CAUSES: Mapping[str, tuple[str, ...]] = {
     "gradient_spike": (*_DATA, "update_too_large", "exploding", *_OBJECTIVE),
     "always_clipped": (*_DATA, "poor_initialization", "exploding", *_OBJECTIVE),
     "non_finite": (*_OBJECTIVE, *_DATA, "poor_initialization", "update_too_large", "exploding"),
+    "replica_outlier": ("replicas_diverged",),
     "update_too_small": (*_OBJECTIVE, *_DATA, "no_gradient", "vanishing", "saturation", "dead_units"),
-    "loss_not_falling": (*_OBJECTIVE, *_DATA, "update_too_large", "update_too_small", "always_clipped"),
+    "loss_not_falling": (
+        *(*_OBJECTIVE, *_DATA, "update_not_applied"),
+        *("update_too_large", "update_too_small", "always_clipped", "replicas_diverged"),
+    ),
     "slow_learning": (*_OBJECTIVE, *_DATA, "always_clipped"),
 }
 """What a rule's finding may follow from, the likeliest first. No rule follows, also through others, from itself."""

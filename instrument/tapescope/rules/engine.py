@@ -32,6 +32,7 @@ RULES: tuple[Rule, ...] = (
     layer_rules.dead_units,
     layer_rules.saturation,
     training.update_too_large,
+    training.update_not_applied,
     training.update_too_small,
     training.always_clipped,
     replicas.replica_outlier,
@@ -57,8 +58,9 @@ RULES_PER_LAYER = {rule.__name__ for rule in OBJECTIVE_RULES} | {
 """Rules that may name several layers, each once. The others name the worst layer, once."""
 
 
-REVISED = {"update_too_large", "dead_units", "slow_learning"}
-"""Rules whose warnings are lowered to info once the network has learned in spite of them. Errors stay."""
+REVISED = {"update_too_large", "update_not_applied", "dead_units", "slow_learning"}
+"""Rules whose warnings are lowered to info once the network has learned in spite of them, or weights have moved. Errors
+stay."""
 
 
 class RuleEngine:
@@ -91,6 +93,7 @@ class RuleEngine:
     def _apply_rules(self) -> Iterator[Iterable[Finding]]:
         """Yield the findings of one rule after another: later ones ask what earlier ones found."""
         yield replica_issues.replica_issues(self._history)
+        yield replicas.replicas_diverged(self._history)
         for rule in OBJECTIVE_RULES:
             yield rule(self._history)
         yield gradient_flow.non_finite(self._history)

@@ -136,6 +136,14 @@ class History:
         """Median of `early_norms`."""
         self.first_dead_share: np.ndarray = np.full(layout.layer_count, np.nan)
         """Share of dead units in the first window of examples, [L]."""
+        self.weights_moved = False
+        """Whether a weight was ever seen to move."""
+        self.unmoved_records = 0
+        """Records with a finite gradient that is not 0, before any weight moved."""
+        self.unmoved_steps = 0
+        """Steps from the first record to the last of these."""
+        self._first_norms = np.zeros(0)
+        """The first known norm of each variable's weights, [V]."""
         self.largest_update: np.ndarray = np.full(len(layout.groups), -np.inf)
         """The largest update ratio so far, [G]; -inf where none is known."""
         self.largest_update_step: np.ndarray = np.zeros(len(layout.groups), int)
@@ -171,6 +179,7 @@ class History:
         self._add_to_window(view)
         self.first_dead_share = np.where(np.isnan(self.first_dead_share), view.dead_share, self.first_dead_share)
         self._add_updates(view, before)
+        self._add_moves(view)
         self.losses.append(view.loss)
         self.loss_steps.append(view.step)
         self.gradient_seen = self.gradient_seen or not view.gradient_gone
@@ -218,6 +227,20 @@ class History:
         self.largest_update_step = np.where(larger, view.step, self.largest_update_step)
         steps = view.step - before.step if before else 1
         self.distance += np.where(np.isfinite(view.update_ratio), view.update_ratio, 0) * steps
+
+    def _add_moves(self, view: RecordView) -> None:
+        """Note whether a weight has ever moved: in a measured step, or between two of them by its norm."""
+        ratio, norm = (view.column(name, self.layout.variable_count) for name in ("update_ratio", "weight_norm"))
+        if self._first_norms.shape != norm.shape:  # rows were added
+            self._first_norms = np.concatenate([self._first_norms, norm[len(self._first_norms) :]])
+        self._first_norms = np.where(np.isnan(self._first_norms), norm, self._first_norms)
+        moved = np.any(ratio > 0) or np.any(np.abs(norm - self._first_norms) > 0)
+        self.weights_moved = self.weights_moved or bool(moved)
+        gradient = view.column("applied_norm", self.layout.variable_count)
+        finite = not np.nansum(view.column("gradient_nonfinite", self.layout.variable_count))
+        if not self.weights_moved and finite and np.any((gradient > 0) & (ratio == 0)):
+            self.unmoved_records += 1
+            self.unmoved_steps = self.steps_since_first
 
     def _detect_spikes(self, view: RecordView) -> None:
         limit = SPIKE_FACTOR * self.highest_norm

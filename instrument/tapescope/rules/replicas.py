@@ -1,4 +1,4 @@
-"""The rule about a replica whose gradient differs from the others'. README.md says how a rule is written."""
+"""The rules about a replica that differs from the others. README.md says how a rule is written."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from tapescope.rules.finding import Finding, format_factor
 from tapescope.rules.history import LONG, WINDOW, History
-from tapescope.rules.record_view import lower_median
+from tapescope.rules.record_view import RecordView, lower_median
 
 OUTLIER_NORM_DECADES = np.log10(3)
 OUTLIER_NORM_DECADES_LONG = np.log10(1.5)
@@ -53,3 +53,39 @@ def replica_outlier(history: History) -> Iterator[Finding]:
         },
         advice="Compare this replica's data with that of the others: its shard, its labels, its preprocessing.",
     )
+
+
+def replicas_diverged(history: History) -> Iterator[Finding]:
+    """Report replicas whose weights are not the same any more: a single bit is enough, and none comes back."""
+    latest = history.latest
+    if "replica_checksum" not in latest.columns or latest.number("first_nonfinite_forward", -1) >= 0:
+        return
+    differs = _different_weights(latest)
+    if not differs.any():
+        return
+    distances = np.where(differs, np.asarray(latest.columns.get("replica_difference", differs), float), -np.inf)
+    replica, variable = np.unravel_index(np.argmax(np.nan_to_num(distances, nan=-np.inf)), distances.shape)
+    owners = dict(zip(history.layout.owned[1].tolist(), history.layout.owned[0].tolist(), strict=True))
+    count = int(differs.any(0).sum())
+    yield Finding(
+        rule="replicas_diverged",
+        version=1,
+        severity="error",
+        layer=history.layout.groups[owners[int(variable)]],
+        step=history.first_step(_different_weights),
+        message=f"the replicas have different weights in {count} of {differs.shape[1]} variables, so they train "
+        f"different networks; replica {replica} and `{history.layout.variable_names[variable]}` differ most",
+        evidence={
+            "replica": float(replica),
+            "variables": float(count),
+            "difference": float(distances[replica, variable]),
+        },
+        advice="Look for what one replica does and the others do not: a gradient that is not summed over the replicas, "
+        "weights that are assigned or restored on one of them only, or a step that only one of them skips.",
+    )
+
+
+def _different_weights(view: RecordView) -> np.ndarray:
+    """Return which replica's weights are not those of replica 0, bool [R, V]."""
+    checksums = np.asarray(view.columns.get("replica_checksum", np.zeros([1, 1])), float)
+    return np.abs(checksums - checksums[:1]) > 0

@@ -20,6 +20,8 @@ OUTLIER_FACTOR = 10.0
 """A layer whose update ratio is this many times that of most others is named; else all layers are meant."""
 FROZEN_SHARE = 1e-3
 """Of the update ratio of most other layers."""
+UNMOVED_STEPS = 20
+"""Steps for which weights may stand still: a warm-up may begin with a learning rate of 0."""
 FAR_DISTANCE = 0.3
 """In multiples of the weights' norm: where weights moved so far and the loss did not, it is not going to."""
 LITTLE_KEPT = 0.03
@@ -134,11 +136,40 @@ def _start_at_full_size(history: History) -> np.ndarray:
     return (history.first or history.latest).weight >= norm
 
 
+def update_not_applied(history: History) -> Iterator[Finding]:
+    """Report an optimizer that gets a gradient and has never moved a weight, in no measured step and between none.
+
+    It is an info if the weights move later: the learning rate was 0 at first. A gradient that is 0, and a step that a
+    loss scale skips, are no reason to move.
+    """
+    if history.unmoved_records < WINDOW or history.unmoved_steps < UNMOVED_STEPS:
+        return
+    rates = {objective.learning_rate for objective in history.layout.objectives}
+    certain = history.unmoved_steps >= MIN_STEPS and history.unmoved_records >= LONG and rates != {0.0}
+    severity = "info" if history.weights_moved else "error" if certain else "warning"
+    yield Finding(
+        rule="update_not_applied",
+        version=1,
+        severity=severity,
+        layer=None,
+        step=history.latest.step - history.steps_since_first,
+        message=f"no weight has moved in {history.unmoved_records} records, although the optimizer has a gradient"
+        if severity != "info"
+        else "no weight moved at first, although the optimizer had a gradient; by now they do",
+        evidence={"records": float(history.unmoved_records), "gradient_norm": history.latest.norm},
+        advice="Check that the optimizer has the variables of this model and that its result is assigned, that the "
+        "learning rate is above 0 and not below the rounding of the weights, and that `tape.reading()` is called after "
+        "the optimizer's step.",
+    )
+
+
 def update_too_small(history: History) -> Iterator[Finding]:
     """Report weights that have hardly changed since the start: all of them while the loss is stuck, or one layer's."""
     first = history.first
     if history.records < 2 * WINDOW or history.steps_since_first < MIN_STEPS or first is None:
         return
+    if not history.weights_moved and history.unmoved_records:
+        return  # `update_not_applied` says more
     largest = _of_layers(history.largest_update, history)
     if not (largest <= SMALL_UPDATE).any():
         return

@@ -130,6 +130,11 @@ def fold_into_bins(counts: tf.Tensor, groups: Sequence[Group], finite: tf.Tensor
     return tf.cast(scaled - tf.pad(scaled[:-1], [[1, 0], [0, 0]]), tf.int32)
 
 
+def add_zeros(bins: tf.Tensor, zeros: tf.Tensor) -> tf.Tensor:
+    """Add a number of zeros to each tensor's counts: int32 [B, n] and [n] to [B, n]."""
+    return bins + constant(np.arange(BINS)[:, None] == SIDE_BINS, tf.int32) * zeros
+
+
 def zero_share_of_counts(counts: tf.Tensor) -> tf.Tensor:
     """Return the share of each tensor's elements that are 0, float32 [n], from the counts by code [n, CODES]."""
     zeros = tf.raw_ops.GatherV2(params=counts, indices=constant(_ZERO_CODES), axis=constant(1))

@@ -19,7 +19,8 @@ from tapescope.capture.selection import Names
 from tapescope.statistics import data, replicas, single_pass
 from tapescope.statistics import layers as layer_statistics
 from tapescope.statistics import tensors as tensor_statistics
-from tapescope.statistics.batched_ops import constant
+from tapescope.statistics.batched_ops import concat, constant
+from tapescope.statistics.tensors import Gradient
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.series import flow_path
 
@@ -36,6 +37,8 @@ class Reading(NamedTuple):
     """The numbers of one step over the global batch, the same on every replica.
 
     All fields are tensors, empty where there is nothing to record, so that a reading may be a loop variable in a graph.
+    Under `tf.debugging.enable_check_numerics`, which would end the program at the first NaN, those of float32 hold the
+    bits of their numbers as int32; `column` returns numbers.
     """
 
     variables: tf.Tensor
@@ -53,7 +56,7 @@ class Reading(NamedTuple):
     activation_histogram: tf.Tensor
     """int32 [L, B]."""
     replicas: tf.Tensor
-    """`metadata.REPLICA_COLUMNS` of each replica's own gradients, float32 [3, R, V]; empty with one replica."""
+    """`metadata.REPLICA_COLUMNS`, float32 [C, R, V]; empty with one replica."""
     data: tf.Tensor
     """`data.DATA_ROWS` by input, target and output, float32 [..., K, D]: of each replica and small batch."""
     layout: tf.Tensor
@@ -77,9 +80,25 @@ class Reading(NamedTuple):
             (STEP_COLUMNS, self.step),
         ):
             if name in columns:
-                return values[columns.index(name)]
+                return floats(values)[columns.index(name)]
         known = ", ".join((*VARIABLE_COLUMNS, *LAYER_COLUMNS, *STEP_COLUMNS))
         raise ValueError(f"`name` must be a column of a reading; got {name!r}, the columns are: {known}")
+
+
+BIT_FIELDS = ("variables", "layers", "step", "elements", "units", "replicas", "data")
+"""The fields of a Reading with float32."""
+
+
+def as_bits(reading: Reading) -> Reading:
+    """Return a reading whose float32 fields are their bits, int32: no check of numbers sees a NaN in them."""
+    return reading._replace(**{name: tf.bitcast(getattr(reading, name), tf.int32) for name in BIT_FIELDS})
+
+
+def floats(field: Any) -> Any:
+    """Return a float32 field of a reading, which may be bits, as numbers: outside of a graph as a NumPy array."""
+    if field.dtype != tf.int32:
+        return field
+    return field.numpy().view(np.float32) if hasattr(field, "numpy") else tf.bitcast(field, tf.float32)
 
 
 class Partial(NamedTuple):
@@ -124,24 +143,33 @@ def dense(gradient: Any) -> tf.Tensor | None:
     return None if gradient is None else tensor_statistics.as_float32(tf.convert_to_tensor(gradient))
 
 
+def to_reduce(gradient: Any) -> Gradient:
+    """Return a gradient as `gradient_rows` takes it. That of few rows of a large table stays sparse."""
+    if isinstance(gradient, tf.IndexedSlices) and tensor_statistics.stays_sparse(gradient):
+        return tensor_statistics.sum_duplicates(gradient)
+    return dense(gradient)
+
+
 def measure(
     calls: Sequence[LayerCall],
-    gradients: Sequence[tf.Tensor | None] | None,
+    gradients: Sequence[Gradient] | None,
     weights: Sequence[tf.Tensor],
     histograms: bool,
+    examples: layer_statistics.Examples = None,
 ) -> Partial:
     """Return the statistics of one replica.
 
     Args:
       calls: of L layers, with their gradients unscaled.
-      gradients: of the V variables, dense and unscaled; None where the one to record is known only later.
+      gradients: of the V variables, from `to_reduce`, unscaled; None where the one to record is known only later.
       weights: the V variables before the update.
       histograms: whether to count elements into bins.
+      examples: see `tapescope.Probe`.
     """
 
     def reduce() -> tuple[Any, Any]:
         of_gradients = None if gradients is None else tensor_statistics.gradient_rows(gradients, histograms)
-        return layer_statistics.layer_rows(calls, histograms), of_gradients or (None, None)
+        return layer_statistics.layer_rows(calls, histograms, examples), of_gradients or (None, None)
 
     (rows, units, activation_histogram), (gradient_rows, gradient_histogram) = single_pass.compiled(reduce)
     return Partial(
@@ -159,14 +187,14 @@ def measure(
 
 def complete(
     partial: Partial,
-    gradients: Sequence[tf.Tensor | None],
-    aggregated: Sequence[tf.Tensor | None] | None,
-    applied: Sequence[tf.Tensor | None] | None,
+    gradients: Sequence[Any],
+    aggregated: Sequence[Any] | None,
+    applied: Sequence[Any] | None,
     weights: Sequence[tf.Tensor],
     names: Names,
     layout: int,
 ) -> Reading:
-    """Return the Reading. All gradients are dense and unscaled.
+    """Return the Reading. All gradients are from `to_reduce`, and unscaled; on replicas they are dense.
 
     Args:
       partial: of this replica.
@@ -184,7 +212,9 @@ def complete(
         if aggregated is None:
             aggregated = replicas.all_reduce(context, gradients)
             applied = None if applied is None else replicas.all_reduce(context, applied)
-        partial, replica_columns = _gather(context, partial, replicas.replica_rows(gradients, aggregated))
+        rows = concat([replicas.replica_rows(gradients, aggregated), replicas.weight_rows(weights)], 0)
+        partial, rows = _gather(context, partial, rows)
+        replica_columns = tf.concat([tf.transpose(rows[:, :3], [1, 0, 2]), replicas.weight_columns(rows[:, 3:])], 0)
     recorded = None
     if aggregated is not None or partial.gradient_rows is None:
         recorded = gradients if aggregated is None else aggregated
@@ -258,15 +288,15 @@ def _variables_of_layers(names: Names) -> np.ndarray:
 
 
 def _gather(
-    context: tf.distribute.ReplicaContext, partial: Partial, replica_columns: tf.Tensor
+    context: tf.distribute.ReplicaContext, partial: Partial, replica_rows: tf.Tensor
 ) -> tuple[Partial, tf.Tensor]:
-    """Return the partial merged over R replicas, and the replicas' columns [3, R, V] from this one's [3, V]."""
-    mine = (partial.layer_rows, partial.units, replica_columns, partial.data_rows, partial.loss)
+    """Return the partial merged over R replicas, and the replicas' rows [R, K, V] from this one's [K, V]."""
+    mine = (partial.layer_rows, partial.units, replica_rows, partial.data_rows, partial.loss)
     histogram = partial.activation_histogram
     counts = tf.zeros([0], tf.int32) if histogram is None else tf.reshape(histogram, [-1])
     vectors, counts = replicas.gather(context, tf.concat([tf.reshape(t, [-1]) for t in mine], 0), counts)
     parts = tf.split(vectors, [t.shape.num_elements() for t in mine], axis=1)
-    layer_rows, units, columns, data_rows, loss = (
+    layer_rows, units, rows, data_rows, loss = (
         tf.reshape(p, [context.num_replicas_in_sync, *t.shape]) for p, t in zip(parts, mine, strict=True)
     )
     merged = partial._replace(
@@ -276,7 +306,7 @@ def _gather(
         data_rows=data_rows,
         loss=tf.reduce_sum(loss),
     )
-    return merged, tf.transpose(columns, [1, 0, 2])
+    return merged, rows
 
 
 def layer_columns(rows: tf.Tensor, sources: Sequence[int]) -> dict[str, tf.Tensor]:

@@ -5,19 +5,38 @@ writes its vector into its own row of [R, K] zeros, and one SUM all-reduce gives
 are summed in the same call, as two float32 parts of 12 and 19 bits, so that counts stay exact.
 See docs/decisions/0003-one-collective-per-measured-step.md.
 
-Letters: K statistics, N elements, n tensors, R replicas, V variables.
+The collective also has a checksum and a few elements of each weight: replicas must have equal weights. See
+docs/decisions/0060-weights-of-replicas.md.
+
+Letters: K statistics, N elements, n tensors, R replicas, S sampled elements, V variables.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from tapescope.statistics.batched_ops import concat, constant, expand_columns, group_by_shape, restore_order
+from tapescope.statistics.batched_ops import (
+    Group,
+    concat,
+    concat_parts,
+    constant,
+    expand_columns,
+    group_by_shape,
+    restore_order,
+)
+from tapescope.statistics.tensors import as_float32
 from tensorboard_plugin_tapescope.series.noise_scale import trace_and_squared_norm
 
 _COUNT_BASE = 4096
 """Counts are sent as quotient and remainder: below 2^31 / 4096 and 4096, with room for their sums in float32's 2^24."""
+SAMPLED_WEIGHTS = 16
+"""Elements of each variable that are compared between replicas, S."""
+CHECKSUM_BITS = 24
+"""Bits of a checksum: as many as float32 holds."""
+CHECKSUM_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)
+"""Odd, so that no bit of a sum is lost: multiplicative hashing, Knuth, The Art of Computer Programming, 6.4."""
 
 
 def context() -> tuple[tf.distribute.ReplicaContext | None, int]:
@@ -77,8 +96,8 @@ def replica_rows(
       summed_gradients: their sums over replicas.
 
     Returns:
-      `metadata.REPLICA_COLUMNS`, float32 [3, V]: L2 norm, cosine to the sum, share of elements of equal sign. NaN where
-      there is no gradient. The cosine is NaN where a norm is 0.
+      The first three of `metadata.REPLICA_COLUMNS`, float32 [3, V]: L2 norm, cosine to the sum, share of elements of
+      equal sign. NaN where there is no gradient. The cosine is NaN where a norm is 0.
     """
     pairs = {
         id(x): (x, y)
@@ -118,6 +137,56 @@ def _compare(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     cosine = product / (norm * tf.raw_ops.Sqrt(x=square_y))  # 0 / 0 is NaN
     norm, cosine = (tf.raw_ops.Cast(x=t, DstT=tf.float32) for t in (norm, cosine))
     return tf.raw_ops.Pack(values=[norm, cosine, sign_share])
+
+
+def weight_rows(weights: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return what to compare of this replica's weights.
+
+    The checksum is of the sum of all bits, so it does not depend on the order of an addition. It reads each weight
+    once, as pairs of float32 taken for int64.
+
+    Args:
+      weights: V variables after the update.
+
+    Returns:
+      A checksum, a whole number below 2^CHECKSUM_BITS, and S evenly spaced elements, float32 [1 + S, V].
+    """
+    groups = group_by_shape([as_float32(w) for w in weights])
+    sums = concat_parts([_sum_of_bits(group) for group in groups], groups)
+    hashed = tf.bitwise.right_shift(sums * constant(CHECKSUM_FACTOR, tf.int64), constant(64 - CHECKSUM_BITS, tf.int64))
+    checksums = tf.cast(tf.bitwise.bitwise_and(hashed, constant((1 << CHECKSUM_BITS) - 1, tf.int64)), tf.float32)
+    samples = tf.transpose(concat_parts([_evenly_spaced(group) for group in groups], groups))
+    return restore_order(concat([checksums[None], samples], 0), groups)
+
+
+def _sum_of_bits(group: Group) -> tf.Tensor:
+    """Return the sum of pairs of elements taken for integers, modulo 2^64: int64 [], or [n] of a stack."""
+    x = group.tensor
+    if (x.shape[-1] or 0) % 2:
+        ends = [[0, 0]] * (x.shape.rank - 1) + [[0, 1]]
+        x = tf.raw_ops.Pad(input=x, paddings=constant(ends))
+    pairs = tf.raw_ops.Reshape(tensor=x, shape=constant([*x.shape[:-1], -1, 2]))
+    return tf.raw_ops.Sum(input=tf.raw_ops.Bitcast(input=pairs, type=tf.int64), axis=constant([-1]))
+
+
+def _evenly_spaced(group: Group) -> tf.Tensor:
+    """Return S elements of each tensor of a group, from the first to the last: [S], or [n, S] of a stack."""
+    size = group.tensor.shape[-1] or 0
+    if not size:
+        return tf.zeros([*group.tensor.shape[:-1], SAMPLED_WEIGHTS])
+    indices = np.linspace(0, size - 1, SAMPLED_WEIGHTS).astype(np.int32)
+    axis = constant(len(group.tensor.shape) - 1)
+    return tf.raw_ops.GatherV2(params=group.tensor, indices=constant(indices), axis=axis)
+
+
+def weight_columns(rows: tf.Tensor) -> tf.Tensor:
+    """Return the columns of the replicas' weights, float32 [2, R, V]: checksum, and difference from replica 0.
+
+    Args:
+      rows: `weight_rows` of all replicas, float32 [R, 1 + S, V].
+    """
+    samples = rows[:, 1:]
+    return tf.stack([rows[:, 0], tf.reduce_max(tf.abs(samples - samples[:1]), 1)])
 
 
 def noise_scale(

@@ -7,13 +7,15 @@ that one of them does not hide the rest. Norms are accurate from 1e-38 to 1e38. 
 Letters: B bins, K statistics, N elements, n tensors, V variables.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tapescope.capture import private_api
-from tapescope.statistics import histograms, single_pass
+from tapescope.statistics import histograms, replicas, single_pass
 from tapescope.statistics.batched_ops import (
     Group,
     chunks,
@@ -34,8 +36,44 @@ from tensorboard_plugin_tapescope.metadata import BINS
 
 GRADIENT_ROWS = ("norm", "max", "zero", "nonfinite")
 WEIGHT_ROWS = ("norm", "change", "nonfinite")
+SPARSE_ROWS = 1 << 16
+"""Rows of a table, such as an embedding, from which on its gradient is not made dense to be measured."""
 _SQUARE_DECADES = 30
 """A sum of squares outside 1e-30 to 1e30 may have lost digits, or be 0 although no element is."""
+
+
+class SparseGradient(NamedTuple):
+    """The gradient of a table of which the step reads few rows. All other elements are 0."""
+
+    values: tf.Tensor
+    """Rows of the table, float32 [rows, ...]."""
+    size: int
+    """Number of elements of the table."""
+
+
+Gradient = tf.Tensor | SparseGradient | None
+
+
+def stays_sparse(gradient: tf.IndexedSlices) -> bool:
+    """Return whether a gradient is measured by its rows alone: on a CPU, outside XLA and with one replica."""
+    shape = None if gradient.dense_shape is None else tf.get_static_value(gradient.dense_shape)
+    if shape is None or shape[0] < SPARSE_ROWS or not gradient.dtype.is_floating:
+        return False
+    return replicas.context()[1] == 1 and not private_api.in_xla_context() and not for_gpu()
+
+
+def sum_duplicates(gradient: tf.IndexedSlices) -> SparseGradient:
+    """Return the rows of a gradient, each once, duplicates summed, and one row of 0 in case there is none."""
+    rows, positions = tf.unique(gradient.indices)
+    values = tf.math.unsorted_segment_sum(as_float32(gradient.values), positions, tf.size(rows) + 1)
+    shape: Any = tf.get_static_value(gradient.dense_shape)
+    return SparseGradient(values, math.prod(shape.tolist()))
+
+
+def _split(gradients: Sequence[Gradient]) -> tuple[list[tf.Tensor | None], dict[int, int]]:
+    """Return the gradients as tensors, and by identity of a sparse one's values the size of its table."""
+    sparse = {id(g.values): g.size for g in gradients if isinstance(g, SparseGradient)}
+    return [g.values if isinstance(g, SparseGradient) else g for g in gradients], sparse
 
 
 def sums_of_squares(groups: Sequence[Group]) -> tf.Tensor:
@@ -109,23 +147,25 @@ def norm_rows(groups: Sequence[Group], is_valid: Callable[[tf.Tensor], tf.Tensor
     return concat(rows, 1)
 
 
-def norms(tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
-    """Return the L2 norm of the finite elements of each tensor, float32 [n]; NaN for None."""
+def norms(gradients: Sequence[Gradient]) -> tf.Tensor:
+    """Return the L2 norm of the finite elements of each gradient, float32 [n]; NaN for None."""
+    tensors, _ = _split(gradients)
     groups = group_by_shape(distinct_tensors(tensors))
     return expand_columns(restore_order(norm_rows(groups), groups)[:1], tensors)[0]
 
 
-def gradient_rows(gradients: Sequence[tf.Tensor | None], histogram: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
+def gradient_rows(gradients: Sequence[Gradient], histogram: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
     """Return the statistics of each variable's gradient.
 
     Args:
-      gradients: V of them, dense, float32; None where a variable has no gradient.
+      gradients: V of them, float32; None where a variable has no gradient.
       histogram: whether elements are counted over bins.
 
     Returns:
       GRADIENT_ROWS, float32 [K, V], NaN for None; and the counts, int32 [V, B], 0 for None, or None if not asked for.
     """
-    distinct = distinct_tensors(gradients)
+    tensors, sparse = _split(gradients)
+    distinct = distinct_tensors(tensors)
     if not distinct:
         no_counts = tf.zeros([len(gradients), BINS], tf.int32) if histogram else None
         return tf.fill([len(GRADIENT_ROWS), len(gradients)], np.nan), no_counts
@@ -137,11 +177,27 @@ def gradient_rows(gradients: Sequence[tf.Tensor | None], histogram: bool = False
     else:
         norm, largest, nonfinite = tf.unstack(concat([_norm_max_nonfinite(chunk) for chunk in chunks(groups)], 1))
         zero = histograms.zero_share(groups) if counts is None else histograms.zero_share_of_counts(counts)
+    elements = element_counts(groups)
+    absent = _absent_elements(groups, distinct, sparse) if sparse else None
     if counts is not None:
-        folded = histograms.fold_into_bins(counts, groups, element_counts(groups) - nonfinite)
-        bins = tf.transpose(expand_columns(restore_order(folded, groups), gradients, absent=0))
+        folded = histograms.fold_into_bins(counts, groups, elements - nonfinite)
+        folded = folded if absent is None else histograms.add_zeros(folded, absent)
+        bins = tf.transpose(expand_columns(restore_order(folded, groups), tensors, absent=0))
+    if absent is not None:
+        zeros = tf.cast(absent, tf.float32)
+        zero = (zero * elements + zeros) / (elements + zeros)
     rows = tf.raw_ops.Pack(values=[norm, largest, zero, nonfinite])
-    return expand_columns(restore_order(rows, groups), gradients), bins
+    return expand_columns(restore_order(rows, groups), tensors), bins
+
+
+def _absent_elements(groups: Sequence[Group], tensors: Sequence[tf.Tensor], sparse: Mapping[int, int]) -> tf.Tensor:
+    """Return how many elements of each table are not among the rows of its gradient, int32 [n]; 0 for other tensors."""
+    counts = []
+    for group in groups:
+        for i in group.indices:
+            size = sparse.get(id(tensors[i]))
+            counts.append(constant(0) if size is None else min(size, tf.int32.max) - tf.size(tensors[i]))
+    return tf.stack(counts)
 
 
 def _norm_max_nonfinite(groups: Sequence[Group]) -> tf.Tensor:

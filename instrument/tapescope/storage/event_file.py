@@ -93,6 +93,19 @@ def tensor(family: Family, array: np.ndarray) -> Value:
     return Value(tag=family.tag, tensor=_make_proto(array), description=family, array=array)
 
 
+def with_columns(family: Family, array: np.ndarray, columns: tuple[str, ...]) -> Value:
+    """Return the tensor of a family with other columns: those that it lacks are NaN.
+
+    Args:
+      family: what the array is.
+      array: it has one or more rows for each of the family's columns.
+      columns: the ones to have, in their order.
+    """
+    parts = dict(zip(family.columns, np.split(array, max(1, len(family.columns))), strict=True))
+    absent = np.full_like(next(iter(parts.values())), np.nan)
+    return tensor(family._replace(columns=columns), np.concatenate([parts.get(name, absent) for name in columns]))
+
+
 def text(family: Family, texts: str | Sequence[str]) -> Value:
     """Return JSON text of one of tapescope's own families: a string, or a vector of strings."""
     shape = tensor_shape_pb2.TensorShapeProto()

@@ -14,8 +14,9 @@ from tapescope.rules.record_view import run_layout
 from tapescope.storage import event_reader, tfrecord
 from tapescope.storage.printable import one_line
 from tapescope.storage.run import Run
-from tapescope.storage.run_index import Progress, read_progress
+from tapescope.storage.run_index import Progress, read_progress, read_spikes
 from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.series.spikes import RunSpikes
 
 _STATUS = metadata.tag("status")
 
@@ -144,3 +145,16 @@ def recorded_progress(run: Run) -> Progress:
         return read_progress(run)
     except Exception:  # a damaged run must not keep the training from going on
         return Progress()
+
+
+def recorded_spikes(run: Run) -> RunSpikes:
+    """Return the spikes of a run; those of a new one if it cannot be read."""
+    try:
+        return read_spikes(run)
+    except Exception:  # a damaged run must not keep the training from going on
+        return RunSpikes()
+
+
+def recorded_columns(run: Run) -> dict[str, tuple[str, ...]]:
+    """Return the columns in the description of each tag, which hold for all records of the run."""
+    return {series.family.tag: series.family.columns for series in run._series.values()}

@@ -22,8 +22,9 @@ from tapescope.storage.run import Run
 from tapescope.storage.text_file import write_whole
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
-from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series import spikes, tables
 from tensorboard_plugin_tapescope.series.findings import at_least, count_severities
+from tensorboard_plugin_tapescope.series.spikes import RunSpikes
 
 JSON_NAME = "index.json"
 MARKDOWN_NAME = "index.md"
@@ -123,7 +124,15 @@ def read_progress(run: Run) -> Progress:
         progress = progress.add(step, wall_time, {}, {"loss": loss})
     if not progress.records:
         return progress
-    return progress._replace(columns={name: run[name][-1] for name in run.columns if name in metadata.COLUMNS})
+    columns = {name: run[name][-1] for name in run.columns if name in metadata.COLUMNS}
+    if not columns.keys() >= set(spikes.COLUMNS.values()):  # written before there were such columns
+        columns |= {spikes.COLUMNS[name]: np.array(share) for name, share in read_spikes(run).shares.items()}
+    return progress._replace(columns=columns)
+
+
+def read_spikes(run: Run) -> RunSpikes:
+    """Return the spikes of a recorded run."""
+    return spikes.recorded_spikes({name: run[name] for name in spikes.NEEDED if name in run.columns})
 
 
 def describe_run(run: Run) -> dict[str, Any]:
@@ -174,6 +183,7 @@ def describe(
             "lowest": progress.lowest_loss,
             "lowest_step": progress.lowest_step,
         },
+        "spikes": {name: _at(progress.columns, column) for name, column in spikes.COLUMNS.items()},
         "scalars": {tag: float(value) for tag, value in progress.scalars.items()},
         "measure_ms": _at(progress.columns, "measure_ms"),
         "step_ms": _at(progress.columns, "step_ms"),
@@ -267,6 +277,7 @@ def to_markdown(index: Mapping[str, Any]) -> str:
         f"- state: {state}",
         f"- step: {'none yet' if index['step'] is None else index['step']}{steps}, {index['records']} records",
         "- loss: " + ", ".join(f"{name} {format_number(loss[name])}" for name in ("first", "last", "lowest")),
+        f"- spikes: {spikes.describe_shares(index['spikes']) or 'too few records'}",
         *(f"- {tag}: {format_number(value)}" for tag, value in index["scalars"].items() if tag != "loss"),
         "",
         "## Findings",

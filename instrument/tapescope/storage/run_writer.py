@@ -35,6 +35,7 @@ from tapescope.storage.unit_ledger import Ledger
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series.spikes import RunSpikes
 
 JUDGED_TAGS = tuple(metadata.tag(family) for family in ("variables", "layers", "step", "replicas", "data"))
 """Tags of the families whose columns the rules use."""
@@ -81,6 +82,9 @@ class RunWriter:
         self._rows: Rows | None = None
         """The rows of the run; None until its first record."""
         self._index = IndexFile(logdir)
+        self._spikes = RunSpikes()
+        self._recorded_columns: dict[str, tuple[str, ...]] = {}
+        """Columns of each family in the records from which the run goes on: another version may have had others."""
         self._status: dict[str, Any] = {}
         self._published: tuple[finding.Finding, ...] = ()
         """Findings that the sinks have got."""
@@ -98,6 +102,8 @@ class RunWriter:
                 self._engine = resuming.replay_rules(recorded)
                 self.findings = self._engine.findings if self._engine else ()
                 self._index.progress = resuming.recorded_progress(recorded)
+                self._spikes = resuming.recorded_spikes(recorded)
+                self._recorded_columns = resuming.recorded_columns(recorded)
         self._families: dict[str, Family] = {}
         self._last_step = self._resume.step - 1
         self._last_measured = self._resume.step - 1
@@ -181,7 +187,7 @@ class RunWriter:
         columns = self._judged_columns(values)
         if rows_grew:
             self._extend_rules()
-        self._file.add(step.number, values, wall_time)
+        self._file.add(step.number, [self._with_recorded_columns(value) for value in values], wall_time)
         self._last_step = max(self._last_step, step.number)
         self._index.progress = self._index.progress.add(step.number, wall_time, numbers, columns)
         texts = None
@@ -233,7 +239,9 @@ class RunWriter:
         ledger.extend(rows.names.units)
         reading = rows.widen(reading, names)
         values = [rows.describe(state.skipped)] if rows_grew else []
-        values += summaries.make_families(step, reading, rows, ledger, state.skipped, state.replica_issues, state.data)
+        values += summaries.make_families(
+            step, reading, rows, ledger, state.skipped, state.replica_issues, state.data, self._spikes
+        )
         values += summaries.make_builtin(reading, rows, names, ledger.verdict)
         return values, rows_grew
 
@@ -262,6 +270,15 @@ class RunWriter:
                 self._families.setdefault(value.tag, value.description)
                 columns.update(engine.unpack_columns(value.description, value.array))
         return columns
+
+    def _with_recorded_columns(self, value: Value) -> Value:
+        """Return a tensor with the columns that the run's first records have, which readers take it to have."""
+        columns = self._recorded_columns.get(value.tag)
+        if not columns or value.array is None or not isinstance(value.description, Family):
+            return value
+        if columns == value.description.columns:
+            return value
+        return event_file.with_columns(value.description, value.array, columns)
 
     def _layout(self) -> RunLayout:
         """Return the layout of the records that the rules get."""

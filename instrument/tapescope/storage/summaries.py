@@ -18,6 +18,8 @@ from tapescope.storage.rows import Rows
 from tapescope.storage.unit_ledger import Ledger, Verdict
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
+from tensorboard_plugin_tapescope.series import spikes
+from tensorboard_plugin_tapescope.series.spikes import RunSpikes
 
 MAX_ROWS_IN_BUILTIN_TABS = 50
 """Layers, and variables, that TensorBoard's own tabs show. One tag each makes it slow with more."""
@@ -41,6 +43,7 @@ def to_host(reading: Reading) -> Any:
     are returned.
     """
     parts: dict[str, Any] = {name: first_replica(part).numpy() for name, part in reading._asdict().items()}
+    parts |= {name: parts[name].view(np.float32) for name in readings.BIT_FIELDS}
     parts["layout"] = int(parts["layout"])
     parts["data"] = data_columns(parts["data"])
     for name in ("gradient_histogram", "activation_histogram", "replicas"):
@@ -62,6 +65,7 @@ def make_families(
     skipped: Mapping[str, str],
     faults: Sequence[Sequence[Any]] | None = None,
     data: DataTensors | None = None,
+    run_spikes: RunSpikes | None = None,
 ) -> list[Value]:
     """Return the step's tensors under tapescope's own tags.
 
@@ -73,6 +77,7 @@ def make_families(
       skipped: layers that could not be measured, and why.
       faults: what Keras does differently in this step with several replicas.
       data: the rows of data and what the program says about them.
+      run_spikes: takes the loss and the gradient of this step.
     """
     names = rows.first
     examples = reading.column("examples")
@@ -80,7 +85,7 @@ def make_families(
     verdict = ledger.verdict
     values = [
         _make_family("variables", readings.VARIABLE_COLUMNS, names.variables, reading.variables),
-        _make_step(step, reading, examples, verdict),
+        _make_step(step, reading, examples, verdict, run_spikes or RunSpikes()),
     ]
     if rows.names.layers:
         unknown = np.full(len(rows.names.layers), np.nan, np.float32)
@@ -123,7 +128,7 @@ def is_skipped(reading: Any) -> bool:
     return bool(reading.column("gradient_nonfinite").any() and not np.any(reading.column("update_ratio") > 0))
 
 
-def _make_step(step: Step, reading: Any, examples: float, verdict: Verdict | None) -> Value:
+def _make_step(step: Step, reading: Any, examples: float, verdict: Verdict | None, run_spikes: RunSpikes) -> Value:
     row = {
         "examples_seen": (step.number + 1) * examples if math.isnan(step.examples_seen) else step.examples_seen,
         "window_examples": verdict.examples if verdict else math.nan,
@@ -134,6 +139,8 @@ def _make_step(step: Step, reading: Any, examples: float, verdict: Verdict | Non
     }
     if math.isnan(row["loss"]):  # the program has not given the batch's own one to the reading
         row["loss"] = step.loss
+    run_spikes.add(row["loss"], reading.column("gradient_norm"), row["skipped"])
+    row |= {spikes.COLUMNS[name]: share for name, share in run_spikes.shares.items()}
     return _make_family("step", tuple(row), (), np.array(list(row.values()), np.float64))
 
 
@@ -147,7 +154,7 @@ def make_builtin(reading: Any, rows: Rows, names: Names, verdict: Verdict | None
       verdict: of the last closed window.
     """
     norms = reading.column("gradient_norm")
-    global_norm = float(np.sqrt(np.nansum(np.square(norms, dtype=np.float64))))
+    global_norm = float(spikes.total_norm(norms))
     variables = _shown(rows.first.variables, rows.names.variables, names.variables)
     layers = _shown(rows.first.layers, rows.names.layers, names.layers)
     names = rows.names

@@ -4,7 +4,7 @@ import { fill, h, sentence, sparkline } from "./dom.js";
 import { count, formatNumber, formatStep, spaced } from "./format.js";
 import { summarize } from "./headline.js";
 import { runName } from "./run_name.js";
-import { lostDecades, runTable } from "./run_table.js";
+import { lostDecades, runTable, spikeText } from "./run_table.js";
 import { changeState, hashWith } from "./state.js";
 
 const SEVERITY_NAMES = { error: "error", warning: "warning", info: "note" };
@@ -106,6 +106,11 @@ function facts(run) {
       "Gradient from input to loss",
       run.profile.length > 1 ? profile : "–",
       "Gradient norm at the output of each layer at the last step, on a logarithmic scale, with the input at the left. A line that rises steadily is a gradient that vanishes on its way back to the input.",
+    ),
+    fact(
+      "Spikes",
+      spikeText(run),
+      "Share of steps whose loss, or whose gradient norm, is more than six standard deviations above the 128 before it",
     ),
     fact("Worst layer", worstLayer(run), "The layer of the most severe finding, or else the layer with the smallest gradient norm at the last step"),
     fact(

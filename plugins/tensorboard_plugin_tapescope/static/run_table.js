@@ -11,6 +11,17 @@ export function lostDecades({ profile }) {
 }
 
 const percent = (run) => (run.overhead === null ? null : 100 * run.overhead);
+const spikes = (run) => {
+  const known = Object.values(run.spikes).filter((share) => share !== null);
+  return known.length ? 100 * Math.max(...known) : null;
+};
+
+/** Returns the shares of spikes as text: `loss 0.4 %, gradient 0 %`; "–" if none is known. */
+export function spikeText(run) {
+  const known = Object.entries(run.spikes).filter(([, share]) => share !== null);
+  return known.map(([name, share]) => `${name} ${formatNumber(100 * share, 2)} %`).join(", ") || "–";
+}
+
 const SEVERITIES = ["error", "warning", "info"];
 
 /** Columns by key: title, value to sort by, cell, and whether the largest value comes first. */
@@ -19,6 +30,7 @@ export const COLUMNS = {
   state: { title: "State", value: (run) => run.state, text: true },
   step: { title: "Step", value: (run) => run.step, largest: true },
   loss: { title: "Loss", value: (run) => (run.loss === null ? null : Number(run.loss)) },
+  spikes: { title: "Spikes", value: spikes, largest: true },
   findings: { title: "Findings", value: ({ findings }) => findings.error * 1e6 + findings.warning * 1e3 + findings.info, largest: true },
   decades: { title: "Decades lost", value: lostDecades, largest: true },
   worst: { title: "Worst layer", value: (run) => run.worst?.layer ?? null, text: true },
@@ -69,6 +81,7 @@ function line(run, short, links) {
     h("td", {}, h("span", { class: `chip ${run.state}`, title: run.reason }, run.state)),
     number(formatNumber(run.step, 9)),
     number(sparkline(run.losses, run.colour), formatNumber(run.loss)),
+    h("td", { class: "number", title: spikeText(run) }, spikes(run) === null ? "–" : `${formatNumber(spikes(run), 2)} %`),
     number(marks.length ? marks : "–"),
     number(decades === null ? "–" : formatNumber(decades, 2)),
     h("td", {}, run.worst ? links.layer(run) : "–"),

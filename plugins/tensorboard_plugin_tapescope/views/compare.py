@@ -9,7 +9,7 @@ from tensorboard_plugin_tapescope.figures import basic, distributions
 from tensorboard_plugin_tapescope.figures.colour_scale import ColourRange, colour_range
 from tensorboard_plugin_tapescope.figures.layer import RATIO
 from tensorboard_plugin_tapescope.figures.style import run_colours
-from tensorboard_plugin_tapescope.series import matching, tables
+from tensorboard_plugin_tapescope.series import matching, spikes, tables
 from tensorboard_plugin_tapescope.series.tables import COLUMNS
 from tensorboard_plugin_tapescope.views.grid import Grid, describe_heatmap, read_grid, row_owners
 from tensorboard_plugin_tapescope.views.panel import Panel, explain_absence
@@ -38,7 +38,9 @@ def compare(snapshot: Snapshot, query: Query) -> list[Panel]:
     panels = []
     for run, grid in grids.items():
         if run in drawn:
-            panels.append(_heatmap(run, drawn[run], name, query, colours, margin))
+            panel = _heatmap(run, drawn[run], name, query, colours, margin)
+            shares = spikes.describe_shares(spikes.recorded_shares(snapshot.last_record(run, "step")))
+            panels.append(panel._replace(note=f"{panel.note} Share of spikes: {shares}.") if shares else panel)
         else:
             empty = explain_absence(name, None if grid is None else grid.table)
             panels.append(Panel(f"run {run}", run, empty=empty))

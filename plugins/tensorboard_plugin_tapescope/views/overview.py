@@ -10,7 +10,7 @@ import numpy as np
 
 from tensorboard_plugin_tapescope.data.listing import Run
 from tensorboard_plugin_tapescope.data.table_cache import SMALL_READ_RUNS, Snapshot
-from tensorboard_plugin_tapescope.series import findings, tables
+from tensorboard_plugin_tapescope.series import findings, spikes, tables
 from tensorboard_plugin_tapescope.series.tables import Table
 from tensorboard_plugin_tapescope.views.grid import GRID_FAMILIES, row_owners
 
@@ -73,6 +73,7 @@ def summarize_run(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
         "profile": gradient_profile(snapshot, name),
         "overhead": measuring_overhead(step),
         "measure_ms": _median(step, "measure_ms"),
+        "spikes": spikes.recorded_shares(step),
         "looked": findings_table is not None,
         "findings": findings.count_severities(finding["severity"] for finding in found),
         "headline": found[0] if found else None,

@@ -218,3 +218,43 @@ def test_a_sequential_that_is_built_in_the_measured_step_skips_no_layer():
     tape.gradient(loss, model.trainable_variables)
     tape.reading()
     assert (probe.layers, probe.skipped) == (("hidden", "out"), {})
+
+
+@pytest.fixture
+def check_numerics():
+    tf.debugging.enable_check_numerics()
+    yield
+    tf.debugging.disable_check_numerics()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_check_of_all_numbers_does_not_see_the_measuring(check_numerics, compiled, tmp_path):
+    model = with_hidden(Dense(5, "relu"))
+    probe = tapescope.Probe(model)
+
+    def step(x):
+        with probe.tape(True) as tape:
+            loss = tf.reduce_mean(model(x) ** 2)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        return gradients, tape.reading()
+
+    gradients, reading = (tf.function(step) if compiled else step)(X)
+    norms = [np.linalg.norm(g) for g in gradients]
+    np.testing.assert_allclose(column(reading, "gradient_norm"), norms, rtol=1e-6)
+    assert np.isnan(column(reading, "noise_scale_total"))
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        recorder.write(0, reading)
+    np.testing.assert_allclose(tapescope.Run(tmp_path)["gradient_norm"], [norms], rtol=1e-6)
+
+
+def test_a_check_of_all_numbers_still_sees_the_steps_own(check_numerics):
+    model = with_hidden(Dense(5, "relu"))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="NaN"):
+        read(model, X * np.nan)
+
+
+def test_monitor_measures_under_a_check_of_all_numbers(check_numerics, tmp_path):
+    model = with_hidden(Dense(5, "relu"))
+    model.compile("sgd", "mse")
+    model.fit(X, X[:, :2], verbose=0, callbacks=[tapescope.Monitor(tmp_path, tapescope.every(1))])
+    assert np.isfinite(tapescope.Run(tmp_path)["gradient_norm"]).all()

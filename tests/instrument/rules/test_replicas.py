@@ -1,5 +1,12 @@
-"""The rule about a replica whose gradient differs: records that it must report, and similar ones that it must not."""
+"""The rules about a replica that differs: records that it must report, and similar ones that it must not."""
 
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scripts.testbed.steps import dense_chain, measured, mirrored
+
+import tapescope
 from tests.instrument.rules.records import NAN, find, only_finding
 
 
@@ -42,3 +49,69 @@ def test_a_replica_with_another_direction_is_named():
     finding = only_finding(find(20, turned, replicas=4), "replica_outlier")
     assert finding.evidence["replica"] == 3
     assert "has another direction than that of the others: its cosine to the mean differs by -0." in finding.message
+
+
+def weights_differ(since, variables=(3, 4), difference=1e-4, replica=1):
+    """Return a change that gives one replica other weights in some variables."""
+
+    def change(t, columns):
+        columns["replica_checksum"] = np.tile(np.arange(8.0) + 100 * t, [len(columns["replica_norm"]), 1])
+        columns["replica_difference"] = np.zeros_like(columns["replica_checksum"])
+        for n, variable in enumerate(variables if t >= since else ()):
+            columns["replica_checksum"][replica, variable] += 7
+            columns["replica_difference"][replica, variable] = difference * (n + 1)
+
+    return change
+
+
+def test_equal_weights_are_no_finding():
+    assert find(20, weights_differ(99), replicas=4) == []
+
+
+def test_different_weights_are_an_error_at_once():
+    finding = only_finding(find(8, weights_differ(7), replicas=4), "replicas_diverged")
+    assert (finding.severity, finding.layer, finding.step) == ("error", "hidden_3", 28)
+    assert finding.evidence == {"replica": 1, "variables": 2, "difference": 2e-4}
+
+
+def test_a_difference_between_the_sampled_weights_is_found():
+    finding = only_finding(find(8, weights_differ(7, difference=0), replicas=2), "replicas_diverged")
+    assert finding.evidence["difference"] == 0
+
+
+def test_a_run_without_checksums_has_no_finding():
+    assert find(20, replicas=2) == []
+
+
+def test_after_a_nan_the_bits_of_weights_mean_nothing():
+    def broken(t, columns):
+        weights_differ(5)(t, columns)
+        if t >= 5:
+            columns["first_nonfinite_forward"] = np.float64(0)
+            columns["activation_nonfinite"][0] = 4
+
+    assert "replicas_diverged" not in [f.rule for f in find(20, broken, replicas=2)]
+
+
+def test_a_replica_whose_weights_are_changed_is_found_in_the_next_step(tmp_path):
+    strategy = mirrored(2)
+    with strategy.scope():
+        model = dense_chain([5, 2], ["tanh", "linear"], 6)
+        optimizer = keras.optimizers.SGD(0.1)
+        optimizer.build(model.trainable_variables)
+    probe = tapescope.Probe(model)
+
+    def replica_step(x):
+        return measured(probe, lambda: tf.reduce_mean(model(x) ** 2), model.trainable_variables, optimizer).reading
+
+    run = tf.function(lambda x: strategy.run(replica_step, (x,)))
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        for n in range(4):
+            if n == 2:
+                model.trainable_variables[2].value.values[1].assign_add(np.eye(5, 2) * 1e-3)
+            recorder.write(n, run(tf.ones([4, 6])), {"loss": 1.0})
+    recorded = tapescope.Run(tmp_path)
+    assert recorded["replica_difference"][:, 1, 2] == pytest.approx([0, 0, 1e-3, 1e-3], abs=1e-5)
+    (finding,) = (f for f in recorder.findings if f.rule == "replicas_diverged")
+    assert (finding.severity, finding.layer, finding.step) == ("error", "layer1", 2)
+    assert finding in tapescope.check(recorded)

@@ -312,3 +312,63 @@ def test_a_learning_rate_below_0_is_said():
     assert "The learning rate is -3" in only_finding(find(3, climbing, layout), "update_too_large").advice
     unknown = LAYOUT._replace(objectives=(OBJECTIVE._replace(learning_rate=NAN),))
     assert "Lower the learning rate" in only_finding(find(3, climbing, unknown), "update_too_large").advice
+
+
+def unmoved(since=0, until=99, gradient=None):
+    """Return a change in which no weight moves in the records from `since` to `until`."""
+
+    def change(t, columns):
+        if since <= t < until:
+            columns["update_ratio"][:] = 0
+            columns["weight_norm"] = np.full(8, 3.0)
+            if gradient is not None:
+                columns["gradient_norm"][:] = columns["applied_norm"][:] = gradient
+
+    return change
+
+
+def test_weights_that_never_move_are_a_warning_after_ten_records():
+    assert find(9, unmoved()) == []
+    assert only_finding(find(10, unmoved()), "update_not_applied").severity == "warning"
+
+
+def test_weights_that_never_move_are_an_error_in_the_end():
+    finding = only_finding(find(60, unmoved()), "update_not_applied")
+    assert (finding.severity, finding.layer, finding.step) == ("error", None, 0)
+
+
+def test_a_learning_rate_that_is_0_at_first_is_lowered_to_an_info():
+    assert find(60, unmoved(until=12)) == []
+    assert only_finding(find(60, unmoved(until=12), severity="info"), "update_not_applied").severity == "info"
+
+
+def test_a_learning_rate_that_becomes_0_is_no_finding():
+    assert "update_not_applied" not in [f.rule for f in find(60, unmoved(since=20), severity="info")]
+
+
+def test_frozen_layers_are_no_update_that_is_not_applied():
+    frozen = both(put("update_ratio", slice(0, 6), 0.0), put("weight_norm", slice(0, 6), 3.0))
+    assert "update_not_applied" not in [f.rule for f in find(60, frozen, severity="info")]
+
+
+def test_a_gradient_of_0_is_no_reason_to_move():
+    assert "update_not_applied" not in [f.rule for f in find(60, unmoved(gradient=0.0), severity="info")]
+
+
+def test_steps_that_a_loss_scale_skips_are_no_reason_to_move():
+    skipped = both(unmoved(), put("gradient_nonfinite", 0, 5.0), put("skipped", None, 1.0))
+    assert "update_not_applied" not in [f.rule for f in find(60, skipped, severity="info")]
+
+
+def test_weights_that_move_between_the_records_are_no_finding():
+    def between(t, columns):
+        unmoved()(t, columns)
+        columns["weight_norm"] = np.full(8, 3.0 + 1e-4 * t)
+
+    assert "update_not_applied" not in [f.rule for f in find(60, between, severity="info")]
+
+
+def test_a_known_learning_rate_of_0_stays_a_warning():
+    layout = LAYOUT._replace(objectives=(OBJECTIVE._replace(learning_rate=0.0),))
+    finding = only_finding(find(60, unmoved(), layout), "update_not_applied")
+    assert finding.severity == "warning"

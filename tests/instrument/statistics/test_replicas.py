@@ -140,6 +140,49 @@ def test_the_cosine_of_tiny_gradients_does_not_underflow():
     np.testing.assert_allclose(rows[:2, 0], [1e-25, np.sqrt(0.5)], rtol=1e-6)
 
 
+def expected_checksum(weights):
+    """Return the checksum in Python's own integers."""
+    words = weights.astype("<f4").view("<u4").reshape(-1).tolist()
+    words += [0] * (len(words) % 2)
+    total = sum(low + (high << 32) for low, high in zip(words[::2], words[1::2], strict=True))
+    return total * 0x9E3779B97F4A7C15 % 2**64 >> 40
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (40_001,), (200, 300), (0, 3)], ids=str)
+def test_a_checksum_is_of_all_bits(shape):
+    weights = [RNG.normal(size=shape).astype(np.float32) for _ in range(2)]
+    rows = replicas.weight_rows([tf.constant(w) for w in weights]).numpy()
+    assert rows[0].tolist() == [expected_checksum(w) for w in weights]
+
+
+@pytest.mark.parametrize("at", [0, 1, 40_000])
+@pytest.mark.parametrize("change", [lambda w: np.nextafter(w, 9), np.negative, lambda w: w * 4])
+def test_any_bit_changes_the_checksum(at, change):
+    weights = RNG.normal(size=40_001).astype(np.float32)
+    other = weights.copy()
+    other[at] = change(other[at])
+    rows = replicas.weight_rows([tf.constant(weights), tf.constant(other)]).numpy()
+    assert rows[0, 0] != rows[0, 1]
+
+
+def test_weights_of_float16_have_a_checksum():
+    rows = replicas.weight_rows([tf.constant([1, 2, 3], tf.float16), tf.constant([1.0, 2, 3])])
+    assert rows[0, 0] == rows[0, 1] > 0
+
+
+def test_sampled_weights_are_evenly_spaced():
+    rows = replicas.weight_rows([tf.range(151.0), tf.constant([5.0, 7.0])]).numpy()
+    assert rows[1:, 0].tolist() == list(range(0, 151, 10))
+    assert rows[1:, 1].tolist() == [5.0] * 15 + [7.0]
+
+
+def test_replicas_with_equal_weights_have_equal_checksums(step):
+    checksum, difference = step.reading.replicas[3:]
+    assert (checksum == checksum[0]).all()
+    assert (checksum > 0).any()
+    assert not difference.any()
+
+
 def test_counts_beyond_float32_are_summed_exactly():
     strategy = mirrored(2)
     counts = np.int32([2**24 + 1, 2**29 + 3, 4095, 0])
@@ -190,7 +233,11 @@ def trace_collectives(sizes, aggregated, measure):
 
 
 STATISTICS = (
-    len(layer_statistics.LAYER_ROWS) * 2 + len(layer_statistics.UNIT_ROWS) * 7 + 3 * 4 + len(data.DATA_ROWS) * 2 + 1
+    len(layer_statistics.LAYER_ROWS) * 2
+    + len(layer_statistics.UNIT_ROWS) * 7
+    + (3 + 1 + replicas.SAMPLED_WEIGHTS) * 4
+    + len(data.DATA_ROWS) * 2
+    + 1
 )
 """Numbers that each of four replicas sends: of 2 layers, 7 units, 4 variables, an input, an output, and the loss."""
 

@@ -54,6 +54,41 @@ def test_an_absent_gradient_is_nan():
     np.testing.assert_array_equal(rows, [[np.nan, 4], [np.nan, 2], [np.nan, 0], [np.nan, 0]])
 
 
+@pytest.mark.parametrize("tokens", [0, 40])
+@pytest.mark.parametrize("histogram", [False, True])
+def test_the_gradient_of_few_rows_of_a_large_table_is_that_of_the_dense_one(tokens, histogram):
+    rng = np.random.default_rng(3)
+    rows = rng.integers(0, 12, tokens)
+    values = rng.normal(size=[tokens, 3]).astype(np.float32)
+    values[rows == 7] = 0
+    values[3:4] = np.nan
+    shape = [tensors.SPARSE_ROWS, 3]
+    sparse = tensors.sum_duplicates(tf.IndexedSlices(tf.constant(values), tf.constant(rows), tf.constant(shape)))
+    table = np.zeros(shape, np.float32)
+    np.add.at(table, rows, values)
+    dense = tf.constant(table)
+    others = [None, 2 * tf.ones([4])]
+    actual, bins = tensors.gradient_rows([sparse, *others], histogram)
+    expected, expected_bins = tensors.gradient_rows([dense, *others], histogram)
+    np.testing.assert_allclose(actual[:, 1:], expected[:, 1:], rtol=1e-6)
+    finite = table[np.isfinite(table)]
+    row = [np.linalg.norm(finite), np.abs(finite).max(), np.mean(table == 0), np.sum(~np.isfinite(table))]
+    np.testing.assert_allclose(actual[:, 0], row, rtol=1e-6)
+    if histogram:
+        np.testing.assert_array_equal(bins[0], oracle.histogram(finite, metadata.bin_edges()))
+        np.testing.assert_array_equal(bins[1:], expected_bins[1:])
+
+
+def test_the_gradient_of_a_large_embedding_stays_sparse_on_a_cpu(platform):
+    indices = tf.constant([1, 1, 2])
+
+    def gradient_of_a_table(rows):
+        return tf.IndexedSlices(tf.ones([3, 2]), indices, tf.constant([rows, 2]))
+
+    assert tensors.stays_sparse(gradient_of_a_table(tensors.SPARSE_ROWS)) == (platform == "cpu")
+    assert not tensors.stays_sparse(gradient_of_a_table(tensors.SPARSE_ROWS - 1))
+
+
 def test_without_any_gradient_all_is_nan():
     rows, bins = tensors.gradient_rows([None, None], histogram=True)
     assert np.isnan(rows).all()

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from scripts.testbed import synthetic
@@ -9,6 +10,9 @@ from scripts.testbed.records import eager_steps, loaded_steps
 from scripts.testbed.synthetic import Spec
 
 import tapescope
+from tapescope.analysis.status import read_status
+from tapescope.analysis.status import table as status_table
+from tapescope.storage import summaries
 from tapescope.storage.event_reader import list_event_files
 from tapescope.storage.resume import cut_records, recorded_run, replay_rules
 
@@ -122,3 +126,45 @@ def test_a_run_that_goes_on_measures_as_before(tmp_path, from_state):
         assert recorder.when.about() == chosen
         recorder.write(1, step(1))
     assert tapescope.Run(tmp_path).status.items() >= chosen.items()
+
+
+def test_a_run_of_a_version_with_fewer_columns_goes_on_with_those(tmp_path, monkeypatch):
+    probe, step = eager_steps()
+    with monkeypatch.context() as older, tapescope.Recorder(tmp_path, probe) as recorder:
+        make_family = summaries._make_family
+
+        def make_older(name, columns, names, array, *details):
+            kept = [i for i, column in enumerate(columns) if column not in ("loss_spike_share", "activation_min")]
+            return make_family(name, [columns[i] for i in kept] if columns else (), names, array[kept or ...], *details)
+
+        older.setattr(summaries, "_make_family", make_older)
+        for n in range(3):
+            recorder.write(n, step(n), {"loss": 1.0})
+        recorder._wait()
+    with tapescope.Recorder(tmp_path, probe, resume=tapescope.Resume(3, {})) as recorder:
+        for n in range(3, 6):
+            recorder.write(n, step(n), {"loss": 2.0})
+    run = tapescope.Run(tmp_path)
+    assert run.problems == ()
+    assert "loss_spike_share" not in run.columns
+    assert "activation_min" not in run.columns
+    assert run["loss"].tolist() == [1, 1, 1, 2, 2, 2]
+    assert (run["activation_max"] >= run["activation_mean"]).all()
+
+
+def test_a_run_that_goes_on_keeps_its_spikes(tmp_path):
+    probe, step = eager_steps()
+    losses = np.random.default_rng(0).normal(10, 0.1, size=90)
+    losses[[70, 85]] = 20
+    reading = step(0)
+    for first, last in ((0, 80), (80, 90)):
+        with tapescope.Recorder(tmp_path, probe, resume=tapescope.Resume(first, {}) if first else None) as recorder:
+            for n in range(first, last):
+                recorder.write(n, reading, {"loss": losses[n]})
+    run = tapescope.Run(tmp_path)
+    assert np.isnan(run["loss_spike_share"][:64]).all()
+    assert run["loss_spike_share"][-1] == 2 / 26
+    assert tapescope.compare(run, run).spikes["first"]["loss"] == 2 / 26
+    (index,) = read_status(tmp_path)
+    assert index["spikes"] == {"loss": 2 / 26, "gradient": 0.0}
+    assert " 7.7 %  " in status_table([index])
