@@ -239,6 +239,7 @@ class Recorder:
                 )
             captured_step.to_arrays(batch, _to_host)  # raises at once what is wrong with all batches alike
         kept = tf.nest.map_structure(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, batch)
+        saved = [variable.value for variable in (*(state.model or ()), *(state.optimizer or ()))]
         parts = [leaf.values for leaf in tf.nest.flatten(batch) if isinstance(leaf, tf.distribute.DistributedValues)]
         captured.offer(
             step,
@@ -248,6 +249,7 @@ class Recorder:
                 model=state.model,
                 optimizer=state.optimizer,
                 replicas=[len(part) for part in parts[0]] if parts else (),
+                size=sum(value.nbytes for value in saved) + sum(map(_count_leaf_bytes, tf.nest.flatten(batch))),
             ),
         )
 
@@ -412,6 +414,14 @@ def _to_host(leaf: Any) -> Any:
     if isinstance(leaf, tf.Tensor):
         return leaf.numpy()  # pyright: ignore[reportAttributeAccessIssue]
     return leaf if isinstance(leaf, (np.ndarray, np.generic, bool, int, float, str, bytes)) else _refuse(leaf)
+
+
+def _count_leaf_bytes(leaf: Any) -> int:
+    """Return the bytes of a leaf of a batch, as far as they are known."""
+    parts = leaf.values if isinstance(leaf, tf.distribute.DistributedValues) else [leaf]
+    return sum(
+        part.nbytes if isinstance(part, np.ndarray) else _count_bytes(part) for part in parts if hasattr(part, "dtype")
+    )
 
 
 def _refuse(leaf: Any) -> Any:

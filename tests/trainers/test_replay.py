@@ -168,6 +168,12 @@ def test_other_data_or_another_model_is_refused_in_one_line(copy, capsys, user_c
     assert "/nowhere/data.npz" in err
 
 
+def test_a_step_that_the_run_has_not_come_to_is_refused(copy, capsys):
+    code, _, err = run_cli(capsys, "replay", copy, 36)
+    assert code == cli.BAD_INPUT
+    assert "from 0 to 35; got 36" in err
+
+
 def test_a_step_without_a_checkpoint_before_it_is_refused(copy, capsys):
     for path in (copy / "captures").glob("ckpt-0.*"):
         path.unlink()

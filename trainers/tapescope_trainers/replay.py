@@ -93,6 +93,7 @@ def replay(logdir: str, step: int) -> Replay:
         ValueError: There is no such checkpoint, or model or data are not those of the run.
     """
     run = Run(logdir)
+    _check_step(run, step)
     origin = find_origin(logdir, step)
     parts = build.assemble(origin.options)
     _check_same(run, origin, parts)
@@ -113,6 +114,14 @@ def replay(logdir: str, step: int) -> Replay:
             if lost is None and not math.isfinite(loss):
                 lost = number
     raise AssertionError("the batches are endless")
+
+
+def _check_step(run: Run, step: int) -> None:
+    """Raise ValueError if the run has not come to a step."""
+    checkpoints = [n for folder in resume.state_directories(run.logdir) for n in resume.list_checkpoints(folder)]
+    done = max([0, *checkpoints, *(run.steps[-1:] + 1).tolist()])
+    if not 0 <= step < done:
+        raise ValueError(f"STEP must be a step of the run in {run.logdir}, from 0 to {done - 1}; got {step}")
 
 
 def _check_same(run: Run, origin: Origin, parts: build.Parts) -> None:
@@ -261,10 +270,9 @@ class _Replayer:
             self._loss_after(self._train_step, as_it_was, without, learning_rate=options.learning_rate / 10),
         )
         limit = answer.usual_norm(self._run, self._step)
-        if limit > 0 and norm > limit and options.clip_norm is None:
+        if norm > limit > 0 and not columns.nonfinite and options.clip_norm is None:
             clipped = build.make_step(options._replace(clip_norm=limit), self._parts)
-            applied = math.nan if columns.nonfinite else limit
-            yield Variant(f"clipped to norm {limit:.4g}", applied, self._loss_after(clipped, as_it_was, without))
+            yield Variant(f"clipped to norm {limit:.4g}", limit, self._loss_after(clipped, as_it_was, without))
 
     def _loss_after(
         self, train_step: Callable[..., Any], batch: Any, others: Any, learning_rate: float | None = None

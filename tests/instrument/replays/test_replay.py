@@ -1,5 +1,6 @@
 """Replay of captured steps of loops of the user's own, and of `model.fit`."""
 
+import functools
 from typing import Any
 
 import keras
@@ -9,6 +10,7 @@ import tensorflow as tf
 from scripts.testbed.steps import mirrored
 
 import tapescope
+from tapescope.replays import step_function
 from tapescope.storage import captured_step
 
 RNG = np.random.default_rng(0)
@@ -192,3 +194,26 @@ def test_a_nan_under_two_replicas_is_replayed_in_a_loop_that_asks_no_schedule(tm
     _, step = make_step(model, keras.optimizers.Adam(1e-3))
     with pytest.raises(ValueError, match="was captured on 2 replicas"):
         tapescope.replay(tmp_path, 7, step)
+
+
+class Program:
+    """A program that keeps all in one object."""
+
+    def __init__(self):
+        self.model = make_model()
+        self.optimizer = keras.optimizers.Adam(1e-3)
+        self.probe, self.step = make_step(self.model, self.optimizer)
+
+
+@pytest.mark.parametrize("form", ["method", "attribute", "partial"])
+def test_the_model_is_found_in_the_objects_of_a_program(logdir, form):
+    program = Program()
+    forms = {
+        "method": lambda x, y: program.step(x, y, True),
+        "attribute": program.step,
+        "partial": functools.partial(program.step, measure=True),
+    }
+    owners = step_function.find_owners(forms[form])
+    assert owners.probes == [program.probe]
+    assert owners.optimizers == [program.optimizer]
+    assert tapescope.replay(logdir, 7, forms[form]).reproduced
