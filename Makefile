@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3 p
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
 PYTEST_ARGS ?= -n 2
 
-.PHONY: help demo study faults bench corpus test coverage oldest audit check docs format screenshots clean
+.PHONY: help demo study faults bench corpus test coverage oldest matrix audit check docs format screenshots clean
 
 help:
 	@echo 'make demo         Train three networks on real digits and watch them in TensorBoard'
@@ -18,6 +18,7 @@ help:
 	@echo 'make test         Run the tests in two processes (PYTEST_ARGS="-n 2 -k flags" for some of them)'
 	@echo 'make coverage     Run the tests and print which lines they do not reach'
 	@echo 'make oldest       Run the fast tests on the oldest versions that setup.cfg allows'
+	@echo 'make matrix       Run the tests on each TensorFlow from 2.16 to 2.22; write docs/compatibility.md (an hour)'
 	@echo 'make audit        Check installed packages for known vulnerabilities (informational)'
 	@echo 'make check        Run the linters (ruff, words, pyright) and build the documentation'
 	@echo 'make docs         Build the documentation into site/'
@@ -53,6 +54,10 @@ oldest:
 	"$(PYTHON)" scripts/oldest.py >$(VENV)-oldest/oldest.txt
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint=$(VENV)-oldest/oldest.txt --editable '.[trainers,test]'
 	$(VENV)-oldest/bin/python -m pytest $(PYTEST_ARGS) -m 'not process and not browser' tests/instrument tests/plugin
+
+# An environment of about 2 GB for each version, in a temporary directory (MATRIX_ARGS="2.19 --keep" for one of them).
+matrix:
+	"$(PYTHON)" scripts/matrix.py $(MATRIX_ARGS)
 
 audit: $(VENV)/.dev
 	$(BIN)/python scripts/audit.py

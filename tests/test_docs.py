@@ -25,8 +25,15 @@ pytestmark = pytest.mark.timeout(600)
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [ROOT / "docs" / "recipes.md", README, ROOT / "docs" / "quickstart.md", ROOT / "docs" / "wire.md"]
-"""The pages with Python, in this order: the first sets up the devices, the last reads a run of the one before."""
+PAGES = [
+    ROOT / "docs" / "recipes.md",
+    README,
+    ROOT / "docs" / "quickstart.md",
+    ROOT / "docs" / "wire.md",
+    ROOT / "docs" / "replay.md",
+]
+"""The pages with Python, in this order: the first sets up the devices, and that of the wire reads a run of the one
+before."""
 
 RUN = """
 import runpy, sys, warnings
@@ -121,7 +128,7 @@ def test_flags_on_a_page_exist(page, tmp_path, monkeypatch):
     text = page.read_text()
     for line in re.findall(r"^tapescope-train .*$", text, re.MULTILINE):
         flags.parse(line.replace("'", "").split())
-    of_others = {"help", "logdir", "severity", "output"}
+    of_others = {"help", "logdir", "severity", "output", "json"}
     assert set(re.findall(r"--(\w+)", text)) - of_others <= set(flags.Options._fields)
 
 

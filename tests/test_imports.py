@@ -24,13 +24,20 @@ ORDER = (
     ("tapescope.recorder",),
     ("tapescope.fit",),
     ("tapescope.analysis",),
+    ("tapescope.replays",),
     ("tapescope",),
     ("tapescope.cli",),
     ("tapescope_trainers.user_code",),
     ("tapescope_trainers.flags", "tapescope_trainers.logs", "tapescope_trainers.serve"),
     ("tapescope_trainers.distributed",),
     ("tapescope_trainers.training",),
-    ("tapescope_trainers.train", "tapescope_trainers.demo", "tapescope_trainers.study", "tapescope_trainers"),
+    (
+        "tapescope_trainers.train",
+        "tapescope_trainers.replay",
+        "tapescope_trainers.demo",
+        "tapescope_trainers.study",
+        "tapescope_trainers",
+    ),
 )
 """Modules and packages from the bottom up: each may import its own line and the lines above it."""
 READS_WITHOUT_TENSORFLOW = ("tapescope.rules", "tapescope.analysis", PLUGIN)

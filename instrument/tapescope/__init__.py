@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from tapescope.fit.monitor import Monitor as Monitor
     from tapescope.probe import Probe as Probe
     from tapescope.recorder import Recorder as Recorder
+    from tapescope.replays.answer import Replay as Replay
+    from tapescope.replays.replay import replay as replay
     from tapescope.rules.finding import Finding as Finding
     from tapescope.schedule import Cost as Cost
     from tapescope.schedule import Schedule as Schedule
@@ -69,6 +71,7 @@ _MODULES = {
     "Probe": "probe",
     "Reading": "statistics.reading",
     "Recorder": "recorder",
+    "Replay": "replays.answer",
     "Resume": "storage.resume",
     "Run": "storage.run",
     "Schedule": "schedule",
@@ -81,6 +84,7 @@ _MODULES = {
     "never": "schedule",
     "noise_scale": "analysis.scaling",
     "own_random_numbers": "capture.keras_replica_issues",
+    "replay": "replays.replay",
     "replica_issues": "capture.keras_replica_issues",
     "runs": "storage.run",
     "scaling": "analysis.scaling",

@@ -1,8 +1,8 @@
-"""`tapescope check|compare|scaling|report|status|columns`: the command line that reads recorded runs.
+"""`tapescope check|compare|scaling|report|status|replay|columns`: the command line that reads recorded runs.
 
 Exit codes: 0 without findings or differences, 1 with some, 2 for bad input, which is reported in one line, 130 where
 `status --watch` was interrupted. They hold whatever the terminal can show, and also if nobody reads the output. No
-command needs TensorFlow. What a command needs is imported when it runs, so that `--help` is quick.
+command but `replay` needs TensorFlow. What a command needs is imported when it runs, so that `--help` is quick.
 """
 
 import argparse
@@ -97,6 +97,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     status.set_defaults(command=_status)
 
+    replay = commands.add_parser(
+        "replay",
+        help="run one step of a run of tapescope-train again, and name the examples that explain it",
+        description="Run one step again. Exit code 0: reproduced to the bit; 1: not; 2: it cannot be run again.",
+    )
+    replay.add_argument("run", metavar="RUN", help="directory of a run of tapescope-train")
+    replay.add_argument("step", metavar="STEP", type=_step, help="number of the step")
+    replay.add_argument("--json", action="store_true", help="print one JSON object")
+    replay.set_defaults(command=_replay)
+
     columns = commands.add_parser(
         "columns",
         help="explain the columns of a run",
@@ -115,6 +125,12 @@ def _add_severity(command: argparse.ArgumentParser, meaning: str) -> None:
         default="warning",
         help=f"{meaning} (default: %(default)s)",
     )
+
+
+def _step(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a number of steps from 0; got {text}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
@@ -286,6 +302,14 @@ def _status(options: argparse.Namespace) -> int:
             time.sleep(options.every)
         except KeyboardInterrupt:
             return INTERRUPTED
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from tapescope.replays import trainers
+
+    found = trainers.replay(_read_run(options.run), options.step)
+    _print(found.to_json() if options.json else str(found))
+    return SUCCESS if found.reproduced else FOUND
 
 
 def _columns(options: argparse.Namespace) -> int:

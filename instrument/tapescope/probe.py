@@ -16,6 +16,7 @@ from tapescope.capture.selection import Names, Selection
 from tapescope.capture.state import ProbeState
 from tapescope.failsafe import Failsafe
 from tapescope.statistics import reading as readings
+from tapescope.statistics.layers import Examples
 from tapescope.statistics.reading import Partial, Reading
 from tapescope.tape import MeasuringTape, Tape, complete_reading, without_autograph
 
@@ -36,6 +37,9 @@ class Probe:
       loss: the loss function that the step trains with: the name of one of Keras', a `keras.losses.Loss`, a function,
         or a list or dict of them, one for each output. With the targets that `tape.reading(targets=)` is given, the
         rules say whether output, loss and labels fit each other.
+      examples: how many examples a batch of one replica has, where that is not the first axis of the first layer's
+        output (recurrent layers with time first, nodes of a graph): a number, or a function from the shape of that
+        output, an int32 tensor, to it, such as `lambda shape: shape[1]`.
 
     Raises:
       ValueError: the model has no trainable variable, the pattern matches nothing, or an argument cannot be right.
@@ -51,10 +55,13 @@ class Probe:
         exact: bool = True,
         strict: bool = False,
         loss: Any = None,
+        examples: Examples = None,
     ):
         objective.check_loss(loss)
         if isinstance(window_examples, bool) or not isinstance(window_examples, int) or window_examples < 1:
             raise ValueError(f"`window_examples` must be a positive number of examples; got {window_examples!r}")
+        if not (examples is None or callable(examples) or (type(examples) is int and examples > 0)):
+            raise ValueError(f"`examples` must be a positive number, a function of a shape, or None; got {examples!r}")
         self._state = ProbeState(
             Selection(model, layers),
             Failsafe(strict),
@@ -62,6 +69,7 @@ class Probe:
             histograms=histograms,
             exact=exact,
             loss=loss,
+            examples=examples,
         )
 
     @property

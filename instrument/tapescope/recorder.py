@@ -12,8 +12,9 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -24,8 +25,10 @@ from tapescope.rules.finding import Finding
 from tapescope.schedule import Schedule, auto
 from tapescope.statistics import replicas
 from tapescope.statistics.reading import STEP_COLUMNS, Reading
-from tapescope.storage import summaries
+from tapescope.storage import captured_step, captures, summaries
 from tapescope.storage.background import BackgroundWriter, Job
+from tapescope.storage.captured_step import SavedVariable
+from tapescope.storage.captures import Captures, Offer
 from tapescope.storage.event_file import DirectoryLock, absolute
 from tapescope.storage.printable import describe, describe_error
 from tapescope.storage.resume import Resume
@@ -63,6 +66,12 @@ class Recorder:
       sinks: tools that get at most 20 numbers of each record, and the findings: "wandb", "mlflow", "trackio",
         "webhook:URL", or objects with the methods `start`, `scalars`, `finding` and `end`. They delay nothing; what
         they do not take is counted and logged.
+      capture: "on_finding" keeps what is needed to run a measured step again, if it shows a spike, a NaN or Inf, or an
+        error: the `batch` that `write` is given, and weights and random state before the step, which are copied when
+        `when` says that a step is measured. At most 8 steps and 1 GiB are kept, in the directory `captures`. The batch
+        is data: "never", the default, keeps none. `tapescope.replay` runs a captured step again.
+      optimizer: whose variables are kept with a captured step as well.
+      capture_weights: whether weights are copied. With False, the program restores them itself before a replay.
 
     Raises:
       OSError: the directory cannot be written, or another Recorder writes there.
@@ -79,8 +88,12 @@ class Recorder:
         *,
         strict_io: bool = False,
         sinks: Sequence[str | Sink] = (),
+        capture: str = "never",
+        optimizer: Any = None,
+        capture_weights: bool = True,
     ):
         check_sinks(sinks)
+        captures.check_mode(capture)
         self.logdir: str = absolute(logdir)
         self._probe_state = probe._state
         self._has_written = False
@@ -98,14 +111,26 @@ class Recorder:
         self._reading_bytes = 0
         self._process = os.getpid()
         self._closing = threading.Lock()
+        self._optimizer = optimizer
+        self._captures: Captures | None = None
+        """None where no step is captured."""
+        self._state_before: _State | None = None
+        """Of the measured step under way, if it was copied."""
+        self._capture_weights = True
+        self._batch_checked = False
         self._writer: BackgroundWriter | None = None
         """None in all workers but the chief."""
         if not replicas.should_write(self._probe_state.variables()):
             return
         self._lock = logdir if isinstance(logdir, DirectoryLock) else DirectoryLock(self.logdir)
+        if capture == "on_finding":
+            self._captures = Captures(self.logdir)
+            self._capture_weights = capture_weights
+            self.when._before_measured = self._copy_state if capture_weights else None
+        about = {**self._noted, **(about or {})}
         try:
             self._writer = BackgroundWriter(
-                RunWriter(self.logdir, self._lock, self._probe_state, {**self._noted, **(about or {})}, resume, sinks)
+                RunWriter(self.logdir, self._lock, self._probe_state, about, resume, sinks, self._captures)
             )
         except BaseException:
             self._lock.release()
@@ -134,6 +159,8 @@ class Recorder:
         reading: Reading | None,
         scalars: Mapping[str, Any] | None = None,
         examples: float | None = None,
+        batch: Any = None,
+        indices: Any = None,
     ) -> None:
         """Record one step, without waiting for the disk.
 
@@ -146,12 +173,18 @@ class Recorder:
           scalars: by tag, floats or tensors with one element; "loss" is also shown in the Gradients tab. What is not
             one real number is left out, and logged once.
           examples: number of examples trained on so far; (step + 1) times the examples of this step if None.
+          batch: what the step was given, such as `(x, y)`: tensors or arrays in nested tuples, lists and dicts. It is
+            kept if the Recorder captures the step, and costs nothing otherwise.
+          indices: of the batch's examples in the training data, integers [B], by which a replay then names them.
 
         Raises:
           OSError: with `strict_io`, an earlier record could not be written.
-          ValueError: the reading is not of this Recorder's Probe, or the Recorder is closed.
+          ValueError: the reading is not of this Recorder's Probe, the Recorder is closed, or the batch is to be
+            captured and cannot be stored.
         """
         self._check(reading)
+        if reading is not None and self._captures is not None:
+            self._offer(self._captures, int(step), batch, indices)
         numbers = dict(scalars or {})
         record_step = Step(int(step), examples_seen=math.nan if examples is None else float(examples))
         size = _SCALARS_BYTES
@@ -177,6 +210,39 @@ class Recorder:
         self._put(lambda run_writer: run_writer.write(record_step, reading, numbers, wall_time), size)
         if is_first_nonfinite:
             self._wait(FIRST_NONFINITE_WAIT_SECONDS)
+
+    def _copy_state(self) -> None:
+        """Copy what a captured step holds of the state before it; the next `write` takes it."""
+        with self._probe_state.failsafe.contain():
+            models = _copy_variables(self._probe_state.selection.all_variables())
+            built = getattr(self._optimizer, "built", False)
+            optimizer = _copy_variables(self._optimizer.variables) if built else None
+            self._state_before = _State(models, optimizer)
+
+    def _offer(self, captured: Captures, step: int, batch: Any, indices: Any) -> None:
+        """Keep batch and state of a step until its record is judged."""
+        state = self._state_before or _State(None, None)
+        self._state_before = None
+        if not self._batch_checked:
+            self._batch_checked = True
+            if batch is None and self._capture_weights:
+                logging.warning(
+                    "tapescope: steps are captured without their batch, and cannot be run again: pass it, as in "
+                    "`recorder.write(step, reading, batch=(x, y))`"
+                )
+            captured_step.to_arrays(batch, _to_host)  # raises at once what is wrong with all batches alike
+        kept = tf.nest.map_structure(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, batch)
+        parts = [leaf.values for leaf in tf.nest.flatten(batch) if isinstance(leaf, tf.distribute.DistributedValues)]
+        captured.offer(
+            step,
+            Offer(
+                make_batch=partial(captured_step.to_arrays, kept, _to_host),
+                indices=None if indices is None else np.array(_to_host(indices)),
+                model=state.model,
+                optimizer=state.optimizer,
+                replicas=[len(part) for part in parts[0]] if parts else (),
+            ),
+        )
 
     def _restore_schedule(self, resume: Resume) -> Resume:
         """Choose what the schedule of the run so far has chosen, and return the state without it.
@@ -278,6 +344,7 @@ class Recorder:
                         self.logdir,
                     )
                 self._closed = True
+                self.when._before_measured = None
                 self._writer.end(reason)
                 atexit.unregister(self._close_at_exit)
             self._writer.join()
@@ -324,6 +391,33 @@ class Recorder:
 
     def _close_at_exit(self) -> None:
         self.close("the program ended without closing its recorder")
+
+
+class _State(NamedTuple):
+    """Copies of variables before a step."""
+
+    model: Sequence[SavedVariable] | None
+    optimizer: Sequence[SavedVariable] | None
+
+
+def _copy_variables(variables: Sequence[Any]) -> list[SavedVariable] | None:
+    """Return copies on the host; None where there is nothing to copy yet."""
+    if not variables:
+        return None
+    return [SavedVariable(getattr(v, "path", None) or v.name, np.array(v.numpy())) for v in variables]
+
+
+def _to_host(leaf: Any) -> Any:
+    """Return a leaf of a batch as an array; the parts of all replicas one after another."""
+    if isinstance(leaf, tf.distribute.DistributedValues):
+        return np.concatenate([np.asarray(part) for part in leaf.values])  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(leaf, tf.Tensor):
+        return leaf.numpy()  # pyright: ignore[reportAttributeAccessIssue]
+    return leaf if isinstance(leaf, (np.ndarray, np.generic, bool, int, float, str, bytes)) else _refuse(leaf)
+
+
+def _refuse(leaf: Any) -> Any:
+    raise TypeError(f"convert the {type(leaf).__name__} to arrays")
 
 
 def _count_bytes(part: Any) -> int:

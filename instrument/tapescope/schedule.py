@@ -72,6 +72,8 @@ class Schedule:
         """Kinds of steps of which none has run yet. Its first one is also traced, so its time does not count."""
         self._steps = {False: 0, True: 0}
         """Number of plain and of measured steps."""
+        self._before_measured: Callable[[], None] | None = None
+        """Called before each measured step, within its time: a Recorder that captures steps copies the weights."""
         self._times = {measured: deque[float](maxlen=_KEPT_TIMES) for measured in (False, True)}
         """Times of the last plain and the last measured steps, in milliseconds."""
         self._percent_of_closer: float | None = None
@@ -103,6 +105,8 @@ class Schedule:
         self._steps[measure] += 1
         # Measured steps in a row are not like a single one, so their times tell nothing of the schedule's own.
         self._current = None if self._is_closer else (now, measure)
+        if measure and self._before_measured is not None:
+            self._before_measured()
         return measure
 
     def _look_closer(self) -> int:

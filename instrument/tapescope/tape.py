@@ -289,7 +289,9 @@ class MeasuringTape(Tape):
                 calls.append(call._replace(deltas=(delta_a, delta_z, delta_input)))
             summed_later = aggregated or replicas.context()[1] > 1
             weights = list(merged.weights.values())
-            partial = readings.measure(calls, None if summed_later else gradients, weights, state.histograms)
+            partial = readings.measure(
+                calls, None if summed_later else gradients, weights, state.histograms, state.examples
+            )
             value = self.objective.loss_value
             return partial._replace(
                 layout=tf.zeros([layout, 0], tf.int32),

@@ -105,7 +105,7 @@ class KerasGAN(GAN):
         return {"d_loss": self.d_loss.result(), "g_loss": self.g_loss.result()}
 
 
-@program("keras.io: DCGAN to generate face images")
+@program("keras.io: DCGAN to generate face images", quick=False)
 def dcgan_train_step():
     gan = KerasGAN(generator(), discriminator())
     gan.compile(keras.optimizers.Adam(1e-3), keras.optimizers.Adam(1e-3), jit_compile=False)
@@ -289,7 +289,7 @@ class VAE(keras.Model):
         return {t.name: t.result() for t in self.trackers}
 
 
-@program("keras.io: Variational AutoEncoder")
+@program("keras.io: Variational AutoEncoder", quick=False)
 def vae():
     model = VAE()
     model.compile(keras.optimizers.Adam(), jit_compile=False)
@@ -442,7 +442,7 @@ def real_nvp():
     return Fit(model, tf.data.Dataset.from_tensor_slices(random(64, 2)).batch(16))
 
 
-@program("TensorFlow tutorial: Neural style transfer")
+@program("TensorFlow tutorial: Neural style transfer", quick=False)
 def style_transfer():
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, activation="relu", name="block1")(inputs)

@@ -80,7 +80,7 @@ def accumulation_by_hand():
     return fit
 
 
-@program("keras.io: Optimizers, use_ema")
+@program("keras.io: Optimizers, use_ema", quick=False)
 def moving_average_of_weights():
     optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=None)
     return compiled(mlp(), optimizer=optimizer)._replace(options={"callbacks": [keras.callbacks.SwapEMAWeights()]})
@@ -111,7 +111,7 @@ def int8_with_lora():
     return compiled(model)
 
 
-@program("keras.io: Mixed precision", says="mixed|float16")
+@program("keras.io: Mixed precision", says="mixed|float16", quick=False)
 def mixed_float16():
     keras.config.set_dtype_policy("mixed_float16")
     model = mlp()
@@ -138,7 +138,7 @@ def reptile():
     return Loop(model, step, batches)
 
 
-@program("keras.io: Gradient Centralization for Better Training Performance")
+@program("keras.io: Gradient Centralization for Better Training Performance", quick=False)
 def gradient_centralization():
     class Centralized(keras.optimizers.RMSprop):
         def apply_gradients(self, gradients_and_variables):
@@ -175,7 +175,7 @@ def adaptive_gradient_clipping():
     return compiled(mlp(Clipping))
 
 
-@program("keras.io: Learning rate schedules")
+@program("keras.io: Learning rate schedules", quick=False)
 def learning_rate_schedule():
     schedule = keras.optimizers.schedules.CosineDecay(1e-2, 10, warmup_target=0.1, warmup_steps=2)
     return compiled(mlp(), optimizer=keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True, global_clipnorm=1.0))

@@ -15,7 +15,7 @@ def policy_and_value(actions=2):
     return keras.Model(inputs, [action, layers.Dense(1, name="critic")(common)])
 
 
-@program("keras.io: Actor Critic Method")
+@program("keras.io: Actor Critic Method", quick=False)
 def actor_critic():
     model, optimizer = policy_and_value(), keras.optimizers.Adam(0.01)
     huber = keras.losses.Huber()
@@ -86,7 +86,7 @@ def actor_critic_in_a_graph():
     return Loop(model, step, [(tf.constant(random(4, seed=n)), tf.constant(n)) for n in lengths])
 
 
-@program("keras.io: Deep Q-Learning for Atari Breakout")
+@program("keras.io: Deep Q-Learning for Atari Breakout", quick=False)
 def dqn():
     def network():
         parts = [keras.Input((8, 8, 2)), layers.Conv2D(4, 3, 2, activation="relu"), layers.Flatten()]

@@ -124,7 +124,7 @@ class Distance(layers.Layer):
         return ops.sum((anchor - positive) ** 2, -1), ops.sum((anchor - negative) ** 2, -1)
 
 
-@program("keras.io: Image similarity estimation using a Siamese Network with a triplet loss")
+@program("keras.io: Image similarity estimation using a Siamese Network with a triplet loss", quick=False)
 def siamese():
     body = encoder()
     inputs = [keras.Input((8, 8, 3), name=n) for n in ("anchor", "positive", "negative")]
@@ -221,7 +221,7 @@ def metric_learning():
     return Fit(model, tf.data.Dataset.from_tensor_slices((np.stack([IMAGES, IMAGES + 0.1], 1)[:16],)).batch(4))
 
 
-@program("keras.io: Building autoencoders in Keras")
+@program("keras.io: Building autoencoders in Keras", quick=False)
 def denoising_autoencoder():
     inputs = keras.Input((8, 8, 3))
     x = layers.MaxPooling2D(2, padding="same")(layers.Conv2D(4, 3, activation="relu", padding="same")(inputs))

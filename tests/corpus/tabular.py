@@ -12,7 +12,7 @@ from tests.corpus.program import Fit, Loop, labels, program, random
 USERS, ITEMS = labels(20, 32), labels(30, 32, seed=2)
 
 
-@program("keras.io: Collaborative Filtering for Movie Recommendations")
+@program("keras.io: Collaborative Filtering for Movie Recommendations", quick=False)
 def collaborative_filtering():
     class RecommenderNet(keras.Model):
         def __init__(self):
@@ -107,7 +107,7 @@ class GraphConvolution(layers.Layer):
         return tf.nn.l2_normalize(self.update(tf.concat([x, gathered], 1)), -1)
 
 
-@program("keras.io: Node Classification with Graph Neural Networks")
+@program("keras.io: Node Classification with Graph Neural Networks", quick=False)
 def graph_network():
     class NodeClassifier(keras.Model):
         def __init__(self):
@@ -164,7 +164,7 @@ def graph_attention():
     return Fit(model, (labels(12, 32), labels(3, 32)))
 
 
-@program("Mixture density network (Bishop 1994), after a tutorial with Keras")
+@program("Mixture density network (Bishop 1994), after a tutorial with Keras", quick=False)
 def mixture_density():
     inputs = keras.Input((1,))
     x = layers.Dense(8, "tanh")(inputs)

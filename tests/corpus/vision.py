@@ -18,7 +18,7 @@ def classifier(model, **options):
     return Fit(model, (IMAGES, CLASSES))
 
 
-@program("keras.io: Simple MNIST convnet")
+@program("keras.io: Simple MNIST convnet", quick=False)
 def convnet():
     parts = [keras.Input((8, 8, 3)), layers.Conv2D(4, 3, activation="relu"), layers.MaxPooling2D(2)]
     parts += [layers.Conv2D(6, 3, activation="relu"), layers.Flatten(), layers.Dropout(0.5, seed=1)]

@@ -20,6 +20,8 @@ LAUNCHES_NOTHING = {
     *("Bitcast", "EnsureShape", "ReadVariableOp", "StopGradient", "VarHandleOp", "Rank", "Range"),
 }
 WAITS = {"If", "StatelessIf", "While", "StatelessWhile", "Switch", "Merge", "PyFunc", "EagerPyFunc", "Where", "Unique"}
+HAS_KERNELS = any(kernel.device_type == "GPU" for kernel in kernels.get_registered_kernels_for_op("MatMul").kernel)
+needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="the package tensorflow-cpu has no kernels for GPUs")
 CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 
 
@@ -106,12 +108,14 @@ def compiled():
         return concrete_step(True)
 
 
+@needs_kernels
 def test_every_added_operation_has_a_kernel_for_gpus(plain, one_by_one):
     added = operations(one_by_one) - plain
     assert len(added) > 30
     assert [key for key in added if not gpu_kernels(*key)] == []
 
 
+@needs_kernels
 def test_a_kernel_that_is_missing_would_be_found():
     assert not gpu_kernels("StringUpper", ())
     assert gpu_kernels("Sum", (("T", tf.float64), ("Tidx", tf.int32)))
@@ -122,6 +126,7 @@ def test_no_added_operation_waits_for_the_host(form, request):
     assert not {op.type for op in request.getfixturevalue(form).graph.get_operations()} & WAITS
 
 
+@needs_kernels
 def test_what_lies_in_host_memory_is_constant(one_by_one):
     """Shapes, axes and sizes do; if the device computed them, each would be a copy to the host and a wait."""
     waits = []

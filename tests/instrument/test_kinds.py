@@ -1,5 +1,6 @@
 """Every kind of model: its rows, the gradients that a plain tape gives, and their norms in float64."""
 
+import inspect
 from typing import Any, NamedTuple
 
 import keras
@@ -153,7 +154,9 @@ def adapted():
     return model
 
 
-MHA = ("mha/query", "mha/key", "mha/value", "mha/attention_output", "out")
+# Keras before 3.7 calls a Softmax layer, newer versions one function for all of the attention.
+SOFTMAX = () if "flash_attention" in inspect.signature(layers.MultiHeadAttention).parameters else ("mha/softmax",)
+MHA = ("mha/query", "mha/key", "mha/value", *SOFTMAX, "mha/attention_output", "out")
 KINDS = {
     "many": (many_inputs_and_outputs, [VECTORS, 2 * VECTORS], ("l", "r", "value", "class")),
     "attention": (attention, SEQUENCES, MHA),

@@ -358,3 +358,28 @@ def test_a_model_of_keras_2_is_refused():
     legacy = type("Sequential", (tf.Module,), {"__module__": "tf_keras.src.models"})()
     with pytest.raises(ValueError, match=r"Keras 3; got Sequential of tf_keras .*TF_USE_LEGACY_KERAS"):
         tapescope.Probe(legacy)
+
+
+@pytest.mark.parametrize("examples", [3, lambda shape: shape[1], lambda shape: tf.cast(shape[2] // 2, tf.int64)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_number_of_examples_is_what_the_program_says(compiled, examples):
+    model = keras.Sequential([keras.Input((3, 4)), keras.layers.Dense(6, "relu"), keras.layers.Dense(1)])
+    probe = tapescope.Probe(model, examples=examples)
+
+    def step(x):
+        with probe.tape(True) as tape:
+            loss = tf.reduce_mean(model(x) ** 2)
+        tape.gradient(loss, model.trainable_variables)
+        return tape.reading()
+
+    signature = [tf.TensorSpec([None, 3, 4])]
+    reading = (tf.function(step, input_signature=signature) if compiled else step)(tf.ones([7, 3, 4]))
+    assert float(reading.column("examples")) == 3
+
+
+@pytest.mark.parametrize("examples", [0, -1, True, 2.0, "batch"])
+def test_a_number_of_examples_that_cannot_be_is_refused(examples):
+    with pytest.raises(
+        ValueError, match=r"^`examples` must be a positive number, a function of a shape, or None; got "
+    ):
+        tapescope.Probe(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]), examples=examples)

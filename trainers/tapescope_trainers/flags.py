@@ -51,6 +51,7 @@ STRATEGIES = ("default", "one_device", "mirrored", "multi_worker", "tpu")
 CLUSTERS = ("tf_config", "slurm", "kubernetes")
 COLLECTIVES = ("auto", "ring", "nccl")
 ON_FINDING = ("continue", "stop")
+CAPTURE = ("never", "on_finding")
 PRECISIONS = ("none", "float16", "bfloat16")
 RESUME = ("auto", "never", "must")
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
@@ -92,6 +93,7 @@ class Options(NamedTuple):
     """A number of steps, `auto`, or None: never."""
     max_overhead_pct: float
     on_finding: str
+    capture: str
     window_examples: int
     layers: str | None
     histograms: bool
@@ -121,6 +123,7 @@ NOT_HPARAMS = {
     "cluster",
     "workers",
     "on_finding",
+    "capture",
     "strict_io",
     "sink",
 }
@@ -335,6 +338,13 @@ _define(
 )
 _float("max_overhead_pct", 2, "time that measuring may take with --measure_every=auto, in per cent", 0.01, 100)
 _choice("on_finding", "continue", ON_FINDING, "stop: end the training when the rules find an error")
+_choice(
+    "capture",
+    "never",
+    CAPTURE,
+    "on_finding: keep what is needed to run a measured step again if it shows a spike, a NaN or an error; see "
+    "`tapescope replay`",
+)
 _integer("window_examples", 1024, "examples over which a unit must be silent to count as dead")
 _define(_Pattern(), "layers", None, "measure only the layers whose name has a match; default: all")
 _boolean("histograms", True, "record histograms of gradients and activations as well")

@@ -150,7 +150,7 @@ def train(options: Options, training: Training, received: list[str]):
             start=training.start,
             metrics=training.metrics,
             save=training.save,
-            save_every=options.checkpoint_every,
+            save_every=training.save_every,
         )
         recorder.close(reason=f"ended by {result.interrupted}" if result.interrupted else "all steps done")
     return result

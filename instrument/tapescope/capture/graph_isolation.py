@@ -203,7 +203,7 @@ def _is_fused_with_consumer(tensor: tf.Tensor) -> bool:
         return False
     if op.type in _ADDITIVE and kinds <= _ADDITIVE and any(map(_is_constant, consumers[0].inputs)):
         return True
-    if op.type in _SUMS:
+    if op.type in _SUMS and not (_is_bias_sum(op) and kinds <= _FUSED_ACTIVATIONS):
         return kinds <= _SUMS
     contractions = {t.op.type for t in op.inputs} & _CONTRACTIONS
     if not contractions:
@@ -212,6 +212,20 @@ def _is_fused_with_consumer(tensor: tf.Tensor) -> bool:
         return kinds <= _FUSED_ACTIVATIONS
     same_shape = all(str(t.shape) == str(tensor.shape) for t in consumers[0].inputs)
     return "MatMul" in contractions and same_shape and not _is_in_large_sum(consumers[0])
+
+
+def _is_bias_sum(op: tf.Operation) -> bool:
+    """Return whether the remapper takes a sum for a bias: of a contraction, and of one number for each channel.
+
+    `x @ w + b` is one, and so is a layer's bias in versions of Keras before 3.7.
+    """
+    if op.type not in ("Add", "AddV2"):
+        return False
+    first, second = op.inputs
+    if first.op.type not in _CONTRACTIONS:
+        first, second = second, first
+    is_row = bool(second.shape.rank) and all(size == 1 for size in second.shape[:-1])
+    return is_row and first.op.type in _CONTRACTIONS
 
 
 def _is_constant(tensor: tf.Tensor) -> bool:
@@ -232,9 +246,10 @@ def _tensor_to_measure(tensor: tf.Tensor, shared: list[tf.Tensor]) -> tf.Tensor:
 def _twin(op: tf.Operation, shared: list[tf.Tensor]) -> tf.Tensor:
     """Return the result of the same operation on the same inputs, computed once more."""
     inputs = []
+    bias_sum = _is_bias_sum(op) and not any(c.type in _SUMS for c in _step_consumers(op.outputs[0]))
     with op.graph.as_default(), tf.control_dependencies(None), measuring_scope():
         for term in op.inputs:
-            if term.op.type in _CONTRACTIONS and op.type not in _SUMS | _GRADIENT_READS_RESULT:
+            if term.op.type in _CONTRACTIONS and (op.type not in _SUMS | _GRADIENT_READS_RESULT or bias_sum):
                 inputs.append(_duplicate(term.op, term.op.inputs))
             else:
                 inputs.append(_tensor_to_measure(term, shared))

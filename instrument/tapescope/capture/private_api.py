@@ -191,6 +191,19 @@ def has_keras_logits(tensor: tf.Tensor) -> bool:
     return hasattr(tensor, "_keras_logits")
 
 
+# Keras' fit
+
+
+def trace_train_function(function: Any, iterator: Any) -> None:
+    """Trace fit's train function if it is a `tf.function` that was not called yet.
+
+    Keras' TensorBoard callback reads its graph after the first batch, and raises if another function ran that batch. In
+    Keras from 3.7 on it is a Python function, which the callback passes over. Tracing is not repeated by a later call.
+    """
+    if hasattr(function, "function_spec") and not hasattr(function, "_concrete_variable_creation_fn"):
+        function.get_concrete_function(iterator)
+
+
 # Keras optimizers
 
 

@@ -96,6 +96,16 @@ class Selection:
                 found.setdefault(id(variable), variable)
         return list(found.values())
 
+    def all_variables(self) -> list[Any]:
+        """Return all variables of the models, each once: also those that are not trained, such as random state."""
+        if not all(getattr(m, "built", True) for m in self.models):
+            return []
+        found: dict[int, Any] = {}
+        for m in self.models:
+            for variable in [m] if is_variable(m) else [*m.trainable_variables, *getattr(m, "variables", ())]:
+                found.setdefault(id(variable), variable)
+        return list(found.values())
+
     def variable_names(self, variables: Iterable[Any] | None = None) -> tuple[str, ...]:
         """Return the paths of the V variables, or of those; equal ones are numbered: `#2`, `#3`, ..."""
         named = self.variables() if variables is None else variables

@@ -40,6 +40,7 @@ class ProbeState:
         histograms: bool,
         exact: bool,
         loss: Any = None,
+        examples: Any = None,
     ):
         self.selection = selection
         self.failsafe = failsafe
@@ -48,6 +49,8 @@ class ProbeState:
         self.exact = exact
         self.loss = loss
         """The loss function that the program says it trains with; None where it says none."""
+        self.examples = examples
+        """How many examples a batch has, or a function that says it; see `tapescope.Probe`."""
         self.data: DataTensors | None = None
         """The rows of data of a reading, without the tensors; None until a measured step was traced."""
         self.names: Names | None = None

@@ -16,12 +16,15 @@ from absl import logging
 
 from tapescope.capture import private_api
 from tapescope.capture.objective import Objective
-from tapescope.fit import optimizer_steps, train_step_hooks
+from tapescope.fit import optimizer_steps, run_directory, train_step_hooks
 from tapescope.fit.train_step_hooks import LossCall
 from tapescope.probe import Probe
 from tapescope.recorder import Recorder
 from tapescope.schedule import Schedule, auto
+from tapescope.statistics import replicas
+from tapescope.statistics.layers import Examples
 from tapescope.statistics.reading import Reading
+from tapescope.storage.captures import check_mode
 from tapescope.storage.event_file import absolute
 from tapescope.storage.resume import Resume
 from tapescope.storage.sinks import Sink, check_sinks
@@ -45,7 +48,8 @@ class Monitor(keras.callbacks.Callback):
     the norm after clipping.
 
     Args:
-      logdir: the run's directory.
+      logdir: the run's directory. By default a new one in `runs`, named by the model and the time; the first fit makes
+        it, and prints how to look at it.
       when: which batches to measure, counted from the first; `tapescope.auto()` by default. With `steps_per_execution`
         above 1, it is asked once for each execution and counts executions. The record is then of the execution's last
         batch.
@@ -55,16 +59,20 @@ class Monitor(keras.callbacks.Callback):
       histograms: as for `tapescope.Probe`.
       exact: as for `tapescope.Probe`.
       strict: as for `tapescope.Probe`.
+      examples: as for `tapescope.Probe`.
       sinks: as for `tapescope.Recorder`.
+      capture: "on_finding" keeps each measured batch that shows a spike, a NaN or Inf, or an error, with weights and
+        optimizer before it, as `tapescope.Recorder` does; `tapescope.replay(run, step, model)` runs it again. Not with
+        `steps_per_execution` above 1.
 
     Raises:
-      ValueError: `on_finding` has another value. In `fit`: the Monitor has recorded another model.
+      ValueError: `on_finding` or `capture` has another value. In `fit`: the Monitor has recorded another model.
       OSError: in `fit`: the directory cannot be written, or another program writes there.
     """
 
     def __init__(
         self,
-        logdir: str | os.PathLike[str],
+        logdir: str | os.PathLike[str] | None = None,
         when: Schedule | None = None,
         *,
         on_finding: Literal["continue", "stop"] = "continue",
@@ -73,15 +81,19 @@ class Monitor(keras.callbacks.Callback):
         histograms: bool = True,
         exact: bool = True,
         strict: bool = False,
+        examples: Examples = None,
         sinks: Sequence[str | Sink] = (),
+        capture: str = "never",
     ):
         super().__init__()
         if on_finding not in ("continue", "stop"):
             raise ValueError(f'`on_finding` must be "continue" or "stop"; got {on_finding!r}')
         self._on_finding = on_finding
         check_sinks(sinks)
+        check_mode(capture)
         self._sinks = sinks
-        self._logdir = logdir
+        self._capture = capture
+        self._given_logdir = logdir
         self._when = auto() if when is None else when
         self._probe_options: dict[str, Any] = {
             "layers": layers,
@@ -89,11 +101,14 @@ class Monitor(keras.callbacks.Callback):
             "histograms": histograms,
             "exact": exact,
             "strict": strict,
+            "examples": examples,
         }
         self._begin_without_run()
 
     def _begin_without_run(self) -> None:
         """Set what a Monitor knows before its first fit."""
+        self.logdir: str | None = None if self._given_logdir is None else os.fspath(self._given_logdir)
+        """The run's directory; None before the first fit of a Monitor that was given none."""
         self._probe: Probe | None = None
         self._probed_model: Any = None
         self._learning_rate: float | None = None
@@ -103,12 +118,17 @@ class Monitor(keras.callbacks.Callback):
         self._batches = 0
         """Batches ended, in all fits."""
         self._batches_before_epoch = 0
+        self._executions_before_epoch = 0
         self._due = False
         """Whether the schedule has asked for a measured batch that has not run yet."""
         self._plain_function: Any = None
         self._measured_function: Any = None
         """None in a fit that is not measured."""
+        self._measured_step: Any = None
+        """The `train_step` of `_measured_function`."""
         self._reading: Reading | None = None
+        self._batch: Any = None
+        """Of the reading, where batches are captured."""
         self._claimed = False
         """Whether the directory is this Monitor's, in this fit."""
         self._recording = False
@@ -119,7 +139,8 @@ class Monitor(keras.callbacks.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the arguments: a copy, such as a tuner makes for each trial, has not recorded anything yet."""
-        return {name: vars(self)[name] for name in ("_on_finding", "_logdir", "_when", "_probe_options", "_sinks")}
+        kept = ("_on_finding", "_given_logdir", "_when", "_probe_options", "_sinks", "_capture")
+        return {name: vars(self)[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__init__()
@@ -137,10 +158,10 @@ class Monitor(keras.callbacks.Callback):
             self._probed_model = model
         elif model is not self._probed_model:
             raise ValueError(
-                f"a Monitor must be used with one model; this one has recorded another model in {self._logdir}: "
+                f"a Monitor must be used with one model; this one has recorded another model in {self.logdir}: "
                 "make a new Monitor, with another `logdir`"
             )
-        if self._probe is None or not self._claim_directory():
+        if self._probe is None or not self._claim_directory(self._probe):
             return
         if self._learning_rate is None:
             self._learning_rate = _learning_rate(model.optimizer)
@@ -149,15 +170,20 @@ class Monitor(keras.callbacks.Callback):
         if model.train_function is not self._plain_function:  # a fit raised before a measured batch ran
             self._due = True
         with self._probe._state.failsafe.contain():
-            # A graph of a `train_step` that is a tf.function has no measuring tape, or would keep one.
-            train_step = private_api.python_function(model.train_step)
-            measured_step = self._measured_train_step(self._probe, train_step)
-            try:
-                with train_step_hooks.patch_attribute(model, "train_step", measured_step):
-                    model.make_train_function(force=True)
-                self._measured_function = model.train_function
-            finally:
-                model.train_function = self._plain_function
+            self._make_measured_function(self._probe)
+
+    def _make_measured_function(self, probe: Probe) -> None:
+        """Make the train function of measured batches, and put fit's own back."""
+        model: Any = self.model
+        # A graph of a `train_step` that is a tf.function has no measuring tape, or would keep one.
+        train_step = private_api.python_function(model.train_step)
+        self._measured_step = self._measured_train_step(probe, train_step)
+        try:
+            with train_step_hooks.patch_attribute(model, "train_step", self._measured_step):
+                model.make_train_function(force=True)
+            self._measured_function = model.train_function
+        finally:
+            model.train_function = self._plain_function
 
     def _make_probe(self, model: Any) -> Probe | None:
         """Return the probe of a model; None, and a warning, where it cannot be measured."""
@@ -169,13 +195,20 @@ class Monitor(keras.callbacks.Callback):
             logging.warning("tapescope: this fit is not measured: %s", error)
             return None
 
-    def _claim_directory(self) -> bool:
-        """Return whether this Monitor records in this fit.
+    def _claim_directory(self, probe: Probe) -> bool:
+        """Return whether this Monitor records in this fit. Choose the directory if none was given.
 
         A Monitor of this process whose fit has raised may still hold the directory, and nobody may have a name for it:
         it is closed. One that records the same fit keeps it.
         """
-        directory = os.path.realpath(absolute(self._logdir))
+        if self.logdir is None:
+            model: Any = self.model
+            if replicas.should_write(probe._state.variables()):
+                self.logdir = run_directory.make_directory(model.name)
+                print(run_directory.how_to_look(self.logdir), flush=True)
+            else:
+                self.logdir = run_directory.PARENT
+        directory = os.path.realpath(absolute(self.logdir))
         with _lock:
             other = _monitors.get(directory)
             if other is not None and other is not self and other._claimed:
@@ -195,10 +228,11 @@ class Monitor(keras.callbacks.Callback):
         if self._claimed and not self._recording:
             self._open_recorder(epoch)
         self._batches_before_epoch = self._batches
+        self._executions_before_epoch = self._executions
 
     def _open_recorder(self, epoch: int) -> None:
         model: Any = self.model
-        if self._probe is None:
+        if self._probe is None or self.logdir is None:
             return
         if self._resume is None and epoch:
             # Another program has trained the epochs before, or none has recorded them.
@@ -206,32 +240,54 @@ class Monitor(keras.callbacks.Callback):
             self._batches = int(model.optimizer.iterations) if steps is None else epoch * steps
             self._resume = Resume(self._batches, {})
         about = {"program": "model.fit", "replicas": model.distribute_strategy.num_replicas_in_sync}
-        self.recorder = Recorder(self._logdir, self._probe, self._when, about, self._resume, sinks=self._sinks)
+        if self._capture != "never" and model.steps_per_execution > 1:
+            logging.warning(
+                "tapescope: no batch is captured with steps_per_execution=%d: use 1", model.steps_per_execution
+            )
+            self._capture = "never"
+        self.recorder = Recorder(
+            self.logdir,
+            self._probe,
+            self._when,
+            about,
+            self._resume,
+            sinks=self._sinks,
+            capture=self._capture,
+            optimizer=model.optimizer,
+            capture_weights=False,  # copied here, because a batch may be measured later than the schedule said
+        )
+        self.recorder._batch_checked = True  # a batch that cannot be stored must not stop the fit
         self._recording = True
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Choose the train function of this execution."""
         model: Any = self.model
+        execution = self._executions
+        self._executions += 1
         if self._measured_function is None or self._probe is None or self._probe.failure:
             return
-        if self._when(self._executions):
+        if self._when(execution):
             self._due = True
-        self._executions += 1
         is_free = model.train_function is self._plain_function  # another Monitor may measure this one
         if self._due and is_free and optimizer_steps.next_batch_updates(model.optimizer, model.steps_per_execution):
             self._due = False
             model.train_function = self._run_measured_once
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Write the reading of this execution, if it has one."""
-        step = self._batches_before_epoch + batch
+        """Write the reading of this execution, if it has one.
+
+        Keras before 3.11 gives the number of its first batch, newer versions that of its last one.
+        """
+        model: Any = self.model
+        executions = self._executions - self._executions_before_epoch
+        step = self._batches_before_epoch + max(batch, executions * model.steps_per_execution - 1)
         self._batches = step + 1
         if self._reading is None or self.recorder is None:
             return
-        self.recorder.write(step, self._reading, scalars=dict(logs or {}))
+        self.recorder.write(step, self._reading, scalars=dict(logs or {}), batch=self._batch)
         self._reading = None
+        self._batch = None
         if self._on_finding == "stop" and any(f.severity == "error" for f in self.recorder.findings):
-            model: Any = self.model
             model.stop_training = True
 
     def on_test_begin(self, logs: Any = None) -> None:
@@ -256,21 +312,34 @@ class Monitor(keras.callbacks.Callback):
         self._claimed = False
 
     def _run_measured_once(self, iterator: Any) -> Any:
-        """Run the measured train function in place of `model.train_function`, which is put back before."""
+        """Run the measured train function in place of `model.train_function`, which is put back before.
+
+        Older versions of Keras look `train_step` up when the function is traced, newer ones when it is made.
+        """
         model: Any = self.model
         model.train_function = self._plain_function
-        outputs = self._measured_function(iterator)
+        private_api.trace_train_function(self._plain_function, iterator)
+        if self._capture != "never" and self.recorder is not None:
+            self._batch = next(iterator)
+            self.recorder._copy_state()
+            iterator = [self._batch]
+        with train_step_hooks.patch_attribute(model, "train_step", self._measured_step):
+            outputs = self._measured_function(iterator)
         if self._probe is None or self._probe.failure or not isinstance(outputs, dict):
             return outputs
+        self._take_reading(self._probe, outputs)
+        return outputs
+
+    def _take_reading(self, probe: Probe, outputs: dict[str, Any]) -> None:
+        """Take the reading out of the outputs of the measured train function."""
         fields: list[Any] = [outputs.pop(_OUTPUT_PREFIX + field, None) for field in Reading._fields]
-        with self._probe._state.failsafe.contain():
+        with probe._state.failsafe.contain():
             if all(field is None for field in fields):
                 raise ValueError(
-                    f"the train function of {type(model).__name__} does not run its `train_step`, or that returns no "
-                    "dict: write the loop with tapescope.Probe instead of Monitor"
+                    f"the train function of {type(self.model).__name__} does not run its `train_step`, or that returns "
+                    "no dict: write the loop with tapescope.Probe instead of Monitor"
                 )
             self._reading = Reading(*fields)
-        return outputs
 
     def _measured_train_step(self, probe: Probe, train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return a `train_step` that also returns the fields of its reading, as further outputs."""
@@ -323,6 +392,36 @@ class Monitor(keras.callbacks.Callback):
             loss_scale=loss_scale,
         )
         return last_tape.reading(*other_tapes, aggregated=aggregated, applied=applied, loss_scale=loss_scale)
+
+
+def measured_step(model: Any) -> tuple[Callable[[Any], Reading], Probe]:
+    """Return a function that trains a compiled model on one batch, as `fit` does, and returns its reading.
+
+    Args:
+      model: compiled; its weights and optimizer change with each call.
+
+    Returns:
+      The function and the probe of its readings.
+
+    Raises:
+      ValueError: the model is not compiled. In a call: it cannot be measured.
+    """
+    if getattr(model, "optimizer", None) is None:
+        raise ValueError(f"the model {model.name} must be compiled, as it was for `fit`: call model.compile first")
+    monitor = Monitor(os.curdir)
+    monitor.set_model(model)
+    probe = Probe(model, strict=True)
+    monitor._learning_rate = _learning_rate(model.optimizer)
+    monitor._plain_function = _without_monitors(model.train_function)
+    monitor._make_measured_function(probe)
+
+    def step(batch: Any) -> Reading:
+        outputs = monitor._measured_function([batch])
+        monitor._take_reading(probe, outputs)
+        assert monitor._reading is not None
+        return monitor._reading
+
+    return step, probe
 
 
 def _learning_rate(optimizer: Any) -> float | None:

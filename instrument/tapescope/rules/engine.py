@@ -11,6 +11,7 @@ import numpy as np
 
 from tapescope.rules import data, gradient_flow, objective, replica_issues, replicas, training
 from tapescope.rules import layers as layer_rules
+from tapescope.rules.alarm import find_alarm
 from tapescope.rules.finding import SEVERITIES, Finding
 from tapescope.rules.history import History
 from tapescope.rules.record_view import Record, RunLayout
@@ -69,6 +70,8 @@ class RuleEngine:
         self.findings: tuple[Finding, ...] = ()
         """In the order in which they were found; each once, with the highest severity that it had, unless it was
         lowered to info."""
+        self.alarm: str | None = None
+        """Why the step of the last record is one to capture; see `find_alarm`."""
         self._history = History(layout)
         self._index: dict[tuple[str, str | None], int] = {}
         """Of the finding about a rule and a layer. A finding may be about several layers that follow each other."""
@@ -79,7 +82,9 @@ class RuleEngine:
         """Add the next record; return the findings that are new or have another severity than before."""
         self._history.add(record)
         changed = {index: None for found in self._apply_rules() for index in self._keep(found)}
-        return [self.findings[index] for index in changed]
+        new = [self.findings[index] for index in changed]
+        self.alarm = find_alarm(self._history, new)
+        return new
 
     def extend(self, layout: RunLayout) -> None:
         """Go on with a layout that has further variables or layers behind those that are there."""

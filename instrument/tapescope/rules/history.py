@@ -254,6 +254,11 @@ class History:
         self.highest_norm = max(self.highest_norm, view.norm)
 
     @property
+    def has_risen(self) -> bool:
+        """True if the gradient of the latest record is the first that is far above `highest_norm`."""
+        return len(self._risen) == 1
+
+    @property
     def latest(self) -> RecordView:
         """The latest record."""
         return self.window[-1]

@@ -7,7 +7,8 @@ Letters: B bins, K statistics, L layers, M elements of a unit, n tensors, U unit
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -68,7 +69,13 @@ def by_unit(output: tf.Tensor) -> tf.Tensor:
     return output if output.shape.rank is not None and output.shape.rank > 1 else tf.reshape(output, [-1, 1])
 
 
-def layer_rows(calls: Sequence[LayerCall], histogram: bool = False) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+Examples = int | Callable[[tf.Tensor], Any] | None
+"""How many examples a batch has, or a function from the shape of the first layer's output to it; see `Probe`."""
+
+
+def layer_rows(
+    calls: Sequence[LayerCall], histogram: bool = False, examples: Examples = None
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
     """Return the statistics of all layers and of all their units.
 
     The pre-activation z is not read where the output determines saturation. A second consumer would keep Grappler from
@@ -77,6 +84,7 @@ def layer_rows(calls: Sequence[LayerCall], histogram: bool = False) -> tuple[tf.
     Args:
       calls: the calls of the L layers, with their gradients.
       histogram: whether elements of the outputs are counted over bins.
+      examples: see `tapescope.Probe`.
 
     Returns:
       LAYER_ROWS, float32 [K, L]; UNIT_ROWS of the units of all layers in order, float32 [K, sum U]; and the counts,
@@ -108,7 +116,7 @@ def layer_rows(calls: Sequence[LayerCall], histogram: bool = False) -> tuple[tf.
     rows = restore_order(rows, groups)
     units = restore_order(concat([absolute_sums, tf.raw_ops.Pack(values=unit_counts)], 0), groups, widths)
     norms, nonfinite = _delta_rows([call.deltas for call in calls])
-    first_input = _first_input_rows(calls)
+    first_input = _first_input_rows(calls, examples)
     return concat([rows, norms, nonfinite[None], first_input], 0), units, bins
 
 
@@ -164,17 +172,24 @@ def _sum_by_layer(
     return zeros, saturated
 
 
-def _first_input_rows(calls: Sequence[LayerCall]) -> tf.Tensor:
+def _first_input_rows(calls: Sequence[LayerCall], examples: Examples) -> tf.Tensor:
     """Return the last two LAYER_ROWS, float32 [2, L]: in the first column those of the first layer, else 0."""
     first = calls[0]
     nonfinite = (
         constant(0.0) if first.measured_input is None else _count_nonfinite(tf.cast(first.measured_input, tf.float32))
     )
-    if first.measured.shape.rank:
-        examples = tf.cast(tf.shape(first_unit(first.measured)[0])[0], tf.float32)
-    else:
-        examples = constant(1.0)
-    return tf.pad(tf.stack([[nonfinite], [examples]]), constant([[0, 0], [0, len(calls) - 1]]))
+    count = tf.cast(_count_examples(first.measured, examples), tf.float32)
+    return tf.pad(tf.stack([[nonfinite], [count]]), constant([[0, 0], [0, len(calls) - 1]]))
+
+
+def _count_examples(output: tf.Tensor, examples: Examples) -> Any:
+    if isinstance(examples, int):
+        return examples
+    if not output.shape.rank:
+        return 1 if examples is None else examples(tf.shape(output))
+    slice_, units = first_unit(output)
+    shape = tf.shape(slice_)
+    return shape[0] if examples is None else examples(tf.concat([shape[:-1], shape[-1:] * units], 0))
 
 
 def _output(call: LayerCall) -> tf.Tensor:

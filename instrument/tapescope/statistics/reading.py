@@ -155,6 +155,7 @@ def measure(
     gradients: Sequence[Gradient] | None,
     weights: Sequence[tf.Tensor],
     histograms: bool,
+    examples: layer_statistics.Examples = None,
 ) -> Partial:
     """Return the statistics of one replica.
 
@@ -163,11 +164,12 @@ def measure(
       gradients: of the V variables, from `to_reduce`, unscaled; None where the one to record is known only later.
       weights: the V variables before the update.
       histograms: whether to count elements into bins.
+      examples: see `tapescope.Probe`.
     """
 
     def reduce() -> tuple[Any, Any]:
         of_gradients = None if gradients is None else tensor_statistics.gradient_rows(gradients, histograms)
-        return layer_statistics.layer_rows(calls, histograms), of_gradients or (None, None)
+        return layer_statistics.layer_rows(calls, histograms, examples), of_gradients or (None, None)
 
     (rows, units, activation_histogram), (gradient_rows, gradient_histogram) = single_pass.compiled(reduce)
     return Partial(

@@ -247,7 +247,7 @@ class Run:
         return pandas.DataFrame(values, index=pandas.Index(series.steps, name="step"), columns=names)
 
     def plot(self, column: str, row: str | None = None, dark: bool = False) -> Any:
-        """Return the Gradients tab's figure of a column as a `plotly.graph_objects.Figure`.
+        """Return the Gradients tab's figure of a column as a `plotly.graph_objects.Figure`, which a notebook shows.
 
         Args:
           column: its name on the wire; "flow_budget" draws the budget of the last records.
@@ -260,8 +260,8 @@ class Run:
         """
         # Storage is below analysis and must not import drawing code: it is loaded by name when a figure is asked for.
         plotting = importlib.import_module("tapescope.analysis.plotting")
-        graph_objects = importlib.import_module("plotly.graph_objects")
-        return graph_objects.Figure(plotting.plot(self, column, row, dark))
+        notebook = importlib.import_module("tapescope.analysis.notebook")
+        return notebook.NotebookFigure(plotting.plot(self, column, row, dark))
 
     def rows(self, column: str) -> tuple[str, ...]:
         """Return the names along the rows of a column: layers or variables; empty for a column of the step."""

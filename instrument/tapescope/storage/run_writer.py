@@ -22,6 +22,7 @@ from tapescope.rules.record_view import Record, RunLayout, run_layout
 from tapescope.statistics.reading import Reading
 from tapescope.storage import event_file, summaries
 from tapescope.storage import resume as resuming
+from tapescope.storage.captures import Captures
 from tapescope.storage.event_file import Value
 from tapescope.storage.printable import describe, printable
 from tapescope.storage.resume import Resume
@@ -53,6 +54,7 @@ class RunWriter:
       about: fields of every status.
       resume: where the run goes on, if it was recorded here before.
       sinks: tools that get some of the numbers.
+      captures: steps that are kept if their record raises an alarm; None if none is.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class RunWriter:
         about: Mapping[str, Any],
         resume: Resume | None,
         sinks: Sequence[str | Sink] = (),
+        captures: Captures | None = None,
     ):
         self.logdir = logdir
+        self._captures = captures
         self.findings: tuple[finding.Finding, ...] = ()
         """Findings of the rules so far. The tuple is replaced and never changed, so any thread may read it."""
         self._probe_state = probe_state
@@ -193,8 +197,18 @@ class RunWriter:
             texts = self._judge(Record(step.number, columns))
             if texts is not None:
                 self._file.add(step.number, [event_file.text(Family("findings"), texts)])
+        if reading is not None:
+            self._capture(step, columns)
         self._update_index(now=texts is not None)
         self._publish(step.number, numbers, columns)
+
+    def _capture(self, step: Step, columns: Mapping[str, np.ndarray]) -> None:
+        """Let the step be captured if the rules raised an alarm at its record."""
+        if self._captures is None or self._rows is None:
+            return
+        alarm = None if self._rules_failed or self._engine is None else self._engine.alarm
+        norms = dict(zip(self._rows.names.variables, columns["gradient_norm"].tolist(), strict=False))
+        self._captures.judge(step.number, alarm, float(columns["loss"]), norms)
 
     def _publish(self, step: int, numbers: Mapping[str, float], columns: Mapping[str, np.ndarray]) -> None:
         if not self._sinks:

@@ -78,6 +78,17 @@ def _biased(x):
     return layers.Dense(32, bias_initializer=keras.initializers.Constant(0.3))(x)
 
 
+class _Sum(layers.Layer):
+    """A linear layer as many write it: with a plain sum instead of `tf.nn.bias_add`."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 32), initializer="glorot_uniform")
+        self.bias = self.add_weight(shape=(1, 32) if self.name == "row" else (32,), initializer="normal")
+
+    def call(self, x):
+        return x @ self.kernel + self.bias
+
+
 def _ones_added(x):
     return x + keras.ops.ones_like(x)
 
@@ -87,6 +98,8 @@ BLOCKS = {
     "bias, then tanh": (DENSE, layers.Activation("tanh"), None),
     "bias, then ELU": (DENSE, layers.Activation("elu"), None),
     "convolution, then ELU": (IMAGE, layers.Activation("elu"), None),
+    "plain sum with a bias, then tanh": (DENSE, lambda x: layers.Activation("tanh")(_Sum(name="sum")(x)), "sum"),
+    "plain sum with a row, then ELU": (DENSE, lambda x: layers.Activation("elu")(_Sum(name="row")(x)), "row"),
     "silu, scaled": (DENSE, lambda x: layers.Dense(32, "silu")(x) * 0.3, None),
     "silu, in a sum": (DENSE, _silu_in_a_sum, None),
     "gelu, scaled": (DENSE, lambda x: layers.Dense(32, "gelu")(x) * 0.3, None),
@@ -134,7 +147,7 @@ def small_network():
     return keras.Model(inputs, layers.Dense(3)(layers.Dense(32, "tanh")(inputs)))
 
 
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_measuring_keeps_the_bits_of_blocks_that_grappler_rewrites(name, known):
     network = network_with(name)
@@ -179,6 +192,7 @@ def test_the_user_gets_the_tapes_own_gradients():
     assert not probe.failure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [s for s in range(13) if s != 3])  # plain trainings of 3 differ from each other
 def test_measuring_keeps_the_bits_of_random_networks(seed):
     network = functools.partial(networks.random_network, seed)

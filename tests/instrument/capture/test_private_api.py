@@ -251,6 +251,28 @@ def test_keras_keeps_logits_as_attributes_of_tensors():
     assert not private_api.has_keras_logits(tf.ones([1]))
 
 
+# Keras' fit
+
+
+def test_a_train_function_is_traced_before_its_first_call_and_only_once():
+    traces = []
+
+    @tf.function
+    def train_function(iterator):
+        traces.append(1)
+        return next(iterator)
+
+    iterator = iter(tf.data.Dataset.range(3))
+    for _ in range(2):
+        private_api.trace_train_function(train_function, iterator)
+    assert [int(train_function(iterator)) for _ in range(3)] == [0, 1, 2]
+    assert len(traces) == 1
+
+
+def test_a_train_function_in_python_is_not_called():
+    private_api.trace_train_function(lambda iterator: 1 / 0, None)
+
+
 # Keras optimizers
 
 

@@ -192,6 +192,41 @@ def test_a_monitor_works_with_kerass_tensorboard_callback(tmp_path):
     assert tapescope.Run(tmp_path / "gradients").steps.tolist() == [0, 10, 20]
 
 
+class TracedLate(keras.Sequential):
+    """A model whose train function looks `train_step` up when it is traced, as in Keras before 3.7."""
+
+    def make_train_function(self, force=False):
+        if self.train_function is None or force:
+            self.train_function = tf.function(lambda iterator: self.train_step(next(iterator)))
+        return self.train_function
+
+
+def make_traced_late():
+    return TracedLate(make_chain().layers)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_train_step_that_is_looked_up_when_it_is_traced_is_measured(tmp_path):
+    model = make_compiled(make=make_traced_late, jit_compile=False)
+    callbacks = [keras.callbacks.TensorBoard(tmp_path), tapescope.Monitor(tmp_path / "run", tapescope.every(3))]
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH)
+    model.fit(data, epochs=2, shuffle=False, verbose=0, callbacks=callbacks)
+    assert tapescope.Run(tmp_path / "run").steps.tolist() == list(range(0, 24, 3))
+    assert "train_step" not in vars(model)
+
+
+class FirstBatchOfExecution(tapescope.Monitor):
+    """A Monitor that gets the number of an execution's first batch at its end, as in Keras before 3.11."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch // 3 * 3, logs)
+
+
+def test_an_execution_is_recorded_at_its_last_batch_also_if_keras_gives_the_first(tmp_path):
+    fit([FirstBatchOfExecution(tmp_path, tapescope.every(3))], jit_compile=False, steps_per_execution=3)
+    assert tapescope.Run(tmp_path).steps.tolist() == [2, 11, 20]
+
+
 def test_an_error_that_the_rules_find_stops_the_training(tmp_path):
     monitor = tapescope.Monitor(tmp_path, tapescope.every(1), on_finding="stop")
     model = make_compiled(jit_compile=False)

@@ -101,6 +101,7 @@ def test_each_optimizer_clips_the_variables_that_it_trains():
     assert applied[1].numpy() == pytest.approx([0.6, 0.8])
 
 
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="this Keras has no MultiOptimizer")
 def test_each_optimizer_inside_of_a_multi_optimizer_clips_its_variables():
     first, second = keras.Variable(0.0, name="first"), keras.Variable(0.0, name="second")
     clipping, other = keras.optimizers.SGD(clipvalue=1.0), keras.optimizers.SGD()

@@ -40,17 +40,10 @@ PLAIN = ("--optimizer=adam",)
 CLIPPED = ("--optimizer=momentum", "--clip_norm=0.1")
 
 
-@pytest.mark.parametrize(
-    ("devices", "jit", "more"),
-    [
-        ("cpu:2", "--nojit_compile", PLAIN),
-        ("cpu:4", "--nojit_compile", CLIPPED),
-        ("cpu:2", "--jit_compile", CLIPPED),
-    ],
-)
-def test_weights_after_ten_steps_do_not_depend_on_the_number_of_replicas(tmp_path, devices, jit, more):
+@pytest.mark.parametrize(("devices", "more"), [("cpu:2", PLAIN), ("cpu:4", CLIPPED)])
+def test_weights_after_ten_steps_do_not_depend_on_the_number_of_replicas(tmp_path, devices, more):
     one_device = weights(tmp_path, *NETWORK, *more)
-    replicas = weights(tmp_path, *NETWORK, *more, jit, "--strategy=mirrored", f"--devices={devices}", measure=True)
+    replicas = weights(tmp_path, *NETWORK, *more, "--strategy=mirrored", f"--devices={devices}", measure=True)
     assert_same(replicas, one_device)
 
 
@@ -87,7 +80,7 @@ def test_steps_equal_those_of_a_plain_loop(tmp_path):
     ("strategy", "more"),
     [
         ((), CLIPPED),
-        (("--strategy=mirrored", "--devices=cpu:4"), PLAIN),
+        (("--strategy=mirrored", "--devices=cpu:2"), PLAIN),
         (("--strategy=mirrored", "--devices=cpu:2", "--jit_compile"), CLIPPED),
     ],
 )

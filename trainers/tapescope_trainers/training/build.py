@@ -10,6 +10,28 @@ from tapescope_trainers.flags import Options
 from tapescope_trainers.logs import import_tensorflow
 from tapescope_trainers.training import resume, signals
 
+CAPTURE_EVERY = 1000
+"""Steps between the checkpoints from which captured steps are replayed, in a run without --checkpoint_every."""
+
+
+class Parts(NamedTuple):
+    """Model, optimizer, data and strategy: the same whenever they are built from the same flags."""
+
+    strategy: Any
+    data: Any
+    model: Any
+    optimizer: Any
+    probe: Any
+    objective: Any
+    """Loss and metrics of a model of the user; None for a preset."""
+
+    def batches(self, options: Options, skip: int) -> Any:
+        """Return the endless pipeline of training batches after `skip` of them."""
+        from tapescope_trainers.training import data, user_data
+
+        pipelines: Any = user_data if self.objective else data
+        return pipelines.batches(self.data, options.batch_size, options.seed, skip=skip)
+
 
 class Training(NamedTuple):
     """Everything that a training needs, built and checked."""
@@ -29,33 +51,27 @@ class Training(NamedTuple):
     """Of the last validation, in a run that continues."""
     save: Any
     """The loop's `save`; None without checkpoints."""
+    save_every: int | None
+    """Steps between checkpoints."""
     link: Link | None
     """Connection to the other workers."""
     objective: Any = None
     """Loss and metrics of a model of the user; None for a preset."""
 
 
-def prepare(options: Options, continues: bool = False, link: Link | None = None) -> Training:
-    """Build everything, in the order in which errors are found soonest.
-
-    Args:
-        options: The command line.
-        continues: Whether the run in --logdir continues. Of several workers the chief's value counts.
-        link: Connection to the other workers.
+def assemble(options: Options, continues: bool = False, link: Link | None = None) -> Parts:
+    """Build what is trained; see `prepare` for the arguments.
 
     Raises:
         ValueError: Bad input.
-        OSError: A file cannot be read or written.
     """
     import_tensorflow()  # here, because it takes seconds: not for --help or a misspelt flag
     import keras
 
     import tapescope
-    from tapescope.storage.event_file import DirectoryLock, absolute
     from tapescope_trainers.distributed import strategy
-    from tapescope_trainers.training import checkpoints, data, models, objective, user_data
+    from tapescope_trainers.training import data, models, objective, user_data
 
-    chief = link is None or link.cluster.chief
     if link:
         link.wait_for_all()  # because TensorFlow waits for one that has ended meanwhile, and no Python runs then
     distribution = strategy.make(options.strategy, options.devices, options.collective, link.cluster if link else None)
@@ -96,14 +112,49 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
         histograms=options.histograms,
         loss=goal and goal.loss,
     )
+    return Parts(strategy=distribution, data=examples, model=model, optimizer=optimizer, probe=probe, objective=goal)
+
+
+def prepare(options: Options, continues: bool = False, link: Link | None = None) -> Training:
+    """Build everything, in the order in which errors are found soonest.
+
+    Args:
+        options: The command line.
+        continues: Whether the run in --logdir continues. Of several workers the chief's value counts.
+        link: Connection to the other workers.
+
+    Raises:
+        ValueError: Bad input.
+        OSError: A file cannot be read or written.
+    """
+    parts = assemble(options, continues, link)
+
+    import tapescope
+    from tapescope.storage import captured_step
+    from tapescope.storage.event_file import DirectoryLock, absolute
+    from tapescope_trainers.training import checkpoints
+
+    chief = link is None or link.cluster.chief
     if options.measure_every == "auto":
         when = tapescope.auto(options.max_overhead_pct)
     elif options.measure_every:
         when = tapescope.every(int(options.measure_every))
     else:
         when = tapescope.never()
-    steps = options.steps or options.epochs * (examples.count // options.batch_size)
-    saved = checkpoints.Checkpoints(resume.checkpoint_directory(options.logdir), model, optimizer, writes=chief)
+    steps = options.steps or options.epochs * (parts.data.count // options.batch_size)
+    replicas = parts.strategy.num_replicas_in_sync
+    captures = options.capture != "never"
+    save_every = options.checkpoint_every or (CAPTURE_EVERY if captures else None)
+    directory = resume.checkpoint_directory(options.logdir)
+    if captures and not options.checkpoint_every and not continues:
+        directory = captured_step.directory(options.logdir)  # where --resume does not look for a run to continue
+    saved = checkpoints.Checkpoints(
+        directory,
+        parts.model,
+        parts.optimizer,
+        writes=chief,
+        captured=lambda: captured_step.list_captured(options.logdir),
+    )
     start = 0
     metrics: dict[str, float] = {}
     recorder_state: dict[str, Any] = {}
@@ -121,16 +172,23 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
             metrics, recorder_state = checkpoints.unpack(arrays)
         elif chief:
             stack.enter_context(resume.replaced(options.logdir))
-            if options.checkpoint_every:
+            if save_every:
                 # Before the first record, so that a directory with records also has a checkpoint.
-                resume.begin(options, replicas)
+                resume.begin(options, replicas, directory, parts.data, parts.model)
                 saved.save(0, {})
-        pipelines: Any = user_data if goal else data
-        batches = pipelines.batches(examples, options.batch_size, options.seed, skip=start)
+        batches = parts.batches(options, skip=start)
         about = {"program": "tapescope-train", "steps": steps, "replicas": replicas} | flags.hparams(options)
         resumed = tapescope.Resume(start, recorder_state) if continues else None
         recorder = tapescope.Recorder(
-            logdir, probe, when, about, resumed, strict_io=options.strict_io, sinks=options.sink
+            logdir,
+            parts.probe,
+            when,
+            about,
+            resumed,
+            strict_io=options.strict_io,
+            sinks=options.sink,
+            capture=options.capture,
+            capture_weights=False,  # the checkpoints have them
         )
         if link and chief:
             link.send(resume=start if continues else None)
@@ -144,20 +202,21 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
             logging.getLogger(__name__).warning("%s. The training goes on, and the checkpoint before stays", error)
 
     return Training(
-        strategy=distribution,
-        data=examples,
+        strategy=parts.strategy,
+        data=parts.data,
         batches=batches,
-        model=model,
-        optimizer=optimizer,
-        probe=probe,
+        model=parts.model,
+        optimizer=parts.optimizer,
+        probe=parts.probe,
         when=when,
         recorder=recorder,
         steps=steps,
         start=start,
         metrics=metrics,
-        save=save if options.checkpoint_every else None,
+        save=save if save_every else None,
+        save_every=save_every,
         link=link,
-        objective=goal,
+        objective=parts.objective,
     )
 
 
@@ -190,7 +249,7 @@ def make_validation(options: Options, training: Training) -> Any:
     return lambda: loop.validation_metrics(evaluate, batches)
 
 
-def make_step(options: Options, training: Training) -> Any:
+def make_step(options: Options, training: Training | Parts) -> Any:
     """Return the compiled step that the flags describe; see `step.make`."""
     from tapescope_trainers.training import step
 

@@ -1,5 +1,6 @@
 """Checkpoints of everything that a step depends on, so that a resumed training is bit-identical to an unbroken one."""
 
+import glob
 import io
 import logging
 import os
@@ -7,7 +8,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,7 +19,9 @@ from tapescope.storage.text_file import write_whole
 from tapescope_trainers.training.resume import list_checkpoints, remove
 
 KEPT = 3
-"""Number of checkpoints that are kept."""
+"""Number of checkpoints that are kept, beside those from which captured steps are replayed."""
+MAX_CAPTURE_BYTES = 4 << 30
+"""Most bytes of the latter; the newest is kept in any case."""
 _GRAPH_NODE = re.compile(r"\{\{.*?\}\}|\[Op:\w+\].*")
 """What TensorFlow adds to an error of the file system."""
 _METRICS = "metrics/"
@@ -46,13 +49,22 @@ class Arrays(tf.train.experimental.PythonState):
 class Checkpoints:
     """The last KEPT checkpoints of one run in one directory, each named by the number of steps done.
 
+    Those from which captured steps are replayed are kept as well.
+
     Only the chief of several workers `writes` them. The other workers read the chief's, and save to a temporary
     directory, because TensorFlow requires every worker to take part. Nothing is written before the first `save`.
     """
 
     def __init__(
-        self, directory: str, model: keras.Model, optimizer: keras.optimizers.Optimizer, *, writes: bool = True
+        self,
+        directory: str,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        writes: bool = True,
+        captured: Callable[[], Sequence[int]] = tuple,
     ):
+        self._captured = captured
         weights = {id(variable) for variable in model.weights}
         # The states of seed generators, such as Dropout's, which tf.train.Checkpoint does not find in a model.
         seeds = [variable for variable in model.variables if id(variable) not in weights]
@@ -78,7 +90,8 @@ class Checkpoints:
             os.makedirs(os.path.realpath(directory), exist_ok=True)
             self._checkpoint.write(os.path.join(directory, f"ckpt-{steps}"))
             found = list_checkpoints(directory)
-            kept = [*(number for number in found if number < steps), steps][-KEPT:]
+            before = [number for number in found if number < steps]
+            kept = sorted({*self._of_captured(before), *[*before, steps][-KEPT:]})
             lines = [f'model_checkpoint_path: "ckpt-{steps}"']
             lines += [f'all_model_checkpoint_paths: "ckpt-{number}"' for number in kept]
             write_whole(os.path.join(directory, "checkpoint"), "\n".join(lines) + "\n")
@@ -117,6 +130,18 @@ class Checkpoints:
             f"no checkpoint {'' if steps is None else f'of step {steps} '}in {self._directory} can be read: put a copy "
             f"of one back, or use another --logdir. All workers must see the same one"
         )
+
+    def _of_captured(self, found: Sequence[int]) -> list[int]:
+        """Return the checkpoints from which captured steps are replayed: of each, the newest that is not after it."""
+        bases = [[number for number in found if number <= step] for step in self._captured()]
+        kept: list[int] = []
+        size = 0
+        for number in sorted({base[-1] for base in bases if base}, reverse=True):
+            paths = glob.glob(os.path.join(glob.escape(self._written), f"ckpt-{number}.*"))
+            size += sum(map(os.path.getsize, paths))
+            if not kept or size <= MAX_CAPTURE_BYTES:
+                kept.append(number)
+        return kept
 
     def _make_temporary(self) -> str:
         directory = tempfile.mkdtemp(prefix="tapescope-")

@@ -32,6 +32,8 @@ class Data(NamedTuple):
     scale: float
     """Factor that brings the examples to about 0 to 1."""
     classes: int
+    rows: np.ndarray | None = None
+    """Index of each training example in the arrays that were loaded, [N]; None where it is the same."""
 
     @property
     def count(self) -> int:
@@ -85,8 +87,8 @@ def from_arrays(name: str, arrays: Any) -> Data:
     """
     if any(isinstance(part, dict) for part in arrays):
         raise ValueError(f"data {name}: a preset takes one array of examples and one of labels; use --model for others")
-    fields = dict(zip(_NAMES, arrays, strict=True))
-    return _split(name, fields, scale=None, seed=0)
+    fields = dict(zip(_NAMES, arrays, strict=False))
+    return _split(name, fields, scale=None, seed=0)._replace(rows=arrays.rows)
 
 
 def _split(name: str, arrays: dict[str, np.ndarray], scale: float | None, seed: int) -> Data:
@@ -116,13 +118,15 @@ def _split(name: str, arrays: dict[str, np.ndarray], scale: float | None, seed: 
             )
         if examples.dtype.kind not in "uif":
             raise ValueError(f"data {name}: examples must be uint8 or floating; got type {examples.dtype}")
+    rows = None
     if not has_test:
         order = np.random.default_rng(seed).permutation(len(x))
         held_out = max(1, round(len(x) * VALIDATION_SHARE))
         x_valid = x[order[:held_out]]
         y_valid = y[order[:held_out]]
-        x = x[order[held_out:]]
-        y = y[order[held_out:]]
+        rows = order[held_out:]
+        x = x[rows]
+        y = y[rows]
     if not len(x) or not len(x_valid):
         raise ValueError(
             f"data {name}: one or more training and validation examples are needed; got {len(x)} and {len(x_valid)}"
@@ -136,6 +140,7 @@ def _split(name: str, arrays: dict[str, np.ndarray], scale: float | None, seed: 
         y_valid=y_valid.astype(np.int32),
         scale=scale,
         classes=1 + int(max(y.max(), y_valid.max())),
+        rows=rows,
     )
 
 
@@ -251,6 +256,12 @@ def validation_batches(data: Data, batch_size: int) -> tf.data.Dataset:
     """Return a pipeline of all validation examples, once and in order; the last batch may be smaller."""
     order = tf.data.Dataset.range(len(data.x_valid)).batch(batch_size)
     return _examples(order, data.x_valid, data.y_valid, data)
+
+
+def chosen_batches(data: Data, indices: np.ndarray, batch_size: int) -> tf.data.Dataset:
+    """Return a pipeline of chosen training examples, once and in order, as `(x, y), indices`."""
+    order = tf.data.Dataset.from_tensor_slices(indices).batch(batch_size, drop_remainder=True)
+    return tf.data.Dataset.zip(_examples(order, data.x_train, data.y_train, data), order)
 
 
 def _examples(order: tf.data.Dataset, x: np.ndarray, y: np.ndarray, data: Data) -> tf.data.Dataset:

@@ -5,6 +5,7 @@ and removed only when the new one has begun.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from tapescope.storage import event_reader
+from tapescope.storage import captured_step, event_reader
 from tapescope.storage.text_file import write_whole
 from tapescope_trainers.flags import Options
 
@@ -26,6 +27,7 @@ CHANGEABLE = {
     "measure_every",
     "max_overhead_pct",
     "on_finding",
+    "capture",
     "serve",
     "port",
     "progress",
@@ -41,8 +43,9 @@ CHANGEABLE = {
 """Flags that may change when a run continues; of the strategy only the number of replicas matters."""
 
 
+_FLAGS = "flags.json"
 _CHECKPOINT = re.compile(r"ckpt-(\d+)\.index")
-_CHECKPOINT_FILE = re.compile(r"ckpt-\d+[._].*|(checkpoint|flags\.json)(\.new)?")
+_CHECKPOINT_FILE = re.compile(r"ckpt-\d+[._].*|step-\d+\.npz|(checkpoint|flags\.json)(\.new)?")
 
 
 def checkpoint_directory(logdir: str) -> str:
@@ -133,15 +136,49 @@ def remove(path: str) -> None:
 
 def _files_by_directory(logdir: str) -> Iterator[tuple[str, list[str]]]:
     yield logdir, event_files(logdir)
-    directory = checkpoint_directory(logdir)
-    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
-    yield directory, [os.path.join(directory, name) for name in names if _CHECKPOINT_FILE.fullmatch(name)]
+    for directory in state_directories(logdir):
+        names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+        yield directory, [os.path.join(directory, name) for name in names if _CHECKPOINT_FILE.fullmatch(name)]
 
 
-def begin(options: Options, replicas: int) -> None:
-    """Write the flags and the number of replicas of a new run to a file."""
-    os.makedirs(checkpoint_directory(options.logdir), exist_ok=True)
-    write_whole(_flags_path(options.logdir), json.dumps({**_fixed(options), "replicas": replicas}, indent=1))
+def state_directories(logdir: str) -> tuple[str, str]:
+    """Return the directories that may hold checkpoints of a run: to continue from, and to replay captured steps."""
+    return checkpoint_directory(logdir), captured_step.directory(logdir)
+
+
+def begin(options: Options, replicas: int, directory: str, data: Any, model: Any) -> None:
+    """Write a new run's flags to a file, with what else is compared before it continues or is replayed.
+
+    Args:
+        options: The command line.
+        replicas: Their number.
+        directory: Of the run's checkpoints.
+        data: Its training and validation examples.
+        model: Its Keras model.
+    """
+    os.makedirs(directory, exist_ok=True)
+    about = {
+        "replicas": replicas,
+        "directory": os.getcwd(),
+        "data_checksum": checksum(data),
+        "weight_shapes": weight_shapes(model),
+    }
+    write_whole(os.path.join(directory, _FLAGS), json.dumps({**options._asdict(), **about}, indent=1))
+
+
+def weight_shapes(model: Any) -> list[list[int]]:
+    """Return the shapes of a model's weights, in their order."""
+    return [list(weight.shape) for weight in model.weights]
+
+
+def checksum(data: Any) -> str:
+    """Return a checksum of the training examples, in their order: arrays, or dicts of arrays."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (data.x_train, data.y_train):
+        for name, array in sorted(part.items()) if isinstance(part, dict) else [("", part)]:
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def check_replicas(options: Options, replicas: int) -> None:
@@ -172,12 +209,17 @@ def _fixed(options: Options) -> dict[str, Any]:
     return {name: value for name, value in options._asdict().items() if name not in CHANGEABLE}
 
 
-def _flags_path(logdir: str) -> str:
-    return os.path.join(checkpoint_directory(logdir), "flags.json")
-
-
 def _read_flags(logdir: str) -> dict[str, Any]:
-    path = _flags_path(logdir)
+    return read_flags(checkpoint_directory(logdir))
+
+
+def read_flags(directory: str) -> dict[str, Any]:
+    """Return the flags that a run was begun with, and what `begin` has added.
+
+    Raises:
+        ValueError: They cannot be read.
+    """
+    path = os.path.join(directory, _FLAGS)
     try:
         with open(path) as file:
             fields = json.load(file)

@@ -20,6 +20,8 @@ class UserData(NamedTuple):
     y_train: Any
     x_valid: Any
     y_valid: Any
+    rows: np.ndarray | None = None
+    """Index of each training example in the arrays that were loaded, [N]; None where it is the same."""
 
     @property
     def count(self) -> int:
@@ -56,12 +58,16 @@ def load(reference: str, seed: int) -> UserData:
     else:
         raise ValueError(f"{where} must return {WANTED}; got {type(loaded).__name__}")
     checked = [_check(where, x, y) for x, y in pairs]
-    (x, y), (x_valid, y_valid) = checked if len(checked) == 2 else _split(*checked[0], seed)
+    rows = None
+    if len(checked) == 1:
+        rows, held_out = _split(count(checked[0][0]), seed)
+        checked = [_take(pair, part) for pair, part in zip(checked * 2, (rows, held_out), strict=True)]
+    (x, y), (x_valid, y_valid) = checked
     if not count(x) or not count(x_valid):
         raise ValueError(
             f"{where}: one or more training and validation examples are needed; got {count(x)} and {count(x_valid)}"
         )
-    return UserData(x, y, x_valid, y_valid)
+    return UserData(x, y, x_valid, y_valid, rows)
 
 
 def _read_dataset(where: str, dataset: tf.data.Dataset) -> tuple[Any, Any]:
@@ -99,11 +105,16 @@ def _check(where: str, x: Any, y: Any) -> tuple[Any, Any]:
     return narrow[0], narrow[1]
 
 
-def _split(x: Any, y: Any, seed: int) -> list[tuple[Any, Any]]:
-    order = np.random.default_rng(seed).permutation(count(x))
+def _split(examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the training and of the validation examples."""
+    order = np.random.default_rng(seed).permutation(examples)
     held_out = max(1, round(len(order) * VALIDATION_SHARE))
-    parts = (order[held_out:], order[:held_out])
-    return [tuple(tf.nest.map_structure(lambda a: a[part], arrays) for arrays in (x, y)) for part in parts]  # noqa: B023
+    return order[held_out:], order[:held_out]
+
+
+def _take(pair: tuple[Any, Any], rows: np.ndarray) -> tuple[Any, Any]:
+    x, y = (tf.nest.map_structure(lambda array: array[rows], arrays) for arrays in pair)
+    return x, y
 
 
 def from_builtin(examples: Data) -> UserData:
@@ -111,7 +122,7 @@ def from_builtin(examples: Data) -> UserData:
     x_train, x_valid = (
         (x.astype(np.float32) * np.float32(examples.scale)) for x in (examples.x_train, examples.x_valid)
     )
-    return UserData(x_train, examples.y_train, x_valid, examples.y_valid)
+    return UserData(x_train, examples.y_train, x_valid, examples.y_valid, examples.rows)
 
 
 def batches(examples: UserData, batch_size: int, seed: int, skip: int = 0) -> tf.data.Dataset:
@@ -127,6 +138,12 @@ def validation_batches(examples: UserData, batch_size: int) -> tf.data.Dataset:
     """Return a pipeline of all validation examples, once and in order; the last batch may be smaller."""
     order = tf.data.Dataset.range(count(examples.x_valid)).batch(batch_size)
     return _gather(order, examples.x_valid, examples.y_valid)
+
+
+def chosen_batches(examples: UserData, indices: np.ndarray, batch_size: int) -> tf.data.Dataset:
+    """Return a pipeline of chosen training examples, once and in order, as `(x, y), indices`."""
+    order = tf.data.Dataset.from_tensor_slices(indices).batch(batch_size, drop_remainder=True)
+    return tf.data.Dataset.zip(_gather(order, examples.x_train, examples.y_train), order)
 
 
 def _gather(order: tf.data.Dataset, x: Any, y: Any) -> tf.data.Dataset:

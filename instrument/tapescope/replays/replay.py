@@ -1,0 +1,299 @@
+"""Replay of a captured step of any program: the weights before it, its batch, and the program's own step."""
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tapescope.capture.selection import Selection
+from tapescope.fit.monitor import measured_step
+from tapescope.probe import Probe
+from tapescope.replays import answer, step_function, trainers
+from tapescope.replays.answer import Example, Recorded, Replay, Variant
+from tapescope.replays.measured_step import MeasuredStep, read_step
+from tapescope.storage import captured_step
+from tapescope.storage.captured_step import CapturedStep, SavedVariable
+from tapescope.storage.run import Run
+
+_NUMBER = re.compile(r"_\d+(?=/|_|$)")
+"""What Keras adds to the names of a model that is built again in one process."""
+
+
+def replay(
+    run: str | os.PathLike[str] | Run,
+    step: int,
+    step_fn: Any = None,
+    *,
+    model: Any = None,
+    optimizer: Any = None,
+) -> Replay:
+    """Run a captured step again, and return whether it is the same to the bit, and which examples explain it.
+
+    Model and optimizer are set to what was captured before the step, and are left so. Each example is then measured in
+    a batch that repeats it, so that shapes and normalizations of the step hold; this takes as many steps as the batch
+    has examples. What a step draws from random state that is not the model's is not captured.
+
+    Args:
+      run: a run, or its directory.
+      step: number of a captured step; of a run of `tapescope-train`, of any step with a checkpoint at or before it.
+      step_fn: the program's training step, measured: `step_fn(batch)` or `step_fn(x, y)`, with `measure=True` where it
+        has that parameter. It returns loss and reading. After `model.fit`, the compiled model. Not needed for
+        `tapescope-train`.
+      model: what the Probe measures; by default found among the variables that `step_fn` uses.
+      optimizer: of the step; found in the same way.
+
+    Raises:
+      FileNotFoundError: `run` is not a directory of a run.
+      ValueError: the step was not captured, or the model is not that of the run.
+    """
+    found = run if isinstance(run, Run) else Run(run)
+    if step_fn is None:
+        if trainers.is_of_trainers(found):
+            return trainers.replay(found, step)
+        raise ValueError(
+            f"`step_fn` must be the training step of the program that wrote {found.logdir}; got None: pass it, or the "
+            "compiled model after model.fit"
+        )
+    captured = captured_step.read(found.logdir, step)
+    if captured.batch is None or captured.batch == {}:
+        raise ValueError(
+            f"step {step} of {found.logdir} was captured without its batch: pass it when it is recorded, as in "
+            "`recorder.write(step, reading, batch=(x, y))`"
+        )
+    return _Replayer(found, captured, _make_program(step_fn, captured, model, optimizer)).answer()
+
+
+class _Program(NamedTuple):
+    """The user's step and what it trains."""
+
+    call: Callable[[Any], tuple[float | None, Any]]
+    """From a batch to loss and reading."""
+    variables: Sequence[Any] | None
+    """All variables of the models; None where the models are not known."""
+    optimizer: Any
+    probe: Probe | None
+
+
+def _make_program(step_fn: Any, captured: CapturedStep, model: Any, optimizer: Any) -> _Program:
+    if hasattr(step_fn, "train_step"):  # a compiled model
+        if not step_fn.built:
+            step_fn(_to_tensors(captured.batch[0]))
+        call, probe = measured_step(step_fn)
+        optimizer = step_fn.optimizer
+        variables = Selection(step_fn, None).all_variables()
+        return _Program(lambda batch: (None, call(batch)), variables, optimizer, probe)
+    if not callable(step_fn):
+        raise ValueError(f"`step_fn` must be a function of a batch or a compiled model; got {type(step_fn).__name__}")
+    owners = step_function.find_owners(step_fn)
+    probe = owners.probes[0] if owners.probes else None
+    if model is not None:
+        variables = Selection(model, None).all_variables()
+    elif probe is not None:
+        variables = probe._state.selection.all_variables()
+    else:
+        variables = Selection(owners.models, None).all_variables() if owners.models else None
+    if optimizer is None and len(owners.optimizers) == 1:
+        optimizer = owners.optimizers[0]
+    bound = step_function.bind(step_fn, captured.batch)
+    return _Program(lambda batch: step_function.split_result(bound(batch)), variables, optimizer, probe)
+
+
+class _Replayer:
+    """One replay: the captured step, and the program that runs it."""
+
+    def __init__(self, run: Run, captured: CapturedStep, program: _Program):
+        self._run = run
+        self._captured = captured
+        self._program = program
+        self._notes: list[str] = []
+        self._saved: list[tuple[Any, np.ndarray]] = []
+        """Variables and their values before the step."""
+        self._match_model()
+        self._match_optimizer()
+
+    def _match_model(self) -> None:
+        saved = self._captured.model
+        if saved is None:
+            self._notes.append("the weights before the step were not captured: those of the model as it is are used")
+            if self._program.variables:
+                self._saved += [(v, np.array(v.numpy())) for v in self._program.variables]
+            return
+        if self._program.variables is None:
+            raise ValueError(
+                "the model of the step is not found among the variables that `step_fn` uses: pass it, as in "
+                "tapescope.replay(run, step, step_fn, model=model, optimizer=optimizer)"
+            )
+        self._saved += _match("model", self._program.variables, saved)
+
+    def _match_optimizer(self) -> None:
+        optimizer = self._program.optimizer
+        if optimizer is None:
+            return
+        if not optimizer.built and self._program.variables:
+            optimizer.build([v for v in self._program.variables if v.trainable])
+        saved = self._captured.optimizer
+        if saved is None:
+            self._notes.append("the state of the optimizer was not captured: that of the optimizer as it is is used")
+            self._saved += [(v, np.array(v.numpy())) for v in optimizer.variables]
+            return
+        self._saved += _match("optimizer", optimizer.variables, saved)
+
+    def _restore(self) -> None:
+        for variable, value in self._saved:
+            variable.assign(value)
+
+    def _run_step(self, batch: Any) -> tuple[float, MeasuredStep]:
+        """Run the step as it would have run then; return its loss and what was measured."""
+        self._restore()
+        return self._run_on(batch)
+
+    def _run_on(self, batch: Any) -> tuple[float, MeasuredStep]:
+        """Run the step on the model as it is."""
+        loss, reading = self._program.call(_to_tensors(batch))
+        if reading is None:
+            raise ValueError("`step_fn` must measure: call the step with measure=True")
+        measured = self._read(reading)
+        known = float(np.asarray(_first(reading.column("loss"))))
+        return (known if not math.isnan(known) or loss is None else loss), measured
+
+    def _read(self, reading: Any) -> MeasuredStep:
+        probe = self._program.probe
+        names: Any = None
+        if probe is not None:
+            names = probe._state.layouts[int(np.asarray(_first(reading.layout)))].names
+        else:
+            names = _Names(tuple(self._captured.gradient_norm), self._run.layers)
+        variables, layers = (_first(part).shape[-1] for part in reading[:2])
+        expected = len(self._captured.gradient_norm)
+        if variables != expected or (variables, layers) != (len(names.variables), len(names.layers)):
+            raise ValueError(
+                f"the model has changed since the run in {self._run.logdir}: the step measures {variables} variables "
+                f"and {layers} layers, and had {expected} and {len(self._run.layers)}: build the model as it was"
+            )
+        return read_step(reading, names)
+
+    def answer(self) -> Replay:
+        """Run the step and the questions about it."""
+        captured = self._captured
+        loss, measured = self._run_step(captured.batch)
+        recorded = Recorded(captured.loss, captured.gradient_norm)
+        reproduced, difference = answer.compare(Recorded(loss, measured.gradient_norm), recorded)
+        places = np.arange(_count_examples(captured.batch))
+        by_place = list(self._examples(places))
+        examples = answer.order_examples(by_place)
+        variants = tuple(self._variants(examples, loss, measured)) if len(examples) > 1 else ()
+        self._restore()
+        return Replay(
+            step=captured.step,
+            reproduced=reproduced,
+            difference=difference,
+            examples=self._named(examples),
+            loss=loss,
+            recorded_loss=recorded.loss,
+            gradient_norm=answer.total_norm(list(measured.gradient_norm.values())),
+            recorded_gradient_norm=answer.total_norm(list(recorded.gradient_norm.values())),
+            first_layer=answer.find_first_layer(
+                self._run, captured.step, measured.layers, measured.first_nonfinite, measured.largest
+            ),
+            variants=variants,
+            notes=tuple(self._notes),
+        )
+
+    def _named(self, examples: Sequence[Example]) -> tuple[Example, ...]:
+        indices = self._captured.indices
+        if indices is None or indices.shape != (len(examples),):
+            return tuple(examples)
+        return tuple(e._replace(index=int(indices[e.index])) for e in examples)
+
+    def _examples(self, places: np.ndarray) -> Iterator[Example]:
+        """Yield each example in a batch that consists of it alone, repeated."""
+        if not len(places):
+            self._notes.append("the batch has no common first axis, so its examples are not known")
+        for place in places.tolist():
+            try:
+                loss, measured = self._run_step(_take(self._captured.batch, np.full(len(places), place)))
+            except Exception as error:  # the user's own step may refuse such a batch
+                self._notes.append(
+                    f"the step does not run with one example repeated: {' '.join(str(error).split())[:300]}"
+                )
+                return
+            norm = math.nan if measured.nonfinite else answer.total_norm(list(measured.gradient_norm.values()))
+            yield Example(place, loss, norm)
+
+    def _variants(self, examples: Sequence[Example], loss: float, measured: MeasuredStep) -> Iterator[Variant]:
+        """Yield the step as it was, and with one thing changed."""
+        batch = self._captured.batch
+        heaviest, usual = examples[0].index, examples[len(examples) // 2].index
+        # Its place is taken by the example in the middle, so that shapes stay as they are.
+        places = np.arange(len(examples))
+        others = _take(batch, np.where(places == heaviest, usual, places))
+        self._run_step(batch)
+        yield Variant("as it was", measured.applied_norm, self._run_on(others)[0])
+        _, without = self._run_step(others)
+        name = self._named(examples)[0].index
+        yield Variant(f"without example {name}", without.applied_norm, self._run_on(others)[0])
+        rate = _learning_rate(self._program.optimizer)
+        if rate is not None:
+            self._restore()
+            self._program.optimizer.learning_rate = rate / 10
+            self._run_on(batch)
+            yield Variant(f"learning rate {rate / 10:g}", measured.applied_norm, self._run_on(others)[0])
+
+
+class _Names(NamedTuple):
+    """The rows of a reading whose Probe is not known."""
+
+    variables: tuple[str, ...]
+    layers: tuple[str, ...]
+
+
+def _first(value: Any) -> Any:
+    """Return the first replica's value."""
+    return value.values[0] if isinstance(value, tf.distribute.DistributedValues) else value
+
+
+def _learning_rate(optimizer: Any) -> float | None:
+    """Return the learning rate of an optimizer; None where it is a schedule or there is none."""
+    rate = getattr(optimizer, "_learning_rate", None)
+    return float(optimizer.learning_rate) if hasattr(rate, "assign") else None
+
+
+def _match(what: str, variables: Sequence[Any], saved: Sequence[SavedVariable]) -> list[tuple[Any, np.ndarray]]:
+    """Return variables with their captured values.
+
+    Raises:
+      ValueError: they have other names or shapes than those that were captured.
+    """
+    now = [(getattr(v, "path", None) or v.name, tuple(v.shape)) for v in variables]
+    then = [(variable.name, variable.value.shape) for variable in saved]
+    for (name, shape), (name_then, shape_then) in zip(now, then, strict=False):
+        if shape != shape_then or _NUMBER.sub("", name) != _NUMBER.sub("", name_then):
+            raise ValueError(
+                f"the {what} has changed since the step was captured: {name} {list(shape)} was {name_then} "
+                f"{list(shape_then)}: build it as it was"
+            )
+    if len(now) != len(then):
+        raise ValueError(
+            f"the {what} has changed since the step was captured: it has {len(now)} variables, and had {len(then)}: "
+            "build it as it was"
+        )
+    return [(v, one.value) for v, one in zip(variables, saved, strict=True)]
+
+
+def _to_tensors(batch: Any) -> Any:
+    return tf.nest.map_structure(lambda array: None if array is None else tf.constant(array), batch)
+
+
+def _count_examples(batch: Any) -> int:
+    """Return the size of the first axis that the arrays of a batch share; 0 if they do not."""
+    sizes = {array.shape[0] for array in tf.nest.flatten(batch) if array is not None and array.ndim}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
+def _take(batch: Any, places: np.ndarray) -> Any:
+    """Return a batch of the examples at these places."""
+    return tf.nest.map_structure(lambda array: array[places] if array is not None and array.ndim else array, batch)

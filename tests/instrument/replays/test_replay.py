@@ -1,0 +1,147 @@
+"""Replay of captured steps of loops of the user's own, and of `model.fit`."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tapescope
+from tapescope.storage import captured_step
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=[40, 6]).astype(np.float32)
+Y = np.argmax(X[:, :3], 1).astype(np.int32)
+PLANTED = 29
+X[PLANTED] *= 1e4
+Y[PLANTED] = 0  # not the class that the initial model gives it: its loss is large
+BATCHES = [RNG.permutation(PLANTED)[:8] for _ in range(7)] + [np.arange(24, 32)]
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def make_model(width=8, dropout=0.2):
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(width, "relu"), keras.layers.Dropout(dropout), keras.layers.Dense(3)]
+    return keras.Sequential([keras.Input((6,)), *layers])
+
+
+def make_step(model, optimizer):
+    probe = tapescope.Probe(model, histograms=False)
+
+    @tf.function
+    def step(x, y, measure):
+        with probe.tape(measure) as tape:
+            loss: Any = LOSS(y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+        return loss, tape.reading()
+
+    return probe, step
+
+
+def train(logdir, batch=lambda x, y: (x, y), spoil=lambda x: x, **options):
+    model = make_model()
+    optimizer = keras.optimizers.Adam(1e-3)
+    optimizer.build(model.trainable_variables)
+    probe, step = make_step(model, optimizer)
+    when = tapescope.every(1)
+    with tapescope.Recorder(logdir, probe, when, capture="on_finding", optimizer=optimizer, **options) as recorder:
+        for n, index in enumerate(BATCHES):
+            x, y = spoil(X[index]), Y[index]
+            loss, reading = step(x, y, when(n))
+            recorder.write(n, reading, scalars={"loss": loss}, batch=batch(x, y), indices=index)
+    return model
+
+
+@pytest.fixture(scope="module")
+def logdir(tmp_path_factory):
+    found = tmp_path_factory.mktemp("own")
+    train(found)
+    return found
+
+
+def test_a_captured_step_is_replayed_to_the_bit_by_a_new_model(logdir):
+    assert captured_step.list_captured(logdir) == [7]
+    model = make_model()
+    _, step = make_step(model, keras.optimizers.Adam(1e-3))
+    found = tapescope.replay(logdir, 7, step)
+    assert found.reproduced
+    assert found.difference == 0
+    assert found.examples[0].index == PLANTED
+    assert found.examples[0].gradient_norm > 100 * found.examples[1].gradient_norm
+    assert [variant.change for variant in found.variants] == ["as it was", "without example 29", "learning rate 0.0001"]
+    assert found.notes == ()
+
+
+def test_a_replay_leaves_the_model_as_it_was_before_the_step(logdir):
+    model = make_model()
+    optimizer = keras.optimizers.Adam(1e-3)
+    _, step = make_step(model, optimizer)
+    tapescope.replay(logdir, 7, lambda batch: step(*batch, measure=True))
+    saved = captured_step.read(logdir, 7)
+    for variable, before in zip(model.trainable_variables, saved.model or (), strict=False):
+        np.testing.assert_array_equal(variable.numpy(), before.value)
+    assert int(optimizer.iterations) == 7
+
+
+def test_a_step_that_computes_something_else_is_not_reproduced(logdir):
+    model = make_model()
+    _, step = make_step(model, keras.optimizers.Adam(1e-3))
+    found = tapescope.replay(logdir, 7, lambda batch: step(batch[0] * 1.01, batch[1], measure=True))
+    assert not found.reproduced
+    assert found.difference == pytest.approx(0.01, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 9}, r"the model has changed .* \[6, 9\] was .* \[6, 8\]"),
+        ({"step": 6}, "step 6 of .* was not captured; captured are 7"),
+        ({"step_fn": None}, "`step_fn` must be the training step"),
+        ({"step_fn": lambda x, y, z: None}, r"it takes \(x, y, z\): pass `lambda batch"),
+        ({"step_fn": lambda batch: 1.0}, "must return the loss and the reading"),
+    ],
+)
+def test_a_replay_that_cannot_be_is_refused(logdir, change, message):
+    model = make_model(change.get("width", 8))
+    _, step = make_step(model, keras.optimizers.Adam(1e-3))
+    with pytest.raises(ValueError, match=message):
+        tapescope.replay(logdir, change.get("step", 7), change.get("step_fn", step), model=model)
+
+
+def test_a_nan_is_captured_without_weights_and_replayed_with_those_given(tmp_path):
+    model = train(tmp_path, spoil=lambda x: np.where(np.abs(x) > 1e3, np.nan, x), capture_weights=False)
+    _, step = make_step(model, keras.optimizers.Adam(1e-3))
+    initial = make_model()
+    model.set_weights(initial.get_weights())
+    found = tapescope.replay(tmp_path, 7, step)
+    assert found.examples[0].index == PLANTED
+    assert found.first_layer is not None
+    assert found.first_layer.reason == "not finite"
+    assert "weights before the step were not captured" in found.notes[0]
+
+
+def test_a_batch_that_cannot_be_stored_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="`batch` has a RaggedTensor"):
+        train(tmp_path, batch=lambda x, y: (tf.ragged.constant([[1], [1, 2]]), y))
+
+
+def test_fit_is_captured_and_replayed_by_the_compiled_model(tmp_path):
+    def compiled():
+        model = make_model(dropout=0.1)
+        model.compile(keras.optimizers.Adam(1e-3), LOSS)
+        return model
+
+    order = np.concatenate(BATCHES)
+    monitor = tapescope.Monitor(tmp_path, tapescope.every(1), capture="on_finding", histograms=False)
+    plain, measured = compiled(), compiled()
+    options: dict[str, Any] = {"batch_size": 8, "shuffle": False, "verbose": 0}
+    plain.fit(X[order], Y[order], **options)
+    measured.fit(X[order], Y[order], **options, callbacks=[monitor])
+    for a, b in zip(plain.get_weights(), measured.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert captured_step.list_captured(tmp_path) == [7]
+    found = tapescope.replay(tmp_path, 7, compiled())
+    assert found.reproduced
+    assert found.examples[0].index == 5  # its place in the batch

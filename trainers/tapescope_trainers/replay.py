@@ -1,0 +1,335 @@
+"""Replay of one step of a run of `tapescope-train`: from a checkpoint, over the same batches, to the same bits.
+
+Training is deterministic and a checkpoint holds all of its state. So any step can be run again that has a checkpoint at
+or before it: plain steps lead to it, and the step itself is measured. No batch need be kept.
+"""
+
+import itertools
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tapescope.replays import answer
+from tapescope.replays.answer import Example, Recorded, Replay, Variant
+from tapescope.storage import captured_step
+from tapescope.storage.run import Run
+from tapescope_trainers import flags
+from tapescope_trainers.flags import Options
+from tapescope_trainers.training import build, resume
+
+if TYPE_CHECKING:
+    from tapescope.replays.measured_step import MeasuredStep
+
+
+class Origin(NamedTuple):
+    """The checkpoint that a replay starts from, and the run's flags."""
+
+    options: Options
+    """The flags of the run."""
+    directory: str
+    """Of its checkpoints."""
+    steps: int
+    """Done at the checkpoint."""
+    data_checksum: str | None
+    """None in a run of an earlier version."""
+    weight_shapes: list[list[int]] | None
+
+
+def find_origin(logdir: str, step: int) -> Origin:
+    """Return the newest checkpoint from which a step can be replayed.
+
+    Raises:
+        ValueError: There is none, or the flags of the run cannot be read.
+    """
+    found = [
+        (steps, directory)
+        for directory in resume.state_directories(logdir)
+        for steps in resume.list_checkpoints(directory)
+        if steps <= step
+    ]
+    if not found:
+        raise ValueError(
+            f"step {step} of {logdir} cannot be replayed: there is no checkpoint at or before it. Train with "
+            f"--checkpoint_every=N, of which the last few are kept, or with --capture=on_finding, which keeps those "
+            f"from which captured steps start"
+        )
+    steps, directory = max(found)
+    stored = resume.read_flags(directory)
+    fields: dict[str, Any] = {name: stored.get(name, flags.FLAGS[name].default) for name in Options._fields}
+    options = Options(**fields)._replace(logdir=logdir, checkpoint_every=None, capture="never", sink=[])
+    options = _resolve_paths(options, str(stored.get("directory") or os.getcwd()))
+    if options.strategy == "multi_worker":  # the same replicas in one process
+        options = options._replace(strategy="mirrored", devices=f"cpu:{stored.get('replicas', 1)}")
+    return Origin(options, directory, steps, stored.get("data_checksum"), stored.get("weight_shapes"))
+
+
+def _resolve_paths(options: Options, directory: str) -> Options:
+    """Return options whose paths hold in another working directory than the one that the run was started in."""
+    if os.path.isdir(directory) and directory not in sys.path:
+        sys.path.append(directory)
+    changed: dict[str, Any] = {}
+    for name in ("model", "data", "loss", "metrics", "data_dir"):
+        value = getattr(options, name)
+        prefix = "npz:" if value and value.startswith("npz:") else ""
+        path = value.removeprefix(prefix) if value else ""
+        is_path = prefix or name == "data_dir" or ".py:" in path
+        if value and is_path and not path.startswith("~"):
+            changed[name] = prefix + os.path.join(directory, path)
+    return options._replace(**changed)
+
+
+def replay(logdir: str, step: int) -> Replay:
+    """Run a step of a run of `tapescope-train` again, and answer which examples explain it.
+
+    Args:
+        logdir: The run's directory.
+        step: A step from 0 that has a checkpoint at or before it, such as a captured one.
+
+    Raises:
+        ValueError: There is no such checkpoint, or model or data are not those of the run.
+    """
+    run = Run(logdir)
+    origin = find_origin(logdir, step)
+    parts = build.assemble(origin.options)
+    _check_same(run, origin, parts)
+
+    from tapescope_trainers.distributed import strategy
+    from tapescope_trainers.training import checkpoints
+
+    saved = checkpoints.Checkpoints(origin.directory, parts.model, parts.optimizer)
+    train_step = build.make_step(origin.options, parts)
+    with strategy.device_datasets_without_autotune():
+        saved.restore(origin.steps)
+        dataset = parts.strategy.experimental_distribute_dataset(parts.batches(origin.options, skip=origin.steps))
+        lost = None
+        for number, (x, y) in zip(itertools.count(origin.steps), dataset, strict=False):
+            if number == step:
+                return _Replayer(run, origin.options, parts, train_step, step, lost).answer(x, y)
+            loss = float(train_step(x, y, False).loss)
+            if lost is None and not math.isfinite(loss):
+                lost = number
+    raise AssertionError("the batches are endless")
+
+
+def _check_same(run: Run, origin: Origin, parts: build.Parts) -> None:
+    """Raise ValueError if data or model have changed since the run."""
+    options = origin.options
+    if origin.data_checksum not in (None, resume.checksum(parts.data)):
+        raise ValueError(
+            f"--data={options.data} has changed since the run in {run.logdir}: its training examples have another "
+            "checksum, so the step would get others. Put the data back"
+        )
+    if origin.weight_shapes not in (None, resume.weight_shapes(parts.model)):
+        raise ValueError(
+            f"the model {options.model or options.preset} has changed since the run in {run.logdir}: its weights have "
+            "other shapes. Put its code back"
+        )
+
+
+class _Replayer:
+    """The state of one replay: model and optimizer before the step, and the step's batch."""
+
+    def __init__(
+        self,
+        run: Run,
+        options: Options,
+        parts: build.Parts,
+        train_step: Callable[..., Any],
+        step: int,
+        lost: int | None,
+    ):
+        self._run = run
+        self._options = options
+        self._parts = parts
+        self._train_step = train_step
+        self._step = step
+        self._lost = lost
+        """First step since the checkpoint whose loss was not finite, if it is before this one."""
+        variables = {id(v): v for v in (*parts.model.variables, *parts.optimizer.variables)}
+        self._variables = list(variables.values())
+        self._before = [np.array(v.numpy()) for v in self._variables]
+
+    def answer(self, x: Any, y: Any) -> Replay:
+        """Run the step, which must be the next one, and the questions about it."""
+        outcome = self._train_step(x, y, True)
+        columns = self._read(outcome.reading)
+        now = Recorded(float(outcome.loss), columns.gradient_norm)
+        recorded = self._recorded()
+        reproduced, difference = answer.compare(now, recorded)
+        indices = self._indices()
+        examples = answer.order_examples(self._examples(indices, finite=not columns.nonfinite))
+        notes = []
+        if recorded is None:
+            notes.append(f"step {self._step} was not measured in the run, so there is nothing to compare it with")
+        if self._lost is not None:
+            notes.append(f"the loss was not finite first at step {self._lost}: replay that one to see the cause")
+        return Replay(
+            step=self._step,
+            reproduced=reproduced,
+            difference=difference,
+            examples=self._named(examples),
+            loss=now.loss,
+            recorded_loss=math.nan if recorded is None else recorded.loss,
+            gradient_norm=answer.total_norm(list(now.gradient_norm.values())),
+            recorded_gradient_norm=math.nan
+            if recorded is None
+            else answer.total_norm(list(recorded.gradient_norm.values())),
+            first_layer=answer.find_first_layer(
+                self._run, self._step, columns.layers, columns.first_nonfinite, columns.largest
+            ),
+            variants=tuple(self._variants(indices, examples, columns)) if self._lost is None else (),
+            notes=tuple(notes),
+        )
+
+    def _read(self, reading: Any) -> "MeasuredStep":
+        from tapescope.replays.measured_step import read_step
+
+        return read_step(reading, self._parts.probe.names)
+
+    def _recorded(self) -> Recorded | None:
+        """Return the run's record of the step, or that of the captured step where the run's was removed."""
+        recorded = answer.read_recorded(self._run, self._step)
+        if recorded is None and self._step in captured_step.list_captured(self._run.logdir):
+            captured = captured_step.read(self._run.logdir, self._step)
+            recorded = Recorded(captured.loss, captured.gradient_norm)
+        return recorded
+
+    def _restore(self) -> None:
+        """Put model and optimizer back to their state before the step."""
+        with self._parts.strategy.scope():
+            for variable, value in zip(self._variables, self._before, strict=True):
+                variable.assign(value)
+
+    def _indices(self) -> np.ndarray:
+        """Return the step's examples as indices of the trainer's own arrays, int64 [B]."""
+        from tapescope_trainers.training import data
+
+        options = self._options
+        order = data.order(self._parts.data.count, options.batch_size, options.seed, skip=self._step)
+        return next(iter(order)).numpy()
+
+    def _named(self, examples: tuple[Example, ...]) -> tuple[Example, ...]:
+        """Return examples with their indices in the arrays that were loaded."""
+        rows = self._parts.data.rows
+        return examples if rows is None else tuple(e._replace(index=int(rows[e.index])) for e in examples)
+
+    def _distribute(self, indices: np.ndarray) -> Any:
+        """Return `(x, y), index` of chosen examples as one batch, as the step takes it."""
+        from tapescope_trainers.training import data, user_data
+
+        pipelines: Any = user_data if self._parts.objective else data
+        dataset = pipelines.chosen_batches(self._parts.data, indices, len(indices))
+        return next(iter(self._parts.strategy.experimental_distribute_dataset(dataset)))
+
+    def _examples(self, indices: np.ndarray, finite: bool) -> list[Example]:
+        """Return each example with its own loss and gradient.
+
+        They are those that it had in the step: the whole batch goes through the model as it was before the step, with
+        the same dropout masks and statistics of the batch, and the loss of one example is differentiated. A NaN or Inf
+        spreads in that way, as 0 times it. Then each example goes through the model alone, in inference mode.
+        """
+        import tensorflow as tf
+
+        from tapescope_trainers.training.step import cross_entropy
+
+        parts = self._parts
+        model = parts.model
+        variables = model.trainable_variables
+        dynamic_scale = getattr(parts.optimizer, "dynamic_scale", None)
+        trained = {id(v) for v in (*variables, *parts.optimizer.variables)}
+        drawn = [(v, value) for v, value in zip(self._variables, self._before, strict=True) if id(v) not in trained]
+
+        def in_replica(x, y, index, at, alone):
+            def take(tensors):
+                return tf.nest.map_structure(lambda tensor: tensor[at : at + 1], tensors)
+
+            scale = 1.0 if dynamic_scale is None else tf.identity(dynamic_scale.value)
+            with tf.GradientTape() as tape:
+                outputs = model(take(x), training=False) if alone else take(model(x, training=True))
+                wanted = take(y)
+                if parts.objective:
+                    loss = parts.objective.mean(wanted, outputs)
+                else:
+                    loss = tf.reduce_mean(cross_entropy(wanted, outputs))
+                scaled = loss * scale
+            found = [g for g in tape.gradient(scaled, variables) if g is not None]
+            gradients = [tf.cast(tf.convert_to_tensor(g), tf.float32) / scale for g in found]
+            # Divided first: the square of 1e30 is beyond float32.
+            largest = tf.reduce_max([tf.reduce_max(tf.abs(g)) for g in gradients])
+            unit = tf.where((largest > 0) & tf.math.is_finite(largest), largest, 1.0)
+            norm = unit * tf.linalg.global_norm([g / unit for g in gradients])
+            return tf.stack([tf.cast(loss, tf.float32), norm]), index[at]
+
+        @tf.function
+        def example(x, y, index, at, alone):
+            results = parts.strategy.run(in_replica, args=(x, y, index, at, alone))
+            return [parts.strategy.experimental_local_results(result) for result in results]
+
+        self._restore()
+        examples: list[Example] = []
+        alone: list[Example] = []
+        (x, y), index = self._distribute(indices)
+        for at in range(len(indices) // parts.strategy.num_replicas_in_sync):
+            with parts.strategy.scope():
+                for variable, value in drawn:
+                    variable.assign(value)
+            numbers, places = example(x, y, index, tf.constant(at), False)
+            found = [Example(int(place), *pair.numpy().tolist()) for pair, place in zip(numbers, places, strict=True)]
+            if not finite:
+                numbers, _ = example(x, y, index, tf.constant(at), True)
+                alone += [
+                    e._replace(loss=float(n[0]), gradient_norm=float(n[1])) for e, n in zip(found, numbers, strict=True)
+                ]
+            examples += found
+        if finite:
+            return examples
+        # If all losses are lost, as with statistics of the batch, those alone say more.
+        spread = not any(math.isfinite(e.loss) for e in examples)
+        return alone if spread else [e._replace(loss=b.loss) for e, b in zip(alone, examples, strict=True)]
+
+    def _variants(
+        self, indices: np.ndarray, examples: tuple[Example, ...], columns: "MeasuredStep"
+    ) -> Iterator[Variant]:
+        """Yield the step as it was, and with one thing changed."""
+        heaviest = examples[0]
+        usual = examples[len(examples) // 2]
+        others = np.where(indices == heaviest.index, usual.index, indices)
+        if len(indices) < 2 or not math.isfinite(usual.loss):
+            return
+        as_it_was, _ = self._distribute(indices)
+        without, _ = self._distribute(others)
+        options = self._options
+        norm = columns.applied_norm
+        yield Variant("as it was", norm, self._loss_after(self._train_step, as_it_was, without))
+        # Its place is taken by the example in the middle, so that replicas and compiled shapes stay as they are.
+        name = self._named((heaviest,))[0].index
+        self._restore()
+        reading = self._train_step(*without, True).reading
+        without_norm = self._read(reading).applied_norm
+        yield Variant(f"without example {name}", without_norm, float(self._train_step(*without, False).loss))
+        yield Variant(
+            f"learning rate {options.learning_rate / 10:g}",
+            norm,
+            self._loss_after(self._train_step, as_it_was, without, learning_rate=options.learning_rate / 10),
+        )
+        limit = answer.usual_norm(self._run, self._step)
+        if limit > 0 and norm > limit and options.clip_norm is None:
+            clipped = build.make_step(options._replace(clip_norm=limit), self._parts)
+            applied = math.nan if columns.nonfinite else limit
+            yield Variant(f"clipped to norm {limit:.4g}", applied, self._loss_after(clipped, as_it_was, without))
+
+    def _loss_after(
+        self, train_step: Callable[..., Any], batch: Any, others: Any, learning_rate: float | None = None
+    ) -> float:
+        """Return the loss on other examples after a step on a batch."""
+        self._restore()
+        optimizer = self._parts.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        if learning_rate is not None:
+            optimizer.learning_rate = learning_rate
+        train_step(*batch, False)
+        return float(self._train_step(*others, False).loss)
