@@ -181,7 +181,9 @@ class RunWriter:
                     "readers would drop all later records: count the steps over the whole training, not by epoch"
                 )
             self._last_measured = step.number
-            step = step._replace(loss=numbers.get("loss", math.nan))
+            step = step._replace(
+                loss=numbers.get("loss", math.nan), optimizer_called=self._probe_state.optimizer_called
+            )
             values, rows_grew = self._reading_values(step, summaries.to_host(reading))
         values += [event_file.scalar(tag, number) for tag, number in numbers.items()]
         columns = self._judged_columns(values)
