@@ -215,7 +215,7 @@ class Monitor(keras.callbacks.Callback):
 
     def _open_recorder(self, epoch: int) -> None:
         model: Any = self.model
-        if self._probe is None:
+        if self._probe is None or self.logdir is None:
             return
         if self._resume is None and epoch:
             # Another program has trained the epochs before, or none has recorded them.
