@@ -1,4 +1,4 @@
-"""What `Run.plot` gives a notebook, without one: the MIME bundle for Jupyter, VS Code and Colab."""
+"""The MIME bundle that `Run.plot` gives to Jupyter, VS Code and Colab, without any of them."""
 
 import json
 import sys
