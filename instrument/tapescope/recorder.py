@@ -106,6 +106,8 @@ class Recorder:
         self._strict = strict_io
         self._was_nonfinite = False
         self._closed = False
+        self._looked_at: set[str] = set()
+        """Rules after whose findings the schedule has looked closer."""
         self._reading_bytes = 0
         self._process = os.getpid()
         self._closing = threading.Lock()
@@ -138,6 +140,7 @@ class Recorder:
         except BaseException:
             self._lock.release()
             raise
+        self._looked_at = {finding.rule for finding in self.findings}
         atexit.register(self._close_at_exit)
 
     @property
@@ -200,11 +203,14 @@ class Recorder:
             # A job of 0 bytes is never left out.
             size = 0 if is_first_nonfinite else _SCALARS_BYTES + self._reading_bytes
             cost = self.when.cost
-            record_step = record_step._replace(step_ms=cost.step_ms, measure_ms=cost.measure_ms)
+            record_step = record_step._replace(
+                step_ms=cost.step_ms, measure_ms=cost.measure_ms, is_closer=self.when._is_closer
+            )
             if not math.isnan(cost.overhead_pct):
                 numbers["measure_overhead_pct"] = cost.overhead_pct
                 numbers["measure_overhead_error_pct"] = cost.overhead_error_pct
             self._note_schedule()
+            self._look_closer()
         wall_time = time.time()
         self._put(lambda run_writer: run_writer.write(record_step, reading, numbers, wall_time), size)
         if is_first_nonfinite:
@@ -272,6 +278,15 @@ class Recorder:
         if chosen != self._noted:
             self._noted = chosen
             self._put(lambda run_writer: run_writer.add_about(chosen))
+
+    def _look_closer(self) -> None:
+        """Let the schedule measure every step for a while after the first warning or error of each rule."""
+        found = {finding.rule for finding in self.findings if finding.severity != "info"}
+        new = found - self._looked_at
+        if new:
+            self._looked_at = found
+            if replicas.is_single_worker(self._probe_state.variables()):
+                self.when._look_closer()
 
     def _check(self, reading: Any) -> None:
         """Raise ValueError unless the reading is of this Recorder's Probe."""

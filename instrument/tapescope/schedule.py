@@ -27,6 +27,10 @@ DENSE_STEPS = 50
 """Steps from the first on that `auto` measures all."""
 TIMED_STEPS = 100
 """Steps after these of which `auto` measures every tenth, and after which it chooses its interval."""
+CLOSER_STEPS = 50
+"""Most steps that are all measured after a finding."""
+LEAST_CLOSER_STEPS = 10
+"""Steps that are all measured after a finding, whatever they cost."""
 INTERVALS = (*(digit * 10**power for power in range(4) for digit in (1, 2, 5)), _LONGEST_INTERVAL)
 """The intervals that `auto` chooses from."""
 
@@ -72,6 +76,15 @@ class Schedule:
         """Called before each measured step, within its time: a Recorder that captures steps copies the weights."""
         self._times = {measured: deque[float](maxlen=_KEPT_TIMES) for measured in (False, True)}
         """Times of the last plain and the last measured steps, in milliseconds."""
+        self._percent_of_closer: float | None = None
+        """Time for measuring every step after findings, in per cent of all time; None: the schedule does not do so."""
+        self._next_step = 0
+        self._closer_until = 0
+        """The step before which every one is measured, because of a finding."""
+        self._closer_steps = 0
+        """Steps of all such stretches."""
+        self._is_closer = False
+        """Whether the step under way is in such a stretch."""
 
     def __call__(self, step: int) -> bool:
         """Return whether to measure a step; call it once at the start of every step.
@@ -80,7 +93,9 @@ class Schedule:
           step: the number of the step.
         """
         now = self._clock()
-        measure = bool(self._decide(step))
+        self._next_step = step + 1
+        self._is_closer = step < self._closer_until
+        measure = bool(self._decide(step)) or self._is_closer
         if self._current is not None:
             start, measured = self._current
             if measured in self._untraced:
@@ -88,10 +103,32 @@ class Schedule:
             else:
                 self._times[measured].append(1000 * (now - start))
         self._steps[measure] += 1
-        self._current = now, measure
+        # Measured steps in a row are not like a single one, so their times tell nothing of the schedule's own.
+        self._current = None if self._is_closer else (now, measure)
         if measure and self._before_measured is not None:
             self._before_measured()
         return measure
+
+    def _look_closer(self) -> int:
+        """Measure every step for a while, from the next one on.
+
+        All such stretches together may cost the schedule's share of the time so far, but each has LEAST_CLOSER_STEPS.
+
+        Returns:
+          The number of steps; 0 where the schedule does not do so.
+        """
+        if self._percent_of_closer is None:
+            return 0
+        cost = self.cost
+        each = (max(0.0, cost.measure_ms) + cost.error_ms) / cost.step_ms if cost.step_ms > 0 else math.nan
+        steps: float = LEAST_CLOSER_STEPS
+        if each >= 0:
+            allowed = self._percent_of_closer / 100 * self._next_step / max(each, 1e-9) - self._closer_steps
+            steps = min(max(allowed, LEAST_CLOSER_STEPS), CLOSER_STEPS)
+        taken = round(steps)
+        self._closer_until = max(self._closer_until, self._next_step + taken)
+        self._closer_steps += taken
+        return taken
 
     def pause(self) -> None:
         """Leave out the time of the step under way; call it before validation or any other work between steps."""
@@ -150,7 +187,7 @@ class _Auto(Schedule):
 
     def __init__(self, percent: float, clock: Callable[[], float]):
         super().__init__(self._decide_step, clock)
-        self._percent = percent
+        self._percent = self._percent_of_closer = percent
         self._interval: int | None = None
         self._chosen_at = 0
         """The first step of the interval."""
@@ -202,6 +239,10 @@ def auto(percent: float = 2.0, clock: Callable[[], float] = time.perf_counter) -
     measuring takes at most `percent` of the time of plain steps, and measures the multiples of it. The time of the
     first plain and of the first measured step, in which they are traced, is not counted. A Recorder writes the choice
     into the run's status and its state, and a run that goes on uses it again.
+
+    After the first warning or error of each rule a Recorder lets it measure every step for a while: CLOSER_STEPS steps,
+    or fewer where all these stretches together would take more than `percent` of the time so far, but at least
+    LEAST_CLOSER_STEPS. It does not with several workers, which must all measure the same steps.
 
     Args:
       percent: time for measuring, in per cent of the time of plain steps; above 0 and at most 100.
@@ -255,7 +296,7 @@ def budget(percent: float = 2.0, clock: Callable[[], float] = time.perf_counter)
 
     It measures every tenth step until three times of each kind are known. After each measured step it then waits for
     as many plain steps as pay for it: (measure_ms + error_ms) / (percent of step_ms), at most 10,000. It depends on
-    timing: use `every` where two runs must have the same records.
+    timing: use `every` where two runs must have the same records. After findings it looks closer as `auto` does.
 
     Args:
       percent: time for measuring, in per cent of the time of plain steps; above 0 and at most 100.
@@ -273,7 +314,7 @@ class _Budget(Schedule):
 
     def __init__(self, percent: float, clock: Callable[[], float]):
         super().__init__(self._allows, clock)
-        self._percent = percent
+        self._percent = self._percent_of_closer = percent
         self._next_measured = 0
 
     def _allows(self, step: int) -> bool:

@@ -215,8 +215,7 @@ class MeasuringTape(Tape):
             weights={v: tf.convert_to_tensor(variable) for v, variable in variables.items()},
         )
         self._passes.append(backward_pass)
-        if replicas.context()[1] > 1:
-            optimizer_hooks.start_recording()
+        optimizer_hooks.start_recording(keeps_gradients=replicas.context()[1] > 1)
         if unconnected_gradients == tf.UnconnectedGradients.ZERO:
             requested = [tf.zeros_like(s) if g is None else g for s, g in zip(flat_sources, requested, strict=True)]
         return tf.nest.pack_sequence_as(sources, requested)
@@ -380,6 +379,7 @@ def complete_reading(
                 f"got {len(values)}: pass the whole list, with None where there is no gradient"
             )
     with state.failsafe.contain(), private_api.without_op_callbacks() as checked:
+        state.optimizer_called = optimizer_hooks.was_called() or state.optimizer_called
         if replicas.context()[1] > 1:
             optimizers = optimizer_hooks.stop_recording(gradients)
             if state.replica_issues is None:  # another replica's thread may have been here

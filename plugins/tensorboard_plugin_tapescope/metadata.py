@@ -107,6 +107,8 @@ STEP_COLUMNS = (
     Column("first_nonfinite_backward", "index of the first layer in backward order with a NaN or Inf, or -1", "layer"),
     Column("skipped", "1 if the gradient was not finite and no weight was changed, as by a loss scale; else 0"),
     Column("noise_scale_total", "gradient noise scale over all variables; needs two replicas", "examples", "log"),
+    Column("optimizer_called", "1 if one of Keras' optimizers was called in a measured step; else 0"),
+    Column("closer_look", "1 if every step was measured for a while because of a finding; else 0"),
     Column("loss_spike_share", "share of losses so far above six deviations of the 128 before", "", "fraction"),
     Column(
         "gradient_spike_share",

@@ -22,7 +22,7 @@ from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.data.table_cache import Snapshot, TableCache
 from tensorboard_plugin_tapescope.figures import basic, csv_export, updates
 from tensorboard_plugin_tapescope.figures.style import run_colours
-from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series import closer, tables
 from tensorboard_plugin_tapescope.views import budget, compare, flow, layer, overview, replicas
 from tensorboard_plugin_tapescope.views.panel import Panel
 from tensorboard_plugin_tapescope.views.query import Query, RequestError, parse_choice, parse_query, quote, select_steps
@@ -37,6 +37,7 @@ VIEWS: dict[str, Callable[[Snapshot, Query], list[Panel]]] = {
 
 logger = logging.getLogger(__name__)
 
+CLOSER_NOTE = "A bar above the plot marks steps that were all measured because of a finding."
 DAY_SECONDS = 24 * 3600
 
 FIGURE_TYPE = "application/vnd.plotly.v1+json"
@@ -157,7 +158,10 @@ def answer_view(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str
     """Return the panels of a view."""
     draw = VIEWS[parse_choice(request.args, "view", VIEWS, "flow", 404)]
     query = parse_query(request.args, snapshot)
-    panels = [_finish(panel, query) for panel in _draw(draw, snapshot, query)]
+    drawn = _draw(draw, snapshot, query)
+    if len(set(query.runs)) == 1:
+        drawn = _mark_stretches(drawn, select_steps(snapshot, query), query)
+    panels = [_finish(panel, query) for panel in drawn]
     content: dict[str, Any] = {"panels": [panel._asdict() for panel in panels]}
     if snapshot.incomplete_after:
         content["whole_until"] = min(snapshot.incomplete_after)
@@ -198,6 +202,19 @@ def _damage(run: str, error: Exception) -> RequestError:
         return error
     logger.warning("tapescope: the run %r cannot be drawn", run, exc_info=error)
     return RequestError(400, f"The run {quote(run)} cannot be drawn ({type(error).__name__}: {quote(str(error))}).")
+
+
+def _mark_stretches(panels: list[Panel], snapshot: Snapshot, query: Query) -> list[Panel]:
+    """Return the panels of one run with the stretches marked in which a finding made every step be measured."""
+    found = closer.stretches(snapshot.table(query.runs[0], "step"))
+    if not found:
+        return panels
+    marked = []
+    for panel in panels:
+        figure = panel.figure and basic.mark_stretches(panel.figure, found, query.dark)
+        note = panel.note if figure is panel.figure else f"{panel.note} {CLOSER_NOTE}".strip()
+        marked.append(panel._replace(figure=figure, note=note))
+    return marked
 
 
 def _finish(panel: Panel, query: Query) -> Panel:

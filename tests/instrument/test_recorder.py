@@ -1,14 +1,17 @@
 """The Recorder: what is written is read back, by Run and by TensorBoard's own readers."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from scripts.testbed.steps import dense_chain, measured
+from scripts.testbed.records import eager_steps
+from scripts.testbed.steps import dense_chain, measured, mirrored
 from tensorboard.backend.event_processing import event_file_loader, plugin_event_accumulator
 
 import tapescope
+from tapescope.statistics import replicas
 from tapescope.storage import summaries
 from tensorboard_plugin_tapescope import metadata
 
@@ -272,3 +275,48 @@ def test_about_cannot_replace_what_the_recorder_says(tmp_path, caplog):
     assert [status[name] for name in ("state", "reason", "lost", "skipped")] == ["ended", "completed", 0, {}]
     assert (status["mine"], status["odd"]) == (1, "{1, 2}")
     assert "`about` cannot set lost, reason, skipped, state" in caplog.text
+
+
+@pytest.fixture
+def looked_closer(tmp_path):
+    """Record 300 steps whose weights do not move under `auto`, and return the Run."""
+    probe, step = eager_steps()
+    reading = step(0)
+    now = itertools.count()
+    when = tapescope.auto(2, lambda: 0.01 * next(now))
+    with tapescope.Recorder(tmp_path, probe, when) as recorder:
+        when._interval = 20
+        for n in range(300):
+            if when(n):
+                recorder.write(n, reading, {"loss": 1.0})
+                recorder._wait()
+    return tapescope.Run(tmp_path)
+
+
+def test_after_a_finding_every_step_is_recorded_for_a_while(looked_closer):
+    assert [f["rule"] for f in looked_closer.findings] == ["update_too_small"]  # known after 100 steps
+    steps = looked_closer.steps[looked_closer["closer_look"] == 1]
+    assert steps.tolist() == list(range(121, 171))
+    assert looked_closer.steps[looked_closer.steps > 170].tolist() == list(range(180, 300, 20))
+
+
+def test_a_run_that_goes_on_does_not_look_at_old_findings_again(looked_closer):
+    probe, step = eager_steps()
+    reading = step(0)
+    when = tapescope.auto(2)
+    with tapescope.Recorder(looked_closer.logdir, probe, when, resume=tapescope.Resume(300, {})) as recorder:
+        for n in range(300, 303):
+            when(n)
+            recorder.write(n, reading, {"loss": 1.0})
+            recorder._wait()
+    assert not tapescope.Run(looked_closer.logdir)["closer_look"][-3:].any()
+
+
+def test_several_workers_do_not_look_closer():
+    class Variable:
+        def __init__(self, strategy):
+            self.distribute_strategy = strategy
+
+    assert replicas.is_single_worker([])
+    assert replicas.is_single_worker([Variable(mirrored(2))])
+    assert not replicas.is_single_worker([Variable(tf.distribute.MultiWorkerMirroredStrategy())])

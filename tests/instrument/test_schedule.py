@@ -270,3 +270,50 @@ def test_a_coarse_clock_holds_the_budget():
         plain_s += 0.002
         measured_s += 0.002 * measured
     assert measured_s / plain_s < 0.04
+
+
+def take(schedule, clock, steps, measure_ms=10.0):
+    """Take steps of 10 ms, and return those that were measured."""
+    measured = []
+    for step in steps:
+        extra = 0.0
+        if schedule(step):
+            measured.append(step)
+            extra = measure_ms
+        clock.now += 0.001 * (10 + extra)
+    return measured
+
+
+@pytest.mark.parametrize(("first", "expected"), [(1000, 20), (400, 10), (9000, 50)])
+def test_a_closer_look_takes_its_share_of_the_time_so_far(clock, first, expected):
+    schedule = tapescope.auto(2, clock)
+    take(schedule, clock, range(first))
+    steps = schedule._look_closer()
+    assert steps == expected
+    assert take(schedule, clock, range(first, first + 60))[:steps] == list(range(first, first + steps))
+    assert len(take(schedule, clock, range(first + 60, first + 560))) == 10
+
+
+def test_closer_looks_share_their_time(clock):
+    schedule = tapescope.auto(2, clock)
+    take(schedule, clock, range(1500))
+    assert schedule._look_closer() == 30
+    take(schedule, clock, range(1500, 2000))
+    assert schedule._look_closer() == 10
+
+
+def test_a_closer_look_leaves_the_times_alone(clock):
+    schedule = tapescope.budget(2, clock)
+    take(schedule, clock, range(1000))
+    before = schedule.cost
+    schedule._look_closer()
+    take(schedule, clock, range(1000, 1020), measure_ms=99.0)
+    assert (schedule.cost.step_ms, schedule.cost.measure_ms) == (before.step_ms, before.measure_ms)
+    assert schedule._is_closer
+
+
+@pytest.mark.parametrize("schedule", [tapescope.every(4), tapescope.never()], ids=["every", "never"])
+def test_schedules_with_fixed_steps_do_not_look_closer(schedule, clock):
+    schedule(0)
+    assert schedule._look_closer() == 0
+    assert take(schedule, clock, range(1, 4)) == []

@@ -1,8 +1,8 @@
-"""Hooks that see which optimizers take a measured step's gradients as the tape returned them, one replica's own.
+"""Hooks that see whether a measured step calls an optimizer, and which take its gradients as the tape returned them.
 
-One hook on `apply` of Keras' optimizers is installed once. It passes every call through, and keeps the calls of this
-thread between a measuring tape's `gradient` and its reading. Only steps with several replicas use it: there it matters
-whether the gradients were summed before `apply`.
+One hook on `apply` of Keras' optimizers is installed once. It passes every call through, and notes the calls of this
+thread between a measuring tape's `gradient` and its reading. The gradients of these calls are kept in steps with
+several replicas only: there it matters whether they were summed before `apply`.
 """
 
 import threading
@@ -18,19 +18,37 @@ _MOST_CALLS = 8
 
 class _Thread(threading.local):
     calls: deque[tuple[Any, list[Any]]] | None = None
-    """Optimizers and the gradients that they got; None while no reading is due."""
+    """Optimizers and the gradients that they got; None while no reading is due, or with one replica."""
+    waits: bool = False
+    """Whether a reading is due."""
+    called: bool = False
+    """Whether an optimizer was called since."""
 
 
 _thread = _Thread()
 _lock = threading.Lock()
 
 
-def start_recording() -> None:
-    """Keep this thread's calls of `apply` from here on."""
+def start_recording(keeps_gradients: bool = True) -> None:
+    """Note this thread's calls of `apply` from here on.
+
+    Args:
+      keeps_gradients: whether `stop_recording` is to compare the gradients of each call.
+    """
     _install_hook(keras.optimizers.Optimizer)
     _install_hook(keras.optimizers.LossScaleOptimizer)
-    if _thread.calls is None:
+    if not _thread.waits:
+        _thread.waits = True
+        _thread.called = False
+    if keeps_gradients and _thread.calls is None:
         _thread.calls = deque(maxlen=_MOST_CALLS)
+
+
+def was_called() -> bool:
+    """Return whether an optimizer was called since `start_recording`, which begins anew at its next call."""
+    called = _thread.called
+    _thread.waits = _thread.called = False
+    return called
 
 
 def stop_recording(gradients: Sequence[Any]) -> list[Any]:
@@ -48,6 +66,7 @@ def _install_hook(optimizer_class: type) -> None:
             return
 
         def apply(self: Any, grads: Any, *args: Any, **kwargs: Any) -> Any:
+            _thread.called = True
             if _thread.calls is not None:
                 grads = list(grads)
                 _thread.calls.append((self, grads))

@@ -61,6 +61,8 @@ class ProbeState:
         """Reason by the name of each layer that could not be measured."""
         self.replica_issues: tuple[ReplicaIssue, ...] | None = None
         """What Keras does otherwise in this step with several replicas; None until one was measured."""
+        self.optimizer_called = False
+        """Whether a measured step called one of Keras' optimizers."""
         self._noted_unmeasured = False
         self.tape_entered = False
         """Whether a measuring tape was entered."""

@@ -139,7 +139,7 @@ class History:
         self.weights_moved = False
         """Whether a weight was ever seen to move."""
         self.unmoved_records = 0
-        """Records with a finite gradient that is not 0, before any weight moved."""
+        """Records of a step that called an optimizer, with a finite gradient that is not 0, before any weight moved."""
         self.unmoved_steps = 0
         """Steps from the first record to the last of these."""
         self._first_norms = np.zeros(0)
@@ -238,7 +238,8 @@ class History:
         self.weights_moved = self.weights_moved or bool(moved)
         gradient = view.column("applied_norm", self.layout.variable_count)
         finite = not np.nansum(view.column("gradient_nonfinite", self.layout.variable_count))
-        if not self.weights_moved and finite and np.any((gradient > 0) & (ratio == 0)):
+        called = view.number("optimizer_called") == 1
+        if called and not self.weights_moved and finite and np.any((gradient > 0) & (ratio == 0)):
             self.unmoved_records += 1
             self.unmoved_steps = self.steps_since_first
 

@@ -212,7 +212,8 @@ def complete(
         if aggregated is None:
             aggregated = replicas.all_reduce(context, gradients)
             applied = None if applied is None else replicas.all_reduce(context, applied)
-        rows = concat([replicas.replica_rows(gradients, aggregated), replicas.weight_rows(weights)], 0)
+        updated = [tensor_statistics.as_float32(weight) for weight in weights]
+        rows = concat([replicas.replica_rows(gradients, aggregated), replicas.weight_rows(updated)], 0)
         partial, rows = _gather(context, partial, rows)
         replica_columns = tf.concat([tf.transpose(rows[:, :3], [1, 0, 2]), replicas.weight_columns(rows[:, 3:])], 0)
     recorded = None

@@ -26,7 +26,6 @@ from tapescope.statistics.batched_ops import (
     group_by_shape,
     restore_order,
 )
-from tapescope.statistics.tensors import as_float32
 from tensorboard_plugin_tapescope.series.noise_scale import trace_and_squared_norm
 
 _COUNT_BASE = 4096
@@ -47,9 +46,19 @@ def context() -> tuple[tf.distribute.ReplicaContext | None, int]:
 
 def should_write(variables: Sequence[Any]) -> bool:
     """Return whether this process writes records: of the workers that share `variables`, the chief alone does."""
-    values = [getattr(v, "value", v) for v in variables]  # of a Keras variable
-    strategy = next((getattr(v, "distribute_strategy", None) for v in values), None)
+    strategy = _strategy(variables)
     return strategy is None or bool(strategy.extended.should_save_summary)
+
+
+def _strategy(variables: Sequence[Any]) -> Any:
+    values = [getattr(v, "value", v) for v in variables]  # of a Keras variable
+    return next((getattr(v, "distribute_strategy", None) for v in values), None)
+
+
+def is_single_worker(variables: Sequence[Any]) -> bool:
+    """Return whether no other process takes part in the steps that train these variables, as far as is known."""
+    strategy = _strategy(variables)
+    return strategy is None or isinstance(strategy, (tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy))
 
 
 def gather(
@@ -146,12 +155,12 @@ def weight_rows(weights: Sequence[tf.Tensor]) -> tf.Tensor:
     once, as pairs of float32 taken for int64.
 
     Args:
-      weights: V variables after the update.
+      weights: V variables after the update, float32.
 
     Returns:
       A checksum, a whole number below 2^CHECKSUM_BITS, and S evenly spaced elements, float32 [1 + S, V].
     """
-    groups = group_by_shape([as_float32(w) for w in weights])
+    groups = group_by_shape(weights)
     sums = concat_parts([_sum_of_bits(group) for group in groups], groups)
     hashed = tf.bitwise.right_shift(sums * constant(CHECKSUM_FACTOR, tf.int64), constant(64 - CHECKSUM_BITS, tf.int64))
     checksums = tf.cast(tf.bitwise.bitwise_and(hashed, constant((1 << CHECKSUM_BITS) - 1, tf.int64)), tf.float32)

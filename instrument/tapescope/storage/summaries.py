@@ -34,6 +34,10 @@ class Step(NamedTuple):
     """NaN: (number + 1) times the examples of this step."""
     step_ms: float = math.nan
     measure_ms: float = math.nan
+    is_closer: bool = False
+    """Whether the step was measured because of a finding."""
+    optimizer_called: bool = False
+    """Whether one of Keras' optimizers was called in the measured step."""
 
 
 def to_host(reading: Reading) -> Any:
@@ -135,6 +139,8 @@ def _make_step(step: Step, reading: Any, examples: float, verdict: Verdict | Non
         "measure_ms": step.measure_ms,
         "step_ms": step.step_ms,
         "skipped": float(is_skipped(reading)),
+        "optimizer_called": float(step.optimizer_called),
+        "closer_look": float(step.is_closer),
         **{column: reading.column(column) for column in readings.STEP_COLUMNS if column != "examples"},
     }
     if math.isnan(row["loss"]):  # the program has not given the batch's own one to the reading

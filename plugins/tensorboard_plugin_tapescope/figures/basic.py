@@ -236,4 +236,35 @@ def mark_step(figure: Figure, step: int, dark: bool = False) -> Figure:
         "y1": 1,
         "line": {"color": "#ff5252" if dark else "#d50000", "width": 1.5, "dash": "dot"},
     }
-    return {**figure, "layout": {**figure["layout"], "shapes": [line]}}
+    return _with_shapes(figure, [line])
+
+
+def mark_stretches(figure: Figure, stretches: Sequence[tuple[int, int]], dark: bool = False) -> Figure:
+    """Return a figure with a thin bar above the plot over each stretch of steps; unchanged if x is not the step.
+
+    Args:
+      figure: any figure.
+      stretches: first and last step of each.
+      dark: whether the page is dark.
+    """
+    if figure["layout"]["xaxis"]["title"]["text"] != "step":
+        return figure
+    bars = [
+        {
+            "type": "rect",
+            "x0": first - 0.5,
+            "x1": last + 0.5,
+            "yref": "paper",
+            "y0": 1.0,
+            "y1": 1.02,
+            "line": {"width": 0},
+            "fillcolor": style.secondary_text_colour(dark),
+        }
+        for first, last in stretches
+    ]
+    return _with_shapes(figure, bars)
+
+
+def _with_shapes(figure: Figure, shapes: list[dict[str, Any]]) -> Figure:
+    layout = figure["layout"]
+    return {**figure, "layout": {**layout, "shapes": [*layout.get("shapes", ()), *shapes]}}

@@ -252,3 +252,18 @@ def test_an_optimizer_that_applies_other_gradients_is_not_recorded(optimizer):
     optimizer_hooks.start_recording()
     sgd.apply([tf.ones([3])], [variable])
     assert optimizer_hooks.stop_recording([tf.ones([3])]) == []
+
+
+def test_a_call_of_an_optimizer_is_noted_once():
+    variable = tf.Variable([1.0])
+    sgd = keras.optimizers.SGD(0.1)
+    sgd.build([variable])
+    optimizer_hooks.was_called()  # of another test that has taken no reading
+    optimizer_hooks.start_recording(keeps_gradients=False)
+    assert not optimizer_hooks.was_called()
+    sgd.apply([tf.ones([1])], [variable])
+    optimizer_hooks.start_recording(keeps_gradients=False)
+    assert not optimizer_hooks.was_called()
+    optimizer_hooks.start_recording(keeps_gradients=False)
+    sgd.apply([tf.ones([1])], [variable])
+    assert optimizer_hooks.was_called()

@@ -314,10 +314,11 @@ def test_a_learning_rate_below_0_is_said():
     assert "Lower the learning rate" in only_finding(find(3, climbing, unknown), "update_too_large").advice
 
 
-def unmoved(since=0, until=99, gradient=None):
+def unmoved(since=0, until=99, gradient=None, called=True):
     """Return a change in which no weight moves in the records from `since` to `until`."""
 
     def change(t, columns):
+        columns["optimizer_called"] = np.float64(called)
         if since <= t < until:
             columns["update_ratio"][:] = 0
             columns["weight_norm"] = np.full(8, 3.0)
@@ -372,3 +373,7 @@ def test_a_known_learning_rate_of_0_stays_a_warning():
     layout = LAYOUT._replace(objectives=(OBJECTIVE._replace(learning_rate=0.0),))
     finding = only_finding(find(60, unmoved(), layout), "update_not_applied")
     assert finding.severity == "warning"
+
+
+def test_a_step_without_an_optimizer_is_no_reason_to_move():
+    assert "update_not_applied" not in [f.rule for f in find(60, unmoved(called=False), severity="info")]

@@ -87,6 +87,22 @@ def test_findings_come_with_advice(calls):
     assert all(finding["advice"] for finding in found)
 
 
+class Painter(Kept):
+    """A sink that takes pictures."""
+
+    def picture(self, step, heatmap):
+        self.calls.append(("picture", step, heatmap))
+
+
+def test_a_sink_that_takes_pictures_gets_one_after_16_records_and_at_the_end(tmp_path):
+    painter, other = Painter(), Kept()
+    record(tmp_path, painter, other, steps=18)
+    pictures = [(call[1], call[2].values.shape) for call in painter.calls if call[0] == "picture"]
+    assert pictures == [(15, (16, 2)), (17, (18, 2))]
+    assert painter.calls[-1][0] == "end"
+    assert "picture" not in [call[0] for call in other.calls]
+
+
 def test_many_scalars_are_cut_and_ours_come_first():
     numbers = sinks.choose_scalars({f"mine_{n}": 1.0 for n in range(50)}, {"delta_norm": np.ones(3)}, [])
     assert len(numbers) == sinks.MAX_SCALARS
@@ -192,6 +208,9 @@ def test_mlflow_reads_the_run_back(tmp_path, monkeypatch):
     history = client.get_metric_history(run.info.run_id, "tapescope/loss")
     assert [(point.step, point.value) for point in history] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
     assert run.info.status == "FINISHED"
+    assert [a.path for a in client.list_artifacts(run.info.run_id, "tapescope")] == [
+        "tapescope/delta_norm_00000002.png"
+    ]
     assert json.loads(run.data.tags["tapescope.non_finite"])["advice"]
 
 
@@ -209,6 +228,8 @@ def test_wandb_writes_the_run_offline(tmp_path, monkeypatch):
     assert b"tapescope/loss" in content
     assert b"tapescope/gradient_norm_global" in content
     assert b"non_finite" in content
+    (picture,) = (tmp_path / "run").rglob("*.png")
+    assert picture.name.startswith("delta_norm_2_")
 
 
 @pytest.mark.slow
@@ -223,3 +244,4 @@ def test_trackio_reads_the_run_back(tmp_path, monkeypatch):
     (name,) = SQLiteStorage.get_runs("tapescope")
     losses = [row["tapescope/loss"] for row in SQLiteStorage.get_logs("tapescope", name) if "tapescope/loss" in row]
     assert losses[:2] == [1.0, 0.5]
+    assert len(list((tmp_path / "store").rglob("*.png"))) == 1

@@ -150,3 +150,15 @@ def test_a_step_is_marked_in_a_figure_over_steps():
 def test_a_figure_that_is_not_over_steps_is_not_marked():
     bars = layer_figures.flow_budget(["out"], {"flow_gate": np.zeros(1)})
     assert basic.mark_step(bars, 2) is bars
+
+
+def test_stretches_and_a_step_are_marked_together():
+    figure = basic.heatmap(np.arange(4), ["a"], np.ones((4, 1)), COLUMNS["loss"])
+    marked = basic.mark_step(basic.mark_stretches(figure, [(1, 2)]), 3)
+    (bar, line) = marked["layout"]["shapes"]
+    assert (bar["x0"], bar["x1"], line["x0"]) == (0.5, 2.5, 3)
+
+
+def test_stretches_of_a_figure_that_is_not_over_steps_are_not_marked():
+    bars = layer_figures.flow_budget(["out"], {"flow_gate": np.zeros(1)})
+    assert basic.mark_stretches(bars, [(1, 2)]) is bars
