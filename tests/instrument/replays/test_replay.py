@@ -210,7 +210,7 @@ class Program:
 def test_the_model_is_found_in_the_objects_of_a_program(logdir, form):
     program = Program()
     forms = {
-        "method": lambda x, y: program.step(x, y, measure=True),
+        "method": lambda batch: program.step(*batch, measure=True),
         "attribute": program.step,
         "partial": functools.partial(program.step, measure=True),
     }
