@@ -202,6 +202,7 @@ class Program:
     def __init__(self):
         self.model = make_model()
         self.optimizer = keras.optimizers.Adam(1e-3)
+        self.step: Any
         self.probe, self.step = make_step(self.model, self.optimizer)
 
 
@@ -209,7 +210,7 @@ class Program:
 def test_the_model_is_found_in_the_objects_of_a_program(logdir, form):
     program = Program()
     forms = {
-        "method": lambda x, y: program.step(x, y, True),
+        "method": lambda x, y: program.step(x, y, measure=True),
         "attribute": program.step,
         "partial": functools.partial(program.step, measure=True),
     }
