@@ -1,15 +1,14 @@
 """Sinks: what they get, that they delay nothing, and the real tools, offline, read back by their own readers."""
 
-import http.server
 import importlib.util
 import json
 import math
-import threading
 import time
 
 import numpy as np
 import pytest
 from scripts.testbed.records import eager_steps
+from scripts.testbed.webhooks import webhook
 
 import tapescope
 from tapescope.storage import sinks
@@ -160,24 +159,8 @@ def test_a_missing_package_is_said_at_once(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server():
-    """Return the address of a server on this machine, and the bodies that it gets."""
-    bodies = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}/hook", bodies
-        running.shutdown()
-        thread.join()
+    with webhook() as found:
+        yield found
 
 
 def test_a_webhook_gets_json(tmp_path, server):
