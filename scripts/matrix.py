@@ -24,6 +24,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
 TESTS = ("tests/instrument", "tests/plugin")
+PYTEST = ("-q", "-n", "2", "-p", "no:cacheprovider")
 MARKERS = "not process and not browser and not slow"
 COLUMNS = ("TensorFlow", "Keras", "TensorBoard", "plotly", "Python", "passed", "failed", "skipped", "seconds")
 DISTRIBUTIONS = ("keras", "tensorboard", "plotly")
@@ -76,7 +77,7 @@ def run_tests(python: str, directory: pathlib.Path) -> list[str]:
     """Run the tests with a Python, and return a row of the table."""
     report = directory / "report.xml"
     roots = [str(ROOT), *(str(ROOT / name) for name in ("instrument", "trainers", "plugins"))]
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", MARKERS, f"--junitxml={report}", *TESTS]
+    command = [python, "-m", "pytest", *PYTEST, "-m", MARKERS, f"--junitxml={report}", *TESTS]
     began = time.monotonic()
     subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": os.pathsep.join(roots)}, check=False)
     seconds = time.monotonic() - began

@@ -99,7 +99,16 @@ __all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'tapescope' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"tapescope.{_MODULES[name]}"), name)
+    try:
+        value = getattr(importlib.import_module(f"tapescope.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("tensorflow", "keras"):
+            raise
+        raise ModuleNotFoundError(
+            f"tapescope.{name} needs TensorFlow and Keras; this environment has no {error.name}: "
+            "pip install tensorflow. Finished runs are read without them: docs/installing.md",
+            name=error.name,
+        ) from error
     globals()[name] = value
     return value
 

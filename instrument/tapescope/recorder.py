@@ -116,6 +116,8 @@ class Recorder:
         """None where no step is captured."""
         self._state_before: _State | None = None
         """Of the measured step under way, if it was copied."""
+        self._state_after: tuple[int, _State] | None = None
+        """The last step and the state after it, in a loop that measures without asking the schedule."""
         self._capture_weights = True
         self._batch_checked = False
         self._writer: BackgroundWriter | None = None
@@ -126,7 +128,10 @@ class Recorder:
         if capture == "on_finding":
             self._captures = Captures(self.logdir)
             self._capture_weights = capture_weights
-            self.when._before_measured = self._copy_state if capture_weights else None
+            if capture_weights:
+                self.when._before_measured = self._copy_state
+                first = resume.step if resume else 0
+                self._state_after = first - 1, self._state_now()
         about = {**self._noted, **(about or {})}
         try:
             self._writer = BackgroundWriter(
@@ -213,15 +218,23 @@ class Recorder:
 
     def _copy_state(self) -> None:
         """Copy what a captured step holds of the state before it; the next `write` takes it."""
+        self._state_before = self._state_now()
+
+    def _state_now(self) -> "_State":
         with self._probe_state.failsafe.contain():
             models = _copy_variables(self._probe_state.selection.all_variables())
             built = getattr(self._optimizer, "built", False)
-            optimizer = _copy_variables(self._optimizer.variables) if built else None
-            self._state_before = _State(models, optimizer)
+            return _State(models, _copy_variables(self._optimizer.variables) if built else None)
+        return _State(None, None)
 
     def _offer(self, captured: Captures, step: int, batch: Any, indices: Any) -> None:
         """Keep batch and state of a step until its record is judged."""
-        state = self._state_before or _State(None, None)
+        state = self._state_before
+        if state is None and self._state_after is not None:
+            before, after = self._state_after
+            state = after if before == step - 1 else None  # nothing has trained the model in between
+            self._state_after = step, self._state_now()
+        state = state or _State(None, None)
         self._state_before = None
         if not self._batch_checked:
             self._batch_checked = True
@@ -232,6 +245,7 @@ class Recorder:
                 )
             captured_step.to_arrays(batch, _to_host)  # raises at once what is wrong with all batches alike
         kept = tf.nest.map_structure(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, batch)
+        saved = [variable.value for variable in (*(state.model or ()), *(state.optimizer or ()))]
         parts = [leaf.values for leaf in tf.nest.flatten(batch) if isinstance(leaf, tf.distribute.DistributedValues)]
         captured.offer(
             step,
@@ -241,6 +255,7 @@ class Recorder:
                 model=state.model,
                 optimizer=state.optimizer,
                 replicas=[len(part) for part in parts[0]] if parts else (),
+                size=sum(value.nbytes for value in saved) + sum(map(_count_leaf_bytes, tf.nest.flatten(batch))),
             ),
         )
 
@@ -414,6 +429,14 @@ def _to_host(leaf: Any) -> Any:
     if isinstance(leaf, tf.Tensor):
         return leaf.numpy()  # pyright: ignore[reportAttributeAccessIssue]
     return leaf if isinstance(leaf, (np.ndarray, np.generic, bool, int, float, str, bytes)) else _refuse(leaf)
+
+
+def _count_leaf_bytes(leaf: Any) -> int:
+    """Return the bytes of a leaf of a batch, as far as they are known."""
+    parts = leaf.values if isinstance(leaf, tf.distribute.DistributedValues) else [leaf]
+    return sum(
+        part.nbytes if isinstance(part, np.ndarray) else _count_bytes(part) for part in parts if hasattr(part, "dtype")
+    )
 
 
 def _refuse(leaf: Any) -> Any:

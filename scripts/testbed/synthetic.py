@@ -68,6 +68,7 @@ _DATA = {
             "from_logits": True,
             "ignores_class": False,
             "logits_taken": False,
+            "sums_examples": False,
             "metrics": ["accuracy"],
             "learning_rate": 0.001,
             "loss_measured": False,

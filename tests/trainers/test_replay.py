@@ -70,9 +70,9 @@ def train(logdir, path, data, *arguments):
 
 @pytest.fixture(scope="module")
 def spiked(tmp_path_factory, user_code):
-    """Return a run whose epochs of 12 steps each have one spike."""
+    """Return a run whose epochs of 12 steps each have one spike. Its batches go through dropout in two parts."""
     logdir = tmp_path_factory.mktemp("spiked")
-    train(logdir, user_code, "spike", "--steps=36")
+    train(logdir, user_code, "spike", "--steps=36", "--accumulate_steps=2")
     return logdir
 
 
@@ -166,6 +166,12 @@ def test_other_data_or_another_model_is_refused_in_one_line(copy, capsys, user_c
     code, _, err = run_cli(capsys, "replay", copy, 3)
     assert (code, err.count("\n")) == (cli.BAD_INPUT, 1)
     assert "/nowhere/data.npz" in err
+
+
+def test_a_step_that_the_run_has_not_come_to_is_refused(copy, capsys):
+    code, _, err = run_cli(capsys, "replay", copy, 36)
+    assert code == cli.BAD_INPUT
+    assert "from 0 to 35; got 36" in err
 
 
 def test_a_step_without_a_checkpoint_before_it_is_refused(copy, capsys):

@@ -93,6 +93,7 @@ def replay(logdir: str, step: int) -> Replay:
         ValueError: There is no such checkpoint, or model or data are not those of the run.
     """
     run = Run(logdir)
+    _check_step(run, step)
     origin = find_origin(logdir, step)
     parts = build.assemble(origin.options)
     _check_same(run, origin, parts)
@@ -113,6 +114,14 @@ def replay(logdir: str, step: int) -> Replay:
             if lost is None and not math.isfinite(loss):
                 lost = number
     raise AssertionError("the batches are endless")
+
+
+def _check_step(run: Run, step: int) -> None:
+    """Raise ValueError if the run has not come to a step."""
+    checkpoints = [n for folder in resume.state_directories(run.logdir) for n in resume.list_checkpoints(folder)]
+    done = max([0, *checkpoints, *(run.steps[-1:] + 1).tolist()])
+    if not 0 <= step < done:
+        raise ValueError(f"STEP must be a step of the run in {run.logdir}, from 0 to {done - 1}; got {step}")
 
 
 def _check_same(run: Run, origin: Origin, parts: build.Parts) -> None:
@@ -226,70 +235,14 @@ class _Replayer:
         return next(iter(self._parts.strategy.experimental_distribute_dataset(dataset)))
 
     def _examples(self, indices: np.ndarray, finite: bool) -> list[Example]:
-        """Return each example with its own loss and gradient.
-
-        They are those that it had in the step: the whole batch goes through the model as it was before the step, with
-        the same dropout masks and statistics of the batch, and the loss of one example is differentiated. A NaN or Inf
-        spreads in that way, as 0 times it. Then each example goes through the model alone, in inference mode.
-        """
-        import tensorflow as tf
-
-        from tapescope_trainers.training.step import cross_entropy
-
-        parts = self._parts
-        model = parts.model
-        variables = model.trainable_variables
-        dynamic_scale = getattr(parts.optimizer, "dynamic_scale", None)
-        trained = {id(v) for v in (*variables, *parts.optimizer.variables)}
-        drawn = [(v, value) for v, value in zip(self._variables, self._before, strict=True) if id(v) not in trained]
-
-        def in_replica(x, y, index, at, alone):
-            def take(tensors):
-                return tf.nest.map_structure(lambda tensor: tensor[at : at + 1], tensors)
-
-            scale = 1.0 if dynamic_scale is None else tf.identity(dynamic_scale.value)
-            with tf.GradientTape() as tape:
-                outputs = model(take(x), training=False) if alone else take(model(x, training=True))
-                wanted = take(y)
-                if parts.objective:
-                    loss = parts.objective.mean(wanted, outputs)
-                else:
-                    loss = tf.reduce_mean(cross_entropy(wanted, outputs))
-                scaled = loss * scale
-            found = [g for g in tape.gradient(scaled, variables) if g is not None]
-            gradients = [tf.cast(tf.convert_to_tensor(g), tf.float32) / scale for g in found]
-            # Divided first: the square of 1e30 is beyond float32.
-            largest = tf.reduce_max([tf.reduce_max(tf.abs(g)) for g in gradients])
-            unit = tf.where((largest > 0) & tf.math.is_finite(largest), largest, 1.0)
-            norm = unit * tf.linalg.global_norm([g / unit for g in gradients])
-            return tf.stack([tf.cast(loss, tf.float32), norm]), index[at]
-
-        @tf.function
-        def example(x, y, index, at, alone):
-            results = parts.strategy.run(in_replica, args=(x, y, index, at, alone))
-            return [parts.strategy.experimental_local_results(result) for result in results]
+        """Return each example with its own loss and gradient, as they were in the step."""
+        from tapescope_trainers.training import examples
 
         self._restore()
-        examples: list[Example] = []
-        alone: list[Example] = []
-        (x, y), index = self._distribute(indices)
-        for at in range(len(indices) // parts.strategy.num_replicas_in_sync):
-            with parts.strategy.scope():
-                for variable, value in drawn:
-                    variable.assign(value)
-            numbers, places = example(x, y, index, tf.constant(at), False)
-            found = [Example(int(place), *pair.numpy().tolist()) for pair, place in zip(numbers, places, strict=True)]
-            if not finite:
-                numbers, _ = example(x, y, index, tf.constant(at), True)
-                alone += [
-                    e._replace(loss=float(n[0]), gradient_norm=float(n[1])) for e, n in zip(found, numbers, strict=True)
-                ]
-            examples += found
-        if finite:
-            return examples
-        # If all losses are lost, as with statistics of the batch, those alone say more.
-        spread = not any(math.isfinite(e.loss) for e in examples)
-        return alone if spread else [e._replace(loss=b.loss) for e, b in zip(alone, examples, strict=True)]
+        parts = self._parts
+        trained = {id(v) for v in (*parts.model.trainable_variables, *parts.optimizer.variables)}
+        drawn = [v for v in self._variables if id(v) not in trained]
+        return examples.measure(parts, self._options, self._distribute(indices), drawn, finite)
 
     def _variants(
         self, indices: np.ndarray, examples: tuple[Example, ...], columns: "MeasuredStep"
@@ -317,10 +270,9 @@ class _Replayer:
             self._loss_after(self._train_step, as_it_was, without, learning_rate=options.learning_rate / 10),
         )
         limit = answer.usual_norm(self._run, self._step)
-        if limit > 0 and norm > limit and options.clip_norm is None:
+        if norm > limit > 0 and not columns.nonfinite and options.clip_norm is None:
             clipped = build.make_step(options._replace(clip_norm=limit), self._parts)
-            applied = math.nan if columns.nonfinite else limit
-            yield Variant(f"clipped to norm {limit:.4g}", applied, self._loss_after(clipped, as_it_was, without))
+            yield Variant(f"clipped to norm {limit:.4g}", limit, self._loss_after(clipped, as_it_was, without))
 
     def _loss_after(
         self, train_step: Callable[..., Any], batch: Any, others: Any, learning_rate: float | None = None

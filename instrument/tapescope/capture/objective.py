@@ -214,6 +214,7 @@ def _describe_objective(output: Output, target: tuple[str, Any], loss: Any, metr
         "from_logits": described.from_logits,
         "ignores_class": described.ignores_class,
         "logits_taken": described.takes_logits_behind and _has_logits(output.tensor, described.name),
+        "sums_examples": getattr(loss, "reduction", None) == "sum",
         "metrics": list(metrics),
     }
 

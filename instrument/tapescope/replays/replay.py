@@ -1,5 +1,6 @@
 """Replay of a captured step of any program: the weights before it, its batch, and the program's own step."""
 
+import contextlib
 import math
 import os
 import re
@@ -15,7 +16,8 @@ from tapescope.probe import Probe
 from tapescope.replays import answer, step_function, trainers
 from tapescope.replays.answer import Example, Recorded, Replay, Variant
 from tapescope.replays.measured_step import MeasuredStep, read_step
-from tapescope.storage import captured_step
+from tapescope.statistics.reading import Reading
+from tapescope.storage import captured_step, summaries
 from tapescope.storage.captured_step import CapturedStep, SavedVariable
 from tapescope.storage.run import Run
 
@@ -77,6 +79,16 @@ class _Program(NamedTuple):
     optimizer: Any
     probe: Probe | None
 
+    @property
+    def strategy(self) -> Any:
+        """The strategy of the variables; None without one."""
+        values = [getattr(v, "value", v) for v in self.variables or ()]  # of a Keras variable
+        return next((s for v in values if (s := getattr(v, "distribute_strategy", None)) is not None), None)
+
+    def scope(self) -> Any:
+        """Return a context in which the variables may be set."""
+        return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
+
 
 def _make_program(step_fn: Any, captured: CapturedStep, model: Any, optimizer: Any) -> _Program:
     if hasattr(step_fn, "train_step"):  # a compiled model
@@ -134,7 +146,8 @@ class _Replayer:
         if optimizer is None:
             return
         if not optimizer.built and self._program.variables:
-            optimizer.build([v for v in self._program.variables if v.trainable])
+            with self._program.scope():
+                optimizer.build([v for v in self._program.variables if v.trainable])
         saved = self._captured.optimizer
         if saved is None:
             self._notes.append("the state of the optimizer was not captured: that of the optimizer as it is is used")
@@ -143,8 +156,9 @@ class _Replayer:
         self._saved += _match("optimizer", optimizer.variables, saved)
 
     def _restore(self) -> None:
-        for variable, value in self._saved:
-            variable.assign(value)
+        with self._program.scope():
+            for variable, value in self._saved:
+                variable.assign(value)
 
     def _run_step(self, batch: Any) -> tuple[float, MeasuredStep]:
         """Run the step as it would have run then; return its loss and what was measured."""
@@ -153,21 +167,44 @@ class _Replayer:
 
     def _run_on(self, batch: Any) -> tuple[float, MeasuredStep]:
         """Run the step on the model as it is."""
-        loss, reading = self._program.call(_to_tensors(batch))
+        loss, reading = self._program.call(self._distribute(_to_tensors(batch)))
         if reading is None:
             raise ValueError("`step_fn` must measure: call the step with measure=True")
+        reading = Reading(*map(summaries.first_replica, reading))
         measured = self._read(reading)
-        known = float(np.asarray(_first(reading.column("loss"))))
+        known = float(reading.column("loss"))
         return (known if not math.isnan(known) or loss is None else loss), measured
+
+    def _distribute(self, batch: Any) -> Any:
+        """Return a batch in the parts that its replicas had, where it was captured so."""
+        sizes = self._captured.replicas
+        if not sizes:
+            return batch
+        strategy = self._program.strategy
+        if strategy is None or strategy.num_replicas_in_sync != len(sizes):
+            raise ValueError(
+                f"step {self._captured.step} was captured on {len(sizes)} replicas: build the model and the step under "
+                "a strategy with as many"
+            )
+        ends = np.cumsum(sizes)
+
+        def distribute(tensor: Any) -> Any:
+            def part(context: Any) -> Any:
+                at = context.replica_id_in_sync_group
+                return tensor[ends[at] - sizes[at] : ends[at]]
+
+            return None if tensor is None else strategy.experimental_distribute_values_from_function(part)
+
+        return tf.nest.map_structure(distribute, batch)
 
     def _read(self, reading: Any) -> MeasuredStep:
         probe = self._program.probe
         names: Any = None
         if probe is not None:
-            names = probe._state.layouts[int(np.asarray(_first(reading.layout)))].names
+            names = probe._state.layouts[int(reading.layout)].names
         else:
             names = _Names(tuple(self._captured.gradient_norm), self._run.layers)
-        variables, layers = (_first(part).shape[-1] for part in reading[:2])
+        variables, layers = (part.shape[-1] for part in reading[:2])
         expected = len(self._captured.gradient_norm)
         if variables != expected or (variables, layers) != (len(names.variables), len(names.layers)):
             raise ValueError(
@@ -239,7 +276,8 @@ class _Replayer:
         rate = _learning_rate(self._program.optimizer)
         if rate is not None:
             self._restore()
-            self._program.optimizer.learning_rate = rate / 10
+            with self._program.scope():
+                self._program.optimizer.learning_rate = rate / 10
             self._run_on(batch)
             yield Variant(f"learning rate {rate / 10:g}", measured.applied_norm, self._run_on(others)[0])
 
@@ -251,15 +289,10 @@ class _Names(NamedTuple):
     layers: tuple[str, ...]
 
 
-def _first(value: Any) -> Any:
-    """Return the first replica's value."""
-    return value.values[0] if isinstance(value, tf.distribute.DistributedValues) else value
-
-
 def _learning_rate(optimizer: Any) -> float | None:
     """Return the learning rate of an optimizer; None where it is a schedule or there is none."""
     rate = getattr(optimizer, "_learning_rate", None)
-    return float(optimizer.learning_rate) if hasattr(rate, "assign") else None
+    return float(rate.numpy()) if hasattr(rate, "assign") else None  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _match(what: str, variables: Sequence[Any], saved: Sequence[SavedVariable]) -> list[tuple[Any, np.ndarray]]:

@@ -11,6 +11,8 @@ import tensorflow as tf
 from tapescope.probe import Probe
 from tapescope.statistics.reading import Reading
 
+_FOREIGN = {"builtins", "tensorflow", "keras", "numpy", "tapescope", "functools", "types"}
+"""Packages whose objects are not looked into."""
 _DEPTH = 4
 """Functions within functions that are looked into."""
 
@@ -45,6 +47,10 @@ def _collect(value: Any, found: dict[int, Any], depth: int) -> None:
         for part in (value.func, *value.args, *value.keywords.values()):
             _collect(part, found, depth - 1)
         return
+    if _is_of_user(value):
+        found[id(value)] = None
+        for part in vars(value).values():
+            _collect(part, found, depth - 1)
     function = getattr(value, "python_function", value)  # of a tf.function
     owner = getattr(function, "__self__", None)
     if owner is not None and not inspect.ismodule(owner) and hasattr(owner, "__dict__"):
@@ -57,6 +63,12 @@ def _collect(value: Any, found: dict[int, Any], depth: int) -> None:
     closed = inspect.getclosurevars(function)
     for part in (*closed.nonlocals.values(), *closed.globals.values()):
         _collect(part, found, depth - 1)
+
+
+def _is_of_user(value: Any) -> bool:
+    """Return whether a value is an object of a class of the user's own, such as one that holds the model."""
+    package = type(value).__module__.split(".")[0]
+    return hasattr(value, "__dict__") and package not in _FOREIGN and not inspect.isroutine(value)
 
 
 def bind(function: Callable[..., Any], batch: Any) -> Callable[[Any], Any]:

@@ -6,7 +6,7 @@ Letter: D rows of data.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -44,11 +44,23 @@ class Objective(NamedTuple):
     ignores_class: bool
     logits_taken: bool
     """Whether Keras computes the loss from the logits behind the activation."""
+    sums_examples: bool
+    """Whether the loss is a sum over the batch in the place of a mean."""
     metrics: tuple[str, ...]
     loss_measured: bool
     """Whether each record has the loss of its batch, so that a NaN is not an absent one."""
     learning_rate: float
     """At the begin; NaN where it is not known."""
+
+
+def summed_loss_advice(objectives: Sequence[Objective]) -> str:
+    """Return what to add to an advice to lower the learning rate where the loss is a sum over the batch."""
+    if not any(objective.sums_examples for objective in objectives):
+        return ""
+    return (
+        " The loss is the sum over the batch, so the gradient is as many times that of the mean as the batch has "
+        'examples: use reduction="sum_over_batch_size", or divide by their number.'
+    )
 
 
 def data_layout(details: Mapping[str, Any]) -> tuple[tuple[DataRow, ...], tuple[Objective, ...]]:
@@ -92,6 +104,7 @@ def _objective(given: Mapping[str, Any], index: Mapping[str, int]) -> Objective 
         from_logits=given.get("from_logits") is True,
         ignores_class=given.get("ignores_class") is True,
         logits_taken=given.get("logits_taken") is True,
+        sums_examples=given.get("sums_examples") is True,
         metrics=_texts(given.get("metrics")),
         loss_measured=given.get("loss_measured") is True,
         learning_rate=float(rate) if isinstance(rate := given.get("learning_rate"), int | float) else math.nan,

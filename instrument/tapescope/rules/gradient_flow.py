@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tapescope.rules.data_view import DataRow
+from tapescope.rules.data_view import DataRow, summed_loss_advice
 from tapescope.rules.finding import Finding, format_factor
 from tapescope.rules.history import WINDOW, History
 from tapescope.rules.record_view import NEVER_SATURATED, RecordView, index_of_largest, lower_median
@@ -75,6 +75,7 @@ def non_finite(history: History) -> Iterator[Finding]:
         advice = "Leave out or fill in the examples with missing values before training."
     elif grown:
         advice = "Lower the learning rate at least tenfold, or clip the gradient by its global norm."
+        advice += summed_loss_advice(history.layout.objectives)
     elif lost_from_start and not bad_tensors:
         advice = f"Look into the loss function for {causes}"
     else:
@@ -393,7 +394,8 @@ def _exploding_over_time(history: History) -> Finding:
         step=history.first_step(lambda view: view.norm >= 10**PATH_DECADES * early),
         message=f"the gradient has grown from {early:.2g} to {norm:.2g} and the loss with it; most in `{name}`",
         evidence={"norm": norm, "norm_at_first": early, "loss_rise": history.loss_rise},
-        advice="Lower the learning rate, or clip the gradient by its global norm.",
+        advice="Lower the learning rate, or clip the gradient by its global norm."
+        + summed_loss_advice(history.layout.objectives),
     )
 
 

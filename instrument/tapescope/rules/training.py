@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tapescope.rules.data_view import summed_loss_advice
 from tapescope.rules.finding import Finding, format_factor, format_share
 from tapescope.rules.history import LONG, MIN_STEPS, STUCK_FALL, WINDOW, History, is_impossible
 from tapescope.rules.record_view import index_of_largest, lower_median
@@ -92,7 +93,7 @@ def update_too_large(history: History) -> Iterator[Finding]:
         ),
         message=message,
         evidence={"update_ratio": ratio},
-        advice=advice,
+        advice=advice + summed_loss_advice(history.layout.objectives),
     )
 
 

@@ -292,17 +292,18 @@ def _gather(
     context: tf.distribute.ReplicaContext, partial: Partial, replica_rows: tf.Tensor
 ) -> tuple[Partial, tf.Tensor]:
     """Return the partial merged over R replicas, and the replicas' rows [R, K, V] from this one's [K, V]."""
-    mine = (partial.layer_rows, partial.units, replica_rows, partial.data_rows, partial.loss)
+    mine = (partial.layer_rows, replica_rows, partial.data_rows, partial.loss)
     histogram = partial.activation_histogram
     counts = tf.zeros([0], tf.int32) if histogram is None else tf.reshape(histogram, [-1])
-    vectors, counts = replicas.gather(context, tf.concat([tf.reshape(t, [-1]) for t in mine], 0), counts)
+    vector = tf.concat([tf.reshape(t, [-1]) for t in mine], 0)
+    vectors, units, counts = replicas.gather(context, vector, tf.reshape(partial.units, [-1]), counts)
     parts = tf.split(vectors, [t.shape.num_elements() for t in mine], axis=1)
-    layer_rows, units, rows, data_rows, loss = (
+    layer_rows, rows, data_rows, loss = (
         tf.reshape(p, [context.num_replicas_in_sync, *t.shape]) for p, t in zip(parts, mine, strict=True)
     )
     merged = partial._replace(
         layer_rows=layer_rows,
-        units=tf.reduce_sum(units, 0),
+        units=tf.reshape(units, partial.units.shape),
         activation_histogram=None if histogram is None else tf.reshape(counts, histogram.shape),
         data_rows=data_rows,
         loss=tf.reduce_sum(loss),

@@ -1,14 +1,15 @@
 """Statistics that need several replicas: one small collective a measured step, and how replicas' gradients differ.
 
-A replica's statistics are of different kinds (sums, extremes, means), so they are gathered, not reduced. Each replica
-writes its vector into its own row of [R, K] zeros, and one SUM all-reduce gives all rows to all replicas. Histograms
-are summed in the same call, as two float32 parts of 12 and 19 bits, so that counts stay exact.
+A layer's statistics are of different kinds (sums, extremes, means), so they are gathered, not reduced. Each replica
+writes its vector into its own row of [R, K] zeros, and one SUM all-reduce gives all rows to all replicas. Statistics of
+units are sums, and are summed in the same call. So are histograms, as two float32 parts of 12 and 19 bits, so that
+counts stay exact.
 See docs/decisions/0003-one-collective-per-measured-step.md.
 
 The collective also has a checksum and a few elements of each weight: replicas must have equal weights. See
 docs/decisions/0060-weights-of-replicas.md.
 
-Letters: K statistics, N elements, n tensors, R replicas, S sampled elements, V variables.
+Letters: K statistics, M sums, N elements, n tensors, R replicas, S sampled elements, V variables.
 """
 
 from collections.abc import Sequence
@@ -62,29 +63,29 @@ def is_single_worker(variables: Sequence[Any]) -> bool:
 
 
 def gather(
-    replica_context: tf.distribute.ReplicaContext, vector: tf.Tensor, counts: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Gather a vector and sum counts over replicas, in one collective.
+    replica_context: tf.distribute.ReplicaContext, vector: tf.Tensor, summands: tf.Tensor, counts: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Gather a vector over replicas, and sum numbers and counts, in one collective.
 
     Args:
       replica_context: of this replica.
       vector: float32 [K].
+      summands: float32 [M].
       counts: int32 [N].
 
     Returns:
-      All replicas' vectors, float32 [R, K], and the sums, int32 [N].
+      All replicas' vectors, float32 [R, K], and the sums, float32 [M] and int32 [N].
     """
     replicas = replica_context.num_replicas_in_sync
     is_own_row = tf.range(replicas) == tf.cast(replica_context.replica_id_in_sync_group, tf.int32)
     rows = tf.where(is_own_row[:, None], vector[None, :], 0.0)
     quotient = tf.math.floordiv(counts, _COUNT_BASE)
     remainder = tf.math.floormod(counts, _COUNT_BASE)
-    count_parts = [tf.cast(part, tf.float32) for part in (quotient, remainder)]
-    packed = tf.concat([tf.reshape(rows, [-1]), *count_parts], 0)
-    summed = replica_context.all_reduce(tf.distribute.ReduceOp.SUM, packed)
-    rows, quotient, remainder = tf.split(summed, [tf.size(rows), tf.size(counts), tf.size(counts)])
+    parts = [tf.reshape(rows, [-1]), summands, tf.cast(quotient, tf.float32), tf.cast(remainder, tf.float32)]
+    packed = replica_context.all_reduce(tf.distribute.ReduceOp.SUM, tf.concat(parts, 0))
+    rows, sums, quotient, remainder = tf.split(packed, [tf.size(part) for part in parts])
     rows = tf.reshape(rows, [replicas, vector.shape[0]])
-    return rows, tf.cast(quotient, tf.int32) * _COUNT_BASE + tf.cast(remainder, tf.int32)
+    return rows, sums, tf.cast(quotient, tf.int32) * _COUNT_BASE + tf.cast(remainder, tf.int32)
 
 
 def all_reduce(

@@ -185,7 +185,7 @@ def read(logdir: str | os.PathLike[str], step: int) -> CapturedStep:
         )
     file = path(logdir, step)
     try:
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as stored:
+        with open(file, "rb") as opened, np.load(opened) as stored:
             return _from_arrays({name: stored[name] for name in stored.files})
     except Exception as error:  # the boundary of a file: each kind of damage raises another type
         raise ValueError(f"{file} is damaged ({describe_error(error)}): put a copy of it back") from None

@@ -1,7 +1,7 @@
 """The captured steps of a run while it trains: kept in memory until they are judged, and bounded on disk.
 
 The training thread offers each measured step. The writer thread judges it a record or two later, and writes it if the
-record raises an alarm. At most MAX_PENDING offers wait, so that a slow disk costs captures and not memory.
+record raises an alarm. At most MAX_PENDING_BYTES wait, so that a slow disk costs captures and not memory.
 """
 
 import os
@@ -21,8 +21,8 @@ MAX_STEPS = 8
 """Most captured steps of a run on disk."""
 MAX_BYTES = 1 << 30
 """Most bytes of them; the newest is kept in any case."""
-MAX_PENDING = 4
-"""Most offered steps that wait to be judged."""
+MAX_PENDING_BYTES = 256 << 20
+"""Most bytes of offered steps that wait to be judged; the newest is kept in any case."""
 
 
 class Offer(NamedTuple):
@@ -35,6 +35,8 @@ class Offer(NamedTuple):
     model: Sequence[SavedVariable] | None
     optimizer: Sequence[SavedVariable] | None
     replicas: Sequence[int]
+    size: int
+    """Bytes that it holds."""
 
 
 def check_mode(capture: str) -> None:
@@ -56,7 +58,7 @@ class Captures:
         """Keep a measured step until it is judged; the oldest that waits is dropped if there are too many."""
         with self._lock:
             self._pending[step] = offer
-            while len(self._pending) > MAX_PENDING:
+            while len(self._pending) > 1 and sum(o.size for o in self._pending.values()) > MAX_PENDING_BYTES:
                 del self._pending[next(iter(self._pending))]
 
     def judge(self, step: int, alarm: str | None, loss: float, gradient_norm: Mapping[str, float]) -> None:

@@ -24,6 +24,7 @@ from tapescope.storage import event_file, summaries
 from tapescope.storage import resume as resuming
 from tapescope.storage.captures import Captures
 from tapescope.storage.event_file import Value
+from tapescope.storage.heatmap import COLUMN, Heatmap, HeatmapHistory
 from tapescope.storage.printable import describe, printable
 from tapescope.storage.resume import Resume
 from tapescope.storage.rows import Rows, recorded_rows
@@ -88,6 +89,8 @@ class RunWriter:
         self._status: dict[str, Any] = {}
         self._published: tuple[finding.Finding, ...] = ()
         """Findings that the sinks have got."""
+        self._heatmap = HeatmapHistory()
+        """What the sinks get pictures of."""
         self._ledger: Ledger | None = None
         self._engine: engine.RuleEngine | None = None
         self._rules_failed = False
@@ -154,6 +157,8 @@ class RunWriter:
     def close(self) -> None:
         """Close the file, and end the run in the sinks."""
         self._file.close()
+        if self._sinks:
+            self._publish_picture(self._last_step, self._heatmap.latest())
         for sink in self._sinks:
             sink.put("end", str(self._status.get("reason") or ""))
         join_all(self._sinks)
@@ -220,6 +225,13 @@ class RunWriter:
             sink.put("scalars", step, scalars)
             for found in new:
                 sink.put("finding", found)
+        if COLUMN in columns and self._rows is not None:
+            self._publish_picture(step, self._heatmap.add(step, self._rows.names.layers, columns[COLUMN]))
+
+    def _publish_picture(self, step: int, heatmap: Heatmap | None) -> None:
+        if heatmap is not None:
+            for sink in self._sinks:
+                sink.put("picture", step, heatmap)
 
     def _update_index(self, *, now: bool) -> None:
         names = self._rows.names if self._rows else self._recorded_names

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
+from tapescope.storage.heatmap import Heatmap
 from tapescope.storage.printable import describe, to_json
 from tapescope.storage.sinks import Sink, run_name
 
@@ -22,6 +23,11 @@ def make(name: str) -> Sink:
     if name.startswith("webhook:"):
         return Webhook(name.removeprefix("webhook:"))
     return {"wandb": WeightsAndBiases, "mlflow": MLflow, "trackio": Trackio}[name]()
+
+
+def _draw(heatmap: Heatmap) -> Any:
+    """Return a picture. Drawing is above storage, and is loaded by name when a picture is due."""
+    return importlib.import_module("tapescope.analysis.picture").draw_heatmap(heatmap)
 
 
 def _plain(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,6 +87,11 @@ class WeightsAndBiases:
             text = f"Step {finding['step']}: {finding['message']}. {finding['advice']}"
             self._run.alert(title=finding["rule"], text=text, level=self._levels[finding["severity"]])
 
+    def picture(self, step: int, heatmap: Heatmap) -> None:
+        """Log a picture."""
+        image = importlib.import_module("wandb").Image(_draw(heatmap))
+        self._run.log({f"tapescope/{heatmap.column}": image}, step=step)
+
     def end(self, reason: str) -> None:
         """End the run."""
         self._run.summary["tapescope/reason"] = reason
@@ -111,6 +122,10 @@ class MLflow:
         """Set a tag."""
         self._client.set_tag(self._id, f"tapescope.{finding['rule']}", to_json(dict(finding))[:5000])
 
+    def picture(self, step: int, heatmap: Heatmap) -> None:
+        """Log a picture as an artifact."""
+        self._client.log_image(self._id, _draw(heatmap), f"tapescope/{heatmap.column}_{step:08d}.png")
+
     def end(self, reason: str) -> None:
         """End the run."""
         self._client.set_tag(self._id, "tapescope.reason", reason[:5000])
@@ -132,6 +147,11 @@ class Trackio:
     def finding(self, finding: Mapping[str, Any]) -> None:
         """Log a finding as text."""
         self._run.log({f"tapescope/{finding['rule']}": f"{finding['severity']}: {finding['message']}"})
+
+    def picture(self, step: int, heatmap: Heatmap) -> None:
+        """Log a picture."""
+        image = importlib.import_module("trackio").Image(_draw(heatmap))
+        self._run.log({f"tapescope/{heatmap.column}": image}, step=step)
 
     def end(self, reason: str) -> None:
         """End the run."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from scripts.testbed.steps import dense_chain, mirrored
+from scripts.testbed.webhooks import webhook
 
 import tapescope
 
@@ -225,6 +226,20 @@ class FirstBatchOfExecution(tapescope.Monitor):
 def test_an_execution_is_recorded_at_its_last_batch_also_if_keras_gives_the_first(tmp_path):
     fit([FirstBatchOfExecution(tmp_path, tapescope.every(3))], jit_compile=False, steps_per_execution=3)
     assert tapescope.Run(tmp_path).steps.tolist() == [2, 11, 20]
+
+
+@pytest.mark.slow
+def test_a_sink_gets_the_records_of_a_fit(tmp_path):
+    with webhook() as (url, bodies):
+        fit([tapescope.Monitor(tmp_path, tapescope.every(5), sinks=[f"webhook:{url}"])], jit_compile=False)
+    run = tapescope.Run(tmp_path)
+    sent = [body for body in bodies if body["event"] == "scalars"]
+    assert [body["step"] for body in sent] == run.steps.tolist() == [0, 5, 10, 15, 20]
+    np.testing.assert_allclose([body["scalars"]["loss"] for body in sent], run["loss"], rtol=0.5)
+    assert all(len(body["scalars"]) <= 20 for body in sent)
+    assert [body["event"] for body in (bodies[0], bodies[-1])] == ["start", "end"]
+    assert bodies[0]["about"]["program"] == "model.fit"
+    assert bodies[-1]["reason"] == "completed"
 
 
 def test_an_error_that_the_rules_find_stops_the_training(tmp_path):

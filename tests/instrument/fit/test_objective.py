@@ -45,10 +45,18 @@ def test_a_fit_says_its_objective(tmp_path):
         "from_logits": False,
         "ignores_class": False,
         "logits_taken": True,
+        "sums_examples": False,
         "metrics": ["accuracy"],
         "learning_rate": 0.25,
         "loss_measured": True,
     }
+
+
+@pytest.mark.parametrize("reduction", ["sum", "sum_over_batch_size"])
+def test_a_fit_says_whether_its_loss_is_a_sum(tmp_path, reduction):
+    loss = keras.losses.MeanSquaredError(reduction=reduction)
+    run = fit(tmp_path, (3, "linear"), loss, X[:, :3])
+    assert [o["sums_examples"] for o in run.details["objectives"]] == [reduction == "sum"]
 
 
 def test_inputs_targets_and_outputs_of_a_fit_are_measured(tmp_path):

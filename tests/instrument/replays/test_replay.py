@@ -1,13 +1,16 @@
 """Replay of captured steps of loops of the user's own, and of `model.fit`."""
 
+import functools
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scripts.testbed.steps import mirrored
 
 import tapescope
+from tapescope.replays import step_function
 from tapescope.storage import captured_step
 
 RNG = np.random.default_rng(0)
@@ -145,3 +148,73 @@ def test_fit_is_captured_and_replayed_by_the_compiled_model(tmp_path):
     found = tapescope.replay(tmp_path, 7, compiled())
     assert found.reproduced
     assert found.examples[0].index == 5  # its place in the batch
+
+
+def two_replicas():
+    strategy = mirrored(2)
+    with strategy.scope():
+        model = make_model()
+        tapescope.own_random_numbers(model)
+        optimizer = keras.optimizers.Adam(1e-3)
+        optimizer.build(model.trainable_variables)
+    probe = tapescope.Probe(model, histograms=False)
+
+    def in_replica(x, y, measure):
+        with probe.tape(measure) as tape:
+            losses: Any = keras.losses.sparse_categorical_crossentropy(y, model(x, training=True), from_logits=True)
+            loss = tf.reduce_sum(losses) / 8
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+        return loss, tape.reading()
+
+    @tf.function
+    def step(x, y, measure):
+        loss, reading = strategy.run(in_replica, args=(x, y, measure))
+        return strategy.reduce("SUM", loss, axis=None), reading
+
+    return strategy, optimizer, probe, step
+
+
+@pytest.mark.slow
+def test_a_nan_under_two_replicas_is_replayed_in_a_loop_that_asks_no_schedule(tmp_path):
+    strategy, optimizer, probe, step = two_replicas()
+    order = np.concatenate(BATCHES)
+    x = np.where(np.abs(X[order]) > 1e3, np.nan, X[order])
+    dataset = tf.data.Dataset.from_tensor_slices((x, Y[order])).batch(8)
+    with tapescope.Recorder(tmp_path, probe, capture="on_finding", optimizer=optimizer) as recorder:
+        for n, batch in enumerate(strategy.experimental_distribute_dataset(dataset)):
+            loss, reading = step(*batch, True)
+            recorder.write(n, reading, scalars={"loss": loss}, batch=batch, indices=BATCHES[n])
+    _, _, _, step = two_replicas()
+    found = tapescope.replay(tmp_path, 7, step)
+    assert found.reproduced
+    assert found.examples[0].index == PLANTED
+    assert len(found.examples) == 8
+    model = make_model()
+    _, step = make_step(model, keras.optimizers.Adam(1e-3))
+    with pytest.raises(ValueError, match="was captured on 2 replicas"):
+        tapescope.replay(tmp_path, 7, step)
+
+
+class Program:
+    """A program that keeps all in one object."""
+
+    def __init__(self):
+        self.model = make_model()
+        self.optimizer = keras.optimizers.Adam(1e-3)
+        self.step: Any
+        self.probe, self.step = make_step(self.model, self.optimizer)
+
+
+@pytest.mark.parametrize("form", ["method", "attribute", "partial"])
+def test_the_model_is_found_in_the_objects_of_a_program(logdir, form):
+    program = Program()
+    forms = {
+        "method": lambda x, y: program.step(x, y, measure=True),
+        "attribute": program.step,
+        "partial": functools.partial(program.step, measure=True),
+    }
+    owners = step_function.find_owners(forms[form])
+    assert owners.probes == [program.probe]
+    assert owners.optimizers == [program.optimizer]
+    assert tapescope.replay(logdir, 7, forms[form]).reproduced

@@ -29,6 +29,7 @@ OBJECTIVE = Objective(
     from_logits=False,
     ignores_class=False,
     logits_taken=False,
+    sums_examples=False,
     metrics=(),
     loss_measured=True,
     learning_rate=0.001,

@@ -93,6 +93,13 @@ def test_a_loss_that_rises_from_the_first_step_on_hints_at_the_sign():
     assert "a negative one climbs" in only_finding(find(20, climbs), "update_too_large").advice
 
 
+@pytest.mark.parametrize("sums_examples", [True, False])
+def test_a_summed_loss_is_named_where_updates_are_too_large(sums_examples):
+    layout = LAYOUT._replace(objectives=(OBJECTIVE._replace(sums_examples=sums_examples),))
+    found = only_finding(find(20, put("update_ratio", KERNELS, 0.3), layout), "update_too_large")
+    assert ("sum over the batch" in found.advice) == sums_examples
+
+
 SMALL_FIRST_WEIGHTS = put("weight_norm", KERNELS, 0.1)
 
 

@@ -19,8 +19,8 @@ def make(step=3, batch=None):
     return CapturedStep(step, "a spike", 2.5, {"dense/kernel": 0.1}, batch, np.array([4, 9]), weights, None, (1, 1))
 
 
-def offer(batch=()):
-    return captures.Offer(lambda: captured_step.to_arrays(batch), None, None, None, ())
+def offer(batch=(), size=0):
+    return captures.Offer(lambda: captured_step.to_arrays(batch), None, None, None, (), size)
 
 
 def test_a_captured_step_comes_back_as_it_was(tmp_path):
@@ -85,6 +85,18 @@ def test_a_step_without_an_alarm_is_forgotten(tmp_path):
     kept.judge(1, None, 1.0, {})
     kept.judge(1, "a spike", 1.0, {})
     assert captured_step.list_captured(tmp_path) == []
+
+
+def test_steps_that_wait_are_bounded_in_bytes_alone(tmp_path, caplog):
+    kept = captures.Captures(str(tmp_path))
+    for step in range(100):
+        kept.offer(step, offer())
+    for step in (100, 101):
+        kept.offer(step, offer(size=200 << 20))
+    kept.judge(100, "a spike", 1.0, {})
+    kept.judge(101, "a spike", 1.0, {})
+    assert captured_step.list_captured(tmp_path) == [101]
+    assert "step 100 shows a spike and is not captured" in caplog.text
 
 
 def test_a_batch_that_cannot_be_stored_costs_the_capture_only(tmp_path, caplog):

@@ -1,15 +1,14 @@
 """Sinks: what they get, that they delay nothing, and the real tools, offline, read back by their own readers."""
 
-import http.server
 import importlib.util
 import json
 import math
-import threading
 import time
 
 import numpy as np
 import pytest
 from scripts.testbed.records import eager_steps
+from scripts.testbed.webhooks import webhook
 
 import tapescope
 from tapescope.storage import sinks
@@ -87,6 +86,22 @@ def test_findings_come_with_advice(calls):
     assert all(finding["advice"] for finding in found)
 
 
+class Painter(Kept):
+    """A sink that takes pictures."""
+
+    def picture(self, step, heatmap):
+        self.calls.append(("picture", step, heatmap))
+
+
+def test_a_sink_that_takes_pictures_gets_one_after_16_records_and_at_the_end(tmp_path):
+    painter, other = Painter(), Kept()
+    record(tmp_path, painter, other, steps=18)
+    pictures = [(call[1], call[2].values.shape) for call in painter.calls if call[0] == "picture"]
+    assert pictures == [(15, (16, 2)), (17, (18, 2))]
+    assert painter.calls[-1][0] == "end"
+    assert "picture" not in [call[0] for call in other.calls]
+
+
 def test_many_scalars_are_cut_and_ours_come_first():
     numbers = sinks.choose_scalars({f"mine_{n}": 1.0 for n in range(50)}, {"delta_norm": np.ones(3)}, [])
     assert len(numbers) == sinks.MAX_SCALARS
@@ -144,24 +159,8 @@ def test_a_missing_package_is_said_at_once(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server():
-    """Return the address of a server on this machine, and the bodies that it gets."""
-    bodies = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}/hook", bodies
-        running.shutdown()
-        thread.join()
+    with webhook() as found:
+        yield found
 
 
 def test_a_webhook_gets_json(tmp_path, server):
@@ -192,6 +191,9 @@ def test_mlflow_reads_the_run_back(tmp_path, monkeypatch):
     history = client.get_metric_history(run.info.run_id, "tapescope/loss")
     assert [(point.step, point.value) for point in history] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
     assert run.info.status == "FINISHED"
+    assert [a.path for a in client.list_artifacts(run.info.run_id, "tapescope")] == [
+        "tapescope/delta_norm_00000002.png"
+    ]
     assert json.loads(run.data.tags["tapescope.non_finite"])["advice"]
 
 
@@ -209,6 +211,8 @@ def test_wandb_writes_the_run_offline(tmp_path, monkeypatch):
     assert b"tapescope/loss" in content
     assert b"tapescope/gradient_norm_global" in content
     assert b"non_finite" in content
+    (picture,) = (tmp_path / "run").rglob("*.png")
+    assert picture.name.startswith("delta_norm_2_")
 
 
 @pytest.mark.slow
@@ -223,3 +227,4 @@ def test_trackio_reads_the_run_back(tmp_path, monkeypatch):
     (name,) = SQLiteStorage.get_runs("tapescope")
     losses = [row["tapescope/loss"] for row in SQLiteStorage.get_logs("tapescope", name) if "tapescope/loss" in row]
     assert losses[:2] == [1.0, 0.5]
+    assert len(list((tmp_path / "store").rglob("*.png"))) == 1
