@@ -63,8 +63,9 @@ def describe_all() -> Iterator[str]:
     for flag in sorted(flags.Options._fields):
         yield f"  --{flag}={flags.FLAGS[flag].default}"
     yield f"\non the wire, schema {metadata.SCHEMA}"
-    for family in ("variable", "layer", "step", "replica", "data"):
-        yield f"  {family}: {' '.join(c.name for c in getattr(metadata, f'{family.upper()}_COLUMNS'))}"
+    for family in ("all_variable", "all_layer", "step", "replica", "data"):
+        names = [column.name for column in getattr(metadata, f"{family.upper()}_COLUMNS")]
+        yield f"  {family.removeprefix('all_')}: {' '.join(names)}"
     yield f"  unit states: {' '.join(metadata.UNIT_STATES)}"
     yield f"  histograms: {metadata.BINS} bins from 2^{metadata.LOW_EXPONENT} to 2^{metadata.HIGH_EXPONENT}"
 

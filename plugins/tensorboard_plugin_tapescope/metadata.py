@@ -3,8 +3,8 @@
 Each recorded step has one tensor summary for each family, under the tag `tapescope/<family>`:
 
     family                 dtype    shape      one row for each ...
-    variables              float32  [C, V]     column of VARIABLE_COLUMNS
-    layers                 float32  [C, L]     column of LAYER_COLUMNS
+    variables              float32  [C, V]     column of ALL_VARIABLE_COLUMNS
+    layers                 float32  [C, L]     column of ALL_LAYER_COLUMNS
     step                   float64  [C]        column of STEP_COLUMNS
     replicas               float32  [C R, V]   column of REPLICA_COLUMNS and replica (column-major)
     data                   float32  [C, D]     column of DATA_COLUMNS; D inputs, targets and outputs of the model
@@ -97,6 +97,64 @@ LAYER_COLUMNS = (
     Column("units_revived", "units dead in the window before the last, and not in the last", "units", "count"),
 )
 
+DERIVED_VARIABLE_COLUMNS = (
+    Column(
+        "gradient_below_bfloat16",
+        "share of elements, not 0, below the smallest normal bfloat16",
+        "",
+        "fraction",
+    ),
+    Column(
+        "gradient_below_float16",
+        "share of elements, not 0, below the smallest normal float16",
+        "",
+        "fraction",
+    ),
+    Column(
+        "gradient_below_e4m3",
+        "share of elements, not 0, below the smallest normal e4m3",
+        "",
+        "fraction",
+    ),
+    Column(
+        "gradient_below_e5m2",
+        "share of elements, not 0, below the smallest normal e5m2",
+        "",
+        "fraction",
+    ),
+)
+"""Columns of the family `variables` that the recorder computes of other columns and of the histograms."""
+
+DERIVED_LAYER_COLUMNS = (
+    Column("activation_rms", "root mean square of the layer's output", "", "log"),
+    Column("activation_kurtosis", "kurtosis of the layer's output, from its histogram; 3 if normal", "", "log"),
+    Column(
+        "activation_below_bfloat16",
+        "share of outputs, not 0, below the smallest normal bfloat16",
+        "",
+        "fraction",
+    ),
+    Column(
+        "activation_below_float16",
+        "share of outputs, not 0, below the smallest normal float16",
+        "",
+        "fraction",
+    ),
+    Column(
+        "activation_below_e4m3",
+        "share of outputs, not 0, below the smallest normal e4m3",
+        "",
+        "fraction",
+    ),
+    Column(
+        "activation_below_e5m2",
+        "share of outputs, not 0, below the smallest normal e5m2",
+        "",
+        "fraction",
+    ),
+)
+"""The same of the family `layers`."""
+
 STEP_COLUMNS = (
     Column("loss", "loss of this batch, as the program passed it to the recorder", "", "log"),
     Column("examples_seen", "examples trained on up to and with this step", "examples", "count"),
@@ -145,7 +203,9 @@ DATA_COLUMNS = (
     Column("data_class_max", "largest index of a row's largest element", "", "count"),
 )
 
-COLUMNS = {c.name: c for c in VARIABLE_COLUMNS + LAYER_COLUMNS + STEP_COLUMNS + REPLICA_COLUMNS + DATA_COLUMNS}
+ALL_VARIABLE_COLUMNS = VARIABLE_COLUMNS + DERIVED_VARIABLE_COLUMNS
+ALL_LAYER_COLUMNS = LAYER_COLUMNS + DERIVED_LAYER_COLUMNS
+COLUMNS = {c.name: c for c in ALL_VARIABLE_COLUMNS + ALL_LAYER_COLUMNS + STEP_COLUMNS + REPLICA_COLUMNS + DATA_COLUMNS}
 
 UNIT_STATES = ("unknown", "alive", "dormant", "dead", "saturated_low", "saturated_high", "always_on", "revived")
 

@@ -320,3 +320,34 @@ def test_several_workers_do_not_look_closer():
     assert replicas.is_single_worker([])
     assert replicas.is_single_worker([Variable(mirrored(2))])
     assert not replicas.is_single_worker([Variable(tf.distribute.MultiWorkerMirroredStrategy())])
+
+
+def test_numbers_read_off_the_histograms_are_those_of_the_tensors(tmp_path):
+    model = dense_chain([40, 2], ["tanh", "linear"], 6)
+    probe = tapescope.Probe(model)
+    x = RNG.normal(size=[256, 6]).astype(np.float32)
+    hidden = model.layers[0](x).numpy().astype(np.float64)
+    taken = measured(probe, lambda: 1e-4 * tf.reduce_mean(tf.square(model(x))), model.trainable_variables)
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        recorder.write(0, taken.reading)
+    run = tapescope.Run(tmp_path)
+    small = [np.abs(g.numpy()) for g in taken.gradients]
+    for name, smallest in (("float16", 2.0**-14), ("e4m3", 2.0**-6), ("e5m2", 2.0**-14)):
+        expected = [np.mean((g > 0) & (g < smallest)) for g in small]
+        np.testing.assert_allclose(run[f"gradient_below_{name}"][0], expected, atol=1e-6)
+        found = run[f"activation_below_{name}"][0, 0]
+        assert found == pytest.approx(np.mean(np.abs(hidden) < smallest), abs=2e-4)
+    assert run["gradient_below_bfloat16"][0].tolist() == [0] * 4
+    assert run["activation_rms"][0, 0] == pytest.approx(np.sqrt(np.mean(hidden**2)), rel=1e-5)
+    expected = np.mean((hidden - hidden.mean()) ** 4) / hidden.var() ** 2
+    assert run["activation_kurtosis"][0, 0] == pytest.approx(expected, rel=0.1)
+
+
+def test_without_histograms_the_numbers_read_off_them_are_unknown(tmp_path):
+    probe, step = eager_steps()
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        recorder.write(0, step(0))
+    run = tapescope.Run(tmp_path)
+    assert np.isnan(run["activation_kurtosis"]).all()
+    assert np.isnan(run["gradient_below_e4m3"]).all()
+    assert np.isfinite(run["activation_rms"]).all()

@@ -24,8 +24,8 @@ class ColumnHelp(NamedTuple):
 
 
 _FAMILIES = (
-    ("variable", "[T, V]", metadata.VARIABLE_COLUMNS),
-    ("layer", "[T, L]", metadata.LAYER_COLUMNS),
+    ("variable", "[T, V]", metadata.ALL_VARIABLE_COLUMNS),
+    ("layer", "[T, L]", metadata.ALL_LAYER_COLUMNS),
     ("step", "[T]", metadata.STEP_COLUMNS),
     ("replica and variable", "[T, R, V]", metadata.REPLICA_COLUMNS),
     ("data row", "[T, D]", metadata.DATA_COLUMNS),

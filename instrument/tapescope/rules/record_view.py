@@ -261,8 +261,8 @@ def view_record(layout: RunLayout, record: Record, before: RecordView | None) ->
 _LAYER_FIELDS = ("path_losses", "path_gains", "dead_share", "activation_zero", "saturated", "flow_gate")
 _LAYER_GAINS = ("gate_gain", "weight_gain", "between_gain")
 _COLUMN_SIZES = {
-    **{column.name: "variables" for column in (*metadata.VARIABLE_COLUMNS, *metadata.REPLICA_COLUMNS)},
-    **{column.name: "layers" for column in metadata.LAYER_COLUMNS},
+    **{column.name: "variables" for column in (*metadata.ALL_VARIABLE_COLUMNS, *metadata.REPLICA_COLUMNS)},
+    **{column.name: "layers" for column in metadata.ALL_LAYER_COLUMNS},
 }
 
 

@@ -1,7 +1,7 @@
 """The summaries of one step, from a Reading: tapescope's own families, and those for TensorBoard's own tabs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from tapescope.storage.rows import Rows
 from tapescope.storage.unit_ledger import Ledger, Verdict
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
-from tensorboard_plugin_tapescope.series import spikes
+from tensorboard_plugin_tapescope.series import precision, spikes
 from tensorboard_plugin_tapescope.series.spikes import RunSpikes
 
 MAX_ROWS_IN_BUILTIN_TABS = 50
@@ -87,8 +87,16 @@ def make_families(
     examples = reading.column("examples")
     closes_window = bool(rows.names.layers) and ledger.add(reading.units, reading.elements, int(examples))
     verdict = ledger.verdict
+    of_gradients = precision.columns_of(
+        "gradient", reading.gradient_histogram, reading.column("gradient_zero"), reading.column("gradient_nonfinite")
+    )
     values = [
-        _make_family("variables", readings.VARIABLE_COLUMNS, names.variables, reading.variables),
+        _make_family(
+            "variables",
+            (*readings.VARIABLE_COLUMNS, *of_gradients),
+            names.variables,
+            _with_rows(reading.variables, of_gradients.values()),
+        ),
         _make_step(step, reading, examples, verdict, run_spikes or RunSpikes()),
     ]
     if rows.names.layers:
@@ -101,8 +109,10 @@ def make_families(
             "sources": names.sources,
             "skipped": dict(skipped),
         }
-        columns = (*readings.LAYER_COLUMNS, *readings.UNIT_COLUMNS)
-        values.append(_make_family("layers", columns, names.layers, np.concatenate([reading.layers, counts]), details))
+        derived = _derived_layer_columns(reading)
+        columns = (*readings.LAYER_COLUMNS, *readings.UNIT_COLUMNS, *derived)
+        rows_of_layers = _with_rows(reading.layers, [*counts, *derived.values()])
+        values.append(_make_family("layers", columns, names.layers, rows_of_layers, details))
     if closes_window and verdict:
         values.append(_make_family("units", (), names.layers, verdict.state, {"units": names.units}))
     if reading.gradient_histogram is not None:
@@ -118,6 +128,24 @@ def make_families(
         details = {"data_rows": [row._asdict() for row in data.rows], "objectives": data.objectives}
         values.append(_make_family("data", DATA_COLUMNS, [row.name for row in data.rows], reading.data, details))
     return values
+
+
+def _with_rows(array: np.ndarray, rows: Iterable[np.ndarray]) -> np.ndarray:
+    """Return an array of columns with further ones, [C, N]."""
+    return np.concatenate([array, np.array(list(rows), array.dtype).reshape(-1, array.shape[1])])
+
+
+def _derived_layer_columns(reading: Any) -> dict[str, np.ndarray]:
+    """Return the layers' columns that follow from others and from the histogram, [L] by name."""
+    names = ("mean", "std", "min", "max", "zero", "nonfinite")
+    mean, std, low, high, zero, nonfinite = (reading.column(f"activation_{name}") for name in names)
+    counts = reading.activation_histogram
+    unknown = np.full(len(mean), np.nan)
+    return {
+        "activation_rms": precision.root_mean_square(mean, std),
+        "activation_kurtosis": unknown if counts is None else precision.kurtosis(counts, mean, std, low, high),
+        **precision.columns_of("activation", counts, zero, nonfinite),
+    }
 
 
 def _make_family(

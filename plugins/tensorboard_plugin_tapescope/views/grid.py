@@ -13,7 +13,7 @@ from tensorboard_plugin_tapescope.series.tables import COLUMNS, Table
 from tensorboard_plugin_tapescope.views.query import Query, RequestError, quote
 
 GRID_FAMILIES = ("variables", "layers")
-GRID_COLUMNS = {c.name for c in metadata.VARIABLE_COLUMNS + metadata.LAYER_COLUMNS} | set(tables.DERIVED)
+GRID_COLUMNS = {c.name for c in metadata.ALL_VARIABLE_COLUMNS + metadata.ALL_LAYER_COLUMNS} | set(tables.DERIVED)
 
 
 class Grid(NamedTuple):
