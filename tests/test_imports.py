@@ -21,6 +21,7 @@ ORDER = (
     ("tapescope.storage",),
     ("tapescope.tape",),
     ("tapescope.probe",),
+    ("tapescope.step_copies",),
     ("tapescope.recorder",),
     ("tapescope.fit",),
     ("tapescope.analysis",),

@@ -12,9 +12,8 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -25,10 +24,10 @@ from tapescope.rules.finding import Finding
 from tapescope.schedule import Schedule, auto
 from tapescope.statistics import replicas
 from tapescope.statistics.reading import STEP_COLUMNS, Reading
-from tapescope.storage import captured_step, captures, summaries
+from tapescope.step_copies import StepCopies
+from tapescope.storage import captures, summaries
 from tapescope.storage.background import BackgroundWriter, Job
-from tapescope.storage.captured_step import SavedVariable
-from tapescope.storage.captures import Captures, Offer
+from tapescope.storage.captures import Captures
 from tapescope.storage.event_file import DirectoryLock, absolute
 from tapescope.storage.printable import describe, describe_error
 from tapescope.storage.resume import Resume
@@ -111,31 +110,23 @@ class Recorder:
         self._reading_bytes = 0
         self._process = os.getpid()
         self._closing = threading.Lock()
-        self._optimizer = optimizer
-        self._captures: Captures | None = None
+        self._copies: StepCopies | None = None
         """None where no step is captured."""
-        self._state_before: _State | None = None
-        """Of the measured step under way, if it was copied."""
-        self._state_after: tuple[int, _State] | None = None
-        """The last step and the state after it, in a loop that measures without asking the schedule."""
-        self._capture_weights = True
-        self._batch_checked = False
         self._writer: BackgroundWriter | None = None
         """None in all workers but the chief."""
         if not replicas.should_write(self._probe_state.variables()):
             return
         self._lock = logdir if isinstance(logdir, DirectoryLock) else DirectoryLock(self.logdir)
-        if capture == "on_finding":
-            self._captures = Captures(self.logdir)
-            self._capture_weights = capture_weights
+        captured = Captures(self.logdir) if capture == "on_finding" else None
+        if captured is not None:
+            self._copies = StepCopies(captured, self._probe_state, optimizer)
             if capture_weights:
-                self.when._before_measured = self._copy_state
-                first = resume.step if resume else 0
-                self._state_after = first - 1, self._state_now()
+                self._copies.begin(resume.step if resume else 0)
+                self.when._before_measured = self._copies.copy_state
         about = {**self._noted, **(about or {})}
         try:
             self._writer = BackgroundWriter(
-                RunWriter(self.logdir, self._lock, self._probe_state, about, resume, sinks, self._captures)
+                RunWriter(self.logdir, self._lock, self._probe_state, about, resume, sinks, captured)
             )
         except BaseException:
             self._lock.release()
@@ -188,8 +179,8 @@ class Recorder:
             captured and cannot be stored.
         """
         self._check(reading)
-        if reading is not None and self._captures is not None:
-            self._offer(self._captures, int(step), batch, indices)
+        if reading is not None and self._copies is not None:
+            self._copies.offer(int(step), batch, indices)
         numbers = dict(scalars or {})
         record_step = Step(int(step), examples_seen=math.nan if examples is None else float(examples))
         size = _SCALARS_BYTES
@@ -215,49 +206,6 @@ class Recorder:
         self._put(lambda run_writer: run_writer.write(record_step, reading, numbers, wall_time), size)
         if is_first_nonfinite:
             self._wait(FIRST_NONFINITE_WAIT_SECONDS)
-
-    def _copy_state(self) -> None:
-        """Copy what a captured step holds of the state before it; the next `write` takes it."""
-        self._state_before = self._state_now()
-
-    def _state_now(self) -> "_State":
-        with self._probe_state.failsafe.contain():
-            models = _copy_variables(self._probe_state.selection.all_variables())
-            built = getattr(self._optimizer, "built", False)
-            return _State(models, _copy_variables(self._optimizer.variables) if built else None)
-        return _State(None, None)
-
-    def _offer(self, captured: Captures, step: int, batch: Any, indices: Any) -> None:
-        """Keep batch and state of a step until its record is judged."""
-        state = self._state_before
-        if state is None and self._state_after is not None:
-            before, after = self._state_after
-            state = after if before == step - 1 else None  # nothing has trained the model in between
-            self._state_after = step, self._state_now()
-        state = state or _State(None, None)
-        self._state_before = None
-        if not self._batch_checked:
-            self._batch_checked = True
-            if batch is None and self._capture_weights:
-                logging.warning(
-                    "tapescope: steps are captured without their batch, and cannot be run again: pass it, as in "
-                    "`recorder.write(step, reading, batch=(x, y))`"
-                )
-            captured_step.to_arrays(batch, _to_host)  # raises at once what is wrong with all batches alike
-        kept = tf.nest.map_structure(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, batch)
-        saved = [variable.value for variable in (*(state.model or ()), *(state.optimizer or ()))]
-        parts = [leaf.values for leaf in tf.nest.flatten(batch) if isinstance(leaf, tf.distribute.DistributedValues)]
-        captured.offer(
-            step,
-            Offer(
-                make_batch=partial(captured_step.to_arrays, kept, _to_host),
-                indices=None if indices is None else np.array(_to_host(indices)),
-                model=state.model,
-                optimizer=state.optimizer,
-                replicas=[len(part) for part in parts[0]] if parts else (),
-                size=sum(value.nbytes for value in saved) + sum(map(_count_leaf_bytes, tf.nest.flatten(batch))),
-            ),
-        )
 
     def _restore_schedule(self, resume: Resume) -> Resume:
         """Choose what the schedule of the run so far has chosen, and return the state without it.
@@ -406,41 +354,6 @@ class Recorder:
 
     def _close_at_exit(self) -> None:
         self.close("the program ended without closing its recorder")
-
-
-class _State(NamedTuple):
-    """Copies of variables before a step."""
-
-    model: Sequence[SavedVariable] | None
-    optimizer: Sequence[SavedVariable] | None
-
-
-def _copy_variables(variables: Sequence[Any]) -> list[SavedVariable] | None:
-    """Return copies on the host; None where there is nothing to copy yet."""
-    if not variables:
-        return None
-    return [SavedVariable(getattr(v, "path", None) or v.name, np.array(v.numpy())) for v in variables]
-
-
-def _to_host(leaf: Any) -> Any:
-    """Return a leaf of a batch as an array; the parts of all replicas one after another."""
-    if isinstance(leaf, tf.distribute.DistributedValues):
-        return np.concatenate([np.asarray(part) for part in leaf.values])  # pyright: ignore[reportAttributeAccessIssue]
-    if isinstance(leaf, tf.Tensor):
-        return leaf.numpy()  # pyright: ignore[reportAttributeAccessIssue]
-    return leaf if isinstance(leaf, (np.ndarray, np.generic, bool, int, float, str, bytes)) else _refuse(leaf)
-
-
-def _count_leaf_bytes(leaf: Any) -> int:
-    """Return the bytes of a leaf of a batch, as far as they are known."""
-    parts = leaf.values if isinstance(leaf, tf.distribute.DistributedValues) else [leaf]
-    return sum(
-        part.nbytes if isinstance(part, np.ndarray) else _count_bytes(part) for part in parts if hasattr(part, "dtype")
-    )
-
-
-def _refuse(leaf: Any) -> Any:
-    raise TypeError(f"convert the {type(leaf).__name__} to arrays")
 
 
 def _count_bytes(part: Any) -> int:

@@ -256,7 +256,8 @@ class Monitor(keras.callbacks.Callback):
             optimizer=model.optimizer,
             capture_weights=False,  # copied here, because a batch may be measured later than the schedule said
         )
-        self.recorder._batch_checked = True  # a batch that cannot be stored must not stop the fit
+        if self.recorder._copies is not None:
+            self.recorder._copies.checks_batch = False  # a batch that cannot be stored must not stop the fit
         self._recording = True
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -319,9 +320,10 @@ class Monitor(keras.callbacks.Callback):
         model: Any = self.model
         model.train_function = self._plain_function
         private_api.trace_train_function(self._plain_function, iterator)
-        if self._capture != "never" and self.recorder is not None:
+        copies = self.recorder and self.recorder._copies
+        if copies:
             self._batch = next(iterator)
-            self.recorder._copy_state()
+            copies.copy_state()
             iterator = [self._batch]
         with train_step_hooks.patch_attribute(model, "train_step", self._measured_step):
             outputs = self._measured_function(iterator)
