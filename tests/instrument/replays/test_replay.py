@@ -64,6 +64,7 @@ def logdir(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_a_captured_step_is_replayed_to_the_bit_by_a_new_model(logdir):
     assert captured_step.list_captured(logdir) == [7]
     model = make_model()
@@ -113,6 +114,7 @@ def test_a_replay_that_cannot_be_is_refused(logdir, change, message):
         tapescope.replay(logdir, change.get("step", 7), change.get("step_fn", step), model=model)
 
 
+@pytest.mark.slow
 def test_a_nan_is_captured_without_weights_and_replayed_with_those_given(tmp_path):
     model = train(tmp_path, spoil=lambda x: np.where(np.abs(x) > 1e3, np.nan, x), capture_weights=False)
     _, step = make_step(model, keras.optimizers.Adam(1e-3))
@@ -125,11 +127,13 @@ def test_a_nan_is_captured_without_weights_and_replayed_with_those_given(tmp_pat
     assert "weights before the step were not captured" in found.notes[0]
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_stored_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="`batch` has a RaggedTensor"):
         train(tmp_path, batch=lambda x, y: (tf.ragged.constant([[1], [1, 2]]), y))
 
 
+@pytest.mark.slow
 def test_fit_is_captured_and_replayed_by_the_compiled_model(tmp_path):
     def compiled():
         model = make_model(dropout=0.1)
