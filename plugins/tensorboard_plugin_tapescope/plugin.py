@@ -19,6 +19,7 @@ from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
 from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.data.replays import read_replays
 from tensorboard_plugin_tapescope.data.table_cache import Snapshot, TableCache
 from tensorboard_plugin_tapescope.figures import basic, csv_export, updates
 from tensorboard_plugin_tapescope.figures.style import run_colours
@@ -51,6 +52,7 @@ class GradientsPlugin(base_plugin.TBPlugin):
 
     def __init__(self, context: base_plugin.TBContext):
         self._cache = TableCache(context.data_provider)
+        self._logdir = context.logdir
         self._pages = read_pages()
         # Compress plotly.js before the first page asks for it.
         threading.Thread(target=compressed_plotly, name="tapescope plotly.js", daemon=True).start()
@@ -73,7 +75,7 @@ class GradientsPlugin(base_plugin.TBPlugin):
             "/static/*": _route(self._serve_page),
             "/plotly.js": _route(self._serve_plotly),
             "/runs": self._data_route(answer_runs),
-            "/run": self._data_route(answer_run),
+            "/run": self._data_route(functools.partial(answer_run, logdir=self._logdir)),
             "/findings": self._data_route(answer_findings),
             "/view": self._data_route(answer_view),
             "/csv": self._data_route(answer_csv),
@@ -139,12 +141,13 @@ def _summaries(snapshot: Snapshot) -> tuple[str, str]:
     return version, _json({"version": version, "runs": rows, "columns": columns})
 
 
-def answer_run(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
-    """Return what can be selected for one run, and its findings."""
+def answer_run(request: wrappers.Request, snapshot: Snapshot, logdir: str | None = None) -> tuple[str, str]:
+    """Return what can be selected for one run, its findings and its replayed steps."""
     query = parse_query(request.args, snapshot)
     name = query.runs[0]
     try:
-        return _json(overview.describe_run(snapshot, name)), "application/json"
+        described = {**overview.describe_run(snapshot, name), "replays": read_replays(logdir, name)}
+        return _json(described), "application/json"
     except Exception as error:  # the boundary of a run
         raise _damage(name, error) from error
 

@@ -176,7 +176,7 @@ class _Replayer:
             notes.append(f"step {self._step} was not measured in the run, so there is nothing to compare it with")
         if self._lost is not None:
             notes.append(f"the loss was not finite first at step {self._lost}: replay that one to see the cause")
-        return Replay(
+        found = Replay(
             step=self._step,
             reproduced=reproduced,
             difference=difference,
@@ -193,6 +193,14 @@ class _Replayer:
             variants=tuple(self._variants(indices, examples, columns)) if self._lost is None else (),
             notes=tuple(notes),
         )
+        answer.write_answer(self._run.logdir, found, [self._inputs(e.index) for e in examples[: answer.SHOWN_EXAMPLES]])
+        return found
+
+    def _inputs(self, index: int) -> dict[str, np.ndarray]:
+        """Return the arrays of one example by name, by its index in the trainer's own arrays."""
+        x, y = self._parts.data.x_train, self._parts.data.y_train
+        named = {**(x if isinstance(x, dict) else {"input": x}), **(y if isinstance(y, dict) else {"target": y})}
+        return {name: array[index] for name, array in named.items()}
 
     def _read(self, reading: Any) -> "MeasuredStep":
         from tapescope.replays.measured_step import read_step

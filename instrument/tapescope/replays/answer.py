@@ -1,15 +1,24 @@
 """The answer of a replay: whether the step came out as recorded, and which examples, layer and change explain it."""
 
+import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from tapescope.rules.finding import format_factor
+from tapescope.storage import captured_step
 from tapescope.storage.printable import to_json
 from tapescope.storage.run import Run
+from tapescope.storage.text_file import write_whole
 
+SHOWN_EXAMPLES = 5
+"""Heaviest examples whose inputs are written for the tab."""
+MAX_INPUT_VALUES = 3072
+"""Numbers of an input that is written: an image of 32 x 32 in colour."""
 USUAL_RECORDS = 10
 """Records before the step whose median is the usual value."""
 GROWN_FACTOR = 10.0
@@ -93,6 +102,29 @@ class Recorded(NamedTuple):
     loss: float
     gradient_norm: Mapping[str, float]
     """By variable."""
+
+
+def write_answer(logdir: str | os.PathLike[str], replay: Replay, inputs: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Write an answer into the run's directory, where the Gradients tab finds it. A run that is read-only stays so.
+
+    Args:
+      logdir: the run's directory.
+      replay: the answer.
+      inputs: of the heaviest examples, in their order: arrays by name. Those of few numbers are shown.
+    """
+    fields = json.loads(replay.to_json())
+    for example, arrays in zip(fields["examples"], inputs, strict=False):
+        shown = {n: a for n, a in arrays.items() if a.size <= MAX_INPUT_VALUES and a.dtype.kind in "fiub"}
+        example["inputs"] = [
+            {"name": name, "shape": array.shape, "values": array.astype(float).ravel().tolist()}
+            for name, array in shown.items()
+        ]
+    try:
+        os.makedirs(captured_step.directory(logdir), exist_ok=True)
+        path = os.path.join(captured_step.directory(logdir), f"replay-{replay.step}.json")
+        write_whole(path, to_json(fields))
+    except OSError as error:
+        logging.info("tapescope: the answer is not written for the Gradients tab: %s", error)
 
 
 def read_recorded(run: Run, step: int) -> Recorded | None:
@@ -192,7 +224,9 @@ def _lines(replay: Replay) -> list[str]:
     if replay.first_layer:
         odd = replay.first_layer
         grown = f": up to {odd.value:.3g}, {format_factor(odd.value / odd.usual)} the usual" if odd.usual > 0 else ""
-        lines.append(f"first layer that is {odd.reason}: {odd.layer}{grown if odd.reason == 'grown' else ''}")
+        is_grown = odd.reason == "grown"
+        what = "has grown" if is_grown else "is not finite"
+        lines.append(f"first layer that {what}: {odd.layer}{grown if is_grown else ''}")
     if replay.examples:
         lines.append(f"examples, the heaviest of {len(replay.examples)} first:")
         lines.append("   index          loss  gradient norm")

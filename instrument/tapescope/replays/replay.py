@@ -224,7 +224,7 @@ class _Replayer:
         examples = answer.order_examples(by_place)
         variants = tuple(self._variants(examples, loss, measured)) if len(examples) > 1 else ()
         self._restore()
-        return Replay(
+        found = Replay(
             step=captured.step,
             reproduced=reproduced,
             difference=difference,
@@ -239,6 +239,10 @@ class _Replayer:
             variants=variants,
             notes=tuple(self._notes),
         )
+        leaves = {f"input {n}": leaf for n, leaf in enumerate(tf.nest.flatten(captured.batch)) if leaf is not None}
+        inputs = [{name: leaf[e.index] for name, leaf in leaves.items()} for e in examples[: answer.SHOWN_EXAMPLES]]
+        answer.write_answer(self._run.logdir, found, inputs)
+        return found
 
     def _named(self, examples: Sequence[Example]) -> tuple[Example, ...]:
         indices = self._captured.indices

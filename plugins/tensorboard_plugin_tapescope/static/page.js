@@ -6,6 +6,7 @@ import { fill, h } from "./dom.js";
 import { filterFindings } from "./filters.js";
 import { count, formatStep } from "./format.js";
 import { renderFindings, renderNoRuns, renderOverview } from "./overview.js";
+import { replaySection } from "./replays.js";
 import { drawPanels } from "./panels.js";
 import { runName } from "./run_name.js";
 import { watchKeys } from "./shortcuts.js";
@@ -156,6 +157,7 @@ async function showView(state, run) {
   const layers = new Set(details.layers);
   const found = (details.findings ?? []).map((f) => ({ ...f, run: run.name, colour: run.colour, hasLayer: layers.has(f.layer) }));
   showFindings(state, found, details.findings !== null);
+  if (details.replays?.length) page.words.append(replaySection(details.replays));
 }
 
 /** Shows the findings of all runs that are listed on the left. */

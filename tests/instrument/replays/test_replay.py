@@ -179,12 +179,12 @@ def two_replicas():
 def test_a_nan_under_two_replicas_is_replayed_in_a_loop_that_asks_no_schedule(tmp_path):
     strategy, optimizer, probe, step = two_replicas()
     order = np.concatenate(BATCHES)
-    x = np.where(np.abs(X[order]) > 1e3, np.nan, X[order])
-    dataset = tf.data.Dataset.from_tensor_slices((x, Y[order])).batch(8)
+    missing = np.where(np.abs(X[order]) > 1e3, np.nan, X[order])
+    dataset = tf.data.Dataset.from_tensor_slices((missing, Y[order])).batch(8)
     with tapescope.Recorder(tmp_path, probe, capture="on_finding", optimizer=optimizer) as recorder:
-        for n, batch in enumerate(strategy.experimental_distribute_dataset(dataset)):
-            loss, reading = step(*batch, True)
-            recorder.write(n, reading, scalars={"loss": loss}, batch=batch, indices=BATCHES[n])
+        for n, (x, y) in enumerate(strategy.experimental_distribute_dataset(dataset)):
+            loss, reading = step(x, y, True)
+            recorder.write(n, reading, scalars={"loss": loss}, batch=(x, y), indices=BATCHES[n])
     _, _, _, step = two_replicas()
     found = tapescope.replay(tmp_path, 7, step)
     assert found.reproduced
@@ -210,7 +210,7 @@ class Program:
 def test_the_model_is_found_in_the_objects_of_a_program(logdir, form):
     program = Program()
     forms = {
-        "method": lambda x, y: program.step(x, y, measure=True),
+        "method": lambda batch: program.step(*batch, measure=True),
         "attribute": program.step,
         "partial": functools.partial(program.step, measure=True),
     }

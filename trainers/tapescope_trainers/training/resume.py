@@ -45,7 +45,7 @@ CHANGEABLE = {
 
 _FLAGS = "flags.json"
 _CHECKPOINT = re.compile(r"ckpt-(\d+)\.index")
-_CHECKPOINT_FILE = re.compile(r"ckpt-\d+[._].*|step-\d+\.npz|(checkpoint|flags\.json)(\.new)?")
+_CHECKPOINT_FILE = re.compile(r"ckpt-\d+[._].*|step-\d+\.npz|replay-\d+\.json|(checkpoint|flags\.json)(\.new)?")
 
 
 def checkpoint_directory(logdir: str) -> str:
