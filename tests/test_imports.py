@@ -35,6 +35,7 @@ ORDER = (
     (
         "tapescope_trainers.train",
         "tapescope_trainers.replay",
+        "tapescope_trainers.coordinates",
         "tapescope_trainers.demo",
         "tapescope_trainers.study",
         "tapescope_trainers",

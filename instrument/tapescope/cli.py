@@ -1,12 +1,14 @@
-"""`tapescope check|compare|scaling|report|status|replay|columns`: the command line that reads recorded runs.
+"""`tapescope check|compare|scaling|report|status|replay|columns|coordinates`: the command line for recorded runs.
 
 Exit codes: 0 without findings or differences, 1 with some, 2 for bad input, which is reported in one line, 130 where
 `status --watch` was interrupted. They hold whatever the terminal can show, and also if nobody reads the output. No
-command but `replay` needs TensorFlow. What a command needs is imported when it runs, so that `--help` is quick.
+command but `replay` and `coordinates` needs TensorFlow. What a command needs is imported when it runs, so that
+`--help` is quick.
 """
 
 import argparse
 import contextlib
+import importlib
 import os
 import sys
 import time
@@ -107,6 +109,35 @@ def make_parser() -> argparse.ArgumentParser:
     replay.add_argument("--json", action="store_true", help="print one JSON object")
     replay.set_defaults(command=_replay)
 
+    coordinates = commands.add_parser(
+        "coordinates",
+        help="report which layers of a model depend on its width, after a few steps at several widths",
+        description="Check the coordinates of a parametrization: train a model for a few steps at several widths, and "
+        "report how each layer's output and its change grow with the width. Exit code 0: no layer depends on the "
+        "width; 1: one does; 2: the model cannot be trained.",
+    )
+    coordinates.add_argument(
+        "--model",
+        "--preset",
+        default="mlp",
+        help="a preset of tapescope-train with a width, or package.module:build, a function with an argument for it "
+        "(default: %(default)s)",
+    )
+    coordinates.add_argument("--width_argument", default="width", help="name of it (default: %(default)s)")
+    coordinates.add_argument("--data", default="digits", help="as for tapescope-train (default: %(default)s)")
+    coordinates.add_argument(
+        "--widths", type=_whole_numbers, default=[64, 128, 256, 512], help="rising (default: 64,128,256,512)"
+    )
+    coordinates.add_argument("--steps", type=_step, default=4, help="on one batch (default: %(default)s)")
+    coordinates.add_argument("--seeds", type=_step, default=3, help="weights to take the median of (default: 3)")
+    coordinates.add_argument("--batch_size", type=_step, default=64, help="examples (default: %(default)s)")
+    coordinates.add_argument("--optimizer", help="name in Keras; default: that of the compiled model, else Adam")
+    coordinates.add_argument("--learning_rate", type=float, default=1e-3, help="of that (default: %(default)s)")
+    coordinates.add_argument("--loss", help="as for tapescope-train; default: that of the compiled model")
+    coordinates.add_argument("--output", metavar="FILE", default="coordinates.html", help="the figure to write")
+    coordinates.add_argument("--json", action="store_true", help="print one JSON object")
+    coordinates.set_defaults(command=_coordinates)
+
     columns = commands.add_parser(
         "columns",
         help="explain the columns of a run",
@@ -138,6 +169,13 @@ def _seconds(text: str) -> float:
     if not 0.1 <= value <= 86400:
         raise argparse.ArgumentTypeError(f"must be a number of seconds from 0.1 to 86400; got {text}")
     return value
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be whole numbers separated by commas; got {text}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -310,6 +348,23 @@ def _replay(options: argparse.Namespace) -> int:
     found = trainers.replay(_read_run(options.run), options.step)
     _print(found.to_json() if options.json else str(found))
     return SUCCESS if found.reproduced else FOUND
+
+
+def _coordinates(options: argparse.Namespace) -> int:
+    if min(options.steps, options.seeds, options.batch_size) < 1:
+        raise ValueError("--steps, --seeds and --batch_size must be at least 1")
+    try:  # the library is below the trainers and does not import them
+        module = importlib.import_module("tapescope_trainers.coordinates")
+        fields = ("width_argument", "steps", "seeds", "batch_size", "optimizer", "learning_rate", "loss")
+        arguments = {name: getattr(options, name) for name in fields}
+        found = module.check(options.model, options.data, options.widths, **arguments)
+        module.write_figure(found, options.output)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the package {error.name} is missing, which this command needs: pip install 'tapescope[trainers]'"
+        ) from None
+    _print(to_json(found.as_dict()) if options.json else f"{found}\nwrote {options.output}")
+    return SUCCESS if found.independent else FOUND
 
 
 def _columns(options: argparse.Namespace) -> int:
