@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3 python; do \
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 .PHONY: help demo study faults bench corpus test coverage oldest matrix audit check docs format screenshots clean
 
@@ -53,7 +53,7 @@ oldest:
 	"$(PYTHON)" -m venv $(VENV)-oldest
 	"$(PYTHON)" scripts/oldest.py >$(VENV)-oldest/oldest.txt
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint=$(VENV)-oldest/oldest.txt --editable '.[trainers,test]'
-	$(VENV)-oldest/bin/python -m pytest $(PYTEST_ARGS) -m 'not process and not browser' tests/instrument tests/plugin
+	$(VENV)-oldest/bin/python -m pytest $(PYTEST_ARGS) -m 'not process and not browser and not nightly' tests/instrument tests/plugin
 
 # An environment of about 2 GB for each version, in a temporary directory (MATRIX_ARGS="2.19 --keep" for one of them).
 matrix:

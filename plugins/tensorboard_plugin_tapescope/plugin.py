@@ -162,12 +162,13 @@ def answer_view(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str
     draw = VIEWS[parse_choice(request.args, "view", VIEWS, "flow", 404)]
     query = parse_query(request.args, snapshot)
     drawn = _draw(draw, snapshot, query)
+    whole_until = min(snapshot.incomplete_after, default=None)
     if len(set(query.runs)) == 1:
         drawn = _mark_stretches(drawn, select_steps(snapshot, query), query)
     panels = [_finish(panel, query) for panel in drawn]
     content: dict[str, Any] = {"panels": [panel._asdict() for panel in panels]}
-    if snapshot.incomplete_after:
-        content["whole_until"] = min(snapshot.incomplete_after)
+    if whole_until is not None:
+        content["whole_until"] = whole_until
     return _json(content), FIGURE_TYPE
 
 

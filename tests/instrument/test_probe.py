@@ -12,6 +12,7 @@ import tapescope
 from tapescope.capture import graph_isolation
 from tapescope.statistics import reading as readings
 from tapescope.storage import summaries
+from tensorboard_plugin_tapescope import metadata
 
 RNG = np.random.default_rng(3)
 X, Y = RNG.normal(size=[16, 6]).astype(np.float32), RNG.normal(size=[16, 2]).astype(np.float32)
@@ -206,7 +207,7 @@ def test_replicas_have_the_reading_and_the_weights_of_one_device(replicas):
         np.testing.assert_array_equal(counts.sum(1), expected.sum(1))
         assert np.abs(counts - expected).sum() <= 4  # rounding moves an element over a bin's edge
     assert one.replicas is None
-    assert many.replicas.shape == (3, replicas, 6)
+    assert many.replicas.shape == (len(metadata.REPLICA_COLUMNS), replicas, 6)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def as_bits(reading: Reading) -> Reading:
 
 def floats(field: Any) -> Any:
     """Return a float32 field of a reading, which may be bits, as numbers: outside of a graph as a NumPy array."""
-    if field.dtype != tf.int32:
+    if isinstance(field, np.ndarray) or field.dtype != tf.int32:
         return field
     return field.numpy().view(np.float32) if hasattr(field, "numpy") else tf.bitcast(field, tf.float32)
 
