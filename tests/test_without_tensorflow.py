@@ -6,6 +6,7 @@ docs/installing.md says how to make it. Here the installed packages are linked i
 import configparser
 import importlib.metadata
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -55,7 +56,9 @@ def python(wheel, tmp_path_factory):
             if top not in ("..", "__pycache__") and not (packages / top).exists():
                 (packages / top).symlink_to(str(distribution.locate_file(top)))
     command = [sys.executable, "-m", "pip", "-q", "--python", directory, "install", "--no-deps", "--no-index", wheel]
-    subprocess.run(command, check=True, timeout=200)
+    # With the checkout on the path, pip takes the wheel for installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, check=True, timeout=200, env=environment, cwd=directory)
     return str(directory / "bin" / "python")
 
 
