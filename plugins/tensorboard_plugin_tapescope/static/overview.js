@@ -4,7 +4,7 @@ import { fill, h, sentence, sparkline } from "./dom.js";
 import { count, formatNumber, formatStep, spaced } from "./format.js";
 import { summarize } from "./headline.js";
 import { runName } from "./run_name.js";
-import { lostDecades, runTable, spikeText } from "./run_table.js";
+import { largestSpikeText, lostDecades, runTable, spikeText } from "./run_table.js";
 import { changeState, hashWith } from "./state.js";
 
 const SEVERITY_NAMES = { error: "error", warning: "warning", info: "note" };
@@ -109,8 +109,8 @@ function facts(run) {
     ),
     fact(
       "Spikes",
-      spikeText(run),
-      "Share of steps whose loss, or whose gradient norm, is more than six standard deviations above the 128 before it",
+      largestSpikeText(run),
+      `Share of steps whose loss, or whose gradient norm, is more than six standard deviations above the 128 before it: ${spikeText(run)}`,
     ),
     fact("Worst layer", worstLayer(run), "The layer of the most severe finding, or else the layer with the smallest gradient norm at the last step"),
     fact(

@@ -16,6 +16,11 @@ const spikes = (run) => {
   return known.length ? 100 * Math.max(...known) : null;
 };
 
+/** Returns the larger share of spikes as text: `0.4 %`; "–" if none is known. */
+export function largestSpikeText(run) {
+  return spikes(run) === null ? "–" : `${formatNumber(spikes(run), 2)} %`;
+}
+
 /** Returns the shares of spikes as text: `loss 0.4 %, gradient 0 %`; "–" if none is known. */
 export function spikeText(run) {
   const known = Object.entries(run.spikes).filter(([, share]) => share !== null);
@@ -81,7 +86,7 @@ function line(run, short, links) {
     h("td", {}, h("span", { class: `chip ${run.state}`, title: run.reason }, run.state)),
     number(formatNumber(run.step, 9)),
     number(sparkline(run.losses, run.colour), formatNumber(run.loss)),
-    h("td", { class: "number", title: spikeText(run) }, spikes(run) === null ? "–" : `${formatNumber(spikes(run), 2)} %`),
+    h("td", { class: "number", title: spikeText(run) }, largestSpikeText(run)),
     number(marks.length ? marks : "–"),
     number(decades === null ? "–" : formatNumber(decades, 2)),
     h("td", {}, run.worst ? links.layer(run) : "–"),
