@@ -97,61 +97,27 @@ LAYER_COLUMNS = (
     Column("units_revived", "units dead in the window before the last, and not in the last", "units", "count"),
 )
 
-DERIVED_VARIABLE_COLUMNS = (
-    Column(
-        "gradient_below_bfloat16",
-        "share of elements, not 0, below the smallest normal bfloat16",
-        "",
-        "fraction",
-    ),
-    Column(
-        "gradient_below_float16",
-        "share of elements, not 0, below the smallest normal float16",
-        "",
-        "fraction",
-    ),
-    Column(
-        "gradient_below_e4m3",
-        "share of elements, not 0, below the smallest normal e4m3",
-        "",
-        "fraction",
-    ),
-    Column(
-        "gradient_below_e5m2",
-        "share of elements, not 0, below the smallest normal e5m2",
-        "",
-        "fraction",
-    ),
-)
+NARROW_FORMATS = ("bfloat16", "float16", "e4m3", "e5m2")
+"""Number formats below whose smallest normal number elements are counted."""
+
+
+def _below_normal(family: str, elements: str) -> tuple[Column, ...]:
+    """Return the columns of the shares of elements that each narrow format would lose."""
+    return tuple(
+        Column(
+            f"{family}_below_{name}", f"share of {elements}, not 0, below the smallest normal {name}", "", "fraction"
+        )
+        for name in NARROW_FORMATS
+    )
+
+
+DERIVED_VARIABLE_COLUMNS = _below_normal("gradient", "elements")
 """Columns of the family `variables` that the recorder computes of other columns and of the histograms."""
 
 DERIVED_LAYER_COLUMNS = (
     Column("activation_rms", "root mean square of the layer's output", "", "log"),
     Column("activation_kurtosis", "kurtosis of the layer's output, from its histogram; 3 if normal", "", "log"),
-    Column(
-        "activation_below_bfloat16",
-        "share of outputs, not 0, below the smallest normal bfloat16",
-        "",
-        "fraction",
-    ),
-    Column(
-        "activation_below_float16",
-        "share of outputs, not 0, below the smallest normal float16",
-        "",
-        "fraction",
-    ),
-    Column(
-        "activation_below_e4m3",
-        "share of outputs, not 0, below the smallest normal e4m3",
-        "",
-        "fraction",
-    ),
-    Column(
-        "activation_below_e5m2",
-        "share of outputs, not 0, below the smallest normal e5m2",
-        "",
-        "fraction",
-    ),
+    *_below_normal("activation", "outputs"),
 )
 """The same of the family `layers`."""
 

@@ -9,20 +9,17 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tapescope.replays import answer
-from tapescope.replays.answer import Example, Recorded, Replay, Variant
+from tapescope.replays.answer import Example, MeasuredStep, Recorded, Replay, Variant
 from tapescope.storage import captured_step
 from tapescope.storage.run import Run
 from tapescope_trainers import flags
 from tapescope_trainers.flags import Options
 from tapescope_trainers.training import build, resume
-
-if TYPE_CHECKING:
-    from tapescope.replays.measured_step import MeasuredStep
 
 
 class Origin(NamedTuple):
@@ -166,9 +163,7 @@ class _Replayer:
         """Run the step, which must be the next one, and the questions about it."""
         outcome = self._train_step(x, y, True)
         columns = self._read(outcome.reading)
-        now = Recorded(float(outcome.loss), columns.gradient_norm)
         recorded = self._recorded()
-        reproduced, difference = answer.compare(now, recorded)
         indices = self._indices()
         examples = answer.order_examples(self._examples(indices, finite=not columns.nonfinite))
         notes = []
@@ -176,22 +171,15 @@ class _Replayer:
             notes.append(f"step {self._step} was not measured in the run, so there is nothing to compare it with")
         if self._lost is not None:
             notes.append(f"the loss was not finite first at step {self._lost}: replay that one to see the cause")
-        found = Replay(
-            step=self._step,
-            reproduced=reproduced,
-            difference=difference,
+        found = answer.make_answer(
+            self._run,
+            self._step,
+            float(outcome.loss),
+            columns,
+            recorded,
             examples=self._named(examples),
-            loss=now.loss,
-            recorded_loss=math.nan if recorded is None else recorded.loss,
-            gradient_norm=answer.total_norm(list(now.gradient_norm.values())),
-            recorded_gradient_norm=math.nan
-            if recorded is None
-            else answer.total_norm(list(recorded.gradient_norm.values())),
-            first_layer=answer.find_first_layer(
-                self._run, self._step, columns.layers, columns.first_nonfinite, columns.largest
-            ),
             variants=tuple(self._variants(indices, examples, columns)) if self._lost is None else (),
-            notes=tuple(notes),
+            notes=notes,
         )
         answer.write_answer(self._run.logdir, found, [self._inputs(e.index) for e in examples[: answer.SHOWN_EXAMPLES]])
         return found
@@ -202,7 +190,7 @@ class _Replayer:
         named = {**(x if isinstance(x, dict) else {"input": x}), **(y if isinstance(y, dict) else {"target": y})}
         return {name: array[index] for name, array in named.items()}
 
-    def _read(self, reading: Any) -> "MeasuredStep":
+    def _read(self, reading: Any) -> MeasuredStep:
         from tapescope.replays.measured_step import read_step
 
         return read_step(reading, self._parts.probe.names)
@@ -252,9 +240,7 @@ class _Replayer:
         drawn = [v for v in self._variables if id(v) not in trained]
         return examples.measure(parts, self._options, self._distribute(indices), drawn, finite)
 
-    def _variants(
-        self, indices: np.ndarray, examples: tuple[Example, ...], columns: "MeasuredStep"
-    ) -> Iterator[Variant]:
+    def _variants(self, indices: np.ndarray, examples: tuple[Example, ...], columns: MeasuredStep) -> Iterator[Variant]:
         """Yield the step as it was, and with one thing changed."""
         heaviest = examples[0]
         usual = examples[len(examples) // 2]

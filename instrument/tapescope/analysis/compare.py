@@ -52,7 +52,7 @@ class Comparison(NamedTuple):
     beyond: int
     """Number of values that differ by more than the tolerance, over all columns."""
     spikes: dict[str, dict[str, float]]
-    """By run, "first" and "second": the share of steps with a spike, of "loss" and "gradient"; NaN where unknown."""
+    """Shares of steps with a spike, of "loss" and "gradient", by run, "first" and "second"; NaN where unknown."""
 
     @property
     def equal(self) -> bool:

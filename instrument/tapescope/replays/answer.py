@@ -14,6 +14,7 @@ from tapescope.storage import captured_step
 from tapescope.storage.printable import to_json
 from tapescope.storage.run import Run
 from tapescope.storage.text_file import write_whole
+from tensorboard_plugin_tapescope.series import spikes
 
 SHOWN_EXAMPLES = 5
 """Heaviest examples whose inputs are written for the tab."""
@@ -104,6 +105,50 @@ class Recorded(NamedTuple):
     """By variable."""
 
 
+class MeasuredStep(NamedTuple):
+    """Columns of a reading on the host."""
+
+    gradient_norm: dict[str, float]
+    """By variable."""
+    applied_norm: float
+    """L2 norm of the whole gradient that the optimizer got."""
+    nonfinite: bool
+    """Whether the gradient has a NaN or Inf."""
+    layers: tuple[str, ...]
+    largest: list[float]
+    """Largest absolute value of each layer's output, [L]."""
+    first_nonfinite: int
+    """Index of the first layer in forward order that is not finite, or -1."""
+
+
+def make_answer(
+    run: Run,
+    step: int,
+    loss: float,
+    measured: MeasuredStep,
+    recorded: Recorded | None,
+    *,
+    examples: Sequence[Example],
+    variants: Sequence[Variant],
+    notes: Sequence[str],
+) -> Replay:
+    """Return the answer: the step as it came out, compared with what was recorded."""
+    reproduced, difference = compare(Recorded(loss, measured.gradient_norm), recorded)
+    return Replay(
+        step=step,
+        reproduced=reproduced,
+        difference=difference,
+        examples=tuple(examples),
+        loss=loss,
+        recorded_loss=math.nan if recorded is None else recorded.loss,
+        gradient_norm=total_norm(list(measured.gradient_norm.values())),
+        recorded_gradient_norm=math.nan if recorded is None else total_norm(list(recorded.gradient_norm.values())),
+        first_layer=find_first_layer(run, step, measured.layers, measured.first_nonfinite, measured.largest),
+        variants=tuple(variants),
+        notes=tuple(notes),
+    )
+
+
 def write_answer(logdir: str | os.PathLike[str], replay: Replay, inputs: Sequence[Mapping[str, np.ndarray]]) -> None:
     """Write an answer into the run's directory, where the Gradients tab finds it. A run that is read-only stays so.
 
@@ -163,7 +208,8 @@ def compare(now: Recorded, before: Recorded | None) -> tuple[bool, float | None]
 
 def total_norm(norms: Sequence[float]) -> float:
     """Return the L2 norm of a gradient from those of its variables; an absent one is NaN and counts as 0."""
-    return float(np.sqrt(np.nansum(np.square(np.array(norms, np.float64)))))
+    norm = float(spikes.total_norm(norms))
+    return 0.0 if math.isnan(norm) else norm
 
 
 def order_examples(examples: Sequence[Example]) -> tuple[Example, ...]:

@@ -1,29 +1,13 @@
 """The numbers of a measured step that a replay looks at."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from tapescope.capture.selection import Names
-from tapescope.replays.answer import total_norm
+from tapescope.replays.answer import MeasuredStep, total_norm
 from tapescope.statistics.reading import Reading
 from tapescope.storage import summaries
-
-
-class MeasuredStep(NamedTuple):
-    """Columns of a reading on the host."""
-
-    gradient_norm: dict[str, float]
-    """By variable."""
-    applied_norm: float
-    """L2 norm of the whole gradient that the optimizer got."""
-    nonfinite: bool
-    """Whether the gradient has a NaN or Inf."""
-    layers: tuple[str, ...]
-    largest: list[float]
-    """Largest absolute value of each layer's output, [L]."""
-    first_nonfinite: int
-    """Index of the first layer in forward order that is not finite, or -1."""
 
 
 def read_step(reading: Reading, names: Names) -> MeasuredStep:

@@ -14,8 +14,8 @@ from tapescope.capture.selection import Selection
 from tapescope.fit.monitor import measured_step
 from tapescope.probe import Probe
 from tapescope.replays import answer, step_function, trainers
-from tapescope.replays.answer import Example, Recorded, Replay, Variant
-from tapescope.replays.measured_step import MeasuredStep, read_step
+from tapescope.replays.answer import Example, MeasuredStep, Recorded, Replay, Variant
+from tapescope.replays.measured_step import read_step
 from tapescope.statistics.reading import Reading
 from tapescope.storage import captured_step, summaries
 from tapescope.storage.captured_step import CapturedStep, SavedVariable
@@ -217,27 +217,20 @@ class _Replayer:
         """Run the step and the questions about it."""
         captured = self._captured
         loss, measured = self._run_step(captured.batch)
-        recorded = Recorded(captured.loss, captured.gradient_norm)
-        reproduced, difference = answer.compare(Recorded(loss, measured.gradient_norm), recorded)
         places = np.arange(_count_examples(captured.batch))
         by_place = list(self._examples(places))
         examples = answer.order_examples(by_place)
-        variants = tuple(self._variants(examples, loss, measured)) if len(examples) > 1 else ()
+        variants = tuple(self._variants(examples, measured)) if len(examples) > 1 else ()
         self._restore()
-        found = Replay(
-            step=captured.step,
-            reproduced=reproduced,
-            difference=difference,
+        found = answer.make_answer(
+            self._run,
+            captured.step,
+            loss,
+            measured,
+            Recorded(captured.loss, captured.gradient_norm),
             examples=self._named(examples),
-            loss=loss,
-            recorded_loss=recorded.loss,
-            gradient_norm=answer.total_norm(list(measured.gradient_norm.values())),
-            recorded_gradient_norm=answer.total_norm(list(recorded.gradient_norm.values())),
-            first_layer=answer.find_first_layer(
-                self._run, captured.step, measured.layers, measured.first_nonfinite, measured.largest
-            ),
             variants=variants,
-            notes=tuple(self._notes),
+            notes=self._notes,
         )
         leaves = {f"input {n}": leaf for n, leaf in enumerate(tf.nest.flatten(captured.batch)) if leaf is not None}
         inputs = [{name: leaf[e.index] for name, leaf in leaves.items()} for e in examples[: answer.SHOWN_EXAMPLES]]
@@ -265,7 +258,7 @@ class _Replayer:
             norm = math.nan if measured.nonfinite else answer.total_norm(list(measured.gradient_norm.values()))
             yield Example(place, loss, norm)
 
-    def _variants(self, examples: Sequence[Example], loss: float, measured: MeasuredStep) -> Iterator[Variant]:
+    def _variants(self, examples: Sequence[Example], measured: MeasuredStep) -> Iterator[Variant]:
         """Yield the step as it was, and with one thing changed."""
         batch = self._captured.batch
         heaviest, usual = examples[0].index, examples[len(examples) // 2].index

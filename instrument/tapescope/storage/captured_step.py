@@ -107,15 +107,6 @@ def to_arrays(value: Any, convert: Callable[[Any], Any] = np.asarray) -> Any:
     return array
 
 
-def count_bytes(value: Any) -> int:
-    """Return the bytes of all arrays in a batch."""
-    if isinstance(value, Mapping):
-        return sum(map(count_bytes, value.values()))
-    if isinstance(value, (tuple, list)):
-        return sum(map(count_bytes, value))
-    return getattr(value, "nbytes", 0)
-
-
 def write(logdir: str, captured: CapturedStep) -> int:
     """Write a captured step as a whole, and return the size of its file in bytes.
 

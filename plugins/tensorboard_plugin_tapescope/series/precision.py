@@ -9,7 +9,7 @@ import numpy as np
 
 from tensorboard_plugin_tapescope import metadata
 
-SMALLEST_NORMAL = {"bfloat16": -126, "float16": -14, "e4m3": -6, "e5m2": -14}
+SMALLEST_NORMAL = dict(zip(metadata.NARROW_FORMATS, (-126, -14, -6, -14), strict=True))
 """Exponent of the smallest normal number of each format: IEEE 754 for float16, Micikevicius et al., "FP8 Formats for
 Deep Learning", 2022, for the two of eight bits."""
 LEAST_SPREAD = 0.5
