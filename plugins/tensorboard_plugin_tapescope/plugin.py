@@ -234,7 +234,7 @@ def _finish(panel: Panel, query: Query) -> Panel:
 def answer_csv(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     """Return the numbers of one panel at all recorded steps."""
     draw = VIEWS[parse_choice(request.args, "view", VIEWS, "flow", 404)]
-    query = parse_query(request.args, snapshot)._replace(max_steps=csv_export.EVERY_STEP)
+    query = parse_query(request.args, snapshot)._replace(max_steps=csv_export.EVERY_STEP, smoothing=0.0)
     panels = {panel.key: panel for panel in _draw(draw, snapshot.complete(), query)}
     panel = panels[parse_choice(request.args, "panel", panels, next(iter(panels)), 404)]
     if panel.figure is None:

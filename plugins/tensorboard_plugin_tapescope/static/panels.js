@@ -60,7 +60,7 @@ async function update(Plotly, section, panel, parameters) {
   const data = mergeFigure(chart.data, panel.figure);
   if (!data) return false;
   // Zoom stays while the same is shown. Over steps it is the range that was asked for, which the server has drawn.
-  const uirevision = encode({ ...parameters, dark: "", step: "", first: "", last: "" });
+  const uirevision = encode({ ...parameters, dark: "", step: "", first: "", last: "", smoothing: "" });
   const xaxis = isOverSteps(layout) ? { ...layout.xaxis, uirevision: encode(parameters) } : layout.xaxis;
   const width = chart.clientWidth; // which may change while Plotly draws
   await Plotly.react(chart, data, { ...layout, xaxis, uirevision, width, autosize: false }, CONFIG);

@@ -8,7 +8,7 @@ import numpy as np
 from tensorboard_plugin_tapescope.data.table_cache import Snapshot
 from tensorboard_plugin_tapescope.figures import basic, distributions, style
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
-from tensorboard_plugin_tapescope.series import tables, unit_lives
+from tensorboard_plugin_tapescope.series import smoothing, tables, unit_lives
 from tensorboard_plugin_tapescope.series.tables import COLUMNS
 from tensorboard_plugin_tapescope.views.panel import Panel, definition_sentence, explain_absence
 from tensorboard_plugin_tapescope.views.query import Query, RequestError, quote
@@ -68,7 +68,9 @@ def _lines(
     values = tables.column(table, column)[:, rows]
     if not np.isfinite(values).any():
         return Panel(column, title, empty=explain_absence(column, table))
-    figure = basic.line_chart(table.steps, names, values, COLUMNS[column], query.dark, 2 * query.max_steps)
+    weight = smoothing.smoothing_weight(column, query.smoothing)
+    max_steps = 2 * query.max_steps
+    figure = basic.line_chart(table.steps, names, values, COLUMNS[column], query.dark, max_steps, smoothing=weight)
     return Panel(column, title, figure, definition_sentence(COLUMNS[column].definition))
 
 
@@ -102,7 +104,9 @@ def _shares(snapshot: Snapshot, query: Query, index: int) -> Panel:
     values = np.stack(list(curves.values()), axis=1)
     unit_share = layer_figures.UNIT_SHARE
     definitions = [COLUMNS[column].definition for column in curves]
-    figure = basic.line_chart(table.steps, names, values, unit_share, query.dark, 2 * query.max_steps, definitions)
+    weights = [smoothing.smoothing_weight(column, query.smoothing) for column in curves]
+    max_steps = 2 * query.max_steps
+    figure = basic.line_chart(table.steps, names, values, unit_share, query.dark, max_steps, definitions, weights)
     note = "Share of the layer's outputs that are zero or saturated, and of its units that are dead or dormant."
     return Panel("shares", title, figure, note)
 
