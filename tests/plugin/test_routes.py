@@ -13,6 +13,7 @@ from plotly import graph_objects
 from scripts.testbed import synthetic
 from scripts.testbed.hostile import HOSTILE
 from scripts.testbed.synthetic import Spec
+from tensorboard.plugins.hparams import summary_v2
 
 from tapescope.analysis import scaling
 from tapescope.storage.run import Run
@@ -20,6 +21,7 @@ from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures.encoding import decode
 from tensorboard_plugin_tapescope.plugin import VIEWS, read_pages
 from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series.hyperparameters import ABSENT
 from tensorboard_plugin_tapescope.series.smoothing import smooth
 from tensorboard_plugin_tapescope.views import overview
 from tensorboard_plugin_tapescope.views.grid import GRID_COLUMNS
@@ -441,3 +443,31 @@ def test_the_noise_scale_of_one_variable_can_be_asked_for(tensorboard, logdir):
     noise = panels(tensorboard.get("view", view="replicas", run="two replicas", variable=variable))["noise"]
     whole = scaling.noise_scale(Run(logdir / "two replicas"), variable)
     assert f"variable {variable}: {whole.scale:,.4g}" in noise["note"]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_compare_has_the_hyperparameters_of_the_runs(tmp_path, fast):
+    for name, rate in (("a", 0.1), ("b", 0.2), ("c", None)):
+        writer = synthetic.Writer(tmp_path / name, Spec(depth=2, histograms=False))
+        if rate is not None:
+            writer.file.add_summary(summary_v2.hparams_pb({"rate": rate, "seed": 1}, trial_id=name))
+        writer.write(0)
+        writer.status(0, "ended")
+        writer.file.close()
+    compared = panels(application(tmp_path, fast, 3).get("view", view="compare", run=["a", "b", "c"]))
+    panel = compared["hyperparameters"]
+    assert panel["table"]["differing"] == {"rate": ["0.1", "0.2", ABSENT]}
+    assert panel["table"]["equal"] == {"seed": "1"}
+    assert "None recorded for c." in panel["note"]
+
+
+def test_compare_of_runs_without_hyperparameters_has_no_table(compared):
+    assert "hyperparameters" not in compared
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_figure_of_a_column_has_its_definition_at_hand(tensorboard, view):
+    runs = ["two replicas", "healthy"] if view in ("compare", "replicas") else ["healthy"]
+    for panel in panels(tensorboard.get("view", view=view, run=runs)).values():
+        if panel["figure"]:
+            assert panel["help"] or "Share of the" in panel["note"] or "Decades by which" in panel["note"], panel["key"]

@@ -20,9 +20,11 @@ from tensorboard import errors
 from tensorboard.data import provider
 
 from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.data.hyperparameters import read_hyperparameters
 from tensorboard_plugin_tapescope.data.listing import Listing, Run, Tag, parse_run
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series.hyperparameters import Settings
 from tensorboard_plugin_tapescope.series.tables import Table
 
 logger = logging.getLogger(__name__)
@@ -297,6 +299,10 @@ class Snapshot:
         if summary["state"] == "ended":
             self._cache.summaries[self._experiment, run] = (self.runs[run], summary)
         return summary
+
+    def hyperparameters(self, runs: tuple[str, ...]) -> dict[str, Settings]:
+        """Return the hyperparameters of each run, empty for a run without any."""
+        return read_hyperparameters(self._cache.provider, self._ctx, self._experiment, runs)
 
     def preload(self, runs: Sequence[str], families: Sequence[str], kind: SmallTable) -> None:
         """Read the last records or samples of several runs in one call, which is faster than a call for each."""

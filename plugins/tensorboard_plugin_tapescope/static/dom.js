@@ -30,7 +30,7 @@ export function fill(element, ...children) {
 /** Makes a labelled select; `options` are [value, text, title]. */
 export function select(label, value, options, onchange) {
   const made = options.map(([v, text, title]) => h("option", { value: v, title, selected: v === value }, text));
-  const control = h("select", { "data-key": `select ${label}`, onchange: (e) => onchange(e.target.value) }, made);
+  const control = h("select", { title: options.find(([v]) => v === value)?.[2], "data-key": `select ${label}`, onchange: (e) => onchange(e.target.value) }, made);
   return h("label", { class: "control" }, h("span", {}, label), control);
 }
 

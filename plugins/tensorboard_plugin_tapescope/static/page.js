@@ -173,7 +173,7 @@ async function showAllFindings(state) {
 function showFindings(state, found, looked) {
   renderControls(page.controls, state, { findings: found });
   showError(null);
-  showText(() => renderFindings(page.words, filterFindings(found, state), found.length, { looked, scope: state.scope }));
+  showText(() => renderFindings(page.words, filterFindings(found, state), found.length, { looked, scope: state.scope, columns: known.columns }));
 }
 
 /** Shows a view without figures. */

@@ -3,6 +3,7 @@
 import { encode, plotly } from "./api.js";
 import { fill, h } from "./dom.js";
 import { mergeFigure } from "./figure_updates.js";
+import { parameterTable } from "./parameter_table.js";
 import { changeState } from "./state.js";
 
 const CONFIG = { displayModeBar: false, responsive: false, doubleClick: "autosize" };
@@ -37,7 +38,7 @@ function emptySection(panel) {
     h("header", {}, h("h3"), h("div", { class: "tools" })),
     h("p", { class: "note" }),
     h("div", { class: "chart" }),
-    h("p", { class: "empty" }),
+    h("div", { class: "empty" }),
   );
 }
 
@@ -45,10 +46,12 @@ async function update(Plotly, section, panel, parameters) {
   const part = (name) => section.querySelector(name);
   section.classList.toggle("wide", panel.wide);
   part("h3").textContent = panel.title;
-  part("h3").title = panel.title;
+  part("h3").title = panel.help || panel.title;
+  part("h3").classList.toggle("helps", Boolean(panel.help));
   part(".note").textContent = panel.note;
-  part(".empty").textContent = panel.empty;
   section.classList.toggle("blank", !panel.figure);
+  section.classList.toggle("listing", Boolean(panel.table));
+  showText(part(".empty"), panel);
   const chart = part(".chart");
   if (!panel.figure) {
     Plotly.purge(chart);
@@ -74,6 +77,14 @@ async function update(Plotly, section, panel, parameters) {
   chart.classList.toggle("clickable", panel.rows.length > 0);
   if (!chart.listening) listen(chart);
   return true;
+}
+
+/** Shows why there is no figure, or the table instead of one. It is left as it is, with what is unfolded, if it is the same. */
+function showText(element, { empty, table }) {
+  const text = JSON.stringify(table) ?? empty;
+  if (element.shownText === text) return;
+  element.shownText = text;
+  element.replaceChildren(...(table ? parameterTable(table) : [empty]));
 }
 
 function tools(Plotly, chart, panel, parameters) {

@@ -10,8 +10,15 @@ from tensorboard_plugin_tapescope.figures import basic, distributions, style
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
 from tensorboard_plugin_tapescope.series import smoothing, tables, unit_lives
 from tensorboard_plugin_tapescope.series.tables import COLUMNS
-from tensorboard_plugin_tapescope.views.panel import Panel, definition_sentence, explain_absence
+from tensorboard_plugin_tapescope.views.panel import Panel, define, definition_sentence, explain_absence
 from tensorboard_plugin_tapescope.views.query import Query, RequestError, quote
+
+UNIT_STATES = (
+    "Alive: not one of the following. Dormant: mean output below 2.5 % of the layer's. Dead: the output, or a bounded "
+    "function's derivative, exactly 0 on every example. Saturated low, high: saturated on every example, at the lower "
+    "or upper end. Always on: never 0 and never saturated. Revived: dead in the window before, and not in this."
+)
+"""Definitions of `metadata.UNIT_STATES`."""
 
 SHARES = ("activation_zero", "saturated", "dead_share", "dormant_share")
 
@@ -71,7 +78,7 @@ def _lines(
     weight = smoothing.smoothing_weight(column, query.smoothing)
     max_steps = 2 * query.max_steps
     figure = basic.line_chart(table.steps, names, values, COLUMNS[column], query.dark, max_steps, smoothing=weight)
-    return Panel(column, title, figure, definition_sentence(COLUMNS[column].definition))
+    return Panel(column, title, figure, definition_sentence(COLUMNS[column].definition), help=define(column))
 
 
 def _output(snapshot: Snapshot, query: Query, index: int) -> Panel:
@@ -87,7 +94,7 @@ def _output(snapshot: Snapshot, query: Query, index: int) -> Panel:
     note = (
         "Mean of the layer's output, with bands of one standard deviation and from the smallest value to the largest."
     )
-    return Panel("output", "Output", figure, note)
+    return Panel("output", "Output", figure, note, help=define(*columns))
 
 
 def _shares(snapshot: Snapshot, query: Query, index: int) -> Panel:
@@ -108,7 +115,7 @@ def _shares(snapshot: Snapshot, query: Query, index: int) -> Panel:
     max_steps = 2 * query.max_steps
     figure = basic.line_chart(table.steps, names, values, unit_share, query.dark, max_steps, definitions, weights)
     note = "Share of the layer's outputs that are zero or saturated, and of its units that are dead or dormant."
-    return Panel("shares", title, figure, note)
+    return Panel("shares", title, figure, note, help=define(*curves))
 
 
 def _distribution(snapshot: Snapshot, query: Query, kind: str, row: int, title: str) -> Panel:
@@ -137,7 +144,7 @@ def _units(snapshot: Snapshot, query: Query, index: int) -> Panel:
     note += unit_lives.describe_lives(codes, _window_examples(snapshot, query.runs[0]))
     if sizes[index] > layer_figures.MAX_UNITS:
         note += f" Of {sizes[index]:,} units at most {layer_figures.MAX_UNITS:,} are drawn, evenly spaced."
-    return Panel("units", "Units", figure, note, wide=True)
+    return Panel("units", "Units", figure, note, wide=True, help=UNIT_STATES)
 
 
 def _window_examples(snapshot: Snapshot, run: str) -> float:

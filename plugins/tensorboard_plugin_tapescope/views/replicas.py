@@ -11,12 +11,17 @@ from tensorboard_plugin_tapescope.figures import layer as layer_figures
 from tensorboard_plugin_tapescope.figures.style import run_colours
 from tensorboard_plugin_tapescope.series import noise_scale, scaling, tables
 from tensorboard_plugin_tapescope.series.tables import COLUMNS, Table
-from tensorboard_plugin_tapescope.views.panel import Panel, definition_sentence
+from tensorboard_plugin_tapescope.views.panel import Panel, define, definition_sentence
 from tensorboard_plugin_tapescope.views.query import Query, RequestError, quote
 
 NOISE_NOTE = (
     "Batch size beyond which more examples a step help little (McCandlish et al. 2018): the ratio of the means of its "
     f"two terms over the last {noise_scale.WINDOW} records, with the 95 % interval."
+)
+
+EFFICIENCY = (
+    "Scaling efficiency: examples per second and replica, over those of the fastest of the runs with the fewest "
+    "replicas."
 )
 
 TITLES = {
@@ -59,7 +64,9 @@ def _differences(table: Table, query: Query) -> list[Panel]:
         figure = basic.replica_chart(
             table.steps, curves.astype(np.float32), column, query.dark, query.max_steps, query.smoothing
         )
-        panels.append(Panel(name, title, figure, f"{definition_sentence(column.definition)} {scope}"))
+        panels.append(
+            Panel(name, title, figure, f"{definition_sentence(column.definition)} {scope}", help=define(name))
+        )
     return panels
 
 
@@ -89,7 +96,8 @@ def _noise_scale(snapshot: Snapshot, query: Query) -> Panel:
         empty = "The noise scale is not determined: in no stretch of records does the gradient exceed its noise."
         return Panel("noise", title, empty=empty, wide=True)
     figure = layer_figures.noise_chart(steps, running, query.dark, 2 * query.max_steps)
-    return Panel("noise", title, figure, f"{NOISE_NOTE} {_describe_noise(terms, query.variable)}")
+    note = f"{NOISE_NOTE} {_describe_noise(terms, query.variable)}"
+    return Panel("noise", title, figure, note, help=define("noise_scale"))
 
 
 def _describe_noise(terms: np.ndarray, variable: str) -> str:
@@ -124,7 +132,7 @@ def _scaling(snapshot: Snapshot, query: Query) -> Panel:
         colours=run_colours(rates, snapshot.runs),
     )
     note = "Examples per second of steps that are not measured. The percentage is the scaling efficiency."
-    return Panel("scaling", title, figure, note, wide=True)
+    return Panel("scaling", title, figure, note, wide=True, help=EFFICIENCY)
 
 
 def _unmeasured_rate(table: Table | None) -> float:
