@@ -119,8 +119,10 @@ def measure(logdir: pathlib.Path, runs: int, layers: int, steps: int) -> list[Go
         page.open_tab(driver, url, "view=flow&run=run_0")
         page.wait_for(driver, "return document.querySelector('.chart')?.dataset.shows")
         total = time.monotonic() - began
-        tab = driver.execute_script("return performance.getEntriesByName('drawn')[0].startTime") / 1000
-        goals.append(Goal("first heatmap, from opening the tab", tab, 1.5, "s"))
+        marks = "return ['previewed', 'drawn'].map((name) => performance.getEntriesByName(name)[0]?.startTime)"
+        previewed, drawn = driver.execute_script(marks)  # without the first where plotly.js was there in time
+        goals.append(Goal("first heatmap, from opening the tab", (previewed or drawn) / 1000, 1.5, "s"))
+        goals.append(Goal("the same with hover and zoom, by plotly.js", drawn / 1000, 1.5, "s"))
         print(f"first heatmap from opening TensorBoard's address, including its own page: {total:.2f} s")
         columns = ["delta_norm", "dead_share", "update_ratio", "weight_norm", "saturated", "activation_std"]
         switch(driver, "view=flow&run=run_0&column=saturated", "saturated run_0")

@@ -155,6 +155,51 @@ def test_tick_labels_have_one_size(chrome, address, view):
     assert chrome.execute_script(TICK_SIZES) == ["11px"]
 
 
+PREVIEW_DIFFERENCE = """
+const done = arguments[0];
+(async () => {
+  const { drawPreview } = await import(`${location.href.split("/data/")[0]}/data/plugin/tapescope/static/preview.js`);
+  const chart = document.querySelector('.chart');
+  const pixels = (canvas) => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  const drawn = new Image();
+  drawn.src = await Plotly.toImage(chart, { format: 'png', width: chart.clientWidth, height: chart.layout.height });
+  await drawn.decode();
+  const canvas = document.createElement('canvas');
+  Object.assign(canvas, { width: drawn.width, height: drawn.height });
+  canvas.getContext('2d').drawImage(drawn, 0, 0);
+  const holder = document.createElement('div');
+  holder.style.width = `${chart.clientWidth}px`;
+  document.body.append(holder);
+  drawPreview(holder, { data: [chart.data[0]], layout: chart.layout });
+  const [a, b] = [pixels(canvas), pixels(holder.firstChild)];
+  const { l, r, t, b: bottom } = chart.layout.margin;
+  const [rows, columns] = [chart._fullData[0].z.length, chart._fullData[0].z[0].length];
+  let largest = 0;
+  for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) {
+    const x = Math.floor(l + (a.width - l - r) * (j + 0.5) / columns);
+    const y = Math.floor(t + (a.height - t - bottom) * (i + 0.5) / rows);
+    const colour = ({ data, width }) => data.subarray(4 * (y * width + x), 4 * (y * width + x) + 3);
+    colour(a).forEach((value, c) => (largest = Math.max(largest, Math.abs(value - colour(b)[c]))));
+  }
+  holder.remove();
+  done([rows * columns, largest]);
+})().catch((error) => done([0, String(error)]));
+"""
+
+
+def test_the_first_heatmap_is_there_before_plotly_and_has_its_colours(chrome, address):
+    chrome.execute_cdp_cmd("Fetch.enable", {"patterns": [{"urlPattern": "*plotly.js*"}]})  # which waits from now on
+    page.open_tab(chrome, address, "view=flow&run=vanishing")
+    page.wait_for(chrome, "return document.querySelectorAll('.preview').length === 1")
+    assert chrome.execute_script("return window.Plotly") is None
+    chrome.execute_cdp_cmd("Fetch.disable", {})
+    page.wait_until_ready(chrome)
+    assert chrome.execute_script("return document.querySelectorAll('.preview').length") == 0
+    cells, largest = chrome.execute_async_script(PREVIEW_DIFFERENCE)
+    assert cells == 16 * 40
+    assert largest <= 3
+
+
 def test_a_view_stays_after_a_reload_and_back_returns_to_it(chrome, address):
     page.show_view(chrome, address, "view=flow&run=vanishing&column=delta_norm&order=worst")
     chrome.find_element(By.CSS_SELECTOR, "[data-key='tab layer']").click()
@@ -234,6 +279,18 @@ def test_hostile_names_are_shown_as_text(chrome, address):
         selected = "return document.querySelector('[data-key=\"select Layer\"]').value"
         assert chrome.execute_script(selected) == name
     page.save_screenshot(chrome, ARTIFACTS / "hostile.png")
+
+
+def test_the_slider_smooths_the_lines_of_a_layer(chrome, address):
+    page.show_view(chrome, address, "view=layer&run=vanishing&layer=hidden_2&smoothing=0")
+    traces = "return document.querySelector('.panel[data-panel=gradient_norm] .chart').data.length"
+    assert chrome.execute_script(traces) == 2
+    slider = chrome.find_element(By.CSS_SELECTOR, "[data-key=smoothing]")
+    slider.send_keys(Keys.END)
+    page.wait_for(chrome, f"{traces} === 4")
+    assert text(chrome, ".control output") == "0.99"
+    assert chrome.execute_script("return parent.location.hash").endswith("&smoothing=0.99")
+    assert chrome.execute_script("return document.activeElement.dataset.key") == "smoothing"
 
 
 def test_a_missing_run_is_named(chrome, address):
