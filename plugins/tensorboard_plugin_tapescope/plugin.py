@@ -19,6 +19,7 @@ from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
 from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.data.memory import limit_kept_memory
 from tensorboard_plugin_tapescope.data.replays import read_replays
 from tensorboard_plugin_tapescope.data.table_cache import Snapshot, TableCache
 from tensorboard_plugin_tapescope.figures import basic, csv_export, updates
@@ -51,6 +52,7 @@ class GradientsPlugin(base_plugin.TBPlugin):
     plugin_name = metadata.PLUGIN_NAME
 
     def __init__(self, context: base_plugin.TBContext):
+        limit_kept_memory()
         self._cache = TableCache(context.data_provider)
         self._logdir = context.logdir
         self._pages = read_pages()

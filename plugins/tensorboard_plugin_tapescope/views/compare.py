@@ -32,7 +32,7 @@ def compare(snapshot: Snapshot, query: Query) -> list[Panel]:
     name = query.column or "gradient_norm"
     runs = query.runs[:MAX_COMPARED_RUNS]
     others = query.runs[MAX_COMPARED_RUNS:]
-    grids = {run: read_grid(snapshot, run, name) for run in runs}
+    grids = {run: read_grid(snapshot, run, name, alone=True) for run in runs}
     drawn = {run: grid for run, grid in grids.items() if grid is not None and np.isfinite(grid.values).any()}
     colours = colour_range(COLUMNS[name], *(grid.values for grid in drawn.values()))
     margin = max(
