@@ -1,4 +1,4 @@
-"""What the C library keeps of memory that was freed. Without glibc nothing is done."""
+"""Memory that was freed, and that the C library keeps. Without glibc nothing is done."""
 
 import contextlib
 import ctypes

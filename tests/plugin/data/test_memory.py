@@ -1,4 +1,4 @@
-"""What a process keeps of memory that its threads freed."""
+"""Memory that the threads of a process have freed, and that it keeps."""
 
 import platform
 import subprocess

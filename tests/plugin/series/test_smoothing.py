@@ -30,7 +30,7 @@ def test_the_average_is_that_of_tensorboard(weight):
 
 
 def test_a_step_follows_its_closed_form():
-    """Of 0 and then ones, the average after n ones is (1 - w^n) / (1 - w^(n + 1))."""
+    """Compare with (1 - w^n) / (1 - w^(n + 1)), the average after 0 and n ones."""
     values = np.array([0.0, *np.ones(9)])[:, None]
     n = np.arange(10)
     np.testing.assert_allclose(debiased_average(values, 0.8)[:, 0], (1 - 0.8**n) / (1 - 0.8 ** (n + 1)), rtol=1e-12)
