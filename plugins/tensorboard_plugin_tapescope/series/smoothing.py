@@ -11,9 +11,13 @@ STATES = ("weight_norm", "dead_share", "dormant_share")
 """Columns of a state, which the noise of a batch does not reach: they are drawn as recorded."""
 
 
-def smoothing_weight(column: str, weight: float) -> float:
-    """Return the weight with which a column is smoothed: 0 for a state, which is not noisy."""
-    return 0.0 if column in STATES else weight
+FEW_RECORDS = 30
+"""Fewer records are drawn as recorded: the lag of the average would be a good part of the figure."""
+
+
+def smoothing_weight(column: str, weight: float, records: int) -> float:
+    """Return the weight with which a column is smoothed: 0 for a state, which is not noisy, or for few records."""
+    return 0.0 if column in STATES or records < FEW_RECORDS else weight
 
 
 def smooth(values: np.ndarray, weight: Any, scale: str = "linear") -> np.ndarray:

@@ -103,7 +103,7 @@ function smoothing(state) {
     timer = setTimeout(commit, SMOOTHING_DELAY_MS, target.value);
   };
   const input = h("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: state.smoothing, "data-key": "smoothing", oninput: changed });
-  const title = "Weight of the exponential moving average that noisy lines show, as in TensorBoard's Scalars tab. The recorded values are the faint lines. At 0 they are drawn alone.";
+  const title = "Weight of the exponential moving average that noisy lines show, as in TensorBoard's Scalars tab. The recorded values are the faint lines. At 0, or with fewer than 30 records, they are drawn alone.";
   return h("label", { class: "control", title }, h("span", {}, "Smoothing"), input, h("output", {}, state.smoothing));
 }
 

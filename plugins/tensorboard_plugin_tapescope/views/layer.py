@@ -75,7 +75,7 @@ def _lines(
     values = tables.column(table, column)[:, rows]
     if not np.isfinite(values).any():
         return Panel(column, title, empty=explain_absence(column, table))
-    weight = smoothing.smoothing_weight(column, query.smoothing)
+    weight = smoothing.smoothing_weight(column, query.smoothing, len(table.steps))
     max_steps = 2 * query.max_steps
     figure = basic.line_chart(table.steps, names, values, COLUMNS[column], query.dark, max_steps, smoothing=weight)
     return Panel(column, title, figure, definition_sentence(COLUMNS[column].definition), help=define(column))
@@ -111,7 +111,7 @@ def _shares(snapshot: Snapshot, query: Query, index: int) -> Panel:
     values = np.stack(list(curves.values()), axis=1)
     unit_share = layer_figures.UNIT_SHARE
     definitions = [COLUMNS[column].definition for column in curves]
-    weights = [smoothing.smoothing_weight(column, query.smoothing) for column in curves]
+    weights = [smoothing.smoothing_weight(column, query.smoothing, len(table.steps)) for column in curves]
     max_steps = 2 * query.max_steps
     figure = basic.line_chart(table.steps, names, values, unit_share, query.dark, max_steps, definitions, weights)
     note = "Share of the layer's outputs that are zero or saturated, and of its units that are dead or dormant."

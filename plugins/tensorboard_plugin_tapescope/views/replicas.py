@@ -10,6 +10,7 @@ from tensorboard_plugin_tapescope.figures import basic
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
 from tensorboard_plugin_tapescope.figures.style import run_colours
 from tensorboard_plugin_tapescope.series import noise_scale, scaling, tables
+from tensorboard_plugin_tapescope.series.smoothing import smoothing_weight
 from tensorboard_plugin_tapescope.series.tables import COLUMNS, Table
 from tensorboard_plugin_tapescope.views.panel import Panel, define, definition_sentence
 from tensorboard_plugin_tapescope.views.query import Query, RequestError, quote
@@ -61,12 +62,11 @@ def _differences(table: Table, query: Query) -> list[Panel]:
         else:
             curves = tables.finite_mean(values, axis=2)
             scope = "Mean over all variables."
-        figure = basic.replica_chart(
-            table.steps, curves.astype(np.float32), column, query.dark, query.max_steps, query.smoothing
-        )
-        panels.append(
-            Panel(name, title, figure, f"{definition_sentence(column.definition)} {scope}", help=define(name))
-        )
+        weight = smoothing_weight(name, query.smoothing, len(table.steps))
+        curves = curves.astype(np.float32)
+        figure = basic.replica_chart(table.steps, curves, column, query.dark, query.max_steps, weight)
+        note = f"{definition_sentence(column.definition)} {scope}"
+        panels.append(Panel(name, title, figure, note, help=define(name)))
     return panels
 
 

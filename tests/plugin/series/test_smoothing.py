@@ -65,6 +65,8 @@ def test_on_a_logarithmic_scale_the_logarithms_are_averaged():
     np.testing.assert_allclose(np.log10(found), expected, rtol=1e-12)
 
 
-def test_states_are_not_smoothed():
-    assert smoothing_weight("weight_norm", 0.6) == 0
-    assert smoothing_weight("gradient_norm", 0.6) == 0.6
+@pytest.mark.parametrize(
+    ("column", "records", "weight"), [("gradient_norm", 30, 0.6), ("weight_norm", 30, 0.0), ("gradient_norm", 29, 0.0)]
+)
+def test_states_and_few_records_are_not_smoothed(column, records, weight):
+    assert smoothing_weight(column, 0.6, records) == weight
