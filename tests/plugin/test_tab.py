@@ -82,6 +82,41 @@ def test_the_overview_has_a_headline_and_a_card_for_each_run(chrome, address):
     assert len(chrome.find_elements(By.CSS_SELECTOR, ".card")) == 4
 
 
+REDRAWN = """
+const [selectors, done] = arguments;
+const before = selectors.map((selector) => document.querySelector(selector));
+before[0].textContent += ' old';
+new MutationObserver((changes, observer) => {
+  if (document.querySelector('main').ariaBusy !== 'false') return;
+  observer.disconnect();
+  done(selectors.map((selector, i) => document.querySelector(selector) === before[i]));
+}).observe(document.querySelector('main'), { attributes: true });
+parent.document.body.classList.toggle('dark-mode');
+"""
+
+
+def test_only_what_changed_is_replaced(chrome, address):
+    """Or a click and a tooltip would be lost with every record of a run that is followed."""
+    page.show_view(chrome, address, state_of("overview"))
+    changed = "[data-run=vanishing] h3 a"
+    kept = [
+        "[data-run=vanishing] dd a",
+        "[data-run=healthy] h3 a",
+        "[data-key='tab flow']",
+        "[data-key='tick healthy']",
+    ]
+    assert chrome.execute_async_script(REDRAWN, [changed, *kept]) == [False, True, True, True, True]
+
+
+def test_a_tick_is_taken_away_again(chrome, address):
+    page.show_view(chrome, address, "view=overview")
+    for ticked in (True, False, True):
+        chrome.find_element(By.CSS_SELECTOR, "[data-key='tick vanishing']").click()
+        page.wait_for(chrome, f"return parent.location.hash.endsWith('with=vanishing') === {str(ticked).lower()}")
+        box = "return document.querySelector(\"[data-key='tick vanishing']\").checked"
+        assert chrome.execute_script(box) is ticked
+
+
 def test_the_overview_as_a_table_is_sorted_by_a_click(chrome, address):
     page.show_view(chrome, address, state_of("overview") + "&layout=table")
     chrome.find_element(By.CSS_SELECTOR, "[data-key='sort name']").click()

@@ -1,6 +1,6 @@
 // The views Overview and Findings.
 
-import { fill, h, sentence, sparkline } from "./dom.js";
+import { fill, h, refill, sentence, sparkline } from "./dom.js";
 import { count, formatNumber, formatStep, spaced } from "./format.js";
 import { summarize } from "./headline.js";
 import { runName } from "./run_name.js";
@@ -34,7 +34,7 @@ function link(target, text, title = null) {
 export function renderOverview(root, runs, { layout, sort }) {
   const asTable = layout === "table" || (layout !== "cards" && runs.length > MOST_CARDS);
   const content = asTable ? runTable(runs, sort, { open: openLink, findings: findingMark, layer: layerLink }) : h("div", { class: "cards" }, sortedCards(runs));
-  fill(root, h("div", { class: "overview" }, headline(runs), layoutSwitch(asTable), content));
+  refill(root, h("div", { class: "overview" }, headline(runs), layoutSwitch(asTable), content));
 }
 
 function sortedCards(runs) {

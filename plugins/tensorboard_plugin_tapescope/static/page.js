@@ -2,7 +2,7 @@
 
 import { encode, get, plotly } from "./api.js";
 import { renderControls } from "./controls.js";
-import { fill, h } from "./dom.js";
+import { fill, h, refill } from "./dom.js";
 import { filterFindings } from "./filters.js";
 import { count, formatStep } from "./format.js";
 import { renderFindings, renderNoRuns, renderOverview } from "./overview.js";
@@ -117,7 +117,7 @@ async function refresh(state) {
 async function show(addressState) {
   if (!known.version) return;
   const state = resolve(addressState);
-  fill(page.tabs, Object.entries(VIEWS).map(([view, name]) => tab(view, name, state)));
+  refill(page.tabs, Object.entries(VIEWS).map(([view, name]) => tab(view, name, state)));
   if (!known.runs.length) {
     showText(() => renderNoRuns(page.words));
     return;
