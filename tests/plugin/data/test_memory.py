@@ -1,5 +1,6 @@
 """Memory that the threads of a process have freed, and that it keeps."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -39,7 +40,9 @@ print(private() - before)
 
 def kept(process: str) -> float:
     """Return the MiB that a process keeps after two threads at once have each freed 29 MiB, four times."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, process], capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", PROGRAM, process]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return float(done.stdout)
 
 
