@@ -108,6 +108,15 @@ def test_only_what_changed_is_replaced(chrome, address):
     assert chrome.execute_async_script(REDRAWN, [changed, *kept]) == [False, True, True, True, True]
 
 
+def test_a_half_typed_number_stays_while_a_run_is_followed(chrome, address):
+    page.show_view(chrome, address, "view=layer&run=vanishing&layer=hidden_2")
+    chrome.find_element(By.CSS_SELECTOR, "[data-key=first]").send_keys("12")
+    redrawn = REDRAWN.replace("before[0].textContent += ' old'", "")
+    assert chrome.execute_async_script(redrawn, ["[data-key=first]", "[data-key=smoothing]"]) == [True, True]
+    typed = "return document.querySelector('[data-key=first]').value"
+    assert chrome.execute_script(typed) == "12"
+
+
 def test_a_tick_is_taken_away_again(chrome, address):
     page.show_view(chrome, address, "view=overview")
     for ticked in (True, False, True):
