@@ -22,8 +22,8 @@ def limit_kept_memory() -> None:
     memory at the end of such a heap alone: a view of several runs left 10 MiB in each. A program that runs TensorBoard
     beside a training keeps its own settings.
     """
-    main = sys.modules["__main__"]
-    if "tensorboard.main" in sys.modules or getattr(main.__spec__, "name", None) == "tensorboard.main":
+    program = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if "tensorboard.main" in sys.modules or getattr(program, "name", None) == "tensorboard.main":
         with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
             libc = ctypes.CDLL(None)
             libc.mallopt(_M_ARENA_MAX, 1)
