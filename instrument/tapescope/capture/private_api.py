@@ -273,8 +273,7 @@ def why_not_observed(layer: keras.layers.Layer) -> str | None:
     if not hasattr(base, name):
         _warn(f"MultiHeadAttention.{name}", _ATTENTION_CONSEQUENCE)
         return f"this version of Keras has no `{name}`"
-    own = getattr(getattr(layer, name), "__func__", None)
-    return None if own in (None, getattr(base, name)) else f"it has a `{name}` of its own"
+    return None if getattr(type(layer), name) is getattr(base, name) else f"it has a `{name}` of its own"
 
 
 def attention_arguments(name: str, method: Any, args: Sequence[Any], kwargs: Any) -> dict[str, Any] | None:

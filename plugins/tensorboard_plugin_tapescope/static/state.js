@@ -1,7 +1,7 @@
 // The state of the page: the open view, run and so on. It is kept in the address, so that every view has a link.
 
 const PLUGIN = "tapescope";
-const DEFAULTS = { view: "overview", run: "", column: "gradient_norm", layer: "", variable: "", order: "forward", first: "", last: "", step: "", layout: "", sort: "", scope: "", severity: "", rule: "" };
+const DEFAULTS = { view: "overview", run: "", column: "gradient_norm", layer: "", variable: "", order: "forward", headColumn: "attention_entropy", head: "", first: "", last: "", step: "", layout: "", sort: "", scope: "", severity: "", rule: "" };
 
 export const VIEWS = {
   overview: "Overview",
@@ -10,6 +10,7 @@ export const VIEWS = {
   budget: "Budget",
   compare: "Compare",
   replicas: "Replicas",
+  heads: "Heads",
   findings: "Findings",
 };
 
