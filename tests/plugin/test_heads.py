@@ -158,8 +158,8 @@ def test_heads_by_layers_from_names_of_any_form():
     names = ("a/head_1", "a/head_0", "b#2/head_0", "plain", "head_3", "c/head_99999", "d/head_ 1")
     grid = heads.by_layer(names)
     assert grid.layers == ("a", "b#2", "plain", "head_3", "c/head_99999", "d/head_ 1")
-    assert grid.index.tolist() == [[1, 0], [2, -1], [3, -1], [4, -1], [5, -1], [6, -1]]
-    assert heads.by_layer(()).index.shape == (0, 0)
+    assert grid.positions.tolist() == [[1, 0], [2, -1], [3, -1], [4, -1], [5, -1], [6, -1]]
+    assert heads.by_layer(()).positions.shape == (0, 0)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ class HeadGrid(NamedTuple):
 
     layers: tuple[str, ...]
     """The L attention layers, in forward order."""
-    index: np.ndarray
+    positions: np.ndarray
     """int64 [L, N]: position of each head among the rows of the run; -1 where a layer has fewer heads."""
 
 
@@ -31,7 +31,7 @@ def by_layer(names: Sequence[str]) -> HeadGrid:
         layer, number = (found[1], int(found[2])) if found and int(found[2]) < MAX_HEADS else (name, 0)
         places.setdefault(layer, {})[number] = position
     width = max((max(heads) + 1 for heads in places.values()), default=0)
-    index = np.full((len(places), width), -1, np.int64)
+    positions = np.full((len(places), width), -1, np.int64)
     for row, heads in enumerate(places.values()):
-        index[row, list(heads)] = list(heads.values())
-    return HeadGrid(tuple(places), index)
+        positions[row, list(heads)] = list(heads.values())
+    return HeadGrid(tuple(places), positions)

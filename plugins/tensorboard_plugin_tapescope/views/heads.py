@@ -57,9 +57,9 @@ def _map(table: Table, query: Query, name: str, values: np.ndarray, chosen: str)
     if query.step is not None:
         row = max(0, int(np.searchsorted(table.steps, query.step, side="right")) - 1)
     grid = head_series.by_layer(table.family.names)
-    cells = np.where(grid.index >= 0, values[row][grid.index], np.nan)
+    cells = np.where(grid.positions >= 0, values[row][grid.positions], np.nan)
     colours = colour_range(COLUMNS[name], values)
-    framed = [(int(i), int(n)) for i, n in np.argwhere(grid.index == table.family.names.index(chosen))]
+    framed = [(int(i), int(n)) for i, n in np.argwhere(grid.positions == table.family.names.index(chosen))]
     figure = head_figures.head_map(grid.layers, cells, COLUMNS[name], colours, framed, query.dark)
     note = (
         f"{definition_sentence(COLUMNS[name].definition)} At step {int(table.steps[row]):,}. Click on a cell to see "
