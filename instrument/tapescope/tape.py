@@ -292,14 +292,13 @@ class MeasuringTape(Tape):
         captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape) and t._capture is not None]
         measured_data = self._data_to_measure(captures)
         with graph_isolation.measuring_scope():
-            data_rows = single_pass.compiled(lambda: data_statistics.data_rows(measured_data))
-            with attribute_errors_to("the attention heads"):
-                head_rows, residual_rows = single_pass.compiled(
-                    lambda: (
-                        attention_statistics.head_rows(merged.attention),
-                        attention_statistics.residual_rows([point.tensor for point in merged.stream]),
-                    )
+            data_rows, head_rows, residual_rows = single_pass.compiled(
+                lambda: (
+                    data_statistics.data_rows(measured_data),
+                    attention_statistics.head_rows(merged.attention),
+                    attention_statistics.residual_rows([point.tensor for point in merged.stream]),
                 )
+            )
             trained = list(merged.variables.values())
             layout = state.set_names(merged.calls, captures, trained, merged.attention, merged.stream)
             names = state.layouts[layout].names

@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from tapescope.capture.attention import AttentionCall
-from tapescope.statistics.batched_ops import constant, group_by_shape, restore_order
+from tapescope.failsafe import attribute_errors_to
+from tapescope.statistics.batched_ops import concat, constant, group_by_shape, restore_order
 from tensorboard_plugin_tapescope import metadata
 
 EXAMPLES = 4
@@ -44,7 +45,11 @@ def head_rows(calls: Sequence[AttentionCall]) -> tf.Tensor:
     groups: dict[Hashable, list[int]] = {}
     for i, call in enumerate(calls):
         groups.setdefault(_kind(call) or i, []).append(i)
-    rows = tf.concat([_group_rows([calls[i] for i in group]) for group in groups.values()], 1)
+    found = []
+    for group in groups.values():
+        with attribute_errors_to(calls[group[0]].name):
+            found.append(_group_rows([calls[i] for i in group]))
+    rows = concat(found, 1)
     heads = np.cumsum([0] + [call.query.shape[2] for call in calls])
     order = [head for group in groups.values() for i in group for head in range(heads[i], heads[i + 1])]
     return rows if order == sorted(order) else tf.gather(rows, constant(np.argsort(order).astype(np.int32)), axis=1)
@@ -154,7 +159,7 @@ def residual_rows(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
         largest = tf.reduce_max(tf.abs(x), 1, keepdims=True)
         mean = tf.math.divide_no_nan(tf.reduce_sum(tf.square(tf.math.divide_no_nan(x, largest)), 1), elements)
         columns.append(tf.stack([elements, largest[:, 0] * tf.sqrt(mean), _count(~finite, [1])]))
-    return restore_order(tf.concat(columns, 1), groups)
+    return restore_order(concat(columns, 1), groups)
 
 
 def _parts(rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -88,7 +88,8 @@ def make_families(
     """
     names = rows.first
     examples = reading.column("examples")
-    closes_window = bool(rows.names.layers) and ledger.add(reading.units, reading.elements, int(examples))
+    counts_units = bool(rows.names.layers) and math.isfinite(examples)  # not where a step has none of the layers
+    closes_window = counts_units and ledger.add(reading.units, reading.elements, int(examples))
     verdict = ledger.verdict
     of_gradients = precision.columns_of(
         "gradient", reading.gradient_histogram, reading.column("gradient_zero"), reading.column("gradient_nonfinite")
