@@ -54,10 +54,10 @@ def _post_norm(x):
 
 def _pre_norm(x):
     """Return a decoder's block: a residual stream, causal attention of grouped queries, and a mask of padding."""
-    x = layers.Masking()(layers.Reshape((4, 8))(x))
+    x = layers.Reshape((4, 8))(x)
     y = layers.LayerNormalization()(x)
     x = layers.Add()([x, layers.GroupQueryAttention(4, 4, 2)(y, y, use_causal_mask=True)])
-    y = layers.LayerNormalization()(x)
+    y = layers.LayerNormalization()(layers.Masking()(x))
     x = layers.Add()([x, layers.MultiHeadAttention(2, 4)(y, y, use_causal_mask=True)])
     return layers.Flatten()(layers.LayerNormalization()(x) + 0.1)  # without the mask, which Flatten does not know
 
