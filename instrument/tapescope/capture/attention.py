@@ -184,7 +184,7 @@ class AttentionCapture:
         heads, key_heads = query.shape[2], key.shape[2]
         if None in (heads, key_heads, query.shape[3]) or heads % key_heads:
             return f"the number of its heads is not known: query of shape {query.shape}, key of shape {key.shape}"
-        if mask is not None and not (self._is_measurable(mask) and 2 <= (mask.shape.rank or 0) <= 4):
+        if mask is not None and not (self._is_readable(mask) and 2 <= (mask.shape.rank or 0) <= 4):
             return "its attention mask has no known rank"
         return None
 
@@ -192,6 +192,10 @@ class AttentionCapture:
         if not isinstance(tensor, tf.Tensor):
             return False
         return (None if hasattr(tensor, "numpy") else tensor.graph) is self._graph
+
+    def _is_readable(self, mask: Any) -> bool:
+        """Return whether a mask is the step's own, or a constant from outside of its graph."""
+        return self._is_measurable(mask) or (isinstance(mask, tf.Tensor) and hasattr(mask, "numpy"))
 
     def _keys_in_use(self, key: tf.Tensor, masks: Sequence[Any]) -> tuple[Any, ...]:
         """Return the masks that say which keys are padding: the layer's, or else the only one of the step that fits.
@@ -202,7 +206,7 @@ class AttentionCapture:
         if not masks and keys is not None:
             made = [mask for mask in self._masks if mask.shape.rank == 2 and mask.shape[1] == keys]
             masks = made if len(made) == 1 else ()
-        return tuple(masks) if all(self._is_measurable(mask) and mask.shape.rank == 2 for mask in masks) else ()
+        return tuple(masks) if all(self._is_readable(mask) and mask.shape.rank == 2 for mask in masks) else ()
 
 
 @functools.cache

@@ -293,7 +293,7 @@ def attention_arguments(name: str, method: Any, args: Sequence[Any], kwargs: Any
                 "is_causal": causal,
             }
         return {"masks_of_keys": [bound.get("value_mask"), bound.get("key_mask")]}
-    except (TypeError, KeyError):
+    except (TypeError, ValueError, KeyError):
         _warn(f"{name}(query, key, attention_mask)", _ATTENTION_CONSEQUENCE)
         return None
 

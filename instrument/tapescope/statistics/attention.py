@@ -2,7 +2,7 @@
 
 The logits are computed here once more, in float32, from query and key as the layer has projected them: Keras may leave
 them to a fused kernel, and the step's own result stays. A sample is enough for numbers that say how a head attends:
-the first EXAMPLES examples, and QUERIES of their queries, evenly spaced.
+the first EXAMPLES examples, and at most QUERIES of their queries, evenly spaced.
 
 Letters: B examples, C columns, D features of a head, G layers of equal shapes, H heads of all layers, K statistics,
 N heads of a layer, P points of the residual stream, S keys, T queries; M parts of the batch, of a replica or a small
@@ -18,13 +18,15 @@ import tensorflow as tf
 
 from tapescope.capture.attention import AttentionCall
 from tapescope.failsafe import attribute_errors_to
-from tapescope.statistics.batched_ops import concat, constant, group_by_shape, restore_order
+from tapescope.statistics.batched_ops import MAX_GROUP_SIZE, concat, constant, group_by_shape, restore_order
 from tensorboard_plugin_tapescope import metadata
 
 EXAMPLES = 4
 """Examples of a batch that are looked at."""
 QUERIES = 64
 """Most queries of an example that are looked at."""
+MAX_LOGITS = 1 << 22
+"""Most logits of a layer: with more keys and heads there are fewer queries, but at least one of each example."""
 
 HEAD_ROWS = ("logit_max", "queries", "entropy", "first", "padding", "nonfinite")
 """Largest logit; queries that count, and sums over them; number of logits that are not finite."""
@@ -44,7 +46,10 @@ def head_rows(calls: Sequence[AttentionCall]) -> tf.Tensor:
         return tf.zeros([len(HEAD_ROWS), 0], tf.float32)
     groups: dict[Hashable, list[int]] = {}
     for i, call in enumerate(calls):
-        groups.setdefault(_kind(call) or i, []).append(i)
+        group = groups.setdefault(_kind(call) or i, [])
+        group.append(i)
+        if len(group) * _logits(call) >= MAX_GROUP_SIZE:  # together they would all be in memory at once
+            groups[i, "full"] = groups.pop(_kind(call) or i)
     found = []
     for group in groups.values():
         with attribute_errors_to(calls[group[0]].name):
@@ -63,14 +68,30 @@ def _kind(call: AttentionCall) -> Hashable:
     return tuple(shapes[0]), tuple(shapes[1]), call.is_causal
 
 
+def _logits(call: AttentionCall) -> int:
+    """Return the number of logits that are looked at; 0 where it is not known, as in a call that is reduced alone."""
+    if _kind(call) is None:
+        return 0
+    examples, queries, heads, _ = call.query.shape
+    return min(examples, EXAMPLES) * -(-queries // _stride(call)) * heads * call.key.shape[1]
+
+
+def _stride(call: AttentionCall) -> Any:
+    """Return the distance of the sampled queries; a tensor where their number is not known yet."""
+    (queries, heads), keys = call.query.shape[1:3], call.key.shape[1]
+    if queries is None or keys is None:
+        queries = tf.shape(call.query)[1]
+        most = tf.clip_by_value(MAX_LOGITS // (EXAMPLES * heads * tf.maximum(tf.shape(call.key)[1], 1)), 1, QUERIES)
+        return tf.maximum((queries + most - 1) // most, 1)
+    most = min(max(MAX_LOGITS // (EXAMPLES * heads * max(keys, 1)), 1), QUERIES)
+    return max(1, -(-queries // most))
+
+
 def _group_rows(calls: Sequence[AttentionCall]) -> tf.Tensor:
     """Return HEAD_ROWS of calls of equal shapes, float32 [K, G N]; several have no masks."""
     first = calls[0]
-    queries, heads = first.query.shape[1:3]
-    if queries is None:
-        stride = tf.maximum((tf.shape(first.query)[1] + (QUERIES - 1)) // QUERIES, 1)
-    else:
-        stride = max(1, -(-queries // QUERIES))
+    heads = first.query.shape[2]
+    stride = _stride(first)
     query = tf.stack([tf.cast(c.query[:EXAMPLES, ::stride], tf.float32) * c.scale for c in calls])
     key = tf.stack([tf.cast(c.key[:EXAMPLES], tf.float32) for c in calls])
     if first.key.shape[2] != heads:  # that share a key

@@ -238,6 +238,25 @@ def test_attention_is_computed_as_often_as_the_step_does(monkeypatch):
     assert len(names.heads) == 2
 
 
+def test_a_mask_that_is_a_constant_from_outside_of_the_graph():
+    class Masked(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.attention = layers.MultiHeadAttention(2, 3, dropout=0.1)
+            self.allowed = tf.constant([[[True, False, False, False]] * 4])
+
+        def call(self, x):
+            return self.attention(x, x, attention_mask=self.allowed)
+
+    model = Masked()
+    model(tf.ones([3, 4, 8]))
+    reading = tf.function(lambda x: eager_step(model, x)[0])(tf.ones([3, 4, 8]))
+    columns = steps.summaries.to_host(reading).heads
+    assert columns.shape == (len(attention.HEAD_COLUMNS), 2)
+    assert np.isfinite(columns[0]).all()
+    assert np.isnan(columns[1]).all()  # one key each
+
+
 def test_a_pattern_chooses_heads_as_it_chooses_layers():
     inputs = keras.Input((4, 8))
     x = layers.MultiHeadAttention(2, 3, name="one")(inputs, inputs)

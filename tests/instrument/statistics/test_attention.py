@@ -173,6 +173,27 @@ def test_heads_stay_in_the_order_of_calls_where_layers_of_equal_shape_are_reduce
     np.testing.assert_allclose(together, np.concatenate(alone, 1), rtol=1e-6)
 
 
+def test_layers_of_many_logits_are_reduced_alone(monkeypatch):
+    calls = [call_of(random(2, 5, 2, 4, scale=n + 1)) for n in range(5)]
+    together = attention.head_rows(calls).numpy()
+    monkeypatch.setattr(attention, "MAX_GROUP_SIZE", 2 * 2 * 5 * 5 * 2)
+    sizes = []
+    reduce = attention._group_rows
+    monkeypatch.setattr(attention, "_group_rows", lambda group: sizes.append(len(group)) or reduce(group))
+    np.testing.assert_allclose(attention.head_rows(calls).numpy(), together, rtol=1e-6)
+    assert sizes == [2, 2, 1]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_many_keys_leave_fewer_queries(monkeypatch, known):
+    monkeypatch.setattr(attention, "MAX_LOGITS", attention.EXAMPLES * 2 * 30 * 10)
+    query = random(2, 30, 2, 4)
+    signature = [tf.TensorSpec([2, 30, 2, 4] if known else [None, None, 2, 4])]
+    rows = tf.function(lambda q: attention.head_rows([call_of(q, is_causal=True)]), input_signature=signature)(query)
+    expected = oracle.attention_columns(query[:, ::3], query, causal(30)[:, :, ::3])
+    assert_columns(attention.head_columns(rows.numpy()), expected)
+
+
 def test_parts_of_the_batch_are_weighted_by_their_queries():
     query = random(4, 5, 2, 3)
     masks = tf.constant(np.arange(5)[None, :] < np.array([5, 2, 3, 4])[:, None])
