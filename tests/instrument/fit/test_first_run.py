@@ -58,7 +58,7 @@ def fail_when_run(monkeypatch):
         variables = tape._state.variables()
         changed = [tf.reduce_sum(tf.cast(v.value.read_value(), tf.float32)) for v in variables]
         with tf.control_dependencies(changed):
-            # A number as text is what XLA cannot compile; as a number it is no text, which fails in a plain graph.
+            # XLA cannot compile text, and a plain graph fails because "?" is not part of a number.
             number = tf.strings.to_number(tf.strings.as_string(changed[0]) + "?")
         return result._replace(variables=result.variables + number)
 
