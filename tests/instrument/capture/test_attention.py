@@ -119,7 +119,8 @@ def test_columns_of_every_kind_of_attention_in_every_mode(mode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
 def test_columns_of_half_precision(dtype):
     ids = ids_of()
     make = functools.partial(branches, dtype)
