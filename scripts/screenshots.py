@@ -1,7 +1,8 @@
 """Screenshots of the tab's views for the documentation: python scripts/screenshots.py LOGDIR OUTDIR.
 
 LOGDIR has runs of tapescope. The run with the most severe findings is opened. Compare shows it beside the run with the
-most layers in common, Replicas the run with most replicas. Written are VIEW.png, and VIEW_dark.png of some views.
+most layers in common, Replicas the run with most replicas, Heads the first with attention heads, if any. Written are
+VIEW.png, and VIEW_dark.png of some views.
 """
 
 import pathlib
@@ -13,7 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from scripts import page
 
-VIEWS = ("overview", "flow", "layer", "budget", "compare", "replicas", "findings")
+VIEWS = ("overview", "flow", "layer", "budget", "compare", "replicas", "heads", "findings")
 DARK = ("overview", "flow")
 LOAD_SECONDS = 60
 
@@ -37,7 +38,8 @@ def load_rows(url: str) -> list[dict]:
 
 def view_states(url: str, rows: list[dict]) -> dict[str, str]:
     """Return the address of each view."""
-    layers = {r["name"]: set(page.fetch_json(url, f"run?run={urllib.parse.quote(r['name'])}")["layers"]) for r in rows}
+    details = {r["name"]: page.fetch_json(url, f"run?run={urllib.parse.quote(r['name'])}") for r in rows}
+    layers = {name: set(described["layers"]) for name, described in details.items()}
     weight = {"error": 10_000, "warning": 100, "info": 1}
     worst = max(rows, key=lambda row: sum(weight[s] * n for s, n in row["findings"].items()))
     replicated = max(rows, key=lambda row: row["replicas"] or 1)
@@ -48,6 +50,11 @@ def view_states(url: str, rows: list[dict]) -> dict[str, str]:
         selection["layer"] = worst["worst"]["layer"]
     states = {view: urllib.parse.urlencode({"view": view, **selection}) for view in VIEWS}
     states["replicas"] = urllib.parse.urlencode({"view": "replicas", "run": replicated["name"]})
+    with_heads = [name for name, described in details.items() if described["heads"]]
+    if with_heads:
+        states["heads"] = urllib.parse.urlencode({"view": "heads", "run": with_heads[0]})
+    else:
+        del states["heads"]
     states["compare"] += "".join(f"&with={urllib.parse.quote(run)}" for run in ticked)
     return states
 

@@ -149,7 +149,7 @@ def test_every_state_of_a_unit_is_defined():
 def test_every_family_is_on_the_page_of_the_wire():
     families = re.findall(r"^    (\w+) +(?:float|int|uint|string)", inspect.getdoc(metadata) or "", re.MULTILINE)
     tags = re.findall(r"^\| `tapescope/(\w+)`", (ROOT / "docs" / "wire.md").read_text(), re.MULTILINE)
-    assert len(families) == 11
+    assert len(families) == 13
     assert tags == families
 
 

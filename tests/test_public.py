@@ -63,7 +63,7 @@ def describe_all() -> Iterator[str]:
     for flag in sorted(flags.Options._fields):
         yield f"  --{flag}={flags.FLAGS[flag].default}"
     yield f"\non the wire, schema {metadata.SCHEMA}"
-    for family in ("all_variable", "all_layer", "step", "replica", "data"):
+    for family in ("all_variable", "all_layer", "step", "replica", "data", "head", "residual"):
         names = [column.name for column in getattr(metadata, f"{family.upper()}_COLUMNS")]
         yield f"  {family.removeprefix('all_')}: {' '.join(names)}"
     yield f"  unit states: {' '.join(metadata.UNIT_STATES)}"

@@ -19,12 +19,14 @@ from tapescope.capture import (
     optimizer_hooks,
     private_api,
 )
+from tapescope.capture.attention import AttentionCall, StreamPoint
 from tapescope.capture.backward_passes import BackwardPass
 from tapescope.capture.layer_hooks import Capture, LayerCall
 from tapescope.capture.objective import Objective
 from tapescope.capture.selection import Names, is_variable
 from tapescope.capture.state import ProbeState
 from tapescope.failsafe import attribute_errors_to, misuse_error
+from tapescope.statistics import attention as attention_statistics
 from tapescope.statistics import data as data_statistics
 from tapescope.statistics import reading as readings
 from tapescope.statistics import replicas, single_pass
@@ -127,7 +129,10 @@ class MeasuringTape(Tape):
         self._entered = True
         state = self._state
         with state.failsafe.contain():  # first, because an error that is raised here must leave no tape open
-            self._capture = Capture(state.selection.layers(), state.failsafe, state.selection.keras_models())
+            selection = state.selection
+            self._capture = Capture(
+                selection.layers(), state.failsafe, selection.keras_models(), selection.transformer_layers()
+            )
         # The plain backward pass needs the recording after the measured one has failed.
         with private_api.record_persistently(self):
             super().__enter__()
@@ -207,9 +212,12 @@ class MeasuringTape(Tape):
         requested = gradients[: len(flat_sources)]
         remaining = iter(gradients[len(flat_sources) :])
         deltas = [None if t is None else next(remaining) for t in tensors]
+        calls, attention, stream = self._measurable_calls(deltas)
         backward_pass = BackwardPass(
             number=next(_pass_numbers),
-            calls=self._measurable_calls(deltas),
+            calls=calls,
+            attention=attention,
+            stream=stream,
             gradients={id(s): g for s, g in zip(flat_sources, requested, strict=True) if id(s) in variables},
             variables=variables,
             weights={v: tf.convert_to_tensor(variable) for v, variable in variables.items()},
@@ -220,14 +228,22 @@ class MeasuringTape(Tape):
             requested = [tf.zeros_like(s) if g is None else g for s, g in zip(flat_sources, requested, strict=True)]
         return tf.nest.pack_sequence_as(sources, requested)
 
-    def _measurable_calls(self, deltas: Sequence[Any]) -> list[LayerCall]:
+    def _measurable_calls(
+        self, deltas: Sequence[Any]
+    ) -> tuple[list[LayerCall], list[AttentionCall], list[StreamPoint]]:
         """Return the calls with what is measured of each; `deltas` are the gradients of a, z and input of each."""
+        seen = None if self._capture is None else self._capture.attention
+        attention, stream = ([], []) if seen is None else (seen.calls, seen.stream)
         count = len(self.calls)
         first_input = self.calls[0].input if self.calls else None
         outputs = [call.z if call.differentiated else call.a for call in self.calls]
-        tensors = [first_input, *outputs, *deltas]
+        transformer = [*(t for call in attention for t in call.tensors()), *(point.tensor for point in stream)]
+        tensors = [first_input, *outputs, *deltas, *transformer]
         if self._state.exact:
             tensors = graph_isolation.tensors_to_measure(tensors)
+        remaining = iter(tensors[1 + count + len(deltas) :])
+        attention = [call.replace_tensors(remaining) for call in attention]
+        stream = [point._replace(tensor=next(remaining)) for point in stream]
         measurable = []
         for i, call in enumerate(self.calls):
             delta_a, delta_z, delta_input = tensors[1 + count + 3 * i : 4 + count + 3 * i]
@@ -238,7 +254,7 @@ class MeasuringTape(Tape):
                     deltas=(delta_a, delta_z, delta_input),
                 )
             )
-        return measurable
+        return measurable, attention, stream
 
     def _merged_pass(self, others: Sequence[Tape]) -> BackwardPass:
         passes: list[BackwardPass] = []
@@ -276,8 +292,15 @@ class MeasuringTape(Tape):
         captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape) and t._capture is not None]
         measured_data = self._data_to_measure(captures)
         with graph_isolation.measuring_scope():
-            data_rows = single_pass.compiled(lambda: data_statistics.data_rows(measured_data))
-            layout = state.set_names(merged.calls, captures, list(merged.variables.values()))
+            data_rows, head_rows, residual_rows = single_pass.compiled(
+                lambda: (
+                    data_statistics.data_rows(measured_data),
+                    attention_statistics.head_rows(merged.attention),
+                    attention_statistics.residual_rows([point.tensor for point in merged.stream]),
+                )
+            )
+            trained = list(merged.variables.values())
+            layout = state.set_names(merged.calls, captures, trained, merged.attention, merged.stream)
             names = state.layouts[layout].names
             gradients = reduced_gradients(state, names, list(merged.gradients.values()), loss_scale, ready)
             calls = []
@@ -296,6 +319,8 @@ class MeasuringTape(Tape):
             return partial._replace(
                 layout=tf.zeros([layout, 0], tf.int32),
                 data_rows=data_rows,
+                head_rows=head_rows,
+                residual_rows=residual_rows,
                 loss=partial.loss if value is None else tf.cast(value, tf.float32),
             )
 

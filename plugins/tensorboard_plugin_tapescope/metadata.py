@@ -8,13 +8,15 @@ Each recorded step has one tensor summary for each family, under the tag `tapesc
     step                   float64  [C]        column of STEP_COLUMNS
     replicas               float32  [C R, V]   column of REPLICA_COLUMNS and replica (column-major)
     data                   float32  [C, D]     column of DATA_COLUMNS; D inputs, targets and outputs of the model
+    heads                  float32  [C, H]     column of HEAD_COLUMNS; H attention heads
+    residual               float32  [C, P]     column of RESIDUAL_COLUMNS; P points of the residual stream, by depth
     gradient_histogram     int32    [V, B]     variable; B signed logarithmic bins, see `bin_edges`
     activation_histogram   int32    [L, B]     layer
     units                  uint8    [sum U]    unit, layer after layer: an index into UNIT_STATES;
                                                written only at steps where a window of examples closes
     findings               string   [n]        finding so far, as JSON; the last event has all
     status                 string   []         JSON of the run's status; first and last event
-    rows                   string   []         JSON of all variables and layers of the run; written where rows are
+    rows                   string   []         JSON of all variables, layers and heads; written where rows are
                                                added after the first record, and the last event has all
 
 The first event of each tag carries `Family` as JSON in its plugin content. A reader accepts every schema up to its
@@ -169,9 +171,36 @@ DATA_COLUMNS = (
     Column("data_class_max", "largest index of a row's largest element", "", "count"),
 )
 
+HEAD_COLUMNS = (
+    Column("attention_logit_max", "largest attention logit of a head, scaled, of the keys that it may look at"),
+    Column(
+        "attention_entropy",
+        "entropy of a head's attention, over that of looking at all keys alike",
+        "",
+        "fraction",
+    ),
+    Column("attention_first", "share of a head's attention on the first token that is not padding", "", "fraction"),
+    Column(
+        "attention_padding",
+        "share of a head's attention on padding, where a mask says what that is",
+        "",
+        "fraction",
+    ),
+    Column("attention_nonfinite", "number of NaN and Inf attention logits in the sample", "elements", "count"),
+)
+
+RESIDUAL_COLUMNS = (
+    Column("residual_rms", "root mean square of the residual stream in a transformer, at this depth", "", "log"),
+    Column("residual_nonfinite", "number of NaN and Inf elements of the stream in the sample", "elements", "count"),
+)
+
 ALL_VARIABLE_COLUMNS = VARIABLE_COLUMNS + DERIVED_VARIABLE_COLUMNS
 ALL_LAYER_COLUMNS = LAYER_COLUMNS + DERIVED_LAYER_COLUMNS
-COLUMNS = {c.name: c for c in ALL_VARIABLE_COLUMNS + ALL_LAYER_COLUMNS + STEP_COLUMNS + REPLICA_COLUMNS + DATA_COLUMNS}
+ALL_COLUMNS = (
+    *(ALL_VARIABLE_COLUMNS + ALL_LAYER_COLUMNS + STEP_COLUMNS + REPLICA_COLUMNS + DATA_COLUMNS),
+    *(HEAD_COLUMNS + RESIDUAL_COLUMNS),
+)
+COLUMNS = {c.name: c for c in ALL_COLUMNS}
 
 UNIT_STATES = ("unknown", "alive", "dormant", "dead", "saturated_low", "saturated_high", "always_on", "revived")
 

@@ -25,7 +25,7 @@ from tensorboard_plugin_tapescope.data.table_cache import Snapshot, TableCache
 from tensorboard_plugin_tapescope.figures import basic, csv_export, updates
 from tensorboard_plugin_tapescope.figures.style import run_colours
 from tensorboard_plugin_tapescope.series import closer, tables
-from tensorboard_plugin_tapescope.views import budget, compare, flow, layer, overview, replicas
+from tensorboard_plugin_tapescope.views import budget, compare, flow, heads, layer, overview, replicas
 from tensorboard_plugin_tapescope.views.panel import Panel
 from tensorboard_plugin_tapescope.views.query import Query, RequestError, parse_choice, parse_query, quote, select_steps
 
@@ -35,6 +35,7 @@ VIEWS: dict[str, Callable[[Snapshot, Query], list[Panel]]] = {
     "budget": budget.budget,
     "compare": compare.compare,
     "replicas": replicas.replicas,
+    "heads": heads.heads,
 }
 
 logger = logging.getLogger(__name__)

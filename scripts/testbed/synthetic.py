@@ -35,6 +35,8 @@ class Spec(NamedTuple):
     """Number of the last layers that the first record does not have."""
     layers: tuple[str, ...] = ()
     """Names to use instead of `hidden_1` .. `output`."""
+    heads: int = 0
+    """Number of attention heads of each layer."""
     findings: tuple[dict, ...] = ()
     step_seconds: float = 0.05
     seed: int = 0
@@ -105,6 +107,10 @@ def families(spec: Spec) -> dict[str, Family]:
     if spec.replicas > 1:
         columns = tuple(c.name for c in metadata.REPLICA_COLUMNS)
         described["replicas"] = Family("replicas", columns, variables, {"replicas": spec.replicas})
+    if spec.heads:
+        names = tuple(f"{layer}/head_{n}" for layer in layers for n in range(spec.heads))
+        described["heads"] = Family("heads", tuple(c.name for c in metadata.HEAD_COLUMNS), names)
+        described["residual"] = Family("residual", tuple(c.name for c in metadata.RESIDUAL_COLUMNS), layers)
     return described
 
 
@@ -177,6 +183,12 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
         same = np.zeros_like(replicas)
         rows = [replicas, cosine, 0.5 + cosine / 3, same + 4711, same]
         tensors["replicas"] = np.concatenate(rows).astype(np.float32)
+    if spec.heads:
+        share = np.linspace(0.1, 0.9, depth * spec.heads) * (1 - 0.5 * progress)
+        of_heads = {"attention_logit_max": 4 / share, "attention_entropy": share, "attention_first": 1 - share}
+        of_depth = {"residual_rms": np.arange(1, depth + 1) * (1 + progress), "residual_nonfinite": 0}
+        tensors["heads"] = _rows(metadata.HEAD_COLUMNS, of_heads, depth * spec.heads).astype(np.float32)
+        tensors["residual"] = _rows(metadata.RESIDUAL_COLUMNS, of_depth, depth).astype(np.float32)
     if spec.histograms:
         edges = metadata.bin_edges()
         tensors["gradient_histogram"] = _histogram(gradient, edges, rng)

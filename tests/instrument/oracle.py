@@ -133,3 +133,51 @@ def histogram(x: np.ndarray, edges: np.ndarray) -> np.ndarray:
     magnitude = np.minimum(np.searchsorted(positive, np.abs(x).astype(np.float64), side="right"), side)
     index = np.where(np.signbit(x), side - magnitude, side + magnitude)
     return np.bincount(index, minlength=len(edges) - 1)
+
+
+def layer_norm(x, epsilon=1e-3):
+    """Return a layer normalization over the last axis, before its weights."""
+    deviations = x - x.mean(-1, keepdims=True)
+    return deviations / np.sqrt(np.mean(deviations**2, -1, keepdims=True) + epsilon)
+
+
+def attention_columns(query, key, allowed, in_use=None, is_self=True) -> dict:
+    """Return the columns of the heads of a layer, query by query.
+
+    Args:
+      query: [B, T, N, D].
+      key: [B, S, N, D].
+      allowed: where each query may look, broadcastable to [B, N, T, S].
+      in_use: which keys are not padding, [B, S].
+      is_self: whether the queries are of the same tokens. Those that are padding do not count.
+    """
+    query, key = query.astype(np.float64), key.astype(np.float64)
+    examples, queries, heads, features = query.shape
+    keys = key.shape[1]
+    allowed = np.broadcast_to(allowed, [examples, heads, queries, keys])
+    stride = -(-keys // queries)
+    found: dict = {}
+    for n in range(heads):
+        logits, entropies, firsts, paddings, nonfinite = [], [], [], [], 0
+        for b in range(examples):
+            for t in range(queries):
+                with np.errstate(invalid="ignore"):
+                    of_query = key[b, :, n] @ query[b, t, n] / np.sqrt(features)
+                positions = np.flatnonzero(allowed[b, n, t])
+                finite = np.isfinite(of_query[positions])
+                nonfinite += int((~finite).sum())
+                logits.extend(of_query[positions][finite])
+                is_padding = is_self and in_use is not None and not in_use[b, t * stride]
+                if len(positions) < 2 or not finite.all() or is_padding:
+                    continue
+                p = np.exp(of_query[positions] - of_query[positions].max())
+                p /= p.sum()
+                entropies.append(-np.sum(p[p > 0] * np.log(p[p > 0])) / np.log(len(positions)))
+                first = 0 if in_use is None else np.argmax(in_use[b])
+                firsts.append(p[positions == first].sum())
+                paddings.append(np.nan if in_use is None else p[~in_use[b][positions]].sum())
+        values = (max(logits), np.mean(entropies), np.mean(firsts), np.mean(paddings), nonfinite)
+        names = ("logit_max", "entropy", "first", "padding", "nonfinite")
+        for name, value in zip(names, values, strict=True):
+            found.setdefault(f"attention_{name}", []).append(value)
+    return found

@@ -10,7 +10,8 @@ from scripts.testbed.steps import measured
 from tensorflow.python.framework import kernels
 
 import tapescope
-from tapescope.statistics import single_pass
+from tapescope.capture.attention import AttentionCall
+from tapescope.statistics import attention, single_pass
 from tapescope.statistics.batched_ops import PLATFORM_VARIABLE
 
 GPU = {"GPU", "DEFAULT"}
@@ -124,6 +125,37 @@ def test_a_kernel_that_is_missing_would_be_found():
 @pytest.mark.parametrize("form", ["one_by_one", "compiled"])
 def test_no_added_operation_waits_for_the_host(form, request):
     assert not {op.type for op in request.getfixturevalue(form).graph.get_operations()} & WAITS
+
+
+@needs_kernels
+@pytest.mark.parametrize("batch", [None, 6])
+def test_attention_heads_have_kernels_for_gpus_and_no_branch(batch):
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([batch, batch and 70, 4, 8]),
+            tf.TensorSpec([batch, 1, batch and 70], tf.bool),
+            tf.TensorSpec([batch, batch and 70], tf.bool),
+        ]
+    )
+    def rows(query, mask, in_use):
+        call = AttentionCall(
+            name="a",
+            layer=None,
+            number=0,
+            query=query,
+            key=query[:, :, :2],
+            mask=mask,
+            is_causal=True,
+            keys_in_use=(in_use,),
+            is_self=True,
+            scale=1.0,
+        )
+        return attention.head_rows([call]), attention.residual_rows([query[:, :, 0]])
+
+    found = operations(rows.get_concrete_function())
+    assert len(found) > 20
+    assert [key for key in found if key[0] not in LAUNCHES_NOTHING and not gpu_kernels(*key)] == []
+    assert not {op for op, _ in found} & WAITS
 
 
 @needs_kernels

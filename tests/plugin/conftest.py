@@ -35,7 +35,7 @@ def logdir(tmp_path_factory) -> pathlib.Path:
     found = (synthetic.finding(), synthetic.finding("hidden_2", 200, "warning"), synthetic.finding(None, 10, "info"))
     synthetic.write(root / "healthy", Spec(decay=0.9), STEPS)
     synthetic.write(root / "vanishing", Spec(depth=8, decay=0.2, dying=0.6, findings=found), STEPS)
-    synthetic.write(root / "two replicas", Spec(replicas=2, step_seconds=0.03), STEPS)
+    synthetic.write(root / "two replicas", Spec(replicas=2, step_seconds=0.03, heads=3), STEPS)
     hostile = synthetic.finding(HOSTILE[0], 10, message="<img src=x onerror=alert(2)> & more")
     synthetic.write(root / "we <b>ird" / "'quoted\"", Spec(layers=HOSTILE, findings=(hostile,)), STEPS)
     return root

@@ -23,7 +23,7 @@ from tensorboard_plugin_tapescope.series import tables
 pytestmark = pytest.mark.browser
 
 ARTIFACTS = pathlib.Path(__file__).parents[1] / "artifacts"
-VIEWS = ("overview", "flow", "layer", "budget", "compare", "replicas", "findings")
+VIEWS = ("overview", "flow", "layer", "budget", "compare", "replicas", "heads", "findings")
 FOLLOW_SECONDS = 3.0
 
 
@@ -153,7 +153,7 @@ def test_a_question_mark_lists_the_shortcuts(chrome, address):
 
 def test_a_digit_opens_a_view(chrome, address):
     page.show_view(chrome, address, state_of("overview"))
-    chrome.find_element(By.TAG_NAME, "body").send_keys("7")
+    chrome.find_element(By.TAG_NAME, "body").send_keys("8")
     page.wait_for(chrome, "return document.querySelectorAll('.finding').length === 3")
 
 

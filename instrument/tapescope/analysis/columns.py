@@ -13,9 +13,11 @@ class ColumnHelp(NamedTuple):
 
     name: str
     of: str
-    """Rows that it has a number for: "variable", "layer", "step", "replica and variable", "data row" or "unit"."""
+    """Rows that it has a number for: "variable", "layer", "step", "replica and variable", "data row", "attention head",
+    "depth" or "unit"."""
     shape: str
-    """Shape of `Run[name]`, with T records, V variables, L layers, R replicas, D rows of data, B bins, W windows."""
+    """Shape of `Run[name]`, with T records, V variables, L layers, R replicas, D rows of data, H heads,
+    P points of the residual stream, B bins, W windows."""
     unit: str
     scale: str
     bad: str
@@ -29,6 +31,8 @@ _FAMILIES = (
     ("step", "[T]", metadata.STEP_COLUMNS),
     ("replica and variable", "[T, R, V]", metadata.REPLICA_COLUMNS),
     ("data row", "[T, D]", metadata.DATA_COLUMNS),
+    ("attention head", "[T, H]", metadata.HEAD_COLUMNS),
+    ("depth", "[T, P]", metadata.RESIDUAL_COLUMNS),
     ("layer", "in the tab only", tuple(tables.DERIVED.values())),
 )
 

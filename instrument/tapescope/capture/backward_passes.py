@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tapescope.capture.attention import AttentionCall, StreamPoint
 from tapescope.capture.layer_hooks import LayerCall
 from tapescope.capture.selection import Selection
 
@@ -28,6 +29,15 @@ class BackwardPass(NamedTuple):
     """Each of the V variables that were trainable then, by id."""
     weights: Mapping[int, tf.Tensor]
     """Value of each of them before the step's first update, by id."""
+    attention: Sequence[AttentionCall] = ()
+    """Calls of attention layers, in forward order."""
+    stream: Sequence[StreamPoint] = ()
+    """The residual stream, by depth."""
+
+    @property
+    def all_calls(self) -> Sequence[LayerCall | AttentionCall | StreamPoint]:
+        """Everything that belongs to a call of a layer."""
+        return [*self.calls, *self.attention, *self.stream]
 
 
 def merge_passes(passes: Sequence[BackwardPass], selection: Selection) -> BackwardPass:
@@ -54,14 +64,20 @@ def merge_passes(passes: Sequence[BackwardPass], selection: Selection) -> Backwa
     order = {id(v): i for i, v in enumerate(selection.variables())}
     variables = dict(sorted(variables.items(), key=lambda item: order.get(item[0], len(order))))
     scopes = selection.variable_scopes() if len(passes) > 1 else {}
-    calls: dict[int, LayerCall] = {}
+    calls: dict[tuple[type, int], Any] = {}
     for each in passes:
-        for call in each.calls:
+        for call in each.all_calls:
             if _training_pass(call, passes, scopes) is each:
-                calls[call.number] = call
+                calls[type(call), call.number] = call
+
+    def in_order(kind: type) -> list[Any]:
+        return [calls[key] for key in sorted((k for k in calls if k[0] is kind), key=lambda k: k[1])]
+
     return BackwardPass(
         number=passes[-1].number,
-        calls=[calls[number] for number in sorted(calls)],
+        calls=in_order(LayerCall),
+        attention=in_order(AttentionCall),
+        stream=in_order(StreamPoint),
         variables=variables,
         gradients={v: pass_of_variable[v].gradients.get(v) for v in variables},
         weights={v: weights[v] for v in variables},
@@ -69,11 +85,13 @@ def merge_passes(passes: Sequence[BackwardPass], selection: Selection) -> Backwa
 
 
 def _training_pass(
-    call: LayerCall, passes: Sequence[BackwardPass], scopes: Mapping[int, Sequence[frozenset[int]]]
+    call: LayerCall | AttentionCall | StreamPoint,
+    passes: Sequence[BackwardPass],
+    scopes: Mapping[int, Sequence[frozenset[int]]],
 ) -> BackwardPass:
     """Return the last pass that asked for variables of the layer, or of the nearest model around it that has some."""
     for variables in scopes.get(id(call.layer), ()):
         training = [each for each in passes if not variables.isdisjoint(each.gradients)]
         if training:
             return training[-1]
-    return [each for each in passes if any(c.name == call.name for c in each.calls)][-1]
+    return [each for each in passes if any(c.name == call.name for c in each.all_calls)][-1]

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tapescope.capture import activations, private_api
+from tapescope.capture import activations, attention, private_api
 from tapescope.capture.activations import Activation
+from tapescope.capture.attention import NO_TRANSFORMER, AttentionCapture, TransformerLayers
 from tapescope.capture.data_path import DataPath
 from tapescope.failsafe import Failsafe, attribute_errors_to
 
@@ -61,13 +62,21 @@ def current_graph() -> Any:
 class Capture:
     """The calls that one tape has seen; a context manager that is active in this thread while it is entered."""
 
-    def __init__(self, chosen: dict[int, tuple[str, Activation]], failsafe: Failsafe, models: Sequence[Any] = ()):
+    def __init__(
+        self,
+        chosen: dict[int, tuple[str, Activation]],
+        failsafe: Failsafe,
+        models: Sequence[Any] = (),
+        transformer: TransformerLayers = NO_TRANSFORMER,
+    ):
         self.data_path = DataPath(models)
         """The inputs and outputs of the models."""
         self.chosen = chosen
         """Name and activation of the layers to measure, by their id."""
         self.failsafe = failsafe
         self._graph = current_graph()
+        self.attention = AttentionCapture(transformer, self._graph)
+        """The attention heads and the residual stream."""
         self.calls: list[LayerCall] = []
         self.skipped: dict[str, str] = {}
         """Reason by the name of each layer that cannot be measured."""
@@ -273,13 +282,16 @@ def _install_hook() -> None:
                 with capture.failsafe.contain():
                     capture.data_path.begin_call(layer, args)
             captures = [c for c in inside if id(layer) in c.chosen]
-            if captures:
-                output = _measured_call(captures, original, layer, args, kwargs)
-            else:
-                output = original(layer, *args, **kwargs)
+            attends = any(c.attention.observes(layer) for c in inside)
+            with attention.observe(layer) if attends else contextlib.nullcontext([]) as observed:
+                if captures:
+                    output = _measured_call(captures, original, layer, args, kwargs)
+                else:
+                    output = original(layer, *args, **kwargs)
             for capture in inside:
                 with capture.failsafe.contain():
                     capture.data_path.end_call(layer, args, output)
+                    capture.attention.end_call(layer, args, kwargs, output, observed)
             return output
 
         __call__.__wrapped__ = original  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ folder lists what each fallback costs.
 import contextlib
 import functools
 import importlib
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -250,3 +251,59 @@ def python_function(function: Any) -> Any:
     if python is None:
         return function
     return tf.autograph.to_graph(python) if getattr(function, "_autograph", True) else python
+
+
+# Keras' attention
+
+ATTENTION_METHODS = ("_compute_attention", "_compute_attention_mask")
+"""Methods of Keras' attention layers: the first gets query, key and attention mask, the other the masks of the keys."""
+_ATTENTION_CONSEQUENCE = "attention heads are not measured"
+
+
+def attention_classes() -> tuple[type, ...]:
+    """Return Keras' attention layers with several heads, those that this version has."""
+    names = ("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention")
+    return tuple(dict.fromkeys(getattr(keras.layers, name) for name in names if hasattr(keras.layers, name)))
+
+
+def why_not_observed(layer: keras.layers.Layer) -> str | None:
+    """Return why the attention of a layer cannot be observed, or None. The fallback measures no heads."""
+    name = ATTENTION_METHODS[0]
+    base = next(kind for kind in attention_classes() if isinstance(layer, kind))
+    if not hasattr(base, name):
+        _warn(f"MultiHeadAttention.{name}", _ATTENTION_CONSEQUENCE)
+        return f"this version of Keras has no `{name}`"
+    return None if getattr(type(layer), name) is getattr(base, name) else f"it has a `{name}` of its own"
+
+
+def attention_arguments(name: str, method: Any, args: Sequence[Any], kwargs: Any) -> dict[str, Any] | None:
+    """Return what one of ATTENTION_METHODS is called with; None, and one warning, where it has other parameters.
+
+    Returns:
+      `query`, `key`, `mask` and `is_causal` of the first, `masks_of_keys` of the other.
+    """
+    try:
+        bound = inspect.signature(method).bind(*args, **kwargs).arguments
+        if name == ATTENTION_METHODS[0]:
+            causal = bool(bound.get("use_causal_mask", False))
+            return {
+                "query": bound["query"],
+                "key": bound["key"],
+                "mask": bound.get("attention_mask"),
+                "is_causal": causal,
+            }
+        return {"masks_of_keys": [bound.get("value_mask"), bound.get("key_mask")]}
+    except (TypeError, ValueError, KeyError):
+        _warn(f"{name}(query, key, attention_mask)", _ATTENTION_CONSEQUENCE)
+        return None
+
+
+def attention_scale(layer: keras.layers.Layer, features: int) -> float:
+    """Return the factor of an attention layer's logits. The fallback is that of Vaswani et al. 2017."""
+    names = ("_inverse_sqrt_key_dim", "_inverse_sqrt_head_dim")
+    return next((float(getattr(layer, name)) for name in names if hasattr(layer, name)), features**-0.5)
+
+
+def keras_mask(tensor: Any) -> Any:
+    """Return the mask that Keras keeps as an attribute of a tensor; None where there is none."""
+    return getattr(tensor, "_keras_mask", None)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tapescope.capture import activations, layer_graph, layer_hooks
+from tapescope.capture import activations, attention, layer_graph, layer_hooks
 from tapescope.capture.activations import Activation
+from tapescope.capture.attention import AttentionCall, StreamPoint, TransformerLayers
 from tapescope.capture.layer_hooks import LayerCall
 from tapescope.failsafe import attribute_errors_to
 
@@ -28,6 +29,10 @@ class Names(NamedTuple):
     """Indices of each layer's own trainable variables."""
     sources: tuple[tuple[int, ...], ...]
     """Indices of the layers that feed each layer."""
+    heads: tuple[str, ...] = ()
+    """Attention heads: `LAYER/head_0`, ..."""
+    residual: tuple[str, ...] = ()
+    """Layers at which the residual stream is measured, by depth."""
 
 
 def merge_names(known: Names, names: Names) -> Names:
@@ -53,6 +58,8 @@ def merge_names(known: Names, names: Names) -> Names:
         layer_variables=tuple(map(tuple, owned)),
         sources=known.sources
         + tuple(tuple(sorted(layer_index[names.layers[j]] for j in names.sources[i])) for i in new),
+        heads=tuple(dict.fromkeys(known.heads + names.heads)),
+        residual=tuple(dict.fromkeys(known.residual + names.residual)),
     )
 
 
@@ -123,6 +130,15 @@ class Selection:
                     chosen[id(layer)] = path, activations.describe_layer(layer)
         return chosen
 
+    def transformer_layers(self) -> TransformerLayers:
+        """Return the attention layers, and those at which the residual stream is measured, by id with their paths."""
+        found: tuple[dict[int, str], dict[int, str]] = {}, {}
+        for path, layer in self._all_layers():
+            for layers, kinds in zip(found, (attention.ATTENTION_LAYERS, attention.STREAM_LAYERS), strict=True):
+                if isinstance(layer, kinds) and (self._pattern is None or self._pattern.search(path)):
+                    layers.setdefault(id(layer), path)
+        return TransformerLayers(*found) if found[0] else attention.NO_TRANSFORMER
+
     def variable_scopes(self) -> dict[int, list[frozenset[int]]]:
         """Return sets of variable ids by layer id: the layer's own, then those of each layer and model around it."""
         models = self._keras_models()
@@ -134,8 +150,15 @@ class Selection:
             for path, layer in by_path.items()
         }
 
-    def names(self, calls: Sequence[LayerCall], variables: Sequence[Any]) -> Names:
+    def names(
+        self,
+        calls: Sequence[LayerCall],
+        variables: Sequence[Any],
+        attention_calls: Sequence[AttentionCall] = (),
+        stream: Sequence[StreamPoint] = (),
+    ) -> Names:
         """Return the names of the rows of a step with these calls, which trains these variables."""
+        attended = zip(number_equal_names(c.name for c in attention_calls), attention_calls, strict=True)
         index = {id(v): i for i, v in enumerate(variables)}
         own_variables = [getattr(c.layer, "trainable_variables", ()) for c in calls]
         return Names(
@@ -145,6 +168,8 @@ class Selection:
             units=tuple(_number_of_units(c.a) for c in calls),
             layer_variables=tuple(tuple(index[id(v)] for v in vs if id(v) in index) for vs in own_variables),
             sources=layer_graph.find_sources(calls),
+            heads=tuple(f"{path}/head_{n}" for path, call in attended for n in range(call.query.shape[2])),
+            residual=number_equal_names(point.name for point in stream),
         )
 
     def _all_layers(self) -> list[tuple[str, keras.layers.Layer]]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from tapescope.capture.attention import AttentionCall, StreamPoint
 from tapescope.capture.keras_replica_issues import ReplicaIssue
 from tapescope.capture.layer_hooks import Capture, LayerCall
 from tapescope.capture.objective import DataTensors
@@ -86,15 +87,24 @@ class ProbeState:
                 variables[0].name,
             )
 
-    def set_names(self, calls: Sequence[LayerCall], captures: Sequence[Capture], variables: Sequence[Any]) -> int:
+    def set_names(
+        self,
+        calls: Sequence[LayerCall],
+        captures: Sequence[Capture],
+        variables: Sequence[Any],
+        attention_calls: Sequence[AttentionCall] = (),
+        stream: Sequence[StreamPoint] = (),
+    ) -> int:
         """Note the rows of a step that is traced, and return the index of its layout.
 
         Args:
           calls: the layers' rows, in forward order.
           captures: of all tapes of the step.
           variables: the V variables that the step trains.
+          attention_calls: whose heads are rows.
+          stream: the points of the residual stream that are rows.
         """
-        names = self.selection.names(calls, variables)
+        names = self.selection.names(calls, variables, attention_calls, stream)
         if self.names is None:
             self._set_skipped(calls, captures)
             self.names = names
@@ -119,7 +129,10 @@ class ProbeState:
                     f"the number of its units changes between steps, from {units[layer]} to {number}: the states of "
                     "its units are not recorded from there on; its other columns are"
                 )
-        added = [*merged.variables[len(known.variables) :], *merged.layers[len(known.layers) :]]
+        added = [
+            *(*merged.variables[len(known.variables) :], *merged.layers[len(known.layers) :]),
+            *(*merged.heads[len(known.heads) :], *merged.residual[len(known.residual) :]),
+        ]
         if added:
             logging.log_first_n(
                 logging.INFO,

@@ -4,8 +4,8 @@
 the columns. With one replica it only computes; with several it holds two collectives: the gradients' sum, and a small
 one for all other numbers.
 
-Letters: B bins, C columns, K statistics, L layers, M small batches of an accumulated step, R replicas, U units,
-V variables.
+Letters: B bins, C columns, H attention heads, K statistics, L layers, M small batches of an accumulated step, P points
+of the residual stream, R replicas, U units, V variables.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tapescope.capture.layer_hooks import LayerCall
 from tapescope.capture.selection import Names
-from tapescope.statistics import data, replicas, single_pass
+from tapescope.statistics import attention, data, replicas, single_pass
 from tapescope.statistics import layers as layer_statistics
 from tapescope.statistics import tensors as tensor_statistics
 from tapescope.statistics.batched_ops import concat, constant
@@ -59,6 +59,10 @@ class Reading(NamedTuple):
     """`metadata.REPLICA_COLUMNS`, float32 [C, R, V]; empty with one replica."""
     data: tf.Tensor
     """`data.DATA_ROWS` by input, target and output, float32 [..., K, D]: of each replica and small batch."""
+    heads: tf.Tensor
+    """`attention.HEAD_ROWS` by attention head, float32 [..., K, H]: of each replica and small batch."""
+    residual: tf.Tensor
+    """`attention.RESIDUAL_ROWS` by point of the residual stream, float32 [..., K, P], likewise."""
     layout: tf.Tensor
     """Which of the Probe's programs made it, int32 []: programs of one Probe may have other variables and layers."""
 
@@ -85,7 +89,7 @@ class Reading(NamedTuple):
         raise ValueError(f"`name` must be a column of a reading; got {name!r}, the columns are: {known}")
 
 
-BIT_FIELDS = ("variables", "layers", "step", "elements", "units", "replicas", "data")
+BIT_FIELDS = ("variables", "layers", "step", "elements", "units", "replicas", "data", "heads", "residual")
 """The fields of a Reading with float32."""
 
 
@@ -118,6 +122,10 @@ class Partial(NamedTuple):
     """int32 [V, B]."""
     data_rows: tf.Tensor
     """`data.DATA_ROWS`, float32 [K, D]; of an accumulated step [M, K, D]; merged [R, ..., K, D]."""
+    head_rows: tf.Tensor
+    """`attention.HEAD_ROWS`, float32 [K, H], likewise."""
+    residual_rows: tf.Tensor
+    """`attention.RESIDUAL_ROWS`, float32 [K, P], likewise."""
     loss: tf.Tensor
     """This replica's part of the batch's loss, where the caller knows it, float32 []; else NaN."""
     layout: tf.Tensor
@@ -134,6 +142,8 @@ def accumulate(partials: Sequence[Partial]) -> Partial:
         gradient_rows=None,
         gradient_histogram=None,
         data_rows=tf.stack([p.data_rows for p in partials]),
+        head_rows=tf.stack([p.head_rows for p in partials]),
+        residual_rows=tf.stack([p.residual_rows for p in partials]),
         loss=constant(NAN),
     )
 
@@ -180,6 +190,8 @@ def measure(
         gradient_rows=gradient_rows,
         gradient_histogram=gradient_histogram,
         data_rows=data.data_rows(()),
+        head_rows=attention.head_rows(()),
+        residual_rows=attention.residual_rows(()),
         loss=constant(NAN),
         layout=tf.zeros([0, 0], tf.int32),
     )
@@ -272,6 +284,8 @@ def complete(
         activation_histogram=_or_empty(partial.activation_histogram, tf.int32),
         replicas=_or_empty(replica_columns, tf.float32),
         data=partial.data_rows,
+        heads=partial.head_rows,
+        residual=partial.residual_rows,
         layout=tf.constant(layout, tf.int32),
     )
 
@@ -292,13 +306,16 @@ def _gather(
     context: tf.distribute.ReplicaContext, partial: Partial, replica_rows: tf.Tensor
 ) -> tuple[Partial, tf.Tensor]:
     """Return the partial merged over R replicas, and the replicas' rows [R, K, V] from this one's [K, V]."""
-    mine = (partial.layer_rows, replica_rows, partial.data_rows, partial.loss)
+    mine = (
+        *(partial.layer_rows, replica_rows, partial.data_rows, partial.head_rows, partial.residual_rows),
+        partial.loss,
+    )
     histogram = partial.activation_histogram
     counts = tf.zeros([0], tf.int32) if histogram is None else tf.reshape(histogram, [-1])
     vector = tf.concat([tf.reshape(t, [-1]) for t in mine], 0)
     vectors, units, counts = replicas.gather(context, vector, tf.reshape(partial.units, [-1]), counts)
     parts = tf.split(vectors, [t.shape.num_elements() for t in mine], axis=1)
-    layer_rows, rows, data_rows, loss = (
+    layer_rows, rows, data_rows, head_rows, residual_rows, loss = (
         tf.reshape(p, [context.num_replicas_in_sync, *t.shape]) for p, t in zip(parts, mine, strict=True)
     )
     merged = partial._replace(
@@ -306,6 +323,8 @@ def _gather(
         units=tf.reshape(units, partial.units.shape),
         activation_histogram=None if histogram is None else tf.reshape(counts, histogram.shape),
         data_rows=data_rows,
+        head_rows=head_rows,
+        residual_rows=residual_rows,
         loss=tf.reduce_sum(loss),
     )
     return merged, rows

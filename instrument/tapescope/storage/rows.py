@@ -1,4 +1,4 @@
-"""The rows of a run: the variables and layers of all its records, matched by name.
+"""The rows of a run: the variables, layers and heads of all its records, matched by name.
 
 A step may measure other rows than the one before: an episode is longer, a block is left out, a layer is trained from
 now on. Rows are only ever added, behind those that are there. A record is NaN in the rows that its step does not have.
@@ -63,7 +63,8 @@ class Rows:
           The reading; where it does not have a row, it is NaN, and its counts are 0.
         """
         everything = self.names
-        if not self._ended and (names.variables, names.layers) == (everything.variables, everything.layers):
+        families = ("variables", "layers", "heads", "residual")
+        if not self._ended and all(getattr(names, f) == getattr(everything, f) for f in families):
             return reading
         variables = _positions(names.variables, everything.variables)
         layers = _positions(names.layers, everything.layers)
@@ -83,6 +84,10 @@ class Rows:
             gradient_histogram=_widen_counts(reading.gradient_histogram, variables, number_of_variables),
             activation_histogram=_widen_counts(reading.activation_histogram, layers, number_of_layers),
             replicas=_widen(reading.replicas, variables, number_of_variables),
+            heads=_widen(reading.heads, _positions(names.heads, everything.heads), len(everything.heads)),
+            residual=_widen(
+                reading.residual, _positions(names.residual, everything.residual), len(everything.residual)
+            ),
         )
 
     def _widen_units(self, reading: Any, names: Names, layers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,4 +134,6 @@ def recorded_rows(run: Run) -> Names:
         units=tuple(tables.units(family)),
         layer_variables=tuple(map(tuple, tables.owned_variables(family))),
         sources=tuple(map(tuple, flow_path.valid_sources(run.details.get("sources"), len(run.layers)))),
+        heads=run.heads,
+        residual=run.residual,
     )

@@ -19,7 +19,7 @@ from tensorboard_plugin_tapescope.series import findings, tables
 from tensorboard_plugin_tapescope.series.unit_lives import Lives, count_lives
 
 FIRST_NONFINITE = ("first_nonfinite_forward", "first_nonfinite_backward")
-RECORD_FAMILIES = ("variables", "layers", "step", "replicas", "data")
+RECORD_FAMILIES = ("variables", "layers", "step", "replicas", "data", "heads", "residual")
 """Families with a tensor in every record."""
 LATE_FAMILIES = ("gradient_histogram", "activation_histogram", "units")
 """Families whose tensors are read when they are asked for: most of a file, and seldom needed."""
@@ -85,9 +85,10 @@ class Run:
     Histograms and the states of units are read when they are asked for. What cannot be read is left out, and is named
     in `problems` and in the log.
 
-    `run["gradient_norm"]` is a column by its name: float32 `[T, V]` for variables, `[T, L]` for layers, float64 `[T]`
-    for the step's own, `[T, R, V]` for the replicas'. Histograms are int32 `[T, V or L, B]`, `first_nonfinite` is
-    `[T, 2]`, and `unit_state` is uint8 `[W, sum U]` over the W steps at which a window of examples closed.
+    `run["gradient_norm"]` is a column by its name: float32 `[T, V]` for variables, `[T, L]` for layers, `[T, H]` for
+    attention heads, float64 `[T]` for the step's own, `[T, R, V]` for the replicas'. Histograms are int32
+    `[T, V or L, B]`, `first_nonfinite` is `[T, 2]`, and `unit_state` is uint8 `[W, sum U]` over the W steps at which a
+    window of examples closed.
 
     Args:
       logdir: the run's directory. What is written to it later is seen by a new Run.
@@ -136,6 +137,16 @@ class Run:
     def layers(self) -> tuple[str, ...]:
         """Names of the L layers, in forward order."""
         return self._series["layers"].family.names if "layers" in self._series else ()
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the H attention heads, `LAYER/head_0` and so on, in forward order."""
+        return self._series["heads"].family.names if "heads" in self._series else ()
+
+    @property
+    def residual(self) -> tuple[str, ...]:
+        """Layers at which the residual stream of a transformer is measured, by depth."""
+        return self._series["residual"].family.names if "residual" in self._series else ()
 
     @property
     def details(self) -> dict[str, Any]:

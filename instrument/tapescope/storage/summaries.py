@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tapescope.capture.objective import DataTensors
 from tapescope.capture.selection import Names
+from tapescope.statistics import attention
 from tapescope.statistics import reading as readings
 from tapescope.statistics.data import DATA_COLUMNS, data_columns
 from tapescope.statistics.reading import Reading
@@ -43,13 +44,15 @@ class Step(NamedTuple):
 def to_host(reading: Reading) -> Any:
     """Return a reading as NumPy arrays, with None for the parts that are empty.
 
-    The data's rows become columns. The parts of a replicated reading are the same on all replicas; the first replica's
-    are returned.
+    The rows of data, heads and residual stream become columns. The parts of a replicated reading are the same on all
+    replicas; the first replica's are returned.
     """
     parts: dict[str, Any] = {name: first_replica(part).numpy() for name, part in reading._asdict().items()}
     parts |= {name: parts[name].view(np.float32) for name in readings.BIT_FIELDS}
     parts["layout"] = int(parts["layout"])
     parts["data"] = data_columns(parts["data"])
+    parts["heads"] = attention.head_columns(parts["heads"])
+    parts["residual"] = attention.residual_columns(parts["residual"])
     for name in ("gradient_histogram", "activation_histogram", "replicas"):
         if not parts[name].size:
             parts[name] = None
@@ -85,7 +88,8 @@ def make_families(
     """
     names = rows.first
     examples = reading.column("examples")
-    closes_window = bool(rows.names.layers) and ledger.add(reading.units, reading.elements, int(examples))
+    counts_units = bool(rows.names.layers) and math.isfinite(examples)  # not where a step has none of the layers
+    closes_window = counts_units and ledger.add(reading.units, reading.elements, int(examples))
     verdict = ledger.verdict
     of_gradients = precision.columns_of(
         "gradient", reading.gradient_histogram, reading.column("gradient_zero"), reading.column("gradient_nonfinite")
@@ -127,6 +131,10 @@ def make_families(
     if data is not None and data.rows:
         details = {"data_rows": [row._asdict() for row in data.rows], "objectives": data.objectives}
         values.append(_make_family("data", DATA_COLUMNS, [row.name for row in data.rows], reading.data, details))
+    if rows.names.heads:
+        values.append(_make_family("heads", attention.HEAD_COLUMNS, names.heads, reading.heads))
+    if rows.names.residual:
+        values.append(_make_family("residual", attention.RESIDUAL_COLUMNS, names.residual, reading.residual))
     return values
 
 

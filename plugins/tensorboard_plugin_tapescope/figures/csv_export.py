@@ -17,11 +17,12 @@ CONTROL_CHARACTERS = ("\t", "\r", "\n")
 
 
 def csv(figure: Figure) -> str:
-    """Return the CSV of a figure: step, row and value for heatmaps; series, x and y for the rest."""
+    """Return the CSV of a figure: step (or head), row and value for heatmaps; series, x and y for the rest."""
     out = io.StringIO()
     writer = csv_module.writer(out)  # lines end with CR LF, so a name with either is quoted, as in RFC 4180
     if any(trace["type"] == "heatmap" for trace in figure["data"]):
-        writer.writerow(["step", "row", "value"])
+        is_by_head = figure["layout"]["xaxis"]["title"]["text"] == "head"
+        writer.writerow(["head" if is_by_head else "step", "row", "value"])
         for trace in figure["data"]:
             writer.writerows(_heatmap_lines(trace))
     else:

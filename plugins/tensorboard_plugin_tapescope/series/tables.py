@@ -25,7 +25,7 @@ COLUMNS = {**metadata.COLUMNS, **DERIVED}
 
 LOW_IS_BAD = {
     *("gradient_norm", "applied_norm", "delta_norm", "update_ratio", "activation_std", "activation_min"),
-    *("flow_gate", "flow_weight", "replica_cosine", "replica_sign"),
+    *("flow_gate", "flow_weight", "replica_cosine", "replica_sign", "attention_entropy"),
 }
 """Columns of which a small value is the bad one. Of activation_mean it is one far from 0, of all others a large one."""
 
@@ -70,6 +70,8 @@ def shape(family: Family) -> tuple[int, ...] | None:
         "layers": (rows, names),
         "step": (rows,),
         "data": (rows, names),
+        "heads": (rows, names),
+        "residual": (rows, names),
         "gradient_histogram": (names, metadata.BINS),
         "activation_histogram": (names, metadata.BINS),
         "replicas": (rows * replicas(family), names),
@@ -85,6 +87,8 @@ _ROWS_OF = {
     "layers": "layers",
     "activation_histogram": "layers",
     "units": "layers",
+    "heads": "heads",
+    "residual": "residual",
 }
 """Which of the names in the family `rows` those of a family are."""
 

@@ -5,7 +5,7 @@ import { countRules } from "./filters.js";
 import { spaced } from "./format.js";
 import { changeState } from "./state.js";
 
-const VIEW_CONTROLS = { flow, layer, budget: () => [], compare, replicas };
+const VIEW_CONTROLS = { flow, layer, budget: () => [], compare, replicas, heads };
 const LONG_LIST = 30; // a longer list of layers is searched by typing
 
 const HEATMAP_REPLICAS = 8; // as in figures/basic.py: so many replicas are drawn as a heatmap, which is not smoothed
@@ -31,9 +31,21 @@ export function renderControls(root, state, details, columns) {
 }
 
 function columnSelect(state, details, columns) {
-  const names = details.columns.length ? details.columns : [state.column];
-  const options = names.map((name) => [name, spaced(name), columns[name]?.definition]);
-  return select("Column", state.column, options, (column) => changeState({ column }, false));
+  return selectOf(details.columns, state.column, columns, (column) => changeState({ column }, false));
+}
+
+function selectOf(recorded, selected, columns, onchange) {
+  const names = recorded.length ? recorded : [selected];
+  return select("Column", selected, names.map((name) => [name, spaced(name), columns[name]?.definition]), onchange);
+}
+
+function heads(state, details, columns) {
+  const unknown = state.head && !details.heads.includes(state.head) ? [state.head] : [];
+  const options = [["", "worst at the last step"], ...[...details.heads, ...unknown].map((name) => [name, name])];
+  return [
+    selectOf(details.head_columns, state.headColumn, columns, (headColumn) => changeState({ headColumn }, false)),
+    select("Head", state.head, options, (head) => changeState({ head }, false)),
+  ];
 }
 
 function flow(state, details, columns) {

@@ -1,4 +1,4 @@
-// The page of the Gradients tab: runs on the left, one of seven views on the right, updated while it is visible.
+// The page of the Gradients tab: runs on the left, one of eight views on the right, updated while it is visible.
 
 import { encode, get, plotly } from "./api.js";
 import { renderControls } from "./controls.js";
@@ -196,13 +196,14 @@ function viewParameters(state) {
   const dark = document.documentElement.classList.contains("dark") ? "1" : "0";
   const ticked = [state.run, ...state.ticked.filter((name) => name !== state.run)];
   const others = known.runs.map((r) => r.name).filter((name) => name !== state.run);
-  const { run, column, layer, variable, order, first, last, step, smoothing } = state;
+  const { run, column, layer, variable, order, headColumn, head, first, last, step, smoothing } = state;
   const parameters = {
     flow: { run, column, order, step },
     layer: { run, layer, step, smoothing },
     budget: { run },
     compare: { run: state.ticked.length ? ticked : [run, ...others.slice(0, 1)], column, layer, variable },
     replicas: { run: state.ticked.length ? ticked : [run, ...others].slice(0, MAX_REPLICA_RUNS), variable, smoothing },
+    heads: { run, column: headColumn, head, step },
   };
   return { view: state.view, dark, first, last, ...parameters[state.view] };
 }

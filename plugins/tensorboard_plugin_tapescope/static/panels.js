@@ -63,7 +63,8 @@ async function update(Plotly, section, panel, parameters) {
   showTexts(section, panel);
   const chart = part(".chart");
   if (!panel.figure) {
-    Plotly.purge(chart);
+    Plotly.purge(chart); // with its listeners
+    chart.listening = false;
     fill(part(".tools"));
     return true;
   }
@@ -126,7 +127,7 @@ function tools(Plotly, chart, panel, parameters) {
 
 const isOverSteps = (layout) => layout.xaxis.title.text === "step";
 
-/** Opens a layer when its row is clicked, and shows a range of steps when it is dragged over. */
+/** Opens a layer when its row is clicked, or a head when its cell is, and shows a range of steps when it is dragged over. */
 function listen(chart) {
   chart.listening = true;
   chart.on("plotly_relayout", (change) => {
@@ -137,6 +138,9 @@ function listen(chart) {
   chart.on("plotly_click", ({ points: [point] }) => {
     const row = Array.isArray(point.pointNumber) ? point.pointNumber[0] : undefined;
     const layer = chart.rows[row];
-    if (layer !== undefined) changeState({ view: "layer", layer });
+    if (layer === undefined) return;
+    if (chart.layout.xaxis.title.text === "head") {
+      if (Number.isFinite(point.z)) changeState({ head: `${layer}/head_${point.x}` }, false);
+    } else changeState({ view: "layer", layer });
   });
 }

@@ -4,7 +4,7 @@ import { h } from "./dom.js";
 
 /** Keys and what they do, as they are listed. */
 export const SHORTCUTS = [
-  ["1 … 7", "Open a view, from Overview to Findings"],
+  ["1 … 8", "Open a view, from Overview to Findings"],
   ["j, k", "Open the next or the run before"],
   ["x", "Tick the open run, or take the tick away"],
   ["/", "Search runs"],
@@ -14,7 +14,7 @@ export const SHORTCUTS = [
 
 /** Calls the action of a key: `actions` has `view(index)`, `run(step)`, `tick()`, `search()` and `help()`. */
 export function act(key, actions) {
-  if (/^[1-7]$/.test(key)) actions.view(Number(key) - 1);
+  if (/^[1-8]$/.test(key)) actions.view(Number(key) - 1);
   else if (key === "j" || key === "k") actions.run(key === "j" ? 1 : -1);
   else if (key === "x") actions.tick();
   else if (key === "/") actions.search();

@@ -2,7 +2,7 @@
 
 const PLUGIN = "tapescope";
 // The smoothing is that of TensorBoard's Scalars tab, which shows series of the same run next to this tab.
-const DEFAULTS = { view: "overview", run: "", column: "gradient_norm", layer: "", variable: "", order: "forward", first: "", last: "", step: "", layout: "", sort: "", scope: "", severity: "", rule: "", smoothing: "0.6" };
+const DEFAULTS = { view: "overview", run: "", column: "gradient_norm", layer: "", variable: "", order: "forward", headColumn: "attention_entropy", head: "", first: "", last: "", step: "", layout: "", sort: "", scope: "", severity: "", rule: "", smoothing: "0.6" };
 
 export const VIEWS = {
   overview: "Overview",
@@ -11,6 +11,7 @@ export const VIEWS = {
   budget: "Budget",
   compare: "Compare",
   replicas: "Replicas",
+  heads: "Heads",
   findings: "Findings",
 };
 

@@ -167,6 +167,8 @@ def describe_run(snapshot: Snapshot, name: str) -> dict[str, Any]:
         "layers": list(tags["layers"].family.names) if "layers" in tags else [],
         "variables": list(tags["variables"].family.names) if "variables" in tags else [],
         "columns": [column for names in columns for column in names],
+        "heads": list(tags["heads"].family.names) if "heads" in tags else [],
+        "head_columns": list(tables.column_names(tags["heads"].family)) if "heads" in tags else [],
         "findings": None if findings_table is None else findings.parse_findings(tables.texts(findings_table))[0],
         "problems": list(snapshot.runs[name].problems),
     }

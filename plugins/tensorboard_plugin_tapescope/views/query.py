@@ -31,6 +31,7 @@ class Query(NamedTuple):
     column: str = ""
     layer: str = ""
     variable: str = ""
+    head: str = ""
     order: str = "forward"
     first: int | None = None
     last: int | None = None
@@ -108,6 +109,7 @@ def parse_query(args: Arguments, snapshot: Snapshot) -> Query:
         column=parse_choice(args, "column", tables.COLUMNS, "", 404) if args.get("column", "") else "",
         layer=args.get("layer", ""),
         variable=args.get("variable", ""),
+        head=args.get("head", ""),
         order=parse_choice(args, "order", ("forward", "worst"), "forward"),
         first=first,
         last=last,

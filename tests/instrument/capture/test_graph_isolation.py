@@ -52,6 +52,16 @@ def _post_norm(x):
     return layers.Flatten()(x)
 
 
+def _pre_norm(x):
+    """Return a decoder's block: a residual stream, causal attention of grouped queries, and a mask of padding."""
+    x = layers.Reshape((4, 8))(x)
+    y = layers.LayerNormalization()(x)
+    x = layers.Add()([x, layers.GroupQueryAttention(4, 4, 2)(y, y, use_causal_mask=True)])
+    y = layers.LayerNormalization()(layers.Masking()(x))
+    x = layers.Add()([x, layers.MultiHeadAttention(2, 4)(y, y, use_causal_mask=True)])
+    return layers.Flatten()(layers.LayerNormalization()(x) + 0.1)  # without the mask, which Flatten does not know
+
+
 def _highway(x):
     gate = layers.Dense(32, "sigmoid")(x)
     return gate * layers.Dense(32, "tanh")(x) + (1 - gate) * x
@@ -122,6 +132,7 @@ BLOCKS = {
     "normalized twice, with others": (DENSE, _norms_and_others, "norm"),
     "attention, in a sum": (DENSE, _attention, None),
     "attention, then a norm": (DENSE, _post_norm, None),
+    "attention, causal, grouped and masked": (DENSE, _pre_norm, None),
     "highway": (DENSE, _highway, None),
     "densely connected": (DENSE, _densely_connected, None),
     "batch normalization": (DENSE, lambda x: layers.BatchNormalization()(x), None),

@@ -251,6 +251,38 @@ def test_keras_keeps_logits_as_attributes_of_tensors():
     assert not private_api.has_keras_logits(tf.ones([1]))
 
 
+# Keras' attention
+
+
+@pytest.mark.parametrize("kind", private_api.attention_classes())
+def test_attention_gets_query_key_and_mask(kind):
+    layer = kind(4, 2, 1) if "Group" in kind.__name__ else kind(2, 4)
+    x = tf.ones([3, 5, 8])
+    layer.build(x.shape, x.shape)
+    assert private_api.why_not_observed(layer) is None
+    name, masks = private_api.ATTENTION_METHODS
+    found = private_api.attention_arguments(name, getattr(layer, name), (1, 2, 3), {"attention_mask": 4, "training": 5})
+    assert found == {"query": 1, "key": 2, "mask": 4, "is_causal": False}
+    found = private_api.attention_arguments(masks, getattr(layer, masks), (1, 2), {"value_mask": 3, "key_mask": 4})
+    assert found == {"masks_of_keys": [3, 4]}
+    assert private_api.attention_scale(layer, 4) == 0.5
+    assert private_api.attention_scale(keras.layers.Dense(2), 16) == 0.25
+
+
+def test_attention_with_other_parameters_is_not_observed_and_that_is_said(caplog):
+    assert private_api.attention_arguments("_compute_attention", lambda q, k, v: None, (1, 2, 3), {}) is None
+    assert warnings_of(caplog) == [
+        "tapescope: this version of TensorFlow or Keras has no `_compute_attention(query, key, attention_mask)`: "
+        "attention heads are not measured"
+    ]
+
+
+def test_masks_of_tensors_are_read():
+    embedded = keras.layers.Embedding(5, 2, mask_zero=True)(tf.constant([[1, 0]]))
+    np.testing.assert_array_equal(private_api.keras_mask(embedded), [[True, False]])
+    assert private_api.keras_mask(tf.ones([1])) is None
+
+
 # Keras' fit
 
 

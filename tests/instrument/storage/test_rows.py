@@ -52,6 +52,42 @@ def unfrozen(tmp_path_factory):
     return tapescope.Run(logdir), recorder.findings
 
 
+class Sometimes(keras.Model):
+    """A model whose second attention is skipped in some steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = keras.layers.MultiHeadAttention(2, 2, name="first")
+        self.second = keras.layers.MultiHeadAttention(1, 2, name="second")
+        self.norm = keras.layers.LayerNormalization(name="norm")
+        self.parts = 0
+
+    def call(self, x):
+        x = self.first(x, x) if self.parts > 0 else x
+        return self.second(self.norm(x), x) if self.parts > 1 else self.norm(x)
+
+
+def test_heads_appear_and_vanish_by_step_and_go_on_in_a_continued_run(tmp_path):
+    x = tf.reshape(tf.constant(X), [4, 4, 4])
+    model = Sometimes()
+    model.parts = 2
+    model(x)
+    probe = tapescope.Probe(model, strict=True)
+    for steps in ({0: 0, 1: 1, 2: 2, 3: 1}, {4: 2, 5: 0}):
+        resume = tapescope.Resume(4, {}) if 4 in steps else None
+        with tapescope.Recorder(tmp_path, probe, resume=resume) as recorder:
+            for number, model.parts in steps.items():
+                step = measured(probe, lambda: tf.reduce_mean(model(x) ** 2), model.trainable_variables)
+                recorder.write(number, step.reading)
+    run = tapescope.Run(tmp_path)
+    assert run.problems == ()
+    assert run.heads == ("first/head_0", "first/head_1", "second/head_0")
+    present = [[0, 0, 0], [1, 1, 0], [1, 1, 1], [1, 1, 0], [1, 1, 1], [0, 0, 0]]
+    np.testing.assert_array_equal(np.isfinite(run["attention_entropy"]), np.array(present, bool))
+    assert run.residual == ("norm",)
+    assert np.isfinite(run["residual_rms"]).all()
+
+
 def test_variables_that_are_trained_later_are_added(unfrozen):
     run, _ = unfrozen
     frozen = [name.split("/")[-2] == "b" for name in run.variables]
