@@ -1,4 +1,4 @@
-"""Whether a loss is the sum over the batch in the place of the mean, read off the graph that computes it.
+"""Detection of a loss that is the sum over the batch in the place of the mean, in the graph that computes it.
 
 The learning rate of such a loss depends on the size of the batch: its gradient is as many times that of the mean as
 there are examples.
