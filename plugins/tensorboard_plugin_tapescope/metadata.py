@@ -67,6 +67,7 @@ VARIABLE_COLUMNS = (
     Column("gradient_nonfinite", "number of NaN and Inf elements in the gradient", "elements", "count"),
     Column("update_ratio", "L2 norm of the optimizer's change, over the L2 norm of the weights before it", "", "log"),
     Column("noise_scale", "gradient noise scale (McCandlish et al. 2018); needs two replicas", "examples", "log"),
+    Column("update_norm", "L2 norm of the optimizer's change of the weights", "", "log"),
 )
 
 LAYER_COLUMNS = (
@@ -111,8 +112,20 @@ def _below_normal(family: str, elements: str) -> tuple[Column, ...]:
     )
 
 
-DERIVED_VARIABLE_COLUMNS = _below_normal("gradient", "elements")
-"""Columns of the family `variables` that the recorder computes of other columns and of the histograms."""
+SLOW_COLUMNS = (
+    Column("first_moment_norm", "L2 norm of the optimizer's first moment, such as Adam's, after the step", "", "log"),
+    Column("second_moment_norm", "L2 norm of the optimizer's second moment, such as Adam's, after the step", "", "log"),
+    Column("stable_rank", "squared Frobenius norm of the weight matrix over its squared spectral norm", "", "log"),
+)
+"""Columns of the family `variables` that the recorder measures between steps, on a slow schedule."""
+
+DERIVED_VARIABLE_COLUMNS = (
+    *_below_normal("gradient", "elements"),
+    Column("gradient_cosine", "cosine of the gradient to that of the step before, from a sample", "", "diverging"),
+    *SLOW_COLUMNS,
+)
+"""Columns of the family `variables` that the recorder computes: of other columns, of the histograms, of a sample of the
+gradient, and of the state of model and optimizer."""
 
 DERIVED_LAYER_COLUMNS = (
     Column("activation_rms", "root mean square of the layer's output", "", "log"),
@@ -140,6 +153,7 @@ STEP_COLUMNS = (
         "",
         "fraction",
     ),
+    Column("gradient_cosine_total", "cosine of the whole gradient to that of the step before", "", "diverging"),
 )
 
 REPLICA_COLUMNS = (

@@ -61,6 +61,8 @@ class Reading(NamedTuple):
     """`data.DATA_ROWS` by input, target and output, float32 [..., K, D]: of each replica and small batch."""
     layout: tf.Tensor
     """Which of the Probe's programs made it, int32 []: programs of one Probe may have other variables and layers."""
+    gradient_sample: tf.Tensor
+    """Elements of each gradient at fixed places, float32 [S, V], NaN where there are fewer: for `gradient_cosine`."""
 
     def column(self, name: str) -> Any:
         """Return one column.
@@ -85,7 +87,7 @@ class Reading(NamedTuple):
         raise ValueError(f"`name` must be a column of a reading; got {name!r}, the columns are: {known}")
 
 
-BIT_FIELDS = ("variables", "layers", "step", "elements", "units", "replicas", "data")
+BIT_FIELDS = ("variables", "layers", "step", "elements", "units", "replicas", "gradient_sample", "data")
 """The fields of a Reading with float32."""
 
 
@@ -116,6 +118,8 @@ class Partial(NamedTuple):
     """`tensors.GRADIENT_ROWS`, float32 [K, V], NaN where a variable has no gradient; None until the sum is known."""
     gradient_histogram: tf.Tensor | None
     """int32 [V, B]."""
+    gradient_sample: tf.Tensor | None
+    """float32 [S, V]; None until the sum is known."""
     data_rows: tf.Tensor
     """`data.DATA_ROWS`, float32 [K, D]; of an accumulated step [M, K, D]; merged [R, ..., K, D]."""
     loss: tf.Tensor
@@ -133,6 +137,7 @@ def accumulate(partials: Sequence[Partial]) -> Partial:
         activation_histogram=tf.add_n(counts) if counts else None,
         gradient_rows=None,
         gradient_histogram=None,
+        gradient_sample=None,
         data_rows=tf.stack([p.data_rows for p in partials]),
         loss=constant(NAN),
     )
@@ -169,9 +174,10 @@ def measure(
 
     def reduce() -> tuple[Any, Any]:
         of_gradients = None if gradients is None else tensor_statistics.gradient_rows(gradients, histograms)
-        return layer_statistics.layer_rows(calls, histograms, examples), of_gradients or (None, None)
+        return layer_statistics.layer_rows(calls, histograms, examples), of_gradients or (None, None, None)
 
-    (rows, units, activation_histogram), (gradient_rows, gradient_histogram) = single_pass.compiled(reduce)
+    (rows, units, activation_histogram), of_gradients = single_pass.compiled(reduce)
+    gradient_rows, gradient_histogram, gradient_sample = of_gradients
     return Partial(
         layer_rows=rows,
         units=units,
@@ -179,6 +185,7 @@ def measure(
         weights=tuple(weights),
         gradient_rows=gradient_rows,
         gradient_histogram=gradient_histogram,
+        gradient_sample=gradient_sample,
         data_rows=data.data_rows(()),
         loss=constant(NAN),
         layout=tf.zeros([0, 0], tf.int32),
@@ -222,14 +229,14 @@ def complete(
 
     def reduce() -> tuple[Any, Any, Any]:
         return (
-            (None, None) if recorded is None else tensor_statistics.gradient_rows(recorded, histograms),
+            (None, None, None) if recorded is None else tensor_statistics.gradient_rows(recorded, histograms),
             None if applied is None else tensor_statistics.norms(applied),
             tensor_statistics.weight_rows(partial.weights, weights),
         )
 
-    (rows, counts), applied_norm, weight_rows = single_pass.compiled(reduce)
+    (rows, counts, sample), applied_norm, weight_rows = single_pass.compiled(reduce)
     if recorded is not None:
-        partial = partial._replace(gradient_rows=rows, gradient_histogram=counts)
+        partial = partial._replace(gradient_rows=rows, gradient_histogram=counts, gradient_sample=sample)
     layer_rows = tf.reshape(partial.layer_rows, [-1, *partial.layer_rows.shape[-2:]])
     layers = layer_columns(layer_rows, flow_path.followed_sources(names.sources, len(names.layers)))
     gradient = dict(zip(tensor_statistics.GRADIENT_ROWS, tf.unstack(partial.gradient_rows), strict=True))
@@ -249,6 +256,7 @@ def complete(
         "gradient_nonfinite": gradient["nonfinite"],
         "update_ratio": weight["change"] / weight["norm"],
         "noise_scale": noise,
+        "update_norm": weight["change"],
     }
     # The input and the weights of a layer count as well as its output: ReLU turns NaN into 0.
     nonfinite = tf.stack([gradient["nonfinite"], weight["nonfinite"]], 1) > 0
@@ -273,6 +281,7 @@ def complete(
         replicas=_or_empty(replica_columns, tf.float32),
         data=partial.data_rows,
         layout=tf.constant(layout, tf.int32),
+        gradient_sample=_or_empty(partial.gradient_sample, tf.float32),
     )
 
 

@@ -83,6 +83,7 @@ class Rows:
             gradient_histogram=_widen_counts(reading.gradient_histogram, variables, number_of_variables),
             activation_histogram=_widen_counts(reading.activation_histogram, layers, number_of_layers),
             replicas=_widen(reading.replicas, variables, number_of_variables),
+            gradient_sample=_widen(reading.gradient_sample, variables, number_of_variables),
         )
 
     def _widen_units(self, reading: Any, names: Names, layers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
