@@ -9,7 +9,7 @@ from absl import logging
 from tapescope.capture import optimizer_state, private_api
 from tapescope.capture.state import ProbeState
 from tapescope.statistics import slow_columns
-from tapescope.statistics.slow_columns import SlowReading
+from tapescope.statistics.slow_columns import SlowRows
 from tapescope.storage.resume import Resume
 
 SLOW_STEPS = 500
@@ -57,7 +57,7 @@ class SlowMeasurement:
         """Return the state of a run without what `state` has returned."""
         return resume._replace(state={name: array for name, array in resume.state.items() if name != _NEXT})
 
-    def measure(self, step: int) -> SlowReading | None:
+    def measure(self, step: int) -> SlowRows | None:
         """Return the slow columns of the weights as they are; None if it is not this step's turn.
 
         What fails here is logged once, and not measured any more: the training goes on.
@@ -67,7 +67,7 @@ class SlowMeasurement:
         self._next = self._last_of_period(step + 1)
         try:
             with private_api.without_op_callbacks():
-                return self._reading()
+                return self._measure_rows()
         except Exception as error:
             if self._probe_state.failsafe.strict:
                 raise
@@ -78,7 +78,7 @@ class SlowMeasurement:
             )
             return None
 
-    def _reading(self) -> SlowReading:
+    def _measure_rows(self) -> SlowRows:
         selection = self._probe_state.selection
         variables = selection.variables()
         moments = optimizer_state.find_moments(self._probe_state.optimizers(), variables)
@@ -86,7 +86,7 @@ class SlowMeasurement:
         if self._measure is None or not _same(key, self._key):
             self._key = key
             self._measure = slow_columns.measurement(variables, moments, selection.einsum_equations())
-        return SlowReading(self._measure(), selection.variable_names(variables))
+        return SlowRows(self._measure(), selection.variable_names(variables))
 
 
 def _same(key: Any, other: Any) -> bool:

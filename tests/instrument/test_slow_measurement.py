@@ -17,7 +17,7 @@ from tests.instrument import oracle
 def make_measurement(every, resume=None):
     """Return a measurement that measures nothing."""
     measurement: Any = SlowMeasurement(tapescope.Probe(tf.Variable([1.0]))._state, every, resume)
-    measurement._reading = object
+    measurement._measure_rows = object
     return measurement
 
 

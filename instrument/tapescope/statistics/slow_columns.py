@@ -20,7 +20,7 @@ from tapescope.statistics.batched_ops import concat, constant, distinct_tensors,
 NAN = float("nan")
 
 
-class SlowReading(NamedTuple):
+class SlowRows(NamedTuple):
     """The slow columns of one step, not finished yet."""
 
     rows: tf.Tensor
@@ -50,7 +50,7 @@ def measurement(variables: Sequence[Any], moments: Moments, equations: Mapping[i
       equations: of EinsumDense layers, by the id of their kernel.
 
     Returns:
-      The function; it returns the rows of a SlowReading.
+      The function; it returns `SlowRows.rows`.
     """
 
     def measure() -> tf.Tensor:

@@ -16,7 +16,7 @@ _PREFIX = "last_gradient/"
 
 
 class _Gradient(NamedTuple):
-    """What is kept of one step's gradient."""
+    """The parts of one step's gradient that are kept."""
 
     step: int
     sample: np.ndarray

@@ -20,7 +20,7 @@ from tapescope.capture.state import ProbeState
 from tapescope.rules import engine, finding
 from tapescope.rules.record_view import Record, RunLayout, run_layout
 from tapescope.statistics.reading import Reading
-from tapescope.statistics.slow_columns import SlowReading
+from tapescope.statistics.slow_columns import SlowRows
 from tapescope.storage import event_file, summaries
 from tapescope.storage import resume as resuming
 from tapescope.storage.captures import Captures
@@ -174,7 +174,7 @@ class RunWriter:
         reading: Reading | None,
         scalars: Mapping[str, Any],
         wall_time: float,
-        slow: SlowReading | None = None,
+        slow: SlowRows | None = None,
     ) -> None:
         """Write one record, and the findings if there is a new one.
 
@@ -251,7 +251,7 @@ class RunWriter:
         layers, units = (names.layers, names.units) if names else ((), ())
         self._index.update(self._status, self.findings, layers, units, now=now)
 
-    def _reading_values(self, step: Step, reading: Any, slow: SlowReading | None) -> tuple[list[Value], bool]:
+    def _reading_values(self, step: Step, reading: Any, slow: SlowRows | None) -> tuple[list[Value], bool]:
         """Return the summaries of a reading, and whether it has rows that the run did not have.
 
         Args:
