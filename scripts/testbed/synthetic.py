@@ -137,6 +137,7 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
         "gradient_zero": np.full(depth * kinds, 0.2),
         "gradient_nonfinite": np.zeros(depth * kinds),
         "update_ratio": 0.01 * gradient / weight,
+        "update_norm": 0.01 * gradient,
         "activation_mean": 0.4 * noise,
         "activation_std": noise,
         "activation_min": np.zeros(depth),

@@ -68,7 +68,8 @@ def test_the_gradient_of_few_rows_of_a_large_table_is_that_of_the_dense_one(toke
     np.add.at(table, rows, values)
     dense = tf.constant(table)
     others = [None, 2 * tf.ones([4])]
-    actual, bins, _ = tensors.gradient_rows([sparse, *others], histogram)
+    actual, bins, sample = tensors.gradient_rows([sparse, *others], histogram)
+    assert np.isnan(sample[:, 0]).all()
     expected, expected_bins, _ = tensors.gradient_rows([dense, *others], histogram)
     np.testing.assert_allclose(actual[:, 1:], expected[:, 1:], rtol=1e-6)
     finite = table[np.isfinite(table)]
@@ -132,3 +133,27 @@ def test_weight_statistics_of_mixed_shapes():
 def test_norms_of_repeated_and_absent_tensors():
     x = tf.constant([3.0, 4.0])
     np.testing.assert_allclose(tensors.norms([x, None, x, tf.ones([4])]), [5, np.nan, 5, 2])
+
+
+@pytest.mark.parametrize("size", [4096, 4095, 1024, 70])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_sample_has_elements_at_the_same_places_each_time(size, stacked):
+    """Values are their own places, so that the places can be read from the sample."""
+    values = tf.range(size, dtype=tf.float32)
+    gradients = [values, None, -values] if stacked else [tf.reshape(values, [1, -1]), None, tf.ones([2000])]
+    sample = tf.function(lambda: tensors.gradient_rows(gradients)[2])().numpy()
+    width = 1024 if not stacked else min(size, 1024)
+    assert sample.shape == (width, 3)
+    places = sample[: min(size, width), 0]
+    assert len(set(places)) == min(size, width)
+    assert set(places) <= set(range(size))
+    assert np.isnan(sample[size:, 0]).all()
+    assert np.isnan(sample[:, 1]).all()
+    np.testing.assert_array_equal(sample[:, 2], -sample[:, 0] if stacked else np.ones(width))
+
+
+def test_a_model_of_many_variables_has_a_smaller_sample():
+    gradients = [tf.ones([600])] * 3 + [tf.ones([600]) for _ in range(600)]
+    sample = tensors.gradient_rows(gradients)[2]
+    assert sample.shape == (tensors.MAX_SAMPLE // 601 // 4 * 4, 603)
+    assert bool(tf.reduce_all(sample == 1))
