@@ -113,15 +113,25 @@ def _below_normal(family: str, elements: str) -> tuple[Column, ...]:
 
 
 SLOW_COLUMNS = (
-    Column("first_moment_norm", "L2 norm of the optimizer's first moment, such as Adam's, after the step", "", "log"),
-    Column("second_moment_norm", "L2 norm of the optimizer's second moment, such as Adam's, after the step", "", "log"),
-    Column("stable_rank", "squared Frobenius norm of the weight matrix over its squared spectral norm", "", "log"),
+    Column("first_moment_norm", "L2 norm of the optimizer's first moment; by default every 500 steps", "", "log"),
+    Column("second_moment_norm", "L2 norm of the optimizer's second moment; by default every 500 steps", "", "log"),
+    Column(
+        "stable_rank",
+        "squared Frobenius norm over squared spectral norm of a weight matrix; by default every 500 steps",
+        "",
+        "log",
+    ),
 )
 """Columns of the family `variables` that the recorder measures between steps, on a slow schedule."""
 
 DERIVED_VARIABLE_COLUMNS = (
     *_below_normal("gradient", "elements"),
-    Column("gradient_cosine", "cosine of the gradient to that of the step before, from a sample", "", "diverging"),
+    Column(
+        "gradient_cosine",
+        "cosine of the gradient to that of the step before; needs measured steps in a row",
+        "",
+        "diverging",
+    ),
     *SLOW_COLUMNS,
 )
 """Columns of the family `variables` that the recorder computes: of other columns, of the histograms, of a sample of the
@@ -153,7 +163,12 @@ STEP_COLUMNS = (
         "",
         "fraction",
     ),
-    Column("gradient_cosine_total", "cosine of the whole gradient to that of the step before", "", "diverging"),
+    Column(
+        "gradient_cosine_total",
+        "cosine of the whole gradient to that of the step before; needs measured steps in a row",
+        "",
+        "diverging",
+    ),
 )
 
 REPLICA_COLUMNS = (

@@ -127,7 +127,20 @@ def test_a_run_that_goes_on_has_the_same_records(tmp_path):
         np.testing.assert_array_equal(*[run[column] for run in runs], err_msg=column)
 
 
-@pytest.mark.slow
+def test_kernels_of_attention_are_matrices_by_their_equation():
+    inputs = keras.Input((5, 6))
+    model = keras.Model(inputs, keras.layers.MultiHeadAttention(2, 3, name="attention")(inputs, inputs))
+    measurement = SlowMeasurement(tapescope.Probe(model)._state, 1, None)
+    slow: Any = measurement.measure(0)
+    paths = [v.path for v in model.trainable_variables]
+    ranks = dict(zip(paths, slow.columns(tapescope.Probe(model).variables)["stable_rank"], strict=True))
+    kernels = [v for v in model.trainable_variables if v.path.endswith("kernel")]
+    assert [v.shape for v in kernels] == [(6, 2, 3)] * 3 + [(2, 3, 6)]
+    expected = [oracle.stable_rank(kernel.numpy().reshape(6, 6)) for kernel in kernels]
+    np.testing.assert_allclose([ranks[kernel.path] for kernel in kernels], expected, rtol=1e-4)
+
+
+@pytest.mark.nightly
 def test_slow_columns_change_no_bit_of_the_training(tmp_path):
     states = []
     for every in (0, 1):

@@ -30,7 +30,7 @@ def find_moments(optimizers: Sequence[Any], variables: Sequence[Any]) -> Moments
       variables: V of them.
     """
     inner = [getattr(optimizer, "inner_optimizer", optimizer) for optimizer in optimizers]
-    inner = [each for optimizer in inner for each in (*getattr(optimizer, "optimizers", ()), optimizer)]
+    inner = [each for optimizer in inner for each in getattr(optimizer, "optimizers", None) or [optimizer]]
     found: list[dict[int, Any]] = [{}, {}]
     for optimizer in inner:
         trained = private_api.trained_variables(optimizer) or variables

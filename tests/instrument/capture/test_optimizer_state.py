@@ -88,6 +88,17 @@ def test_each_of_several_optimizers_has_its_own_variables():
     assert [m is not None for m in moments.second] == [True, True, True, True, False, False]
 
 
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="this Keras has no MultiOptimizer")
+def test_a_multi_optimizer_has_those_inside_it():
+    first, second = variables("first"), variables("second")
+    inside = {"first": keras.optimizers.Adam(0.1), "second": keras.optimizers.Adagrad(0.1)}
+    optimizer = keras.optimizers.MultiOptimizer(lambda variable: inside[variable.path.partition("/")[0]])
+    optimizer.build([*first, *second])
+    moments = optimizer_state.find_moments([optimizer], [*second, *first])
+    assert [m is not None for m in moments.first] == [False, False, True, True]
+    assert [m is not None for m in moments.second] == [True, True, True, True]
+
+
 def test_averages_of_weights_are_not_moments():
     trained = variables()
     optimizer = keras.optimizers.SGD(0.1, use_ema=True)
