@@ -66,8 +66,8 @@ VARIABLE_COLUMNS = (
     Column("gradient_zero", "share of the gradient's elements that are exactly 0", "", "fraction"),
     Column("gradient_nonfinite", "number of NaN and Inf elements in the gradient", "elements", "count"),
     Column("update_ratio", "L2 norm of the optimizer's change, over the L2 norm of the weights before it", "", "log"),
-    Column("noise_scale", "gradient noise scale (McCandlish et al. 2018); needs two replicas", "examples", "log"),
     Column("update_norm", "L2 norm of the optimizer's change of the weights", "", "log"),
+    Column("noise_scale", "gradient noise scale (McCandlish et al. 2018); needs two replicas", "examples", "log"),
 )
 
 LAYER_COLUMNS = (
