@@ -1,5 +1,6 @@
 """Four logical CPU devices and no GPU for every test of this process, set before TensorFlow starts."""
 
+import gc
 import os
 import pathlib
 import shutil
@@ -9,9 +10,12 @@ import sys
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
+import keras  # noqa: F401
 import pytest
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe
+
+gc.freeze()  # half a million objects of these modules are not looked at again by each full collection
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4

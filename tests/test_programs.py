@@ -77,9 +77,13 @@ def test_every_program_is_tested():
 
 
 pytestmark = pytest.mark.slow
+NIGHTLY = ("variational_autoencoder", "text_classification_with_transformer", "time_series_forecasting")
 
 
-@pytest.fixture(scope="module", params=ROWS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.nightly if name in NIGHTLY else ()) for name in ROWS],
+)
 def trained(request, tmp_path_factory):
     """One program, trained without and with measuring."""
     name = request.param
@@ -88,10 +92,10 @@ def trained(request, tmp_path_factory):
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
     epochs = 2 if name == "wgan_gp" else 1
-    program.keras.backend.clear_session()
+    program.keras.backend.clear_session(free_memory=False)
     plain, plain_losses, _ = program.train(False, epochs, directory / "plain")
     plain_weights = all_weights(plain)
-    program.keras.backend.clear_session()
+    program.keras.backend.clear_session(free_memory=False)
     measured, losses, _ = program.train(True, epochs, directory / "measured")
     return Trained(
         name=name,

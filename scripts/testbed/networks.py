@@ -76,7 +76,7 @@ def random_network(seed: int) -> keras.Model:
 
 def random_options(seed: int) -> dict:
     """Return options of `train` for that network: batch size, whether TensorFlow knows it, and the measured layers."""
-    keras.backend.clear_session()  # Keras numbers some of the names
+    keras.backend.clear_session(free_memory=False)  # Keras numbers some of the names
     names = [layer.name for layer in random_network(seed).layers[1:]]
     rng = random.Random(seed)
     known, batch = rng.random() < 0.5, rng.choice([16, 48])
@@ -99,7 +99,7 @@ def make_step(
       clip: largest global norm of the gradients.
       exact: Probe's `exact`.
     """
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     keras.utils.set_random_seed(seed)
     model = network()
     optimizer = keras.optimizers.SGD(0.05, momentum=0.9)

@@ -207,7 +207,7 @@ def twins(make):
     """Yield two models with the same weights and the same state of the random generators."""
     for _ in range(2):
         keras.utils.set_random_seed(0)
-        keras.backend.clear_session()
+        keras.backend.clear_session(free_memory=False)
         yield make()
 
 

@@ -115,7 +115,7 @@ def test_the_changes_are_those_of_the_outputs(models):
 
     examples = user_data.from_builtin(data.load("digits"))
     x, y = next(iter(user_data.batches(examples, 16, seed=0)))
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     namespace: dict = {}
     exec(textwrap.dedent(MODELS), namespace)

@@ -210,7 +210,15 @@ def test_a_killed_training_leaves_no_tensorboard(tmp_path):
     assert wait_for(lambda: fetch(address) is None)
 
 
-@pytest.mark.parametrize("streams", [">/dev/full 2>&1", ">&- 2>&-", "2>&1 | head -0"], ids=["full", "closed", "pipe"])
+@pytest.mark.parametrize(
+    "streams",
+    [
+        ">/dev/full 2>&1",
+        pytest.param(">&- 2>&-", marks=pytest.mark.nightly),
+        pytest.param("2>&1 | head -0", marks=pytest.mark.nightly),
+    ],
+    ids=["full", "closed", "pipe"],
+)
 def test_output_that_cannot_be_written_ends_no_training(tmp_path, streams):
     flags = f"--preset=mlp --width=8 --steps=200 --measure_every=10 --checkpoint_every=100 --logdir={tmp_path}"
     subprocess.run(

@@ -149,7 +149,11 @@ def test_the_example_learns(example):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
-    [("--strategy=mirrored", "--devices=cpu:2"), ("--accumulate_steps=4",), ("--jit_compile",)],
+    [
+        ("--strategy=mirrored", "--devices=cpu:2"),
+        ("--accumulate_steps=4",),
+        pytest.param(("--jit_compile",), marks=pytest.mark.nightly),
+    ],
     ids=["replicas", "accumulation", "XLA"],
 )
 def test_the_weights_do_not_depend_on(tmp_path, in_examples, more):

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tapescope.capture import private_api
 from tapescope.capture.data_path import DataPath, Output, is_numeric, named_tensors
+from tapescope.capture.loss_reduction import is_sum_over_batch
 from tapescope.failsafe import misuse_error
 
 _LOSS_NAMES = {
@@ -166,6 +167,8 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
         objectives=tuple(
             {
                 **_describe_objective(output, target, loss, objective.metrics if len(outputs) == 1 else ()),
+                "sums_examples": getattr(loss, "reduction", None) == "sum"
+                or (len(outputs) == 1 and is_sum_over_batch(objective.loss_value, output.tensor)),
                 "learning_rate": objective.learning_rate,
                 "loss_measured": objective.loss_value is not None,
             }
@@ -214,7 +217,6 @@ def _describe_objective(output: Output, target: tuple[str, Any], loss: Any, metr
         "from_logits": described.from_logits,
         "ignores_class": described.ignores_class,
         "logits_taken": described.takes_logits_behind and _has_logits(output.tensor, described.name),
-        "sums_examples": getattr(loss, "reduction", None) == "sum",
         "metrics": list(metrics),
     }
 

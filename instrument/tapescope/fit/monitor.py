@@ -4,6 +4,7 @@ Measured batches run a second train function. Keras makes and compiles it as it 
 `train_step`. All other batches run fit's own. README.md in this folder lists what is patched, when, and until when.
 """
 
+import contextlib
 import os
 import threading
 import weakref
@@ -16,7 +17,8 @@ from absl import logging
 
 from tapescope.capture import private_api
 from tapescope.capture.objective import Objective
-from tapescope.fit import optimizer_steps, run_directory, train_step_hooks
+from tapescope.fit import first_run, optimizer_steps, run_directory, train_step_hooks
+from tapescope.fit.first_run import FirstRun
 from tapescope.fit.train_step_hooks import LossCall
 from tapescope.probe import Probe
 from tapescope.recorder import Recorder
@@ -132,6 +134,10 @@ class Monitor(keras.callbacks.Callback):
         """None in a fit that is not measured."""
         self._measured_step: Any = None
         """The `train_step` of `_measured_function`."""
+        self._first_run: FirstRun | None = None
+        """While the measured train function runs for the first time."""
+        self._has_run = False
+        """Whether it has run."""
         self._reading: Reading | None = None
         self._batch: Any = None
         """Of the reading, where batches are captured."""
@@ -158,6 +164,7 @@ class Monitor(keras.callbacks.Callback):
         model: Any = self.model
         self._close_recorder("interrupted")  # still open where the fit before has raised
         self._measured_function = None
+        self._has_run = False
         self._reading = None
         if self._probe is None:
             self._probe = self._make_probe(model)
@@ -332,12 +339,31 @@ class Monitor(keras.callbacks.Callback):
             self._batch = next(iterator)
             copies.copy_state()
             iterator = [self._batch]
+        assert self._probe is not None
         with train_step_hooks.patch_attribute(model, "train_step", self._measured_step):
-            outputs = self._measured_function(iterator)
-        if self._probe is None or self._probe.failure or not isinstance(outputs, dict):
+            outputs = self._run_first(self._probe, iterator) if not self._has_run else self._measured_function(iterator)
+        self._has_run = True
+        if self._probe.failure or not isinstance(outputs, dict):
             return outputs
         self._take_reading(self._probe, outputs)
         return outputs
+
+    def _run_first(self, probe: Probe, iterator: Any) -> Any:
+        """Run the measured train function for the first time; if it fails, undo it and run fit's own."""
+        failsafe = probe._state.failsafe
+        if failsafe.strict or not first_run.can_be_undone(self.model, iterator):
+            return self._measured_function(iterator)
+        self._first_run = FirstRun(iterator)
+        try:
+            return self._measured_function(self._first_run.batch())
+        except Exception as error:
+            if not self._first_run.undo():
+                raise
+            outputs = self._plain_function(self._first_run.batch())  # raises what is wrong with the step itself
+            failsafe.give_up(error)
+            return outputs
+        finally:
+            self._first_run = None
 
     def _take_reading(self, probe: Probe, outputs: dict[str, Any]) -> None:
         """Take the reading out of the outputs of the measured train function."""
@@ -363,6 +389,9 @@ class Monitor(keras.callbacks.Callback):
             ):
                 outputs = train_step(data)
             used_tapes = [tape for tape in tapes if tape.has_gradient]
+            if self._first_run is not None:
+                with contextlib.suppress(Exception):  # variables of an unbuilt model, in the first of its two traces
+                    self._first_run.copy_state(model)
             if probe.failure or not isinstance(outputs, dict):
                 return outputs
             reading = None

@@ -402,6 +402,14 @@ def _loss_verdicts(case: _Case) -> Iterator[_Verdict]:
         )
     yield from _classes_verdicts(case)
     yield from _regression_verdicts(case)
+    if objective.sums_examples:
+        yield _Verdict(
+            "info",
+            "the loss is the sum over the batch: its gradient, and each step, grows with the number of examples",
+            'Use `reduction="sum_over_batch_size"`, or `tf.reduce_mean` in the place of `tf.reduce_sum`; else lower '
+            "the learning rate when the batch grows.",
+            units,
+        )
 
 
 def _classes_verdicts(case: _Case) -> Iterator[_Verdict]:

@@ -52,11 +52,11 @@ def test_a_fit_says_its_objective(tmp_path):
     }
 
 
-@pytest.mark.parametrize("reduction", ["sum", "sum_over_batch_size"])
-def test_a_fit_says_whether_its_loss_is_a_sum(tmp_path, reduction):
-    loss = keras.losses.MeanSquaredError(reduction=reduction)
-    run = fit(tmp_path, (3, "linear"), loss, X[:, :3])
-    assert [o["sums_examples"] for o in run.details["objectives"]] == [reduction == "sum"]
+@pytest.mark.parametrize("reduce", [tf.reduce_sum, tf.reduce_mean])
+def test_a_loss_that_sums_over_the_batch_is_an_info(tmp_path, reduce):
+    run = fit(tmp_path, (3, "linear"), lambda y, out: reduce((out - y) ** 2), X[:, :3])
+    found = [f["message"] for f in run.findings if f["rule"] == "loss_mismatch" and f["severity"] == "info"]
+    assert [m.startswith("the loss is the sum over the batch") for m in found] == [True] * (reduce is tf.reduce_sum)
 
 
 def test_inputs_targets_and_outputs_of_a_fit_are_measured(tmp_path):

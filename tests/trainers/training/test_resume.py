@@ -124,7 +124,9 @@ def test_tensorboard_reads_each_step_of_a_killed_run_once(killed, undisturbed, f
 
 @LONG
 @pytest.mark.process
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.nightly), signal.SIGTERM], ids=["SIGINT", "SIGTERM"]
+)
 def test_a_run_stopped_by_a_signal_saves_and_continues(undisturbed, tmp_path, number):
     with Trainer(tmp_path, *ARGUMENTS) as trainer:
         until(trainer, lambda: newest(tmp_path) >= 100)
@@ -150,7 +152,9 @@ MLP = ("--preset=mlp", "--width=8", "--measure_every=3")
     [
         ("--strategy=mirrored", "--devices=cpu:2", "--optimizer=adamw", "--depth=1", "--accumulate_steps=2"),
         ("--mixed_precision=float16", "--optimizer=momentum"),
-        ("--jit_compile", "--optimizer=rmsprop", "--measure_every=never", "--depth=2"),
+        pytest.param(
+            ("--jit_compile", "--optimizer=rmsprop", "--measure_every=never", "--depth=2"), marks=pytest.mark.nightly
+        ),
     ],
     ids=["replicas", "float16", "jit"],
 )
@@ -368,7 +372,9 @@ def test_damaged_flags_are_refused_without_advice_that_deletes(earlier, content)
     assert contents(earlier) == before
 
 
-@pytest.mark.parametrize("name", ["lr=[0.1]", "a*b?", "back\\slash", "%s {x} ü"])
+@pytest.mark.parametrize(
+    "name", ["lr=[0.1]", *(pytest.param(n, marks=pytest.mark.nightly) for n in ("a*b?", "back\\slash", "%s {x} ü"))]
+)
 def test_any_directory_name_trains_and_continues(tmp_path, name):
     logdir = tmp_path / name / "run"
     neighbour = tmp_path / "aXbY" / "run" / "checkpoints"  # what `a*b?` matches

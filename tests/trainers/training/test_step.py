@@ -40,7 +40,9 @@ PLAIN = ("--optimizer=adam",)
 CLIPPED = ("--optimizer=momentum", "--clip_norm=0.1")
 
 
-@pytest.mark.parametrize(("devices", "more"), [("cpu:2", PLAIN), ("cpu:4", CLIPPED)])
+@pytest.mark.parametrize(
+    ("devices", "more"), [("cpu:2", PLAIN), pytest.param("cpu:4", CLIPPED, marks=pytest.mark.nightly)]
+)
 def test_weights_after_ten_steps_do_not_depend_on_the_number_of_replicas(tmp_path, devices, more):
     one_device = weights(tmp_path, *NETWORK, *more)
     replicas = weights(tmp_path, *NETWORK, *more, "--strategy=mirrored", f"--devices={devices}", measure=True)
@@ -81,7 +83,7 @@ def test_steps_equal_those_of_a_plain_loop(tmp_path):
     [
         ((), CLIPPED),
         (("--strategy=mirrored", "--devices=cpu:2"), PLAIN),
-        (("--strategy=mirrored", "--devices=cpu:2", "--jit_compile"), CLIPPED),
+        pytest.param(("--strategy=mirrored", "--devices=cpu:2", "--jit_compile"), CLIPPED, marks=pytest.mark.nightly),
     ],
 )
 def test_a_batch_in_parts_gives_the_same_step_and_the_same_reading(tmp_path, strategy, more):
@@ -151,7 +153,10 @@ def test_after_an_overflow_training_continues(overflow):
     assert not np.array_equal(after[0], before[0])
 
 
-@pytest.mark.parametrize("more", [("--jit_compile",), ("--strategy=mirrored", "--devices=cpu:2")])
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param(("--jit_compile",), marks=pytest.mark.nightly), ("--strategy=mirrored", "--devices=cpu:2")],
+)
 def test_float16_readings_are_unscaled(tmp_path, more):
     """The gradient norm that a float16 step reports is that of the float32 network, not 2^15 times it."""
 

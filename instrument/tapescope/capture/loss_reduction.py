@@ -1,0 +1,65 @@
+"""Whether a loss is the sum over the batch in the place of the mean, read off the graph that computes it.
+
+The learning rate of such a loss depends on the size of the batch: its gradient is as many times that of the mean as
+there are examples.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+_PASSES_ON = {"Cast", "Identity", "Neg", "Reshape", "Squeeze", "StopGradient"}
+_DIVIDES = {"DivNoNan", "RealDiv"}
+_MOST_OPERATIONS = 100
+
+
+def is_sum_over_batch(loss: Any, outputs: Any) -> bool:
+    """Return whether the last reduction of a loss is a sum whose first axis is that of the batch.
+
+    A product, quotient or sum with anything but a constant 1 or 0 ends the search: it may be the division by the number
+    of examples. So does a tensor that is not of a graph.
+
+    Args:
+      loss: float []; or None where it is not known.
+      outputs: [B, ...], of the model.
+    """
+    for _ in range(_MOST_OPERATIONS):
+        operation = _operation(loss)
+        if operation is None:
+            return False
+        inputs = list(operation.inputs)
+        is_reduction = operation.type in ("Sum", "Mean")
+        if is_reduction and inputs[0].shape.rank != 0:
+            return operation.type == "Sum" and _reduces_batch(inputs[0], inputs[1], outputs)
+        if is_reduction or operation.type in _PASSES_ON or (operation.type in _DIVIDES and _is_constant(inputs[1], 1)):
+            loss = inputs[0]
+        elif operation.type in ("AddV2", "Mul"):
+            neutral = 0 if operation.type == "AddV2" else 1
+            others = [tensor for tensor in inputs if not _is_constant(tensor, neutral)]
+            if len(others) != 1:
+                return False
+            loss = others[0]
+        else:
+            return False
+    return False
+
+
+def _operation(tensor: Any) -> Any:
+    """Return the operation that makes a tensor of a graph; None for any other value."""
+    is_eager = tf.executing_eagerly() or not tf.is_tensor(tensor) or hasattr(tensor, "numpy")
+    return None if is_eager else getattr(tensor, "op", None)
+
+
+def _reduces_batch(summed: Any, axes: Any, outputs: Any) -> bool:
+    if summed.shape.rank is None or not tf.is_tensor(outputs) or outputs.shape.rank in (None, 0):
+        return False
+    reduced = tf.get_static_value(axes)
+    return reduced is not None and 0 in reduced.ravel() % summed.shape.rank and summed.shape[0] == outputs.shape[0]
+
+
+def _is_constant(tensor: Any, value: float) -> bool:
+    """Return whether a tensor is a constant; the product of no factors, by which Keras divides a scalar loss, is 1."""
+    if tensor.op.type == "Prod":
+        return value == 1 and tensor.op.inputs[0].shape.num_elements() == 0
+    constant = tf.get_static_value(tensor)
+    return constant is not None and constant.shape == () and constant == value
