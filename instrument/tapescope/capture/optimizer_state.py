@@ -47,8 +47,11 @@ def find_moments(optimizers: Sequence[Any], variables: Sequence[Any]) -> Moments
 def _of_variables(trained: Sequence[Any], kept: dict[str, list[Any]], name: str) -> dict[int, Any]:
     """Return the optimizer's variable of this name by the id of the variable that it belongs to.
 
-    Those of variables with equal paths have equal names, and are in the same order.
+    Those of variables with equal paths have equal names, and are in the same order. Older versions of Keras leave the
+    path out of some names.
     """
+    if len(kept.get(name, ())) == len(trained):
+        return {id(v): own for v, own in zip(trained, kept[name], strict=True) if own.shape == v.shape}
     found = {}
     seen: dict[str, int] = {}
     for variable in trained:

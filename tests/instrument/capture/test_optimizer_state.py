@@ -1,5 +1,7 @@
 """Moments of Keras' optimizers, by the public names of their variables."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -60,6 +62,15 @@ def test_equal_paths_are_told_apart_by_their_order():
     optimizer.apply([float(i) * tf.ones(v.shape) for i, v in enumerate(trained, 1)], trained)
     moments = optimizer_state.find_moments([optimizer], trained[::-1])
     np.testing.assert_allclose([m.numpy().max() for m in moments.first], [0.4, 0.3, 0.2, 0.1], rtol=1e-6)
+
+
+def test_names_without_a_path_are_in_the_order_of_the_variables():
+    """Keras 3.6 names the accumulators of Adagrad so."""
+    trained = variables()
+    kept = [keras.Variable(np.zeros(v.shape), name="accumulator") for v in trained]
+    optimizer = types.SimpleNamespace(variables=[keras.Variable(0, name="iteration"), *kept])
+    moments = optimizer_state.find_moments([optimizer], trained)
+    assert [id(v) for v in moments.second] == [id(v) for v in kept]
 
 
 def test_plain_variables_of_tensorflow():
