@@ -57,20 +57,16 @@ def measurement(variables: Sequence[Any], moments: Moments, equations: Mapping[i
         both = (*moments.first, *moments.second)
         kept = [None if v is None else tensor_statistics.as_float32(tf.convert_to_tensor(v)) for v in both]
         matrices = [_matrix(tf.convert_to_tensor(v), equations.get(id(v))) for v in variables]
-        present = distinct_tensors(matrices)
+        size = len(variables)
         tensors = [*kept, *matrices]
-
-        def reduce() -> tf.Tensor:
-            size = len(variables)
-            norms = tensor_statistics.norms(tensors) if distinct_tensors(tensors) else constant([NAN] * 3 * size)
-            rows = [tf.reshape(norms, [3, size])]
-            if present:
-                rows.append(expand_columns(stable_rank.bidiagonal_rows(present), matrices))
-            else:
-                rows.append(constant(np.full([stable_rank.ROWS, size], NAN)))
-            return concat(rows, 0)
-
-        return single_pass.compiled(reduce)
+        norms = constant(np.full(len(tensors), NAN))
+        if distinct_tensors(tensors):
+            norms = single_pass.compiled(lambda: tensor_statistics.norms(tensors))
+        rows = constant(np.full([stable_rank.ROWS, size], NAN))
+        present = distinct_tensors(matrices)
+        if present:  # not compiled for a GPU: its products are a library's, and XLA would take seconds for its steps
+            rows = expand_columns(stable_rank.bidiagonal_rows(present), matrices)
+        return concat([tf.reshape(norms, [3, size]), rows], 0)
 
     return tf.function(measure, autograph=False)
 
