@@ -21,7 +21,6 @@ from typing import NamedTuple
 from scripts import page
 from scripts.testbed import synthetic
 from scripts.testbed.synthetic import Spec
-from selenium.webdriver.common.by import By
 
 MIB = 1 << 20
 
@@ -120,8 +119,10 @@ def measure(logdir: pathlib.Path, runs: int, layers: int, steps: int) -> list[Go
         page.open_tab(driver, url, "view=flow&run=run_0")
         page.wait_for(driver, "return document.querySelector('.chart')?.dataset.shows")
         total = time.monotonic() - began
-        tab = driver.execute_script("return performance.getEntriesByName('drawn')[0].startTime") / 1000
-        goals.append(Goal("first heatmap, from opening the tab", tab, 1.5, "s"))
+        marks = "return ['previewed', 'drawn'].map((name) => performance.getEntriesByName(name)[0]?.startTime)"
+        previewed, drawn = driver.execute_script(marks)  # without the first where plotly.js was there in time
+        goals.append(Goal("first heatmap, from opening the tab", (previewed or drawn) / 1000, 1.5, "s"))
+        goals.append(Goal("the same with hover and zoom, by plotly.js", drawn / 1000, 1.5, "s"))
         print(f"first heatmap from opening TensorBoard's address, including its own page: {total:.2f} s")
         columns = ["delta_norm", "dead_share", "update_ratio", "weight_norm", "saturated", "activation_std"]
         switch(driver, "view=flow&run=run_0&column=saturated", "saturated run_0")
@@ -148,7 +149,7 @@ def measure(logdir: pathlib.Path, runs: int, layers: int, steps: int) -> list[Go
         goals.append(Goal("a live update, median", statistics.median(times), 200, "ms"))
         goals.append(Goal("a live update, slowest", max(times), 200, "ms"))
         for view in ("overview", "layer", "budget", "compare", "replicas"):
-            driver.find_element(By.CSS_SELECTOR, f"[data-key='tab {view}']").click()
+            driver.execute_script(f"document.querySelector(\"[data-key='tab {view}']\").click()")
             page.wait_until_ready(driver)
         used = memory(process.pid)
         for name, size in used.items():

@@ -121,6 +121,15 @@ def open_tab(driver: webdriver.Chrome, address: str, state: str = "") -> None:
     driver.get("about:blank")  # an address that differs only by its hash would not be loaded again
     driver.get_log("browser")  # drop the messages of the page before, whose server may be gone
     driver.get(f"{address}#tapescope{'&' if state else ''}{state}")
+    switch_to_tab(driver)
+
+
+def switch_to_tab(driver: webdriver.Chrome) -> None:
+    """Switch from TensorBoard's page to the tab's frame, once it is there.
+
+    Raises:
+      TimeoutError: there is no such frame.
+    """
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         found = [f for f in driver.find_elements(By.TAG_NAME, "iframe") if "name=tapescope" in _source(driver, f)]
@@ -128,7 +137,7 @@ def open_tab(driver: webdriver.Chrome, address: str, state: str = "") -> None:
             driver.switch_to.frame(found[0])
             return
         time.sleep(0.05)
-    raise TimeoutError(f"the tab has no frame at {address}")
+    raise TimeoutError("TensorBoard's page has no frame of the tab")
 
 
 def _source(driver: webdriver.Chrome, frame: object) -> str:

@@ -10,6 +10,7 @@ import sys
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
+import hypothesis  # noqa: F401  (before gc.freeze, which hides the referrers that it looks for)
 import keras  # noqa: F401
 import pytest
 import tensorflow as tf

@@ -19,6 +19,7 @@ from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
 from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.data.memory import limit_kept_memory
 from tensorboard_plugin_tapescope.data.replays import read_replays
 from tensorboard_plugin_tapescope.data.table_cache import Snapshot, TableCache
 from tensorboard_plugin_tapescope.figures import basic, csv_export, updates
@@ -51,6 +52,7 @@ class GradientsPlugin(base_plugin.TBPlugin):
     plugin_name = metadata.PLUGIN_NAME
 
     def __init__(self, context: base_plugin.TBContext):
+        limit_kept_memory()
         self._cache = TableCache(context.data_provider)
         self._logdir = context.logdir
         self._pages = read_pages()
@@ -234,7 +236,7 @@ def _finish(panel: Panel, query: Query) -> Panel:
 def answer_csv(request: wrappers.Request, snapshot: Snapshot) -> tuple[str, str]:
     """Return the numbers of one panel at all recorded steps."""
     draw = VIEWS[parse_choice(request.args, "view", VIEWS, "flow", 404)]
-    query = parse_query(request.args, snapshot)._replace(max_steps=csv_export.EVERY_STEP)
+    query = parse_query(request.args, snapshot)._replace(max_steps=csv_export.EVERY_STEP, smoothing=0.0)
     panels = {panel.key: panel for panel in _draw(draw, snapshot.complete(), query)}
     panel = panels[parse_choice(request.args, "panel", panels, next(iter(panels)), 404)]
     if panel.figure is None:

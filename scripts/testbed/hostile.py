@@ -87,7 +87,8 @@ class Tab:
 
     def __init__(self, runs: Mapping[str, Mapping[str, Series]], provider: Callable[..., Provider] = Provider):
         self.provider = provider(runs)
-        apps = GradientsPlugin(TBContext(data_provider=self.provider)).get_plugin_apps()
+        self.plugin = GradientsPlugin(TBContext(data_provider=self.provider))
+        apps = self.plugin.get_plugin_apps()
 
         def application(environ: Any, start: Any) -> Any:
             path = environ["PATH_INFO"]

@@ -131,7 +131,8 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
     gradient = np.repeat(delta, kinds) * np.tile([1.0, 0.3][:kinds], depth)
     dead = np.floor(spec.units * spec.dying * progress * np.linspace(1, 0, depth))
     weight = np.full(depth * kinds, 4.0) + progress
-    replicas = np.exp(rng.normal(scale=0.1, size=(spec.replicas, depth * kinds))) * gradient
+    # Parts of the gradient that add up to it, of which some noise cancels.
+    replicas = np.exp(rng.normal(scale=0.1, size=(spec.replicas, depth * kinds))) * 1.2 * gradient / spec.replicas
     zero = 0.3 + 0.5 * dead / spec.units
     known = {
         "gradient_norm": gradient,

@@ -408,9 +408,9 @@ def _loop(built: Loop, directory: pathlib.Path | None) -> Any:
 
 
 def _plain_graph(graphs: Sequence[Any]) -> str | None:
-    """Return the last graph that has no operation of Tapescope, node for node, without the numbers of functions.
+    """Return the last graph that has no operation of Tapescope, node for node.
 
-    The numbers count all functions of the process.
+    The numbers in the names of functions and of captured tensors are left out: they count those of the whole process.
     """
     for graph in reversed(graphs):
         definition = graph.as_graph_def()
@@ -424,9 +424,12 @@ def _plain_graph(graphs: Sequence[Any]) -> str | None:
 
 
 def _normalized(nodes: Any) -> str:
+    numbered = [n.name for n in nodes if n.op == "Placeholder" and re.search(r"/\d+$", n.name)]
+    captured = {name: f"{name.rpartition('/')[0]}/captured {i}" for i, name in enumerate(numbered)}
+    ignored = ("_output_shapes", "_user_specified_name")
     return "\n".join(
-        f"{n.name} {n.op} {list(n.input)} "
-        + str(sorted((k, _normalized_attribute(v)) for k, v in n.attr.items() if k != "_output_shapes"))
+        f"{captured.get(n.name, n.name)} {n.op} {[captured.get(name, name) for name in n.input]} "
+        + str(sorted((k, _normalized_attribute(v)) for k, v in n.attr.items() if k not in ignored))
         for n in nodes
     )
 

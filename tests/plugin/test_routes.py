@@ -13,11 +13,16 @@ from plotly import graph_objects
 from scripts.testbed import synthetic
 from scripts.testbed.hostile import HOSTILE
 from scripts.testbed.synthetic import Spec
+from tensorboard.plugins.hparams import summary_v2
 
+from tapescope.analysis import scaling
+from tapescope.storage.run import Run
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures.encoding import decode
 from tensorboard_plugin_tapescope.plugin import VIEWS, read_pages
 from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series.hyperparameters import ABSENT
+from tensorboard_plugin_tapescope.series.smoothing import smooth
 from tensorboard_plugin_tapescope.views import overview
 from tensorboard_plugin_tapescope.views.grid import GRID_COLUMNS
 from tests.plugin.conftest import STEPS, application
@@ -397,3 +402,79 @@ def test_plotly_accepts_every_figure(tensorboard, view):
     assert drawn
     for panel in drawn:
         graph_objects.Figure(panel["figure"])  # raises on a property that it does not know
+
+
+def test_a_smoothed_layer_has_faint_recorded_lines(tensorboard):
+    asked = {"view": "layer", "run": "vanishing", "layer": "hidden_2"}
+    plain = panels(tensorboard.get("view", **asked))["gradient_norm"]["figure"]["data"]
+    smoothed = panels(tensorboard.get("view", **asked, smoothing="0.6"))["gradient_norm"]["figure"]["data"]
+    assert [trace["y"] for trace in smoothed[:2]] == [trace["y"] for trace in plain]
+    assert [trace["customdata"] for trace in smoothed[2:]] == [trace["y"] for trace in plain]
+    np.testing.assert_allclose(
+        decode(smoothed[2]["y"]), smooth(decode(plain[0]["y"])[:, None], 0.6, "log")[:, 0], rtol=1e-6
+    )
+
+
+def test_the_newer_part_of_a_smoothed_line_is_the_end_of_the_whole(tensorboard):
+    asked = {"view": "layer", "run": "vanishing", "layer": "hidden_2", "smoothing": "0.9"}
+    whole = panels(tensorboard.get("view", **asked))["gradient_norm"]["figure"]["data"]
+    newer = panels(tensorboard.get("view", **asked, since="350"))["gradient_norm"]["figure"]["data"]
+    for name in ("y", "customdata"):
+        np.testing.assert_array_equal(decode(newer[2][name]), decode(whole[2][name])[-len(decode(newer[2]["x"])) :])
+
+
+def test_csv_has_the_recorded_numbers_whatever_the_smoothing(tensorboard):
+    asked = {"view": "layer", "run": "vanishing", "layer": "hidden_2", "panel": "gradient_norm"}
+    assert tensorboard.get("csv", **asked, smoothing="0.9").data == tensorboard.get("csv", **asked).data
+
+
+@pytest.mark.parametrize("smoothing", ["1", "-0.5", "nan", "a lot", "0.9999"])
+def test_an_impossible_smoothing_is_named(tensorboard, smoothing):
+    answer = tensorboard.get("view", view="layer", run="healthy", smoothing=smoothing)
+    assert answer.status_code == 400
+    assert "smoothing must be a number from 0 to 0.999" in answer.json["error"]
+
+
+def test_the_noise_scale_is_that_of_tapescope_scaling(tensorboard, logdir):
+    noise = panels(tensorboard.get("view", view="replicas", run="two replicas"))["noise"]
+    whole = scaling.noise_scale(Run(logdir / "two replicas"))
+    assert (
+        f"All records and variables: {whole.scale:,.4g} examples ({whole.low:,.4g} to {whole.high:,.4g})"
+        in noise["note"]
+    )
+    assert decode(noise["figure"]["data"][-1]["y"])[-1] == pytest.approx(whole.scale, rel=1e-5)
+
+
+def test_the_noise_scale_of_one_variable_can_be_asked_for(tensorboard, logdir):
+    variable = "hidden_2/kernel"
+    noise = panels(tensorboard.get("view", view="replicas", run="two replicas", variable=variable))["noise"]
+    whole = scaling.noise_scale(Run(logdir / "two replicas"), variable)
+    assert f"variable {variable}: {whole.scale:,.4g}" in noise["note"]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_compare_has_the_hyperparameters_of_the_runs(tmp_path, fast):
+    for name, rate in (("a", 0.1), ("b", 0.2), ("c", None)):
+        writer = synthetic.Writer(tmp_path / name, Spec(depth=2, histograms=False))
+        if rate is not None:
+            writer.file.add_summary(summary_v2.hparams_pb({"rate": rate, "seed": 1}, trial_id=name))
+        writer.write(0)
+        writer.status(0, "ended")
+        writer.file.close()
+    compared = panels(application(tmp_path, fast, 3).get("view", view="compare", run=["a", "b", "c"]))
+    panel = compared["hyperparameters"]
+    assert panel["table"]["differing"] == {"rate": ["0.1", "0.2", ABSENT]}
+    assert panel["table"]["equal"] == {"seed": "1"}
+    assert "None recorded for c." in panel["note"]
+
+
+def test_compare_of_runs_without_hyperparameters_has_no_table(compared):
+    assert "hyperparameters" not in compared
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_figure_of_a_column_has_its_definition_at_hand(tensorboard, view):
+    runs = ["two replicas", "healthy"] if view in ("compare", "replicas") else ["healthy"]
+    for panel in panels(tensorboard.get("view", view=view, run=runs)).values():
+        if panel["figure"]:
+            assert panel["help"] or "Share of the" in panel["note"] or "Decades by which" in panel["note"], panel["key"]

@@ -82,6 +82,50 @@ def test_the_overview_has_a_headline_and_a_card_for_each_run(chrome, address):
     assert len(chrome.find_elements(By.CSS_SELECTOR, ".card")) == 4
 
 
+REDRAWN = """
+const [selectors, done] = arguments;
+const before = selectors.map((selector) => document.querySelector(selector));
+before[0].textContent += ' old';
+new MutationObserver((changes, observer) => {
+  if (document.querySelector('main').ariaBusy !== 'false') return;
+  observer.disconnect();
+  done(selectors.map((selector, i) => document.querySelector(selector) === before[i]));
+}).observe(document.querySelector('main'), { attributes: true });
+parent.document.body.classList.toggle('dark-mode');
+"""
+
+
+def test_only_what_changed_is_replaced(chrome, address):
+    """Or a click and a tooltip would be lost with every record of a run that is followed."""
+    page.show_view(chrome, address, state_of("overview"))
+    changed = "[data-run=vanishing] h3 a"
+    kept = [
+        "[data-run=vanishing] dd a",
+        "[data-run=healthy] h3 a",
+        "[data-key='tab flow']",
+        "[data-key='tick healthy']",
+    ]
+    assert chrome.execute_async_script(REDRAWN, [changed, *kept]) == [False, True, True, True, True]
+
+
+def test_a_half_typed_number_stays_while_a_run_is_followed(chrome, address):
+    page.show_view(chrome, address, "view=layer&run=vanishing&layer=hidden_2")
+    chrome.find_element(By.CSS_SELECTOR, "[data-key=first]").send_keys("12")
+    redrawn = REDRAWN.replace("before[0].textContent += ' old'", "")
+    assert chrome.execute_async_script(redrawn, ["[data-key=first]", "[data-key=smoothing]"]) == [True, True]
+    typed = "return document.querySelector('[data-key=first]').value"
+    assert chrome.execute_script(typed) == "12"
+
+
+def test_a_tick_is_taken_away_again(chrome, address):
+    page.show_view(chrome, address, "view=overview")
+    for ticked in (True, False, True):
+        chrome.find_element(By.CSS_SELECTOR, "[data-key='tick vanishing']").click()
+        page.wait_for(chrome, f"return parent.location.hash.endsWith('with=vanishing') === {str(ticked).lower()}")
+        box = "return document.querySelector(\"[data-key='tick vanishing']\").checked"
+        assert chrome.execute_script(box) is ticked
+
+
 def test_the_overview_as_a_table_is_sorted_by_a_click(chrome, address):
     page.show_view(chrome, address, state_of("overview") + "&layout=table")
     chrome.find_element(By.CSS_SELECTOR, "[data-key='sort name']").click()
@@ -153,6 +197,51 @@ return [...new Set(labels.map((label) => getComputedStyle(label).fontSize))];
 def test_tick_labels_have_one_size(chrome, address, view):
     page.show_view(chrome, address, state_of(view))
     assert chrome.execute_script(TICK_SIZES) == ["11px"]
+
+
+PREVIEW_DIFFERENCE = """
+const done = arguments[0];
+(async () => {
+  const { drawPreview } = await import(`${location.href.split("/data/")[0]}/data/plugin/tapescope/static/preview.js`);
+  const chart = document.querySelector('.chart');
+  const pixels = (canvas) => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  const drawn = new Image();
+  drawn.src = await Plotly.toImage(chart, { format: 'png', width: chart.clientWidth, height: chart.layout.height });
+  await drawn.decode();
+  const canvas = document.createElement('canvas');
+  Object.assign(canvas, { width: drawn.width, height: drawn.height });
+  canvas.getContext('2d').drawImage(drawn, 0, 0);
+  const holder = document.createElement('div');
+  holder.style.width = `${chart.clientWidth}px`;
+  document.body.append(holder);
+  drawPreview(holder, { data: [chart.data[0]], layout: chart.layout });
+  const [a, b] = [pixels(canvas), pixels(holder.firstChild)];
+  const { l, r, t, b: bottom } = chart.layout.margin;
+  const [rows, columns] = [chart._fullData[0].z.length, chart._fullData[0].z[0].length];
+  let largest = 0;
+  for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) {
+    const x = Math.floor(l + (a.width - l - r) * (j + 0.5) / columns);
+    const y = Math.floor(t + (a.height - t - bottom) * (i + 0.5) / rows);
+    const colour = ({ data, width }) => data.subarray(4 * (y * width + x), 4 * (y * width + x) + 3);
+    colour(a).forEach((value, c) => (largest = Math.max(largest, Math.abs(value - colour(b)[c]))));
+  }
+  holder.remove();
+  done([rows * columns, largest]);
+})().catch((error) => done([0, String(error)]));
+"""
+
+
+def test_the_first_heatmap_is_there_before_plotly_and_has_its_colours(chrome, address):
+    chrome.execute_cdp_cmd("Fetch.enable", {"patterns": [{"urlPattern": "*plotly.js*"}]})  # which waits from now on
+    page.open_tab(chrome, address, "view=flow&run=vanishing")
+    page.wait_for(chrome, "return document.querySelectorAll('.preview').length === 1")
+    assert chrome.execute_script("return window.Plotly") is None
+    chrome.execute_cdp_cmd("Fetch.disable", {})
+    page.wait_until_ready(chrome)
+    assert chrome.execute_script("return document.querySelectorAll('.preview').length") == 0
+    cells, largest = chrome.execute_async_script(PREVIEW_DIFFERENCE)
+    assert cells == 16 * 40
+    assert largest <= 3
 
 
 def test_a_view_stays_after_a_reload_and_back_returns_to_it(chrome, address):
@@ -234,6 +323,18 @@ def test_hostile_names_are_shown_as_text(chrome, address):
         selected = "return document.querySelector('[data-key=\"select Layer\"]').value"
         assert chrome.execute_script(selected) == name
     page.save_screenshot(chrome, ARTIFACTS / "hostile.png")
+
+
+def test_the_slider_smooths_the_lines_of_a_layer(chrome, address):
+    page.show_view(chrome, address, "view=layer&run=vanishing&layer=hidden_2&smoothing=0")
+    traces = "return document.querySelector('.panel[data-panel=gradient_norm] .chart').data.length"
+    assert chrome.execute_script(traces) == 2
+    slider = chrome.find_element(By.CSS_SELECTOR, "[data-key=smoothing]")
+    slider.send_keys(Keys.END)
+    page.wait_for(chrome, f"{traces} === 4")
+    assert text(chrome, ".control output") == "0.99"
+    assert chrome.execute_script("return parent.location.hash").endswith("&smoothing=0.99")
+    assert chrome.execute_script("return document.activeElement.dataset.key") == "smoothing"
 
 
 def test_a_missing_run_is_named(chrome, address):

@@ -43,8 +43,7 @@ def plot(run: Run, column: str, row: str | None = None, dark: bool = False) -> F
     names = run.rows(column)
     if values.ndim == 3:
         index = _row_index(names, _require_row(row, column))
-        replicas = [f"replica {i}" for i in range(values.shape[1])]
-        return basic.line_chart(run.steps, replicas, values[:, :, index], definition, dark)
+        return basic.replica_chart(run.steps, values[:, :, index], definition, dark)
     if row is not None:
         index = _row_index(names, row)
         return basic.line_chart(run.steps, [row], values[:, [index]], definition, dark)

@@ -4,9 +4,7 @@
 """
 
 import collections
-import contextlib
 import copy
-import ctypes
 import logging
 import math
 import threading
@@ -20,15 +18,24 @@ from tensorboard import errors
 from tensorboard.data import provider
 
 from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.data.hyperparameters import read_hyperparameters
 from tensorboard_plugin_tapescope.data.listing import Listing, Run, Tag, parse_run
+from tensorboard_plugin_tapescope.data.memory import release_memory
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series.hyperparameters import Settings
 from tensorboard_plugin_tapescope.series.tables import Table
 
 logger = logging.getLogger(__name__)
 
 WHOLE_TABLES_BYTES = 64 << 20
 """Memory for whole tables."""
+
+IDLE_TABLES_BYTES = 16 << 20
+"""Memory for whole tables that nobody asked for lately: an open view asks for its tables with every new record."""
+
+IDLE_SECONDS = 5.0
+"""A table that nobody asked for so long is idle."""
 
 SMALL_TABLES_BYTES = 16 << 20
 """Memory for last records and samples. Every poll needs them, so whole tables have their own cache."""
@@ -75,13 +82,20 @@ class CachedTable(NamedTuple):
 
 
 class LruCache:
-    """Tables by key, of which the least recently used are dropped above a limit of bytes. Thread-safe."""
+    """Tables by key, of which the least recently used are dropped above a limit of bytes. Thread-safe.
 
-    def __init__(self, max_bytes: int):
+    Args:
+      max_bytes: the limit. A table that alone exceeds it is kept.
+      idle_bytes: the limit above which tables are dropped that were not used for IDLE_SECONDS.
+    """
+
+    def __init__(self, max_bytes: int, idle_bytes: int | None = None):
         self._max_bytes = max_bytes
+        self._idle_bytes = max_bytes if idle_bytes is None else idle_bytes
         self._lock = threading.Lock()
         self._entries: collections.OrderedDict[tuple, CachedTable] = collections.OrderedDict()
         self._sizes: dict[tuple, int] = {}
+        self._used: dict[tuple, float] = {}
         self.bytes = 0
         """Memory of all tables."""
 
@@ -90,6 +104,7 @@ class LruCache:
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)
+                self._used[key] = time.monotonic()
             return self._entries.get(key)
 
     def put(self, key: tuple, entry: CachedTable) -> CachedTable:
@@ -97,13 +112,22 @@ class LruCache:
         with self._lock:
             self._entries[key] = entry
             self._entries.move_to_end(key)
+            self._used[key] = time.monotonic()
             self.bytes -= self._sizes.get(key, 0)
             self._sizes[key] = count_bytes(entry.table)
             self.bytes += self._sizes[key]
-            while len(self._entries) > 1 and self.bytes > self._max_bytes:
-                dropped, _ = self._entries.popitem(last=False)
-                self.bytes -= self._sizes.pop(dropped)
+        self.drop()
         return entry
+
+    def drop(self) -> None:
+        """Drop what exceeds the limits, the least recently used first."""
+        with self._lock:
+            while len(self._entries) > 1 and self.bytes > self._idle_bytes:
+                oldest = next(iter(self._entries))
+                if self.bytes <= self._max_bytes and time.monotonic() - self._used[oldest] < IDLE_SECONDS:
+                    break
+                del self._entries[oldest], self._used[oldest]
+                self.bytes -= self._sizes.pop(oldest)
 
 
 def count_bytes(table: Table) -> int:
@@ -118,7 +142,7 @@ class TableCache:
 
     def __init__(self, data_provider: Any):
         self.provider = data_provider
-        self.whole_tables = LruCache(WHOLE_TABLES_BYTES)
+        self.whole_tables = LruCache(WHOLE_TABLES_BYTES, IDLE_TABLES_BYTES)
         self.small_tables = LruCache(SMALL_TABLES_BYTES)
         self.summaries: dict[tuple[str, str], tuple[Run, dict[str, Any]]] = {}
         """By experiment and run: a run that has ended, and its summary."""
@@ -135,6 +159,7 @@ class TableCache:
 
     def snapshot(self, ctx: Any, experiment: str) -> "Snapshot":
         """Return the runs as they are now. Concurrent callers share one listing."""
+        self.whole_tables.drop()  # an open page asks every second
         with self._listing_lock:
             listing = before = self._listings.pop(experiment, None)
             if listing is None or time.monotonic() - listing.created > LISTING_SECONDS:
@@ -218,8 +243,10 @@ class Snapshot:
         other.runs = {**self.runs, name: run}
         return other
 
-    def table(self, run: str, family: str) -> Table | None:
+    def table(self, run: str, family: str, column: str | None = None) -> Table | None:
         """Return the records of a family within the snapshot's steps, None if the run has no such family.
+
+        With a column, the table has only what that column needs. Of many runs only so much is kept in memory.
 
         Of a run that is being written it may be the records of the last whole read and the newest of each request
         since then; see `incomplete_after`.
@@ -228,13 +255,16 @@ class Snapshot:
         if tag is None:
             return None
         with self._cache.read_lock:
-            entry = self._whole_table(run, family, tag)
+            entry = self._whole_table(run, family, tag, column)
         if entry.complete_until is not None:
             self.incomplete_after.append(entry.complete_until)
         return tables.between(entry.table, self._first, self._last)
 
-    def _whole_table(self, run: str, family: str, tag: Tag) -> CachedTable:
-        key = (self._experiment, run, family)
+    def _whole_table(self, run: str, family: str, tag: Tag, column: str | None) -> CachedTable:
+        def needed(table: Table) -> Table:
+            return table if column is None else tables.narrow(table, column)
+
+        key = (self._experiment, run, family, column)
         start = time.monotonic()
         entry = self._cache.whole_tables.get(key)
         if entry and entry.tag == tag and entry.complete_until is None:
@@ -243,13 +273,13 @@ class Snapshot:
         if entry and may_be_incomplete and entry.tag == tag:
             return entry
         if entry and may_be_incomplete and entry.tag.family == tag.family:
-            longer = _appended(entry.table, self._last_record(run, family, tag))
+            longer = _appended(entry.table, needed(self._last_record(run, family, tag)))
             if longer is not None:
                 until = entry.tag.last_step
                 if entry.complete_until is not None:
                     until = min(until, entry.complete_until)
                 return self._cache.whole_tables.put(key, CachedTable(tag, longer, until, entry.reread_after))
-        table = self._read([run], [family], ALL_RECORDS)[run, family]
+        table = needed(self._read([run], [family], ALL_RECORDS)[run, family])
         end = time.monotonic()
         return self._cache.whole_tables.put(
             key, CachedTable(tag, table, reread_after=end + (end - start) / READ_TIME_SHARE)
@@ -297,6 +327,10 @@ class Snapshot:
         if summary["state"] == "ended":
             self._cache.summaries[self._experiment, run] = (self.runs[run], summary)
         return summary
+
+    def hyperparameters(self, runs: tuple[str, ...]) -> dict[str, Settings]:
+        """Return the hyperparameters of each run, empty for a run without any."""
+        return read_hyperparameters(self._cache.provider, self._ctx, self._experiment, runs)
 
     def preload(self, runs: Sequence[str], families: Sequence[str], kind: SmallTable) -> None:
         """Read the last records or samples of several runs in one call, which is faster than a call for each."""
@@ -353,9 +387,3 @@ def _appended(table: Table, last: Table) -> Table | None:
     if not len(table.steps) or not len(last.steps) or table.steps[-1] > last.steps[0]:
         return None
     return tables.joined(table, tables.between(last, int(table.steps[-1]) + 1, LAST_STEP))
-
-
-def release_memory() -> None:
-    """Return the memory of a read to the system. glibc would keep up to three times what was read."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)

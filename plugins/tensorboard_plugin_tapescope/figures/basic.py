@@ -15,12 +15,19 @@ from tensorboard_plugin_tapescope.figures.colour_scale import ColourRange, colou
 from tensorboard_plugin_tapescope.figures.encoding import encode
 from tensorboard_plugin_tapescope.figures.style import PALETTE, Figure, column_title, layout, unique_labels, wrap_lines
 from tensorboard_plugin_tapescope.metadata import Column
+from tensorboard_plugin_tapescope.series.smoothing import smooth
 
 MAX_STEPS = 512
 """Most steps that a heatmap draws; more are thinned, see `thin`."""
 
 ABSENT_COLOURS = {False: "#bfc4ca", True: "#4b4e54"}
 """Background of a heatmap, on a light and a dark page: the colour of absent values."""
+
+FAINT = 0.35
+"""Opacity of the recorded values behind a smoothed line."""
+
+HEATMAP_REPLICAS = 8
+"""From so many replicas on, more lines than the palette has colours, they are the rows of a heatmap."""
 
 ROW_PIXELS = 15
 DENSE_ROW_PIXELS = 4
@@ -157,8 +164,9 @@ def line_chart(
     dark: bool = False,
     max_steps: int = 2 * MAX_STEPS,
     definitions: Sequence[str] | None = None,
+    smoothing: float | Sequence[float] = 0.0,
 ) -> Figure:
-    """Return values over steps as one line for each name.
+    """Return values over steps as one line for each name, or as a smoothed line before a faint one of the values.
 
     Args:
       steps: ascending steps [T].
@@ -168,14 +176,20 @@ def line_chart(
       dark: whether the page is dark.
       max_steps: most steps that are drawn.
       definitions: what each line is; the column's definition by default.
+      smoothing: weight of the smoothing, see `series.smoothing`; 0 draws the values alone. One, or one for each name.
     """
-    steps, values = thin(steps, values, column, max_steps)
     if column.scale == "log":  # a logarithmic axis has no place for the rest, which leaves a gap
         values = np.where(values > 0, values, np.nan)
+    weights = np.broadcast_to(np.asarray(smoothing, np.float64), len(names))
+    smoothed = smooth(values, weights, column.scale) if weights.any() else values
+    steps, drawn = thin(steps, np.stack([values, smoothed.astype(values.dtype)], axis=2), column, max_steps)
+    values, smoothed = drawn[..., 0], drawn[..., 1]
     definitions = definitions or [column.definition] * len(names)
-    hover = f"step %{{x:,}}<br>{column_title(column)} <b>%{{y:.4g}}</b><br><br>"
-    traces = [
-        {
+    traces: list[dict[str, Any]] = []
+    faint: list[dict[str, Any]] = []
+    for i, label in enumerate(unique_labels(names)):
+        value = f"{column_title(column)} <b>%{{y:.4g}}</b>"
+        trace = {
             "type": "scatter",
             "mode": "lines+markers" if _has_isolated_point(values[:, i]) else "lines",
             "marker": {"size": 4},
@@ -183,17 +197,46 @@ def line_chart(
             "name": label,
             "meta": names[i],
             "x": encode(steps),
-            "y": encode(values[:, i]),
+            "y": encode(smoothed[:, i]),
             "line": {"color": PALETTE[i % len(PALETTE)], "width": 1.6},
-            "hovertemplate": f"<b>{label}</b><br>{hover}{wrap_lines(definitions[i])}<extra></extra>",
         }
-        for i, label in enumerate(unique_labels(names))
-    ]
+        if weights[i]:
+            recorded = {"y": encode(values[:, i]), "opacity": FAINT, "showlegend": False, "hoverinfo": "skip"}
+            faint.append({**trace, **recorded, "legendgroup": label})
+            trace |= {"legendgroup": label, "customdata": encode(values[:, i])}
+            value = f"{column_title(column)} <b>%{{customdata:.4g}}</b><br>smoothed <b>%{{y:.4g}}</b>"
+        hover = f"<b>{label}</b><br>step %{{x:,}}<br>{value}<br><br>{wrap_lines(definitions[i])}<extra></extra>"
+        traces.append({**trace, "hovertemplate": hover})
     xaxis = style.step_axis()
     if len(steps) > 1:  # or markers would make the axis longer than in the figures beside it
         xaxis["autorangeoptions"] = {"clipmin": int(steps[0]), "clipmax": int(steps[-1])}
     axis = value_axis(column, values)
-    return {"data": traces, "layout": layout(dark, height=250, xaxis=xaxis, yaxis=axis, showlegend=len(names) > 1)}
+    figure_layout = layout(dark, height=250, xaxis=xaxis, yaxis=axis, showlegend=len(names) > 1)
+    return {"data": [*faint, *traces], "layout": figure_layout}
+
+
+def replica_chart(
+    steps: np.ndarray,
+    values: np.ndarray,
+    column: Column,
+    dark: bool = False,
+    max_steps: int = MAX_STEPS,
+    smoothing: float = 0.0,
+) -> Figure:
+    """Return a value of each replica over steps: lines, or a heatmap from HEATMAP_REPLICAS replicas on.
+
+    Args:
+      steps: ascending steps [T].
+      values: values [T, R].
+      column: what the values are.
+      dark: whether the page is dark.
+      max_steps: most steps of a heatmap; lines have twice as many.
+      smoothing: weight of the smoothing of lines.
+    """
+    names = [f"replica {replica}" for replica in range(values.shape[1])]
+    if len(names) < HEATMAP_REPLICAS:
+        return line_chart(steps, names, values, column, dark, 2 * max_steps, smoothing=smoothing)
+    return heatmap(steps, names, values, column, dark, max_steps)
 
 
 def _has_isolated_point(values: np.ndarray) -> bool:

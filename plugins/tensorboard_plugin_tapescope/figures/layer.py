@@ -22,6 +22,12 @@ RATIO = Column(
 
 UNIT_SHARE = Column("share", "share of the layer's outputs or units", "", "fraction")
 
+NOISE = metadata.COLUMNS["noise_scale"]
+
+NOISE_BAND = 30.0
+"""The drawn interval ends at so many times the noise scale, and begins at the noise scale over it: an interval may
+begin at 0, for which a logarithmic axis has no place."""
+
 BUDGET_PARTS = {
     "flow_gate": ("activation", PALETTE[0]),
     "flow_weight": ("weights", PALETTE[5]),
@@ -92,6 +98,45 @@ def _band_edge(steps: np.ndarray, edge: np.ndarray, name: str, opacity: float | 
         trace["fill"] = "tonexty"
         trace["fillcolor"] = style.with_opacity(PALETTE[0], opacity)
     return trace
+
+
+def noise_chart(
+    steps: np.ndarray, estimates: np.ndarray, dark: bool = False, max_steps: int = 2 * basic.MAX_STEPS
+) -> Figure:
+    """Return the noise scale with its 95 % interval as a band.
+
+    Args:
+      steps: ascending steps [T].
+      estimates: scale, low and high at each step [T, 3].
+      dark: whether the page is dark.
+      max_steps: most steps that are drawn.
+    """
+    steps, drawn = basic.thin(steps, estimates.astype(np.float32), NOISE, max_steps)
+    scale = np.where(drawn[:, 0] > 0, drawn[:, 0], np.nan)
+    low = np.maximum(drawn[:, 1], scale / NOISE_BAND)
+    high = np.minimum(drawn[:, 2], scale * NOISE_BAND)
+    known = np.isfinite(low) & np.isfinite(high)
+    low[~known] = scale[~known]
+    high[~known] = scale[~known]
+    traces = [
+        {**_band_edge(steps, low, "lower end"), "hovertemplate": "95 % interval from %{y:,.4~g}<extra></extra>"},
+        {
+            **_band_edge(steps, high, "95 % interval", opacity=0.25),
+            "hovertemplate": "95 % interval to %{y:,.4~g}<extra></extra>",
+        },
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "noise scale",
+            "x": encode(steps),
+            "y": encode(scale),
+            "line": {"color": PALETTE[0], "width": 1.8},
+            "hovertemplate": "step %{x:,}<br>noise scale <b>%{y:,.4~g}</b> examples<br><br>"
+            f"{wrap_lines(NOISE.definition)}<extra></extra>",
+        },
+    ]
+    axis = basic.value_axis(NOISE, np.stack([low, high]))
+    return {"data": traces, "layout": layout(dark, height=250, xaxis=style.step_axis(), yaxis=axis)}
 
 
 def unit_map(steps: np.ndarray, codes: np.ndarray, dark: bool = False, max_steps: int = basic.MAX_STEPS) -> Figure:

@@ -14,6 +14,9 @@ _STUDENT_T = 2.093
 """Quantile 0.975 of Student's t distribution with BLOCKS - 1 degrees of freedom. A constant, so that reading a run
 does not need scipy."""
 
+WINDOW = 10 * BLOCKS
+"""Records of one estimate over steps: enough for an interval, and few enough to see the noise scale grow."""
+
 
 class NoiseScale(NamedTuple):
     """The noise scale tr(S) / |G|^2 in examples, with its 95 % interval; NaN where the records do not determine it."""
@@ -51,39 +54,66 @@ def examples_per_step(steps: np.ndarray, examples_seen: np.ndarray) -> np.ndarra
 
 
 def estimate_noise_scale(replica_norms: np.ndarray, gradient_norms: np.ndarray, examples: np.ndarray) -> NoiseScale:
-    """Estimate the noise scale from the gradients of small batches (the replicas' own) and of the large one.
+    """Estimate the noise scale over all records; the arguments are those of `noise_terms`."""
+    return ratio_of_means(noise_terms(replica_norms, gradient_norms, examples))
 
-    The interval is the jackknife's over BLOCKS stretches of consecutive records, so that correlated neighbours do not
-    make it too narrow. Records that are not finite are left out. With fewer than two records a block the interval is
-    NaN.
+
+def noise_terms(replica_norms: np.ndarray, gradient_norms: np.ndarray, examples: np.ndarray) -> np.ndarray:
+    """Return tr(S) and |G|^2 of each record, from the gradients of small batches (the replicas' own) and the large one.
 
     Args:
       replica_norms: L2 norms of the replicas' parts of the gradient, [T, R, V].
       gradient_norms: L2 norms of their sum, [T, V].
       examples: batch sizes over all replicas, [T].
+
+    Returns:
+      float64 [T, 2], NaN for records that do not determine both, as for a single replica.
     """
     replicas = replica_norms.shape[1]
     if replicas < 2:
-        return UNKNOWN
+        return np.full((len(gradient_norms), 2), np.nan)
     big = np.where(np.isfinite(examples) & (examples > 0), examples, np.nan)
     small = big / replicas
     with np.errstate(invalid="ignore", over="ignore"):
         small_squares = np.nansum(np.square(replica_norms * replicas, dtype=np.float64), axis=2).mean(axis=1)
         big_squares = np.nansum(np.square(gradient_norms, dtype=np.float64), axis=1)
-        trace, gradient_squares = trace_and_squared_norm(small_squares, big_squares, small, big)
-    known = np.isfinite(trace) & np.isfinite(gradient_squares) & (big_squares > 0)
-    pairs = np.stack([trace[known], gradient_squares[known]])
-    if not pairs.shape[1]:
-        return UNKNOWN
-    scale = _ratio(pairs.sum(axis=1))
-    if pairs.shape[1] < 2 * BLOCKS:
+        trace, squared_norm = trace_and_squared_norm(small_squares, big_squares, small, big)
+    terms = np.stack([trace, squared_norm], axis=1)
+    known = np.isfinite(terms).all(axis=1) & (big_squares > 0)
+    return np.where(known[:, None], terms, np.nan)
+
+
+def ratio_of_means(terms: np.ndarray) -> NoiseScale:
+    """Return the noise scale of records: the mean of tr(S) over that of |G|^2.
+
+    The interval is the jackknife's over BLOCKS stretches of consecutive records, so that correlated neighbours do not
+    make it too narrow. With fewer than two records a block the interval is NaN.
+
+    Args:
+      terms: from `noise_terms`, [T, 2]; those that are NaN are left out.
+    """
+    known = terms[np.isfinite(terms).all(axis=1)]
+    total = known.sum(axis=0)
+    scale = float(_ratio(total))
+    count = len(known)
+    if count < 2 * BLOCKS:
         return NoiseScale(scale, math.nan, math.nan)
-    block_sums = np.stack([block.sum(axis=1) for block in np.array_split(pairs, BLOCKS, axis=1)])
-    without_block = np.array([_ratio(block_sums.sum(axis=0) - block) for block in block_sums])
+    block = np.arange(BLOCKS)
+    starts = block * (count // BLOCKS) + np.minimum(block, count % BLOCKS)
+    without_block = _ratio(total - np.add.reduceat(known, starts, axis=0))
     error = math.sqrt((BLOCKS - 1) / BLOCKS * np.square(without_block - without_block.mean()).sum())
+    if math.isnan(error):
+        return NoiseScale(scale, math.nan, math.nan)
     return NoiseScale(scale, max(0.0, scale - _STUDENT_T * error), scale + _STUDENT_T * error)
 
 
-def _ratio(sums: np.ndarray) -> float:
-    trace, gradient_squares = sums
-    return float(trace / gradient_squares) if gradient_squares > 0 else math.nan
+def running_noise_scale(terms: np.ndarray, window: int = WINDOW) -> np.ndarray:
+    """Return scale, low and high at each record, [T, 3]: `ratio_of_means` over the last `window` records."""
+    estimates = [ratio_of_means(terms[max(0, end - window) : end]) for end in range(1, len(terms) + 1)]
+    return np.array(estimates, np.float64).reshape(-1, 3)
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    """Return tr(S) / |G|^2 of sums [..., 2], NaN where |G|^2 is not positive."""
+    trace, squared_norm = sums[..., 0], sums[..., 1]
+    return trace / np.where(squared_norm > 0, squared_norm, np.nan)

@@ -169,6 +169,13 @@ def joined(first: Table, second: Table) -> Table:
     )
 
 
+def narrow(data: Table, name: str) -> Table:
+    """Return a table with only the column that `column` needs for `name`, as a copy."""
+    source = name if name in data.family.columns else _COUNT_OF_SHARE.get(name, name)
+    values = np.ascontiguousarray(unpack_column(data.family, data.values, source)[:, None])
+    return Table(data.family._replace(columns=(source,)), data.steps, data.seconds, values)
+
+
 def between(data: Table, first: int, last: int) -> Table:
     """Return the records of the steps from `first` to `last`, both included, as views."""
     inside = slice(*np.searchsorted(data.steps, [first, last + 1]))

@@ -8,8 +8,20 @@ import { changeState } from "./state.js";
 const VIEW_CONTROLS = { flow, layer, budget: () => [], compare, replicas };
 const LONG_LIST = 30; // a longer list of layers is searched by typing
 
+const HEATMAP_REPLICAS = 8; // as in figures/basic.py: so many replicas are drawn as a heatmap, which is not smoothed
+const SMOOTHING_DELAY_MS = 150; // a browser takes few changes of the address a second
+let made = {}; // what the controls were made for
+
 /** Renders the controls of the view; `details` lists the open run's layers, variables and columns. */
 export function renderControls(root, state, details, columns) {
+  const key = JSON.stringify({ ...state, smoothing: "" });
+  if (key === made.key && details === made.details) {
+    // Nothing is replaced under the hand of a user who types or drags while a run is followed.
+    const slider = root.querySelector("[data-key=smoothing]");
+    if (slider && document.activeElement !== slider) setSmoothing(slider, state.smoothing);
+    return;
+  }
+  made = { key, details };
   if (state.view === "findings") {
     fill(root, findings(state, details));
     return;
@@ -45,6 +57,7 @@ function layer(state, details) {
     names.length > LONG_LIST ? search("Layer", selected, names, (name) => changeState({ layer: name })) : select("Layer", selected, options, (name) => changeState({ layer: name })),
     move(index - 1, "‹ Go towards the input", "before"),
     move(index + 1, "Go towards the loss ›", "after"),
+    smoothing(state),
   ];
 }
 
@@ -78,6 +91,25 @@ function findings(state, { findings: found }) {
     select("Severity", state.severity, severities, (severity) => changeState({ severity }, false)),
     select("Rule", state.rule, rules, (rule) => changeState({ rule }, false)),
   ];
+}
+
+/** The slider of TensorBoard's Scalars tab. */
+function smoothing(state) {
+  let timer = null;
+  const commit = (value) => changeState({ smoothing: value }, false);
+  const changed = ({ target }) => {
+    setSmoothing(target, target.value);
+    clearTimeout(timer);
+    timer = setTimeout(commit, SMOOTHING_DELAY_MS, target.value);
+  };
+  const input = h("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: state.smoothing, "data-key": "smoothing", oninput: changed });
+  const title = "Weight of the exponential moving average that noisy lines show, as in TensorBoard's Scalars tab. The recorded values are the faint lines. At 0, or with fewer than 30 records, they are drawn alone.";
+  return h("label", { class: "control", title }, h("span", {}, "Smoothing"), input, h("output", {}, state.smoothing));
+}
+
+function setSmoothing(slider, value) {
+  if (slider.value !== value) slider.value = value;
+  slider.parentElement.querySelector("output").textContent = value;
 }
 
 /** The range of steps that is shown; dragging over a figure sets it too. The budget shows the last step by default. */
@@ -116,5 +148,5 @@ function compare(state, details, columns) {
 
 function replicas(state, details) {
   const options = [["", "all variables"], ...details.variables.map((name) => [name, name])];
-  return [select("Variable", state.variable, options, (variable) => changeState({ variable }, false))];
+  return [select("Variable", state.variable, options, (variable) => changeState({ variable }, false)), details.replicas < HEATMAP_REPLICAS && smoothing(state)].filter(Boolean);
 }

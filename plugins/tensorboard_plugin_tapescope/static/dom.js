@@ -27,10 +27,32 @@ export function fill(element, ...children) {
   if (key) [...element.querySelectorAll("[data-key]")].find((e) => e.dataset.key === key)?.focus({ preventScroll: true });
 }
 
+const ATOMIC = "a, button, input, label, select, svg"; // replaced as a whole: what they do may have changed too
+
+/** As `fill`, but elements that stay the same are kept, so that no click and no tooltip is lost while a run is followed. */
+export function refill(element, ...children) {
+  const fresh = children.flat().filter(Boolean);
+  const old = [...element.childNodes];
+  if (fresh.length !== old.length) fill(element, ...fresh);
+  else fresh.forEach((node, i) => renew(old[i], node));
+}
+
+function renew(old, fresh) {
+  if (old.isEqualNode(fresh)) return;
+  const alike = old.nodeName === fresh.nodeName && old.nodeType === Node.ELEMENT_NODE && old.cloneNode().isEqualNode(fresh.cloneNode());
+  if (alike && !old.matches(ATOMIC) && old.childNodes.length === fresh.childNodes.length) {
+    [...fresh.childNodes].forEach((node, i) => renew(old.childNodes[i], node));
+    return;
+  }
+  const focused = old.contains(document.activeElement) && document.activeElement.dataset.key;
+  old.replaceWith(fresh);
+  if (focused) [fresh, ...(fresh.querySelectorAll?.("[data-key]") ?? [])].find((e) => e.dataset?.key === focused)?.focus({ preventScroll: true });
+}
+
 /** Makes a labelled select; `options` are [value, text, title]. */
 export function select(label, value, options, onchange) {
   const made = options.map(([v, text, title]) => h("option", { value: v, title, selected: v === value }, text));
-  const control = h("select", { "data-key": `select ${label}`, onchange: (e) => onchange(e.target.value) }, made);
+  const control = h("select", { title: options.find(([v]) => v === value)?.[2], "data-key": `select ${label}`, onchange: (e) => onchange(e.target.value) }, made);
   return h("label", { class: "control" }, h("span", {}, label), control);
 }
 

@@ -1,6 +1,6 @@
 // The views Overview and Findings.
 
-import { fill, h, sentence, sparkline } from "./dom.js";
+import { fill, h, refill, sentence, sparkline } from "./dom.js";
 import { count, formatNumber, formatStep, spaced } from "./format.js";
 import { summarize } from "./headline.js";
 import { runName } from "./run_name.js";
@@ -34,7 +34,7 @@ function link(target, text, title = null) {
 export function renderOverview(root, runs, { layout, sort }) {
   const asTable = layout === "table" || (layout !== "cards" && runs.length > MOST_CARDS);
   const content = asTable ? runTable(runs, sort, { open: openLink, findings: findingMark, layer: layerLink }) : h("div", { class: "cards" }, sortedCards(runs));
-  fill(root, h("div", { class: "overview" }, headline(runs), layoutSwitch(asTable), content));
+  refill(root, h("div", { class: "overview" }, headline(runs), layoutSwitch(asTable), content));
 }
 
 function sortedCards(runs) {
@@ -154,10 +154,10 @@ function topFinding({ name, headline: finding }) {
   return h("div", { class: "headline" }, sign, h("p", {}, sentence(finding.message), " ", findingLinks(name, finding)), advice);
 }
 
-/** Renders the findings of one run, or of all: `findings` are those that pass the filters, `found` is how many there are. */
-export function renderFindings(root, findings, found, { looked, scope }) {
+/** Renders the findings of one run, or of all: `findings` are those that pass the filters, `found` is how many there are, and `columns` defines the numbers of the evidence. */
+export function renderFindings(root, findings, found, { looked, scope, columns }) {
   if (findings.length) {
-    fill(root, h("ol", { class: "findings" }, findings.map((finding) => findingItem(finding, scope === "all"))));
+    fill(root, h("ol", { class: "findings" }, findings.map((finding) => findingItem(finding, scope === "all", columns))));
     return;
   }
   const where = scope === "all" ? "these runs" : "this run";
@@ -166,8 +166,8 @@ export function renderFindings(root, findings, found, { looked, scope }) {
   fill(root, h("div", { class: "blankslate" }, h("h2", {}, "No findings"), h("p", {}, sentence(text))));
 }
 
-function findingItem(finding, namesRun) {
-  const evidence = Object.entries(finding.evidence).map(([name, value]) => h("div", {}, h("dt", {}, spaced(name)), h("dd", {}, formatNumber(value))));
+function findingItem(finding, namesRun, columns) {
+  const evidence = Object.entries(finding.evidence).map(([name, value]) => h("div", { title: columns[name]?.definition }, h("dt", {}, spaced(name)), h("dd", {}, formatNumber(value))));
   const links = findingLinks(finding.run, finding.hasLayer ? finding : { ...finding, layer: null });
   const run = namesRun ? [h("span", { class: "dot", style: { background: finding.colour } }), link({ view: "findings", run: finding.run, scope: "" }, finding.run, "Show the findings of this run only"), " · "] : [];
   return h(

@@ -2,7 +2,7 @@
 
 import { encode, get, plotly } from "./api.js";
 import { renderControls } from "./controls.js";
-import { fill, h } from "./dom.js";
+import { fill, h, refill } from "./dom.js";
 import { filterFindings } from "./filters.js";
 import { count, formatStep } from "./format.js";
 import { renderFindings, renderNoRuns, renderOverview } from "./overview.js";
@@ -117,7 +117,7 @@ async function refresh(state) {
 async function show(addressState) {
   if (!known.version) return;
   const state = resolve(addressState);
-  fill(page.tabs, Object.entries(VIEWS).map(([view, name]) => tab(view, name, state)));
+  refill(page.tabs, Object.entries(VIEWS).map(([view, name]) => tab(view, name, state)));
   if (!known.runs.length) {
     showText(() => renderNoRuns(page.words));
     return;
@@ -173,7 +173,7 @@ async function showAllFindings(state) {
 function showFindings(state, found, looked) {
   renderControls(page.controls, state, { findings: found });
   showError(null);
-  showText(() => renderFindings(page.words, filterFindings(found, state), found.length, { looked, scope: state.scope }));
+  showText(() => renderFindings(page.words, filterFindings(found, state), found.length, { looked, scope: state.scope, columns: known.columns }));
 }
 
 /** Shows a view without figures. */
@@ -185,9 +185,9 @@ function showText(renderText) {
 }
 
 /** Returns a run's layers, variables, columns and findings, requested again when these have changed. */
-async function runDetails({ name, offers, findings: { error, warning, info } }) {
+async function runDetails({ name, offers, replicas, findings: { error, warning, info } }) {
   const key = [name, offers, error, warning, info].join(" ");
-  if (!known.details.has(key)) known.details.set(key, await get("run", { run: name }));
+  if (!known.details.has(key)) known.details.set(key, { ...(await get("run", { run: name })), replicas });
   return known.details.get(key);
 }
 
@@ -196,13 +196,13 @@ function viewParameters(state) {
   const dark = document.documentElement.classList.contains("dark") ? "1" : "0";
   const ticked = [state.run, ...state.ticked.filter((name) => name !== state.run)];
   const others = known.runs.map((r) => r.name).filter((name) => name !== state.run);
-  const { run, column, layer, variable, order, first, last, step } = state;
+  const { run, column, layer, variable, order, first, last, step, smoothing } = state;
   const parameters = {
     flow: { run, column, order, step },
-    layer: { run, layer, step },
+    layer: { run, layer, step, smoothing },
     budget: { run },
     compare: { run: state.ticked.length ? ticked : [run, ...others.slice(0, 1)], column, layer, variable },
-    replicas: { run: state.ticked.length ? ticked : [run, ...others].slice(0, MAX_REPLICA_RUNS), variable },
+    replicas: { run: state.ticked.length ? ticked : [run, ...others].slice(0, MAX_REPLICA_RUNS), variable, smoothing },
   };
   return { view: state.view, dark, first, last, ...parameters[state.view] };
 }

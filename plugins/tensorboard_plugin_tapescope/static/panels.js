@@ -3,6 +3,8 @@
 import { encode, plotly } from "./api.js";
 import { fill, h } from "./dom.js";
 import { mergeFigure } from "./figure_updates.js";
+import { parameterTable } from "./parameter_table.js";
+import { drawPreview } from "./preview.js";
 import { changeState } from "./state.js";
 
 const CONFIG = { displayModeBar: false, responsive: false, doubleClick: "autosize" };
@@ -22,12 +24,27 @@ const resized = new ResizeObserver((entries) => {
  * Returns false if the panels hold only what is newer, and that does not continue what is drawn.
  */
 export async function drawPanels(root, panels, parameters) {
-  const Plotly = await plotly();
+  const Plotly = window.Plotly ?? (await previewUntil(plotly(), root, panels));
+  const sections = makeSections(root, panels);
+  const updated = await Promise.all(panels.map((panel, i) => update(Plotly, sections[i], panel, parameters)));
+  return updated.every(Boolean);
+}
+
+/** Shows the heatmaps on canvases until Plotly is there, and returns it. */
+async function previewUntil(loading, root, panels) {
+  makeSections(root, panels).forEach((section, i) => {
+    showTexts(section, panels[i]);
+    if (panels[i].figure) drawPreview(section.querySelector(".chart"), panels[i].figure);
+  });
+  return loading;
+}
+
+/** Returns the sections of panels, those of the same key as before, in `root`. */
+function makeSections(root, panels) {
   const before = new Map([...root.children].map((section) => [section.dataset.panel, section]));
   const sections = panels.map((panel) => before.get(panel.key) ?? emptySection(panel));
   if (sections.length !== root.children.length || sections.some((s, i) => s !== root.children[i])) fill(root, sections);
-  const updated = await Promise.all(panels.map((panel, i) => update(Plotly, sections[i], panel, parameters)));
-  return updated.every(Boolean);
+  return sections;
 }
 
 function emptySection(panel) {
@@ -37,18 +54,13 @@ function emptySection(panel) {
     h("header", {}, h("h3"), h("div", { class: "tools" })),
     h("p", { class: "note" }),
     h("div", { class: "chart" }),
-    h("p", { class: "empty" }),
+    h("div", { class: "empty" }),
   );
 }
 
 async function update(Plotly, section, panel, parameters) {
   const part = (name) => section.querySelector(name);
-  section.classList.toggle("wide", panel.wide);
-  part("h3").textContent = panel.title;
-  part("h3").title = panel.title;
-  part(".note").textContent = panel.note;
-  part(".empty").textContent = panel.empty;
-  section.classList.toggle("blank", !panel.figure);
+  showTexts(section, panel);
   const chart = part(".chart");
   if (!panel.figure) {
     Plotly.purge(chart);
@@ -60,10 +72,11 @@ async function update(Plotly, section, panel, parameters) {
   const data = mergeFigure(chart.data, panel.figure);
   if (!data) return false;
   // Zoom stays while the same is shown. Over steps it is the range that was asked for, which the server has drawn.
-  const uirevision = encode({ ...parameters, dark: "", step: "", first: "", last: "" });
+  const uirevision = encode({ ...parameters, dark: "", step: "", first: "", last: "", smoothing: "" });
   const xaxis = isOverSteps(layout) ? { ...layout.xaxis, uirevision: encode(parameters) } : layout.xaxis;
   const width = chart.clientWidth; // which may change while Plotly draws
   await Plotly.react(chart, data, { ...layout, xaxis, uirevision, width, autosize: false }, CONFIG);
+  chart.querySelector(".preview")?.remove();
   chart.setAttribute("role", "img");
   chart.setAttribute("aria-label", `${panel.title}. ${panel.note}`);
   performance.mark("drawn");
@@ -74,6 +87,26 @@ async function update(Plotly, section, panel, parameters) {
   chart.classList.toggle("clickable", panel.rows.length > 0);
   if (!chart.listening) listen(chart);
   return true;
+}
+
+function showTexts(section, panel) {
+  const part = (name) => section.querySelector(name);
+  section.classList.toggle("wide", panel.wide);
+  part("h3").textContent = panel.title;
+  part("h3").title = panel.help || panel.title;
+  part("h3").classList.toggle("helps", Boolean(panel.help));
+  part(".note").textContent = panel.note;
+  section.classList.toggle("blank", !panel.figure);
+  section.classList.toggle("listing", Boolean(panel.table));
+  showReason(part(".empty"), panel);
+}
+
+/** Shows why there is no figure, or the table instead of one. It is left as it is, with what is unfolded, if it is the same. */
+function showReason(element, { empty, table }) {
+  const text = JSON.stringify(table) ?? empty;
+  if (element.shownText === text) return;
+  element.shownText = text;
+  element.replaceChildren(...(table ? parameterTable(table) : [empty]));
 }
 
 function tools(Plotly, chart, panel, parameters) {

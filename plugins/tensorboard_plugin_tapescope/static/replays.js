@@ -5,6 +5,16 @@ import { count, formatNumber, formatStep } from "./format.js";
 
 const PIXEL_SIZE = 64; // CSS pixels of the longer side of an image
 const MOST_NUMBERS = 8;
+const EXAMPLE_COLUMNS = {
+  Example: "Index of the example in the training data",
+  Loss: "Loss of this example alone",
+  "Gradient norm": "L2 norm of the gradient of this example's loss",
+  Inputs: "What the model was given",
+};
+const VARIANT_COLUMNS = {
+  Change: "What was different when the step was run again",
+  "Loss after": "Loss of the other examples after the step",
+};
 
 /** Makes the section of all replayed steps of a run. */
 export function replaySection(replays) {
@@ -22,9 +32,9 @@ function replayCard(replay) {
     h("h3", {}, `Step ${formatStep(replay.step)}, run again`, h("span", { class: `chip ${replay.reproduced ? "ended" : "warning"}` }, result)),
     h("p", {}, sentence(`Loss ${number(replay.loss)}, gradient norm ${number(replay.gradient_norm)}.${changed}`)),
     h("p", { class: "kind" }, `The heaviest of ${count(replay.count, "example")}`),
-    table(["Example", "Loss", "Gradient norm", "Inputs"], replay.examples.map(exampleRow)),
+    table(Object.entries(EXAMPLE_COLUMNS), replay.examples.map(exampleRow)),
     replay.variants.length ? h("p", { class: "kind" }, "The step with one change, and the loss of the other examples after it") : null,
-    replay.variants.length ? table(["Change", "Loss after"], replay.variants.map((v) => [v.change, number(v.loss_after)])) : null,
+    replay.variants.length ? table(Object.entries(VARIANT_COLUMNS), replay.variants.map((v) => [v.change, number(v.loss_after)])) : null,
     replay.notes.map((note) => h("p", { class: "advice" }, sentence(note))),
   );
 }
@@ -36,7 +46,7 @@ function exampleRow({ index, loss, gradient_norm, inputs }) {
 const number = (value) => (value === null ? "not finite" : formatNumber(value));
 
 function table(titles, rows) {
-  const head = h("tr", {}, titles.map((title) => h("th", { scope: "col" }, title)));
+  const head = h("tr", {}, titles.map(([title, definition]) => h("th", { scope: "col", title: definition }, title)));
   return h("table", {}, h("thead", {}, head), h("tbody", {}, rows.map((cells) => h("tr", {}, cells.map((cell) => h("td", {}, cell))))));
 }
 

@@ -29,17 +29,17 @@ export function spikeText(run) {
 
 const SEVERITIES = ["error", "warning", "info"];
 
-/** Columns by key: title, value to sort by, cell, and whether the largest value comes first. */
+/** Columns by key: title, definition, value to sort by, cell, and whether the largest value comes first. */
 export const COLUMNS = {
-  name: { title: "Run", value: (run) => run.name, text: true },
-  state: { title: "State", value: (run) => run.state, text: true },
-  step: { title: "Step", value: (run) => run.step, largest: true },
-  loss: { title: "Loss", value: (run) => (run.loss === null ? null : Number(run.loss)) },
-  spikes: { title: "Spikes", value: spikes, largest: true },
-  findings: { title: "Findings", value: ({ findings }) => findings.error * 1e6 + findings.warning * 1e3 + findings.info, largest: true },
-  decades: { title: "Decades lost", value: lostDecades, largest: true },
-  worst: { title: "Worst layer", value: (run) => run.worst?.layer ?? null, text: true },
-  overhead: { title: "Overhead", value: percent, largest: true },
+  name: { title: "Run", help: "The run's directory below TensorBoard's --logdir", value: (run) => run.name, text: true },
+  state: { title: "State", help: "Training, ended, or stalled: no record came for a minute and ten times the usual gap", value: (run) => run.state, text: true },
+  step: { title: "Step", help: "The last recorded step", value: (run) => run.step, largest: true },
+  loss: { title: "Loss", help: "The loss that the program passed to the recorder", value: (run) => (run.loss === null ? null : Number(run.loss)) },
+  spikes: { title: "Spikes", help: "The larger share of steps whose loss, or whose gradient norm, is more than six standard deviations above the 128 before it", value: spikes, largest: true },
+  findings: { title: "Findings", help: "Errors, warnings and notes of the rules", value: ({ findings }) => findings.error * 1e6 + findings.warning * 1e3 + findings.info, largest: true },
+  decades: { title: "Decades lost", help: "Decades between the smallest and the largest gradient norm at the outputs of the layers at the last step", value: lostDecades, largest: true },
+  worst: { title: "Worst layer", help: "The layer of the most severe finding, or else the layer with the smallest gradient norm at the last step", value: (run) => run.worst?.layer ?? null, text: true },
+  overhead: { title: "Overhead", help: "Median time of measuring a step, over the time of training between two records", value: percent, largest: true },
 };
 
 /** Returns the runs in the order of a column: `loss`, or `-loss` for the opposite order. Unknown values come last. */
@@ -70,7 +70,7 @@ function head(key, sort) {
   const order = current ? (Boolean(COLUMNS[key].largest) !== opposite ? "descending" : "ascending") : null;
   const sign = { ascending: " ▴", descending: " ▾" }[order] ?? "";
   const sortBy = () => changeState({ sort: current && !opposite ? `-${key}` : key }, false);
-  const button = h("button", { type: "button", "data-key": `sort ${key}`, title: "Sort by this column", onclick: sortBy }, COLUMNS[key].title + sign);
+  const button = h("button", { type: "button", "data-key": `sort ${key}`, title: `${COLUMNS[key].help}. Click to sort.`, onclick: sortBy }, COLUMNS[key].title + sign);
   return h("th", { scope: "col", "aria-sort": order, class: COLUMNS[key].text ? "" : "number" }, button);
 }
 

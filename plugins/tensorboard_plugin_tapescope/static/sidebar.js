@@ -1,8 +1,8 @@
 // The list of runs: search, the open run, and the runs ticked for comparison.
 
-import { fill, h } from "./dom.js";
+import { fill, h, refill } from "./dom.js";
 import { runName, shortNames } from "./run_name.js";
-import { changeState } from "./state.js";
+import { changeState, readState } from "./state.js";
 
 const LONG_NAME = 20; // longer names get a wider list
 let search = "";
@@ -35,7 +35,7 @@ export function renderSidebar(root, runs, state, redraw) {
   const short = shortNames(runs.map((run) => run.name));
   root.classList.toggle("wide", Math.max(...[...short.values()].map((name) => name.length)) > LONG_NAME);
   fill(root.querySelector(".ticks"), tickButtons(matches, state));
-  fill(root.querySelector(".runs"), matches.map((run) => entry(run, short.get(run.name), state)));
+  refill(root.querySelector(".runs"), matches.map((run) => entry(run, short.get(run.name), state)));
 }
 
 /** Makes buttons that tick all runs that are listed, and none. */
@@ -52,14 +52,18 @@ function tickButtons(matches, state) {
 
 function entry(run, short, state) {
   const ticked = state.ticked.includes(run.name);
-  const toggled = ticked ? state.ticked.filter((name) => name !== run.name) : [...state.ticked, run.name];
+  const toggled = () => {
+    const others = readState().ticked.filter((name) => name !== run.name);
+    return ticked ? others : [...others, run.name];
+  };
   const box = h("input", {
     type: "checkbox",
     checked: ticked,
     "data-key": `tick ${run.name}`,
     "aria-label": `Compare ${run.name}`,
     style: { "accent-color": run.colour },
-    onchange: () => changeState({ ticked: toggled }, false),
+    "data-ticked": String(ticked), // two entries are compared by their attributes
+    onchange: () => changeState({ ticked: toggled() }, false),
   });
   const open = h(
     "button",

@@ -1,7 +1,8 @@
 // The state of the page: the open view, run and so on. It is kept in the address, so that every view has a link.
 
 const PLUGIN = "tapescope";
-const DEFAULTS = { view: "overview", run: "", column: "gradient_norm", layer: "", variable: "", order: "forward", first: "", last: "", step: "", layout: "", sort: "", scope: "", severity: "", rule: "" };
+// The smoothing is that of TensorBoard's Scalars tab, which shows series of the same run next to this tab.
+const DEFAULTS = { view: "overview", run: "", column: "gradient_norm", layer: "", variable: "", order: "forward", first: "", last: "", step: "", layout: "", sort: "", scope: "", severity: "", rule: "", smoothing: "0.6" };
 
 export const VIEWS = {
   overview: "Overview",

@@ -6,7 +6,7 @@ from tensorboard_plugin_tapescope.data.table_cache import Snapshot
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
 from tensorboard_plugin_tapescope.series import flow_path, tables
 from tensorboard_plugin_tapescope.series.flow_path import FlowBudget
-from tensorboard_plugin_tapescope.views.panel import Panel
+from tensorboard_plugin_tapescope.views.panel import Panel, define
 from tensorboard_plugin_tapescope.views.query import Query
 
 
@@ -31,7 +31,7 @@ def budget(snapshot: Snapshot, query: Query) -> list[Panel]:
     others = len(table.family.names) - len(budget.path) - 1
     if others > 0:
         note += f" {others} layer{' is' if others == 1 else 's are'} not on this path."
-    return [Panel("budget", TITLE, figure, note, rows=names, wide=True)]
+    return [Panel("budget", TITLE, figure, note, rows=names, wide=True, help=define(*budget.gains))]
 
 
 TITLE = "Backward gain from the loss to the first layer"

@@ -1,4 +1,4 @@
-"""The view Compare: one column of several runs on one colour scale, ratios to the first run, and histograms."""
+"""The view Compare: hyperparameters and one column of several runs, ratios to the first run, and histograms."""
 
 import collections
 
@@ -10,13 +10,16 @@ from tensorboard_plugin_tapescope.figures.colour_scale import ColourRange, colou
 from tensorboard_plugin_tapescope.figures.layer import RATIO
 from tensorboard_plugin_tapescope.figures.style import run_colours
 from tensorboard_plugin_tapescope.series import matching, spikes, tables
+from tensorboard_plugin_tapescope.series.hyperparameters import compare_settings
 from tensorboard_plugin_tapescope.series.tables import COLUMNS
 from tensorboard_plugin_tapescope.views.grid import Grid, describe_heatmap, read_grid, row_owners
-from tensorboard_plugin_tapescope.views.panel import Panel, explain_absence
+from tensorboard_plugin_tapescope.views.panel import Panel, define, explain_absence
 from tensorboard_plugin_tapescope.views.query import Query, quote
 
 MAX_COMPARED_RUNS = 8
 """Most runs that Compare draws; the others are named."""
+
+HYPERPARAMETERS_NOTE = "As in TensorBoard's HParams tab: what recorder.hparams or hp.hparams wrote for the run."
 
 LISTED_NAMES = 8
 """Most names of unmatched rows in a note."""
@@ -29,13 +32,13 @@ def compare(snapshot: Snapshot, query: Query) -> list[Panel]:
     name = query.column or "gradient_norm"
     runs = query.runs[:MAX_COMPARED_RUNS]
     others = query.runs[MAX_COMPARED_RUNS:]
-    grids = {run: read_grid(snapshot, run, name) for run in runs}
+    grids = {run: read_grid(snapshot, run, name, alone=True) for run in runs}
     drawn = {run: grid for run, grid in grids.items() if grid is not None and np.isfinite(grid.values).any()}
     colours = colour_range(COLUMNS[name], *(grid.values for grid in drawn.values()))
     margin = max(
         (basic.row_label_margin(names) for grid in drawn.values() for names in (grid.names, grid.keys)), default=0
     )
-    panels = []
+    panels = _hyperparameters(snapshot, runs)
     for run, grid in grids.items():
         if run in drawn:
             panel = _heatmap(run, drawn[run], name, query, colours, margin)
@@ -54,6 +57,24 @@ def compare(snapshot: Snapshot, query: Query) -> list[Panel]:
     return panels
 
 
+def _hyperparameters(snapshot: Snapshot, runs: tuple[str, ...]) -> list[Panel]:
+    """Return the table of the runs' hyperparameters, no panel where none of them has any."""
+    settings = snapshot.hyperparameters(runs)
+    having = [run for run in runs if settings[run]]
+    without = [run for run in runs if not settings[run]]
+    if not having:
+        return []
+    compared = compare_settings(settings)
+    note = HYPERPARAMETERS_NOTE
+    if without:
+        note += f" None recorded for {', '.join(without)}."
+    number = f"{len(compared.equal)} hyperparameter{'s' if len(compared.equal) > 1 else ''}"
+    folded = f"{number}, the same in all runs" if len(having) > 1 else f"{number} of {having[0]}"
+    colours = run_colours(runs, snapshot.runs)
+    table = {"runs": runs, "colours": colours, "folded": folded, **compared._asdict()}
+    return [Panel("hyperparameters", "Hyperparameters", note=note, wide=True, table=table)]
+
+
 def _heatmap(run: str, grid: Grid, name: str, query: Query, colours: ColourRange, margin: int) -> Panel:
     figure = basic.heatmap(
         grid.table.steps,
@@ -65,7 +86,8 @@ def _heatmap(run: str, grid: Grid, name: str, query: Query, colours: ColourRange
         colours=colours,
         left_margin=margin,
     )
-    return Panel(f"run {run}", run, figure, describe_heatmap(grid, query, name, colours), rows=grid.owners)
+    note = describe_heatmap(grid, query, name, colours)
+    return Panel(f"run {run}", run, figure, note, rows=grid.owners, help=define(name))
 
 
 def _ratio(first: str, second: str, a: Grid, b: Grid, query: Query, margin: int) -> Panel:

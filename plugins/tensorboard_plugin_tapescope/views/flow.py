@@ -8,7 +8,7 @@ from tensorboard_plugin_tapescope.figures.colour_scale import colour_range
 from tensorboard_plugin_tapescope.series import tables
 from tensorboard_plugin_tapescope.series.tables import COLUMNS
 from tensorboard_plugin_tapescope.views.grid import describe_heatmap, read_grid
-from tensorboard_plugin_tapescope.views.panel import Panel, definition_sentence, explain_absence
+from tensorboard_plugin_tapescope.views.panel import Panel, define, definition_sentence, explain_absence
 from tensorboard_plugin_tapescope.views.query import Query
 
 ROW_ORDERS = {
@@ -41,4 +41,4 @@ def flow(snapshot: Snapshot, query: Query) -> list[Panel]:
     )
     described = describe_heatmap(grid, query, name, colours)
     note = f"{definition_sentence(column.definition)} {ROW_ORDERS[query.order]} {described}"
-    return [Panel("flow", title, figure, note, rows=[grid.owners[i] for i in order], wide=True)]
+    return [Panel("flow", title, figure, note, rows=[grid.owners[i] for i in order], wide=True, help=define(name))]

@@ -38,8 +38,14 @@ class Grid(NamedTuple):
         return matching.matching_keys(self.names, self.owners)
 
 
-def read_grid(snapshot: Snapshot, run: str, column: str) -> Grid | None:
+def read_grid(snapshot: Snapshot, run: str, column: str, alone: bool = False) -> Grid | None:
     """Return a column of the run's variables or layers, None if the run does not have it.
+
+    Args:
+      snapshot: the runs.
+      run: the run.
+      column: the column.
+      alone: whether to keep only this column in memory, for a view of many runs. To change the column takes longer.
 
     Raises:
       RequestError: the column is not one of a variable or layer.
@@ -47,7 +53,7 @@ def read_grid(snapshot: Snapshot, run: str, column: str) -> Grid | None:
     for family in GRID_FAMILIES:
         tag = snapshot.runs[run].tags.get(family)
         if tag and column in tables.column_names(tag.family):
-            table = snapshot.table(run, family)
+            table = snapshot.table(run, family, column if alone else None)
             assert table is not None
             values = tables.column(table, column)
             known = np.isfinite(values).any(1)

@@ -8,10 +8,17 @@ import numpy as np
 from tensorboard_plugin_tapescope.data.table_cache import Snapshot
 from tensorboard_plugin_tapescope.figures import basic, distributions, style
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
-from tensorboard_plugin_tapescope.series import tables, unit_lives
+from tensorboard_plugin_tapescope.series import smoothing, tables, unit_lives
 from tensorboard_plugin_tapescope.series.tables import COLUMNS
-from tensorboard_plugin_tapescope.views.panel import Panel, definition_sentence, explain_absence
+from tensorboard_plugin_tapescope.views.panel import Panel, define, definition_sentence, explain_absence
 from tensorboard_plugin_tapescope.views.query import Query, RequestError, quote
+
+UNIT_STATES = (
+    "Alive: not one of the following. Dormant: mean output below 2.5 % of the layer's. Dead: the output, or a bounded "
+    "function's derivative, exactly 0 on every example. Saturated low, high: saturated on every example, at the lower "
+    "or upper end. Always on: never 0 and never saturated. Revived: dead in the window before, and not in this."
+)
+"""Definitions of `metadata.UNIT_STATES`."""
 
 SHARES = ("activation_zero", "saturated", "dead_share", "dormant_share")
 
@@ -68,8 +75,10 @@ def _lines(
     values = tables.column(table, column)[:, rows]
     if not np.isfinite(values).any():
         return Panel(column, title, empty=explain_absence(column, table))
-    figure = basic.line_chart(table.steps, names, values, COLUMNS[column], query.dark, 2 * query.max_steps)
-    return Panel(column, title, figure, definition_sentence(COLUMNS[column].definition))
+    weight = smoothing.smoothing_weight(column, query.smoothing, len(table.steps))
+    max_steps = 2 * query.max_steps
+    figure = basic.line_chart(table.steps, names, values, COLUMNS[column], query.dark, max_steps, smoothing=weight)
+    return Panel(column, title, figure, definition_sentence(COLUMNS[column].definition), help=define(column))
 
 
 def _output(snapshot: Snapshot, query: Query, index: int) -> Panel:
@@ -85,7 +94,7 @@ def _output(snapshot: Snapshot, query: Query, index: int) -> Panel:
     note = (
         "Mean of the layer's output, with bands of one standard deviation and from the smallest value to the largest."
     )
-    return Panel("output", "Output", figure, note)
+    return Panel("output", "Output", figure, note, help=define(*columns))
 
 
 def _shares(snapshot: Snapshot, query: Query, index: int) -> Panel:
@@ -102,9 +111,11 @@ def _shares(snapshot: Snapshot, query: Query, index: int) -> Panel:
     values = np.stack(list(curves.values()), axis=1)
     unit_share = layer_figures.UNIT_SHARE
     definitions = [COLUMNS[column].definition for column in curves]
-    figure = basic.line_chart(table.steps, names, values, unit_share, query.dark, 2 * query.max_steps, definitions)
+    weights = [smoothing.smoothing_weight(column, query.smoothing, len(table.steps)) for column in curves]
+    max_steps = 2 * query.max_steps
+    figure = basic.line_chart(table.steps, names, values, unit_share, query.dark, max_steps, definitions, weights)
     note = "Share of the layer's outputs that are zero or saturated, and of its units that are dead or dormant."
-    return Panel("shares", title, figure, note)
+    return Panel("shares", title, figure, note, help=define(*curves))
 
 
 def _distribution(snapshot: Snapshot, query: Query, kind: str, row: int, title: str) -> Panel:
@@ -133,7 +144,7 @@ def _units(snapshot: Snapshot, query: Query, index: int) -> Panel:
     note += unit_lives.describe_lives(codes, _window_examples(snapshot, query.runs[0]))
     if sizes[index] > layer_figures.MAX_UNITS:
         note += f" Of {sizes[index]:,} units at most {layer_figures.MAX_UNITS:,} are drawn, evenly spaced."
-    return Panel("units", "Units", figure, note, wide=True)
+    return Panel("units", "Units", figure, note, wide=True, help=UNIT_STATES)
 
 
 def _window_examples(snapshot: Snapshot, run: str) -> float:

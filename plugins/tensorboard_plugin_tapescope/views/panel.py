@@ -1,14 +1,14 @@
 """A panel: one figure of a view with its title and note. Also sentences that several views need."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tensorboard_plugin_tapescope.figures import style
 from tensorboard_plugin_tapescope.series.tables import COLUMNS, Table
 
 
 class Panel(NamedTuple):
-    """One figure of a view; without a figure, `empty` says why there is none."""
+    """One figure of a view; without a figure or table, `empty` says why there is none."""
 
     key: str
     title: str
@@ -18,6 +18,16 @@ class Panel(NamedTuple):
     rows: Sequence[str] = ()
     """Layers behind a heatmap's rows, the first at the top; a click on a row opens its layer."""
     wide: bool = False
+    help: str = ""
+    """Definitions of what is shown, in the tooltip of the title."""
+    table: dict[str, Any] | None = None
+    """A table of texts instead of a figure, see http_api.md."""
+
+
+def define(*columns: str) -> str:
+    """Return the definitions of columns, each with its name."""
+    definitions = (f"{style.column_title(COLUMNS[name])}: {COLUMNS[name].definition}." for name in columns)
+    return " ".join(text[:1].upper() + text[1:] for text in definitions)
 
 
 def definition_sentence(definition: str) -> str:

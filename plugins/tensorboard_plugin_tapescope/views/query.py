@@ -9,6 +9,7 @@ from werkzeug import datastructures
 from tensorboard_plugin_tapescope.data.table_cache import LAST_STEP, Snapshot
 from tensorboard_plugin_tapescope.figures import basic
 from tensorboard_plugin_tapescope.series import tables
+from tensorboard_plugin_tapescope.series.smoothing import MAX_WEIGHT
 
 MAX_RUNS = 64
 
@@ -37,6 +38,8 @@ class Query(NamedTuple):
     """Step that is marked with a line."""
     since: int | None = None
     """First step of the part that is sent."""
+    smoothing: float = 0.0
+    """Weight with which noisy series are smoothed, see `series.smoothing`."""
     dark: bool = False
     max_steps: int = basic.MAX_STEPS
     """Most steps that a heatmap draws."""
@@ -110,6 +113,7 @@ def parse_query(args: Arguments, snapshot: Snapshot) -> Query:
         last=last,
         step=_parse_step(args, "step"),
         since=_parse_step(args, "since"),
+        smoothing=_parse_smoothing(args),
         dark=parse_choice(args, "dark", ("0", "1"), "0") == "1",
     )
 
@@ -121,3 +125,10 @@ def _parse_step(args: Arguments, name: str) -> int | None:
     if not re.fullmatch(r"[0-9]{1,15}", text, re.ASCII):
         raise RequestError(400, f"{name} must be a step, a whole number from 0; got {quote(text)}.")
     return int(text)
+
+
+def _parse_smoothing(args: Arguments) -> float:
+    text = args.get("smoothing", "") or "0"
+    if not re.fullmatch(r"[0-9]?(\.[0-9]{1,6})?", text, re.ASCII) or not float(text) <= MAX_WEIGHT:
+        raise RequestError(400, f"smoothing must be a number from 0 to {MAX_WEIGHT}; got {quote(text)}.")
+    return float(text)

@@ -1,5 +1,6 @@
 """The view Replicas: where the replicas of a run differ, and how throughput scales with their number."""
 
+import functools
 import math
 
 import numpy as np
@@ -8,10 +9,21 @@ from tensorboard_plugin_tapescope.data.table_cache import Snapshot
 from tensorboard_plugin_tapescope.figures import basic
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
 from tensorboard_plugin_tapescope.figures.style import run_colours
-from tensorboard_plugin_tapescope.series import scaling, tables
+from tensorboard_plugin_tapescope.series import noise_scale, scaling, tables
+from tensorboard_plugin_tapescope.series.smoothing import smoothing_weight
 from tensorboard_plugin_tapescope.series.tables import COLUMNS, Table
-from tensorboard_plugin_tapescope.views.panel import Panel, definition_sentence
+from tensorboard_plugin_tapescope.views.panel import Panel, define, definition_sentence
 from tensorboard_plugin_tapescope.views.query import Query, RequestError, quote
+
+NOISE_NOTE = (
+    "Batch size beyond which more examples a step help little (McCandlish et al. 2018): the ratio of the means of its "
+    f"two terms over the last {noise_scale.WINDOW} records, with the 95 % interval."
+)
+
+EFFICIENCY = (
+    "Scaling efficiency: examples per second and replica, over those of the fastest of the runs with the fewest "
+    "replicas."
+)
 
 TITLES = {
     "replica_norm": "Gradient norm by replica",
@@ -35,7 +47,6 @@ def _differences(table: Table, query: Query) -> list[Panel]:
     names = table.family.names
     if query.variable and query.variable not in names:
         raise RequestError(404, f"The run has no variable {quote(query.variable)}.")
-    labels = [f"replica {replica}" for replica in range(tables.replicas(table.family))]
     panels = []
     for name, title in TITLES.items():
         if name not in table.family.columns:
@@ -51,22 +62,52 @@ def _differences(table: Table, query: Query) -> list[Panel]:
         else:
             curves = tables.finite_mean(values, axis=2)
             scope = "Mean over all variables."
-        max_steps = 2 * query.max_steps
-        figure = basic.line_chart(table.steps, labels, curves.astype(np.float32), column, query.dark, max_steps)
-        panels.append(Panel(name, title, figure, f"{definition_sentence(column.definition)} {scope}"))
+        weight = smoothing_weight(name, query.smoothing, len(table.steps))
+        curves = curves.astype(np.float32)
+        figure = basic.replica_chart(table.steps, curves, column, query.dark, query.max_steps, weight)
+        note = f"{definition_sentence(column.definition)} {scope}"
+        panels.append(Panel(name, title, figure, note, help=define(name)))
     return panels
 
 
 def _noise_scale(snapshot: Snapshot, query: Query) -> Panel:
-    table = snapshot.table(query.runs[0], "step")
-    name = "noise_scale_total"
+    """Return the noise scale of stretches of records, and in the note that of all: see `series.noise_scale`."""
     title = "Gradient noise scale"
-    if table is None or name not in table.family.columns or not np.isfinite(tables.column(table, name)).any():
+    parts = [snapshot.table(query.runs[0], family) for family in ("replicas", "variables", "step")]
+    wanted = ("replica_norm", "gradient_norm", "examples_seen")
+    if any(part is None or name not in part.family.columns for part, name in zip(parts, wanted, strict=True)):
         return Panel("noise", title, empty="The noise scale needs two or more replicas.", wide=True)
-    values = tables.column(table, name)[:, None]
-    figure = basic.line_chart(table.steps, [name], values, COLUMNS[name], query.dark, 2 * query.max_steps)
-    note = "Batch size beyond which more examples a step help little (McCandlish et al. 2018)."
-    return Panel("noise", title, figure, note)
+    replicas_table, variables, step = [part for part in parts if part is not None]
+    examples = noise_scale.examples_per_step(step.steps, tables.column(step, "examples_seen"))
+    # TensorBoard may have dropped other records of one tag than of another.
+    steps = functools.reduce(np.intersect1d, [table.steps for table in (replicas_table, variables, step)])
+    rows = [np.searchsorted(table.steps, steps) for table in (replicas_table, variables, step)]
+    chosen = slice(None)
+    if query.variable and query.variable in variables.family.names:
+        index = variables.family.names.index(query.variable)
+        chosen = slice(index, index + 1)
+    terms = noise_scale.noise_terms(
+        replica_norms=tables.column(replicas_table, "replica_norm")[rows[0], :, chosen],
+        gradient_norms=tables.column(variables, "gradient_norm")[rows[1], chosen],
+        examples=examples[rows[2]],
+    )
+    running = noise_scale.running_noise_scale(terms)
+    if not np.isfinite(running[:, 0]).any():
+        empty = "The noise scale is not determined: in no stretch of records does the gradient exceed its noise."
+        return Panel("noise", title, empty=empty, wide=True)
+    figure = layer_figures.noise_chart(steps, running, query.dark, 2 * query.max_steps)
+    note = f"{NOISE_NOTE} {_describe_noise(terms, query.variable)}"
+    return Panel("noise", title, figure, note, help=define("noise_scale"))
+
+
+def _describe_noise(terms: np.ndarray, variable: str) -> str:
+    """Return the noise scale over all records in a sentence, as `tapescope scaling` prints it."""
+    whole = noise_scale.ratio_of_means(terms)
+    scope = f"All records, variable {variable}" if variable else "All records and variables"
+    if not math.isfinite(whole.scale):
+        return f"{scope}: not determined."
+    interval = f" ({whole.low:,.4g} to {whole.high:,.4g})" if math.isfinite(whole.low) else ""
+    return f"{scope}: {whole.scale:,.4g} examples{interval}."
 
 
 def _scaling(snapshot: Snapshot, query: Query) -> Panel:
@@ -91,7 +132,7 @@ def _scaling(snapshot: Snapshot, query: Query) -> Panel:
         colours=run_colours(rates, snapshot.runs),
     )
     note = "Examples per second of steps that are not measured. The percentage is the scaling efficiency."
-    return Panel("scaling", title, figure, note, wide=True)
+    return Panel("scaling", title, figure, note, wide=True, help=EFFICIENCY)
 
 
 def _unmeasured_rate(table: Table | None) -> float:

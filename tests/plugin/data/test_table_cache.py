@@ -227,6 +227,37 @@ def test_a_table_larger_than_the_limit_is_kept_alone():
     assert [name for name in "ab" if cache.get((name,))] == ["b"]
 
 
+def test_a_table_that_nobody_asks_for_is_dropped(monkeypatch):
+    size = count_bytes(entry(10).table)
+    cache = LruCache(10 * size, idle_bytes=size)
+    cache.put(("a",), entry(10))
+    cache.put(("b",), entry(10))
+    assert cache.bytes == 2 * size  # both are in use
+    monkeypatch.setattr(table_cache, "IDLE_SECONDS", 0.0)
+    cache.drop()
+    assert cache.bytes == size
+    assert cache.get(("a",)) is None
+
+
+@pytest.mark.parametrize("column", ["gradient_norm", "saturated", "dead_share"])
+def test_compare_keeps_one_column_of_each_run(tab, column):
+    tab.checked("view", view="compare", run=["run 0", "run 1"], column=column)
+    kept = tab.plugin._cache.whole_tables._entries
+    grids = {key: entry.table for key, entry in kept.items() if key[2] in ("variables", "layers")}
+    assert {key[1] for key in grids} == {"run 0", "run 1"}
+    assert all(table.values.shape[1] == 1 for table in grids.values())
+
+
+def test_a_live_column_grows_by_the_newest_record(live_tab):
+    asked = {"view": "compare", "run": ["run 4", "run 5"]}
+    live_tab.checked("view", **asked)
+    live_tab.runs["run 4"] = with_record(20, live_tab.runs["run 4"])
+    reads = len(live_tab.provider.reads)
+    panels = {panel["key"]: panel for panel in live_tab.checked("view", **asked).json["panels"]}
+    assert decode(panels["run run 4"]["figure"]["data"][0]["x"])[-2:].tolist() == [12, 20]
+    assert max(live_tab.provider.reads[reads:]) <= 1
+
+
 def grown(steps=6):
     """Return a run whose last layer was added after the first record."""
     wide = SMALL._replace(layers=("first", "second", "added"))

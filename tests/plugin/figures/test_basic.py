@@ -8,6 +8,7 @@ from tensorboard_plugin_tapescope.figures import layer as layer_figures
 from tensorboard_plugin_tapescope.figures.colour_scale import ZERO_COLOUR
 from tensorboard_plugin_tapescope.figures.encoding import decode
 from tensorboard_plugin_tapescope.metadata import COLUMNS
+from tensorboard_plugin_tapescope.series.smoothing import debiased_average
 
 GRADIENT = COLUMNS["gradient_norm"]
 STEPS = np.arange(0, 1000, 10)
@@ -162,3 +163,24 @@ def test_stretches_and_a_step_are_marked_together():
 def test_stretches_of_a_figure_that_is_not_over_steps_are_not_marked():
     bars = layer_figures.flow_budget(["out"], {"flow_gate": np.zeros(1)})
     assert basic.mark_stretches(bars, [(1, 2)]) is bars
+
+
+def test_a_smoothed_line_has_the_recorded_values_faint_behind_it():
+    values = np.array([[1.0], [3.0], [np.nan], [2.0]])
+    faint, line = basic.line_chart(np.arange(4), ["a"], values, COLUMNS["activation_mean"], smoothing=0.5)["data"]
+    np.testing.assert_array_equal(decode(faint["y"]), values[:, 0])
+    assert faint["opacity"] < 0.5
+    np.testing.assert_allclose(decode(line["y"]), debiased_average(values, 0.5)[:, 0])
+    np.testing.assert_array_equal(decode(line["customdata"]), values[:, 0])
+
+
+def test_without_smoothing_a_line_is_drawn_once():
+    values = np.random.default_rng(0).normal(size=[9, 2])
+    data = basic.line_chart(np.arange(9), ["a", "b"], values, COLUMNS["activation_mean"], smoothing=[0.0, 0.6])["data"]
+    assert [trace["meta"] for trace in data] == ["b", "a", "b"]
+
+
+@pytest.mark.parametrize(("replicas", "kind"), [(7, "scatter"), (8, "heatmap")])
+def test_from_eight_replicas_on_they_are_rows(replicas, kind):
+    figure = basic.replica_chart(np.arange(3), np.ones([3, replicas]), COLUMNS["replica_cosine"])
+    assert {trace["type"] for trace in figure["data"]} == {kind}

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from tensorboard_plugin_tapescope.series.noise_scale import estimate_noise_scale, examples_per_step
+from tensorboard_plugin_tapescope.series.noise_scale import (
+    estimate_noise_scale,
+    examples_per_step,
+    ratio_of_means,
+    running_noise_scale,
+)
 
 
 @pytest.mark.parametrize("count", [2, 8])
@@ -59,3 +64,41 @@ def test_examples_per_step_counts_the_steps_since_the_record_before():
 
 def test_examples_per_step_is_unknown_where_the_step_does_not_rise():
     np.testing.assert_array_equal(examples_per_step(np.array([0, 0]), np.array([32, 64])), [32, np.nan])
+
+
+def noisy_terms(count: int, scale: float) -> np.ndarray:
+    """Return terms [T, 2] of a noise scale, each with as much noise as its own size."""
+    rng = np.random.default_rng(3)
+    return np.stack([scale * (1 + rng.normal(size=count)), 1 + rng.normal(size=count)], axis=1)
+
+
+def test_a_running_estimate_is_that_of_its_window():
+    terms = noisy_terms(130, 50.0)
+    running = running_noise_scale(terms, window=60)
+    np.testing.assert_array_equal(running[-1], ratio_of_means(terms[70:]))
+    np.testing.assert_array_equal(running[59], ratio_of_means(terms[:60]))
+
+
+def test_a_running_estimate_varies_less_than_single_records():
+    terms = np.abs(noisy_terms(400, 50.0))
+    running = running_noise_scale(terms)[50:, 0]
+    single = terms[50:, 0] / terms[50:, 1]
+    assert np.ptp(np.log10(single)) > 3
+    assert np.ptp(np.log10(running)) < 0.5
+
+
+def test_unknown_records_do_not_count():
+    terms = noisy_terms(100, 50.0)
+    with_unknown = np.insert(terms, 10, np.nan, axis=0)
+    assert ratio_of_means(with_unknown) == ratio_of_means(terms)
+
+
+def test_the_interval_is_that_of_leaving_out_each_block():
+    """The jackknife over 20 blocks, written out."""
+    terms = noisy_terms(47, 50.0) + np.array([0, 4])
+    blocks = np.array_split(terms, 20)
+    left_out = [np.concatenate(blocks[:i] + blocks[i + 1 :]).sum(0) for i in range(20)]
+    ratios = np.array([trace / squared for trace, squared in left_out])
+    error = np.sqrt(19 / 20 * np.square(ratios - ratios.mean()).sum())
+    found = ratio_of_means(terms)
+    assert found.high - found.scale == pytest.approx(2.093 * error)
