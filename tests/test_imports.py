@@ -21,7 +21,7 @@ ORDER = (
     ("tapescope.storage",),
     ("tapescope.tape",),
     ("tapescope.probe",),
-    ("tapescope.step_copies",),
+    ("tapescope.step_copies", "tapescope.slow_measurement"),
     ("tapescope.recorder",),
     ("tapescope.fit",),
     ("tapescope.analysis",),

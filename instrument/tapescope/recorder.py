@@ -22,6 +22,7 @@ from absl import logging
 from tapescope.probe import Probe
 from tapescope.rules.finding import Finding
 from tapescope.schedule import Schedule, auto
+from tapescope.slow_measurement import SLOW_STEPS, SlowMeasurement, check_slow_every
 from tapescope.statistics import replicas
 from tapescope.statistics.reading import STEP_COLUMNS, Reading
 from tapescope.step_copies import StepCopies
@@ -71,6 +72,9 @@ class Recorder:
         is data: "never", the default, keeps none. `tapescope.replay` runs a captured step again.
       optimizer: whose variables are kept with a captured step as well.
       capture_weights: whether weights are copied. With False, the program restores them itself before a replay.
+      slow_every: steps from one record with the slow columns to the next: norms of the optimizer's moments, and stable
+        ranks of the weights. They are measured by `write`, of the weights as they are then, at the first record after
+        each `slow_every` steps; 0 for never.
 
     Raises:
       OSError: the directory cannot be written, or another Recorder writes there.
@@ -90,17 +94,20 @@ class Recorder:
         capture: str = "never",
         optimizer: Any = None,
         capture_weights: bool = True,
+        slow_every: int = SLOW_STEPS,
     ):
         check_sinks(sinks)
         captures.check_mode(capture)
+        check_slow_every(slow_every)
         self.logdir: str = absolute(logdir)
         self._probe_state = probe._state
         self._has_written = False
         self._measured_before = self._probe_state.tape_entered
         self.when: Schedule = auto() if when is None else when
         """The schedule that decides which steps are measured."""
+        self._slow = SlowMeasurement(self._probe_state, slow_every, resume)
         if resume is not None:
-            resume = self._restore_schedule(resume)
+            resume = self._restore_schedule(self._slow.without_state(resume))
         self._noted = self.when.about()
         self._strict = strict_io
         self._was_nonfinite = False
@@ -202,8 +209,9 @@ class Recorder:
                 numbers["measure_overhead_error_pct"] = cost.overhead_error_pct
             self._note_schedule()
             self._look_closer()
+        slow = None if reading is None or self._writer is None else self._slow.measure(int(step))
         wall_time = time.time()
-        self._put(lambda run_writer: run_writer.write(record_step, reading, numbers, wall_time), size)
+        self._put(lambda run_writer: run_writer.write(record_step, reading, numbers, wall_time, slow), size)
         if is_first_nonfinite:
             self._wait(FIRST_NONFINITE_WAIT_SECONDS)
 
@@ -284,6 +292,7 @@ class Recorder:
         state: dict[str, np.ndarray] = {}
         self._put(lambda run_writer: state.update(run_writer.state()))
         self._wait()
+        state |= self._slow.state()
         return state | {_SCHEDULE + name: np.array(value) for name, value in self.when.about().items()}
 
     def close(self, reason: str = "completed") -> None:

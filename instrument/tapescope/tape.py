@@ -404,7 +404,7 @@ def complete_reading(
                 f"got {len(values)}: pass the whole list, with None where there is no gradient"
             )
     with state.failsafe.contain(), private_api.without_op_callbacks() as checked:
-        state.optimizer_called = optimizer_hooks.was_called() or state.optimizer_called
+        state.note_optimizers(optimizer_hooks.called_optimizers())
         if replicas.context()[1] > 1:
             optimizers = optimizer_hooks.stop_recording(gradients)
             if state.replica_issues is None:  # another replica's thread may have been here

@@ -68,6 +68,7 @@ VARIABLE_COLUMNS = (
     Column("gradient_zero", "share of the gradient's elements that are exactly 0", "", "fraction"),
     Column("gradient_nonfinite", "number of NaN and Inf elements in the gradient", "elements", "count"),
     Column("update_ratio", "L2 norm of the optimizer's change, over the L2 norm of the weights before it", "", "log"),
+    Column("update_norm", "L2 norm of the optimizer's change of the weights", "", "log"),
     Column("noise_scale", "gradient noise scale (McCandlish et al. 2018); needs two replicas", "examples", "log"),
 )
 
@@ -113,8 +114,30 @@ def _below_normal(family: str, elements: str) -> tuple[Column, ...]:
     )
 
 
-DERIVED_VARIABLE_COLUMNS = _below_normal("gradient", "elements")
-"""Columns of the family `variables` that the recorder computes of other columns and of the histograms."""
+SLOW_COLUMNS = (
+    Column("first_moment_norm", "L2 norm of the optimizer's first moment; by default every 500 steps", "", "log"),
+    Column("second_moment_norm", "L2 norm of the optimizer's second moment; by default every 500 steps", "", "log"),
+    Column(
+        "stable_rank",
+        "squared Frobenius norm over squared spectral norm of a weight matrix; by default every 500 steps",
+        "",
+        "log",
+    ),
+)
+"""Columns of the family `variables` that the recorder measures between steps, on a slow schedule."""
+
+DERIVED_VARIABLE_COLUMNS = (
+    *_below_normal("gradient", "elements"),
+    Column(
+        "gradient_cosine",
+        "cosine of the gradient to that of the step before; needs measured steps in a row",
+        "",
+        "diverging",
+    ),
+    *SLOW_COLUMNS,
+)
+"""Columns of the family `variables` that the recorder computes: of other columns, of the histograms, of a sample of the
+gradient, and of the state of model and optimizer."""
 
 DERIVED_LAYER_COLUMNS = (
     Column("activation_rms", "root mean square of the layer's output", "", "log"),
@@ -141,6 +164,12 @@ STEP_COLUMNS = (
         "share of gradient norms so far above six deviations of the 128 before",
         "",
         "fraction",
+    ),
+    Column(
+        "gradient_cosine_total",
+        "cosine of the whole gradient to that of the step before; needs measured steps in a row",
+        "",
+        "diverging",
     ),
 )
 

@@ -7,6 +7,7 @@ The gradient of layer i of n is `decay ** (n - i)`, so `decay` 0.4 vanishes and 
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -50,6 +51,9 @@ class Spec(NamedTuple):
 
 
 DEFAULT = Spec()
+SLOW_STEPS = 200
+"""Steps from one record with a stable rank to the next."""
+_VARIABLE_COLUMNS = (*metadata.VARIABLE_COLUMNS, *metadata.SLOW_COLUMNS)
 
 _DATA = {
     "data_rows": [
@@ -93,7 +97,7 @@ def families(spec: Spec) -> dict[str, Family]:
         "skipped": {},
     }
     described = {
-        "variables": Family("variables", tuple(c.name for c in metadata.VARIABLE_COLUMNS), variables),
+        "variables": Family("variables", tuple(c.name for c in _VARIABLE_COLUMNS), variables),
         "layers": Family("layers", tuple(c.name for c in metadata.LAYER_COLUMNS), layers, details),
         "step": Family("step", tuple(c.name for c in metadata.STEP_COLUMNS)),
         "units": Family("units", (), layers, {"units": details["units"]}),
@@ -144,6 +148,8 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
         "gradient_zero": np.full(depth * kinds, 0.2),
         "gradient_nonfinite": np.zeros(depth * kinds),
         "update_ratio": 0.01 * gradient / weight,
+        "update_norm": 0.01 * gradient,
+        "stable_rank": np.full(depth * kinds, math.nan if step % SLOW_STEPS else 3.0),
         "activation_mean": 0.4 * noise,
         "activation_std": noise,
         "activation_min": np.zeros(depth),
@@ -172,7 +178,7 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
     if spec.replicas > 1:
         known |= {"noise_scale": 200 + 40 * rng.normal(size=depth * kinds), "noise_scale_total": 220}
     tensors = {
-        "variables": _rows(metadata.VARIABLE_COLUMNS, known, depth * kinds).astype(np.float32),
+        "variables": _rows(_VARIABLE_COLUMNS, known, depth * kinds).astype(np.float32),
         "layers": _rows(metadata.LAYER_COLUMNS, known, depth).astype(np.float32),
         "step": _rows(metadata.STEP_COLUMNS, known, 1)[:, 0],
         "units": _states(spec, dead),

@@ -122,7 +122,25 @@ def variable_columns(gradient: np.ndarray, before: np.ndarray, after: np.ndarray
         "gradient_zero": np.mean(gradient == 0),
         "gradient_nonfinite": 0.0,
         "update_ratio": np.linalg.norm(after.astype(np.float64) - before) / weight_norm,
+        "update_norm": np.linalg.norm(after.astype(np.float64) - before),
     }
+
+
+def cosine(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the cosine between two tensors."""
+    a, b = (t.astype(np.float64).ravel() for t in (x, y))
+    return a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+
+
+def stable_rank(matrix: np.ndarray) -> float:
+    """Return the stable rank of a matrix, by its singular values."""
+    values = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
+    return np.sum(values**2) / values[0] ** 2
+
+
+def adam_moments(gradient: np.ndarray) -> tuple[float, float]:
+    """Return the norms of Adam's moments after its first step."""
+    return np.linalg.norm(0.1 * gradient), np.linalg.norm(0.001 * gradient**2)
 
 
 def histogram(x: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -10,9 +10,11 @@ from scripts.testbed.steps import measured
 from tensorflow.python.framework import kernels
 
 import tapescope
+from tapescope.capture import optimizer_state
 from tapescope.capture.attention import AttentionCall
 from tapescope.statistics import attention, single_pass
 from tapescope.statistics.batched_ops import PLATFORM_VARIABLE
+from tapescope.statistics.slow_columns import measurement
 
 GPU = {"GPU", "DEFAULT"}
 """Devices of kernels that run on GPUs; those of DEFAULT run everywhere."""
@@ -114,6 +116,27 @@ def test_every_added_operation_has_a_kernel_for_gpus(plain, one_by_one):
     added = operations(one_by_one) - plain
     assert len(added) > 30
     assert [key for key in added if not gpu_kernels(*key)] == []
+
+
+@pytest.fixture(scope="module")
+def slow_columns():
+    """Return the program of the slow columns, of which XLA compiles no part."""
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Dense(8)])
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(model.trainable_variables)
+    moments = optimizer_state.find_moments([optimizer], model.trainable_variables)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PLATFORM_VARIABLE, "gpu")
+        patch.setattr(single_pass, "_can_compile", lambda: False)
+        return measurement(model.trainable_variables, moments, {}).get_concrete_function()
+
+
+@needs_kernels
+def test_every_operation_of_the_slow_columns_has_a_kernel_for_gpus(slow_columns):
+    found = operations(slow_columns)
+    assert any(op == "BatchMatMulV2" for op, _ in found)
+    assert [key for key in found if not gpu_kernels(*key) and key[0] not in LAUNCHES_NOTHING] == []
+    assert not {op for op, _ in found} & WAITS
 
 
 @needs_kernels

@@ -90,6 +90,8 @@ def test_a_scaled_loss_is_recorded_unscaled(dtype):
     scaled, plain = read(dtype, scale), read("float32", 1.0)
     for column in ("gradient_norm", "gradient_max", "delta_norm"):
         np.testing.assert_allclose(scaled.column(column), plain.column(column), rtol=0.05)
+    largest = [np.nanmax(np.abs(reading.gradient_sample), 0) for reading in (scaled, plain)]
+    np.testing.assert_allclose(*largest, rtol=0.05)
 
 
 def test_a_float16_norm_does_not_overflow():

@@ -134,6 +134,13 @@ def test_flow_has_the_recorded_steps_and_layers(flow_panel):
     assert trace["y"] == list(Spec().layer_names()) == flow_panel["rows"]
 
 
+def test_flow_draws_the_records_that_have_a_seldom_column(tensorboard):
+    answer = tensorboard.get("view", view="flow", run="healthy", column="stable_rank")
+    (trace,) = panels(answer)["flow"]["figure"]["data"]
+    np.testing.assert_array_equal(decode(trace["x"]), [0, 200])
+    assert np.isfinite(decode(trace["z"])).all()
+
+
 def test_flow_defines_the_column(flow_panel):
     hover = flow_panel["figure"]["data"][0]["hovertemplate"].replace("<br>", " ")
     assert metadata.COLUMNS["delta_norm"].definition in hover

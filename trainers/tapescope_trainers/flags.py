@@ -94,6 +94,8 @@ class Options(NamedTuple):
     max_overhead_pct: float
     on_finding: str
     capture: str
+    slow_every: int | None
+    """None: never."""
     window_examples: int
     layers: str | None
     histograms: bool
@@ -124,6 +126,7 @@ NOT_HPARAMS = {
     "workers",
     "on_finding",
     "capture",
+    "slow_every",
     "strict_io",
     "sink",
 }
@@ -344,6 +347,9 @@ _choice(
     CAPTURE,
     "on_finding: keep what is needed to run a measured step again if it shows a spike, a NaN or an error; see "
     "`tapescope replay`",
+)
+_integer_or_never(
+    "slow_every", 500, "steps from one record with the slow columns, such as the stable rank, to the next; or never"
 )
 _integer("window_examples", 1024, "examples over which a unit must be silent to count as dead")
 _define(_Pattern(), "layers", None, "measure only the layers whose name has a match; default: all")

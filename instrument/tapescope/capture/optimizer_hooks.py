@@ -21,8 +21,8 @@ class _Thread(threading.local):
     """Optimizers and the gradients that they got; None while no reading is due, or with one replica."""
     waits: bool = False
     """Whether a reading is due."""
-    called: bool = False
-    """Whether an optimizer was called since."""
+    called: tuple[Any, ...] = ()
+    """The optimizers that were called since."""
 
 
 _thread = _Thread()
@@ -39,15 +39,16 @@ def start_recording(keeps_gradients: bool = True) -> None:
     _install_hook(keras.optimizers.LossScaleOptimizer)
     if not _thread.waits:
         _thread.waits = True
-        _thread.called = False
+        _thread.called = ()
     if keeps_gradients and _thread.calls is None:
         _thread.calls = deque(maxlen=_MOST_CALLS)
 
 
-def was_called() -> bool:
-    """Return whether an optimizer was called since `start_recording`, which begins anew at its next call."""
+def called_optimizers() -> tuple[Any, ...]:
+    """Return the optimizers that were called since `start_recording`, which begins anew at its next call."""
     called = _thread.called
-    _thread.waits = _thread.called = False
+    _thread.waits = False
+    _thread.called = ()
     return called
 
 
@@ -66,7 +67,8 @@ def _install_hook(optimizer_class: type) -> None:
             return
 
         def apply(self: Any, grads: Any, *args: Any, **kwargs: Any) -> Any:
-            _thread.called = True
+            if _thread.waits and not any(self is optimizer for optimizer in _thread.called):
+                _thread.called = (*_thread.called, self)[-_MOST_CALLS:]
             if _thread.calls is not None:
                 grads = list(grads)
                 _thread.calls.append((self, grads))

@@ -139,6 +139,11 @@ class Selection:
                     layers.setdefault(id(layer), path)
         return TransformerLayers(*found) if found[0] else attention.NO_TRANSFORMER
 
+    def einsum_equations(self) -> dict[int, str]:
+        """Return the equation of each EinsumDense layer by the id of its kernel."""
+        layers = [layer for _, layer in self._all_layers() if isinstance(layer, keras.layers.EinsumDense)]
+        return {id(layer.kernel): layer.equation for layer in layers if layer.built}
+
     def variable_scopes(self) -> dict[int, list[frozenset[int]]]:
         """Return sets of variable ids by layer id: the layer's own, then those of each layer and model around it."""
         models = self._keras_models()

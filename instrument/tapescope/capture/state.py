@@ -1,5 +1,6 @@
 """The state of a Probe that its tapes and its Recorder share."""
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -64,6 +65,8 @@ class ProbeState:
         """What Keras does otherwise in this step with several replicas; None until one was measured."""
         self.optimizer_called = False
         """Whether a measured step called one of Keras' optimizers."""
+        self._optimizers: list[weakref.ref[Any]] = []
+        """These, the latest last. They are not kept alive: an optimizer may hold twice the weights."""
         self._noted_unmeasured = False
         self.tape_entered = False
         """Whether a measuring tape was entered."""
@@ -76,6 +79,17 @@ class ProbeState:
     def variables(self) -> list[Any]:
         """Return the V trainable variables."""
         return self.selection.variables()
+
+    def note_optimizers(self, called: Sequence[Any]) -> None:
+        """Note the optimizers that a measured step has called."""
+        if called:
+            self.optimizer_called = True
+            others = [o for o in self.optimizers() if not any(o is optimizer for optimizer in called)]
+            self._optimizers = [weakref.ref(optimizer) for optimizer in (*others, *called)]
+
+    def optimizers(self) -> list[Any]:
+        """Return Keras' optimizers that measured steps have called, the latest last."""
+        return [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
 
     def note_unmeasured(self, variables: Sequence[Any]) -> None:
         """Say once that gradients of variables that the models do not train are not measured."""

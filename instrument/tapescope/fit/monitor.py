@@ -23,6 +23,7 @@ from tapescope.fit.train_step_hooks import LossCall
 from tapescope.probe import Probe
 from tapescope.recorder import Recorder
 from tapescope.schedule import Schedule, auto
+from tapescope.slow_measurement import SLOW_STEPS, check_slow_every
 from tapescope.statistics import replicas
 from tapescope.statistics.layers import Examples
 from tapescope.statistics.reading import Reading
@@ -66,9 +67,11 @@ class Monitor(keras.callbacks.Callback):
       capture: "on_finding" keeps each measured batch that shows a spike, a NaN or Inf, or an error, with weights and
         optimizer before it, as `tapescope.Recorder` does; `tapescope.replay(run, step, model)` runs it again. Not with
         `steps_per_execution` above 1.
+      slow_every: as for `tapescope.Recorder`.
 
     Raises:
-      ValueError: `on_finding` or `capture` has another value. In `fit`: the Monitor has recorded another model.
+      ValueError: `on_finding`, `capture` or `slow_every` has another value. In `fit`: the Monitor has recorded another
+        model.
       OSError: in `fit`: the directory cannot be written, or another program writes there.
     """
 
@@ -86,6 +89,7 @@ class Monitor(keras.callbacks.Callback):
         examples: Examples = None,
         sinks: Sequence[str | Sink] = (),
         capture: str = "never",
+        slow_every: int = SLOW_STEPS,
     ):
         super().__init__()
         if on_finding not in ("continue", "stop"):
@@ -93,8 +97,10 @@ class Monitor(keras.callbacks.Callback):
         self._on_finding = on_finding
         check_sinks(sinks)
         check_mode(capture)
+        check_slow_every(slow_every)
         self._sinks = sinks
         self._capture = capture
+        self._slow_every = slow_every
         self._given_logdir = logdir
         self._when = auto() if when is None else when
         self._probe_options: dict[str, Any] = {
@@ -145,7 +151,7 @@ class Monitor(keras.callbacks.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the arguments: a copy, such as a tuner makes for each trial, has not recorded anything yet."""
-        kept = ("_on_finding", "_given_logdir", "_when", "_probe_options", "_sinks", "_capture")
+        kept = ("_on_finding", "_given_logdir", "_when", "_probe_options", "_sinks", "_capture", "_slow_every")
         return {name: vars(self)[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -262,6 +268,7 @@ class Monitor(keras.callbacks.Callback):
             capture=self._capture,
             optimizer=model.optimizer,
             capture_weights=False,  # copied here, because a batch may be measured later than the schedule said
+            slow_every=self._slow_every,
         )
         if self.recorder._copies is not None:
             self.recorder._copies.checks_batch = False  # a batch that cannot be stored must not stop the fit

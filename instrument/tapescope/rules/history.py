@@ -153,6 +153,8 @@ class History:
         self.losses: deque[float] = deque(maxlen=TREND_RECORDS)
         self.loss_steps: deque[int] = deque(maxlen=TREND_RECORDS)
         """Steps of `losses`."""
+        self.gradient_cosines: deque[tuple[int, float]] = deque(maxlen=TREND_RECORDS)
+        """Step and cosine of the whole gradient to that of the step before, where both were recorded."""
         self.gradient_seen: bool = False
         """Whether any record had a gradient that was not 0."""
         self.highest_norm: float = 0.0
@@ -182,6 +184,9 @@ class History:
         self._add_moves(view)
         self.losses.append(view.loss)
         self.loss_steps.append(view.step)
+        cosine = view.number("gradient_cosine_total")
+        if math.isfinite(cosine):
+            self.gradient_cosines.append((view.step, cosine))
         self.gradient_seen = self.gradient_seen or not view.gradient_gone
         if self.records <= WINDOW:
             self.early_losses.append(view.loss)
@@ -317,6 +322,12 @@ class History:
             return math.nan
         lower = float(((older[:, None] > newer) + 0.5 * (older[:, None] == newer)).mean())
         return float((lower - 0.5) * math.sqrt(12 * len(older) * len(newer) / (len(known) + 1)))
+
+    @cached_property
+    def gradient_cosine(self) -> float:
+        """Median cosine of consecutive gradients over the last losses; NaN where fewer than half a window are known."""
+        known = [cosine for step, cosine in self.gradient_cosines if step >= self.loss_steps[0]]
+        return float(np.median(known)) if len(known) >= WINDOW // 2 else math.nan
 
     @cached_property
     def loss_flat(self) -> bool:

@@ -37,6 +37,12 @@ SURE_TREND = 3.0
 """Normal deviates by which the newer losses lie lower: by chance less than once in 700 runs."""
 STRAIGHT = (0.5, 2.0)
 """The fall in the newer half of the losses over that in the older one, between which the loss falls in a line."""
+SAME_WAY = 0.5
+"""Cosine of consecutive gradients above which they point the same way: a gradient that is noise for the most part has a
+cosine close to 0, and one of which the half is noise has this one."""
+OVERSHOT = -0.5
+"""The same below which steps overshoot: along a curvature h a gradient becomes 1 - r h times itself by a step of the
+learning rate r, so that one which turns round is of directions in which the rate is at its limit."""
 SELDOM_ZERO = {"binary_crossentropy", "categorical_crossentropy", "sparse_categorical_crossentropy"}
 """Losses that are exactly 0 only where every output is as sure as float32 can say."""
 
@@ -310,8 +316,11 @@ def impossible_loss(history: History) -> Iterator[Finding]:
 def slow_learning(history: History) -> Iterator[Finding]:
     """Note a loss that falls in a line by small steps: the learning rate could be higher.
 
-    It is a warning where the loss is so flat that it would not get anywhere.
+    It is a warning where the loss is so flat that it would not get anywhere. Consecutive gradients that point the same
+    way are evidence for it, and gradients that turn round from step to step speak against it.
     """
+    if history.gradient_cosine <= OVERSHOT:
+        return
     ratios = _of_layers(history.usual.update_ratio, history)
     largest = float(np.nanmax(ratios)) if np.any(ratios >= 0) else math.nan
     if not history.had_time or history.learned or not largest <= SLOW_UPDATE or not history.loss_trend >= SURE_TREND:
@@ -323,15 +332,18 @@ def slow_learning(history: History) -> Iterator[Finding]:
         return
     if not STRAIGHT[0] <= _bend(history) <= STRAIGHT[1] or not history.loss_fall > 0:
         return
+    evidence = {"fall": history.loss_fall, "trend": history.loss_trend, "update_ratio_largest": largest}
+    same_way = history.gradient_cosine >= SAME_WAY
     yield Finding(
         rule="slow_learning",
-        version=1,
+        version=2,
         severity="warning" if history.loss_flat and history.loss_fall < STUCK_FALL else "info",
         layer=None,
         step=history.latest.step,
         message=f"the loss falls in a line, by {format_share(history.loss_fall)} in {history.steps_since_first} steps, "
-        f"and no layer's weights change by more than {largest:.2g} of their norm in a step",
-        evidence={"fall": history.loss_fall, "trend": history.loss_trend, "update_ratio_largest": largest},
+        f"and no layer's weights change by more than {largest:.2g} of their norm in a step"
+        + (f"; consecutive gradients point the same way (cosine {history.gradient_cosine:.2f})" if same_way else ""),
+        evidence={**evidence, "gradient_cosine": history.gradient_cosine},
         advice="Try a learning rate three to ten times as high, or train for longer.",
     )
 

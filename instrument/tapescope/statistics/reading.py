@@ -65,6 +65,8 @@ class Reading(NamedTuple):
     """`attention.RESIDUAL_ROWS` by point of the residual stream, float32 [..., K, P], likewise."""
     layout: tf.Tensor
     """Which of the Probe's programs made it, int32 []: programs of one Probe may have other variables and layers."""
+    gradient_sample: tf.Tensor
+    """Elements of each gradient at fixed places, float32 [S, V], NaN where there are fewer: for `gradient_cosine`."""
 
     def column(self, name: str) -> Any:
         """Return one column.
@@ -89,7 +91,18 @@ class Reading(NamedTuple):
         raise ValueError(f"`name` must be a column of a reading; got {name!r}, the columns are: {known}")
 
 
-BIT_FIELDS = ("variables", "layers", "step", "elements", "units", "replicas", "data", "heads", "residual")
+BIT_FIELDS = (
+    "variables",
+    "layers",
+    "step",
+    "elements",
+    "units",
+    "replicas",
+    "data",
+    "heads",
+    "residual",
+    "gradient_sample",
+)
 """The fields of a Reading with float32."""
 
 
@@ -120,6 +133,8 @@ class Partial(NamedTuple):
     """`tensors.GRADIENT_ROWS`, float32 [K, V], NaN where a variable has no gradient; None until the sum is known."""
     gradient_histogram: tf.Tensor | None
     """int32 [V, B]."""
+    gradient_sample: tf.Tensor | None
+    """float32 [S, V]; None until the sum is known."""
     data_rows: tf.Tensor
     """`data.DATA_ROWS`, float32 [K, D]; of an accumulated step [M, K, D]; merged [R, ..., K, D]."""
     head_rows: tf.Tensor
@@ -141,6 +156,7 @@ def accumulate(partials: Sequence[Partial]) -> Partial:
         activation_histogram=tf.add_n(counts) if counts else None,
         gradient_rows=None,
         gradient_histogram=None,
+        gradient_sample=None,
         data_rows=tf.stack([p.data_rows for p in partials]),
         head_rows=tf.stack([p.head_rows for p in partials]),
         residual_rows=tf.stack([p.residual_rows for p in partials]),
@@ -179,9 +195,10 @@ def measure(
 
     def reduce() -> tuple[Any, Any]:
         of_gradients = None if gradients is None else tensor_statistics.gradient_rows(gradients, histograms)
-        return layer_statistics.layer_rows(calls, histograms, examples), of_gradients or (None, None)
+        return layer_statistics.layer_rows(calls, histograms, examples), of_gradients or (None, None, None)
 
-    (rows, units, activation_histogram), (gradient_rows, gradient_histogram) = single_pass.compiled(reduce)
+    (rows, units, activation_histogram), of_gradients = single_pass.compiled(reduce)
+    gradient_rows, gradient_histogram, gradient_sample = of_gradients
     return Partial(
         layer_rows=rows,
         units=units,
@@ -189,6 +206,7 @@ def measure(
         weights=tuple(weights),
         gradient_rows=gradient_rows,
         gradient_histogram=gradient_histogram,
+        gradient_sample=gradient_sample,
         data_rows=data.data_rows(()),
         head_rows=attention.head_rows(()),
         residual_rows=attention.residual_rows(()),
@@ -234,14 +252,14 @@ def complete(
 
     def reduce() -> tuple[Any, Any, Any]:
         return (
-            (None, None) if recorded is None else tensor_statistics.gradient_rows(recorded, histograms),
+            (None, None, None) if recorded is None else tensor_statistics.gradient_rows(recorded, histograms),
             None if applied is None else tensor_statistics.norms(applied),
             tensor_statistics.weight_rows(partial.weights, weights),
         )
 
-    (rows, counts), applied_norm, weight_rows = single_pass.compiled(reduce)
+    (rows, counts, sample), applied_norm, weight_rows = single_pass.compiled(reduce)
     if recorded is not None:
-        partial = partial._replace(gradient_rows=rows, gradient_histogram=counts)
+        partial = partial._replace(gradient_rows=rows, gradient_histogram=counts, gradient_sample=sample)
     layer_rows = tf.reshape(partial.layer_rows, [-1, *partial.layer_rows.shape[-2:]])
     layers = layer_columns(layer_rows, flow_path.followed_sources(names.sources, len(names.layers)))
     gradient = dict(zip(tensor_statistics.GRADIENT_ROWS, tf.unstack(partial.gradient_rows), strict=True))
@@ -261,6 +279,7 @@ def complete(
         "gradient_nonfinite": gradient["nonfinite"],
         "update_ratio": weight["change"] / weight["norm"],
         "noise_scale": noise,
+        "update_norm": weight["change"],
     }
     # The input and the weights of a layer count as well as its output: ReLU turns NaN into 0.
     nonfinite = tf.stack([gradient["nonfinite"], weight["nonfinite"]], 1) > 0
@@ -287,6 +306,7 @@ def complete(
         heads=partial.head_rows,
         residual=partial.residual_rows,
         layout=tf.constant(layout, tf.int32),
+        gradient_sample=_or_empty(partial.gradient_sample, tf.float32),
     )
 
 

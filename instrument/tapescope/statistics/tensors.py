@@ -4,7 +4,7 @@ All arithmetic is float32 or better whatever the tensor's dtype. NaN and Inf ele
 that one of them does not hide the rest. Norms are accurate from 1e-38 to 1e38. Both need the exact path of
 `tapescope.statistics.batched_ops`, which is taken only where the fast path may be wrong.
 
-Letters: B bins, K statistics, N elements, n tensors, V variables.
+Letters: B bins, K statistics, N elements, n tensors, S sampled elements, V variables.
 """
 
 import math
@@ -38,6 +38,14 @@ GRADIENT_ROWS = ("norm", "max", "zero", "nonfinite")
 WEIGHT_ROWS = ("norm", "change", "nonfinite")
 SPARSE_ROWS = 1 << 16
 """Rows of a table, such as an embedding, from which on its gradient is not made dense to be measured."""
+SAMPLED_ELEMENTS = 1024
+"""Elements of a gradient that are compared with those of the step before, S."""
+LEAST_SAMPLED = 64
+"""The same in a model of very many variables."""
+MAX_SAMPLE = 1 << 18
+"""Elements of all gradients that are compared, about: 1 MiB in each reading."""
+SAMPLED_BLOCK = 4
+"""Neighbouring elements that are sampled together."""
 _SQUARE_DECADES = 30
 """A sum of squares outside 1e-30 to 1e30 may have lost digits, or be 0 although no element is."""
 
@@ -154,7 +162,9 @@ def norms(gradients: Sequence[Gradient]) -> tf.Tensor:
     return expand_columns(restore_order(norm_rows(groups), groups)[:1], tensors)[0]
 
 
-def gradient_rows(gradients: Sequence[Gradient], histogram: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
+def gradient_rows(
+    gradients: Sequence[Gradient], histogram: bool = False
+) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
     """Return the statistics of each variable's gradient.
 
     Args:
@@ -162,13 +172,14 @@ def gradient_rows(gradients: Sequence[Gradient], histogram: bool = False) -> tup
       histogram: whether elements are counted over bins.
 
     Returns:
-      GRADIENT_ROWS, float32 [K, V], NaN for None; and the counts, int32 [V, B], 0 for None, or None if not asked for.
+      GRADIENT_ROWS, float32 [K, V], NaN for None; the counts, int32 [V, B], 0 for None, or None if not asked for; and
+      elements at fixed places, float32 [S, V], NaN for None, for a sparse gradient, and beyond those of a small one.
     """
     tensors, sparse = _split(gradients)
     distinct = distinct_tensors(tensors)
     if not distinct:
         no_counts = tf.zeros([len(gradients), BINS], tf.int32) if histogram else None
-        return tf.fill([len(GRADIENT_ROWS), len(gradients)], np.nan), no_counts
+        return tf.fill([len(GRADIENT_ROWS), len(gradients)], np.nan), no_counts, tf.fill([1, len(gradients)], np.nan)
     groups = group_by_shape(distinct)
     bins = None
     counts = histograms.count_codes(groups) if histogram else None
@@ -187,7 +198,49 @@ def gradient_rows(gradients: Sequence[Gradient], histogram: bool = False) -> tup
         zeros = tf.cast(absent, tf.float32)
         zero = (zero * elements + zeros) / (elements + zeros)
     rows = tf.raw_ops.Pack(values=[norm, largest, zero, nonfinite])
-    return expand_columns(restore_order(rows, groups), tensors), bins
+    is_sparse = [id(distinct[group.indices[0]]) in sparse for group in groups]
+    sample = expand_columns(restore_order(_sample(groups, is_sparse), groups), tensors)
+    return expand_columns(restore_order(rows, groups), tensors), bins, sample
+
+
+def sample_places(size: int, count: int) -> np.ndarray:
+    """Return `count` of `size` places, ascending: one in each of as many equal parts, spread by the golden ratio."""
+    parts = np.arange(count)
+    within = np.modf(parts * 0.6180339887498949)[0]
+    return np.minimum((parts + within) * (size / count), size - 1).astype(np.int64)
+
+
+def _sample(groups: Sequence[Group], is_sparse: Sequence[bool]) -> tf.Tensor:
+    """Return elements of each tensor at fixed places, float32 [S, n], in the order of the groups.
+
+    All elements of a small tensor are taken, and those of a large one in blocks of neighbours, which is faster.
+    """
+    count = sum(len(group.indices) for group in groups)
+    most = max(LEAST_SAMPLED, min(SAMPLED_ELEMENTS, MAX_SAMPLE // count))
+    most -= most % SAMPLED_BLOCK
+    sizes = [(group.tensor.shape.num_elements() or 0) // len(group.indices) for group in groups]
+    sizes = [0 if sparse else min(size, tf.int32.max) for size, sparse in zip(sizes, is_sparse, strict=True)]
+    width = max(1, min(most, max(sizes)))
+    parts = [_sample_group(group, size, width) for group, size in zip(groups, sizes, strict=True)]
+    return tf.transpose(concat_parts(parts, groups))
+
+
+def _sample_group(group: Group, size: int, width: int) -> tf.Tensor:
+    """Return `width` of the `size` elements of each tensor of a group, [width] or stacked [n, width]."""
+    leading: list[int] = [len(group.indices)] if group.stacked else []
+    if not size:
+        return constant(np.full([*leading, width], np.nan))
+    if size == width:
+        return group.tensor
+    if size < width:
+        paddings = constant([*[[0, 0] for _ in leading], [0, width - size]])
+        absent = constant(np.nan)
+        return tf.raw_ops.PadV2(input=group.tensor, paddings=paddings, constant_values=absent)
+    block = 1 if size % SAMPLED_BLOCK else SAMPLED_BLOCK
+    blocks = tf.raw_ops.Reshape(tensor=group.tensor, shape=constant([*leading, size // block, block]))
+    places = constant(sample_places(size // block, width // block))
+    sampled = tf.raw_ops.GatherV2(params=blocks, indices=places, axis=constant(len(leading)))
+    return tf.raw_ops.Reshape(tensor=sampled, shape=constant([*leading, width]))
 
 
 def _absent_elements(groups: Sequence[Group], tensors: Sequence[tf.Tensor], sparse: Mapping[int, int]) -> tf.Tensor:

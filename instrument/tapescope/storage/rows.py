@@ -88,6 +88,7 @@ class Rows:
             residual=_widen(
                 reading.residual, _positions(names.residual, everything.residual), len(everything.residual)
             ),
+            gradient_sample=_widen(reading.gradient_sample, variables, number_of_variables),
         )
 
     def _widen_units(self, reading: Any, names: Names, layers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,9 +20,11 @@ from tapescope.capture.state import ProbeState
 from tapescope.rules import engine, finding
 from tapescope.rules.record_view import Record, RunLayout, run_layout
 from tapescope.statistics.reading import Reading
+from tapescope.statistics.slow_columns import SlowRows
 from tapescope.storage import event_file, summaries
 from tapescope.storage import resume as resuming
 from tapescope.storage.captures import Captures
+from tapescope.storage.consecutive_gradients import ConsecutiveGradients
 from tapescope.storage.event_file import Value
 from tapescope.storage.heatmap import COLUMN, Heatmap, HeatmapHistory
 from tapescope.storage.printable import describe, printable
@@ -84,6 +86,7 @@ class RunWriter:
         """The rows of the run; None until its first record."""
         self._index = IndexFile(logdir)
         self._spikes = RunSpikes()
+        self._gradients = ConsecutiveGradients(self._resume.state)
         self._recorded_columns: dict[str, tuple[str, ...]] = {}
         """Columns of each family in the records from which the run goes on: another version may have had others."""
         self._status: dict[str, Any] = {}
@@ -152,7 +155,9 @@ class RunWriter:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return what a later RunWriter needs to go on."""
-        return dict(self._ledger.state() if self._ledger else self._resume.state)
+        if self._ledger is None:
+            return dict(self._resume.state)
+        return self._ledger.state() | self._gradients.state()
 
     def close(self) -> None:
         """Close the file, and end the run in the sinks."""
@@ -163,7 +168,14 @@ class RunWriter:
             sink.put("end", str(self._status.get("reason") or ""))
         join_all(self._sinks)
 
-    def write(self, step: Step, reading: Reading | None, scalars: Mapping[str, Any], wall_time: float) -> None:
+    def write(
+        self,
+        step: Step,
+        reading: Reading | None,
+        scalars: Mapping[str, Any],
+        wall_time: float,
+        slow: SlowRows | None = None,
+    ) -> None:
         """Write one record, and the findings if there is a new one.
 
         Args:
@@ -171,6 +183,7 @@ class RunWriter:
           reading: tensors; None records the scalars only.
           scalars: by tag, numbers or tensors with one element; others are left out, see `ScalarReader`.
           wall_time: seconds since 1970.
+          slow: what was measured besides, where it was this step's turn.
 
         Raises:
           OSError: the disk does not take the record.
@@ -189,7 +202,7 @@ class RunWriter:
             step = step._replace(
                 loss=numbers.get("loss", math.nan), optimizer_called=self._probe_state.optimizer_called
             )
-            values, rows_grew = self._reading_values(step, summaries.to_host(reading))
+            values, rows_grew = self._reading_values(step, summaries.to_host(reading), slow)
         values += [event_file.scalar(tag, number) for tag, number in numbers.items()]
         columns = self._judged_columns(values)
         if rows_grew:
@@ -238,12 +251,13 @@ class RunWriter:
         layers, units = (names.layers, names.units) if names else ((), ())
         self._index.update(self._status, self.findings, layers, units, now=now)
 
-    def _reading_values(self, step: Step, reading: Any) -> tuple[list[Value], bool]:
+    def _reading_values(self, step: Step, reading: Any, slow: SlowRows | None) -> tuple[list[Value], bool]:
         """Return the summaries of a reading, and whether it has rows that the run did not have.
 
         Args:
           step: the host's part of the record.
           reading: from `summaries.to_host`.
+          slow: of this step.
         """
         state = self._probe_state
         names = state.layouts[reading.layout].names
@@ -253,8 +267,18 @@ class RunWriter:
         ledger.extend(rows.names.units)
         reading = rows.widen(reading, names)
         values = [rows.describe(state.skipped)] if rows_grew else []
+        cosines, total = self._gradients.add(step.number, reading.gradient_sample, reading.column("gradient_norm"))
+        further = {"gradient_cosine": cosines} | ({} if slow is None else slow.columns(rows.names.variables))
         values += summaries.make_families(
-            step, reading, rows, ledger, state.skipped, state.replica_issues, state.data, self._spikes
+            step._replace(gradient_cosine_total=total),
+            reading,
+            rows,
+            ledger,
+            state.skipped,
+            state.replica_issues,
+            state.data,
+            self._spikes,
+            further,
         )
         values += summaries.make_builtin(reading, rows, names, ledger.verdict)
         return values, rows_grew

@@ -39,6 +39,7 @@ class Step(NamedTuple):
     """Whether the step was measured because of a finding."""
     optimizer_called: bool = False
     """Whether one of Keras' optimizers was called in the measured step."""
+    gradient_cosine_total: float = math.nan
 
 
 def to_host(reading: Reading) -> Any:
@@ -73,6 +74,7 @@ def make_families(
     faults: Sequence[Sequence[Any]] | None = None,
     data: DataTensors | None = None,
     run_spikes: RunSpikes | None = None,
+    further: Mapping[str, np.ndarray] | None = None,
 ) -> list[Value]:
     """Return the step's tensors under tapescope's own tags.
 
@@ -85,21 +87,25 @@ def make_families(
       faults: what Keras does differently in this step with several replicas.
       data: the rows of data and what the program says about them.
       run_spikes: takes the loss and the gradient of this step.
+      further: columns of the variables that are not in the reading, [V] by name; NaN where there is none.
     """
     names = rows.first
     examples = reading.column("examples")
     counts_units = bool(rows.names.layers) and math.isfinite(examples)  # not where a step has none of the layers
     closes_window = counts_units and ledger.add(reading.units, reading.elements, int(examples))
     verdict = ledger.verdict
-    of_gradients = precision.columns_of(
+    unknown = np.full(reading.variables.shape[1], np.nan)
+    derived = {column.name: unknown for column in metadata.DERIVED_VARIABLE_COLUMNS}
+    derived |= precision.columns_of(
         "gradient", reading.gradient_histogram, reading.column("gradient_zero"), reading.column("gradient_nonfinite")
     )
+    derived |= further or {}
     values = [
         _make_family(
             "variables",
-            (*readings.VARIABLE_COLUMNS, *of_gradients),
+            (*readings.VARIABLE_COLUMNS, *derived),
             names.variables,
-            _with_rows(reading.variables, of_gradients.values()),
+            _with_rows(reading.variables, derived.values()),
         ),
         _make_step(step, reading, examples, verdict, run_spikes or RunSpikes()),
     ]
@@ -113,9 +119,9 @@ def make_families(
             "sources": names.sources,
             "skipped": dict(skipped),
         }
-        derived = _derived_layer_columns(reading)
-        columns = (*readings.LAYER_COLUMNS, *readings.UNIT_COLUMNS, *derived)
-        rows_of_layers = _with_rows(reading.layers, [*counts, *derived.values()])
+        of_layers = _derived_layer_columns(reading)
+        columns = (*readings.LAYER_COLUMNS, *readings.UNIT_COLUMNS, *of_layers)
+        rows_of_layers = _with_rows(reading.layers, [*counts, *of_layers.values()])
         values.append(_make_family("layers", columns, names.layers, rows_of_layers, details))
     if closes_window and verdict:
         values.append(_make_family("units", (), names.layers, verdict.state, {"units": names.units}))
@@ -177,6 +183,7 @@ def _make_step(step: Step, reading: Any, examples: float, verdict: Verdict | Non
         "skipped": float(is_skipped(reading)),
         "optimizer_called": float(step.optimizer_called),
         "closer_look": float(step.is_closer),
+        "gradient_cosine_total": step.gradient_cosine_total,
         **{column: reading.column(column) for column in readings.STEP_COLUMNS if column != "examples"},
     }
     if math.isnan(row["loss"]):  # the program has not given the batch's own one to the reading

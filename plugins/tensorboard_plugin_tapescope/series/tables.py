@@ -26,6 +26,7 @@ COLUMNS = {**metadata.COLUMNS, **DERIVED}
 LOW_IS_BAD = {
     *("gradient_norm", "applied_norm", "delta_norm", "update_ratio", "activation_std", "activation_min"),
     *("flow_gate", "flow_weight", "replica_cosine", "replica_sign", "attention_entropy"),
+    *("update_norm", "gradient_cosine", "gradient_cosine_total", "stable_rank"),
 }
 """Columns of which a small value is the bad one. Of activation_mean it is one far from 0, of all others a large one."""
 

@@ -13,6 +13,8 @@ from tensorboard_plugin_tapescope.series.tables import COLUMNS, Table
 from tensorboard_plugin_tapescope.views.query import Query, RequestError, quote
 
 GRID_FAMILIES = ("variables", "layers")
+SELDOM_COLUMNS = {"gradient_cosine", *(column.name for column in metadata.SLOW_COLUMNS)}
+"""Columns that most records lack: those that have them are drawn."""
 GRID_COLUMNS = {c.name for c in metadata.ALL_VARIABLE_COLUMNS + metadata.ALL_LAYER_COLUMNS} | set(tables.DERIVED)
 
 
@@ -53,7 +55,12 @@ def read_grid(snapshot: Snapshot, run: str, column: str, alone: bool = False) ->
         if tag and column in tables.column_names(tag.family):
             table = snapshot.table(run, family, column if alone else None)
             assert table is not None
-            return Grid(table, tables.column(table, column), row_owners(snapshot, run, family))
+            values = tables.column(table, column)
+            known = np.isfinite(values).any(1)
+            if column in SELDOM_COLUMNS and known.any():
+                fields = {name: getattr(table, name)[known] for name in ("steps", "seconds", "values")}
+                table, values = table._replace(**fields), values[known]
+            return Grid(table, values, row_owners(snapshot, run, family))
     if column not in GRID_COLUMNS:
         raise RequestError(404, f"column {quote(column)} is not one of a layer or variable.")
     return None

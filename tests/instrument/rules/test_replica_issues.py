@@ -258,12 +258,12 @@ def test_a_call_of_an_optimizer_is_noted_once():
     variable = tf.Variable([1.0])
     sgd = keras.optimizers.SGD(0.1)
     sgd.build([variable])
-    optimizer_hooks.was_called()  # of another test that has taken no reading
+    optimizer_hooks.called_optimizers()  # of another test that has taken no reading
     optimizer_hooks.start_recording(keeps_gradients=False)
-    assert not optimizer_hooks.was_called()
+    assert not optimizer_hooks.called_optimizers()
     sgd.apply([tf.ones([1])], [variable])
     optimizer_hooks.start_recording(keeps_gradients=False)
-    assert not optimizer_hooks.was_called()
+    assert not optimizer_hooks.called_optimizers()
     optimizer_hooks.start_recording(keeps_gradients=False)
     sgd.apply([tf.ones([1])], [variable])
-    assert optimizer_hooks.was_called()
+    assert optimizer_hooks.called_optimizers()

@@ -216,6 +216,37 @@ def test_a_loss_that_falls_by_less_than_counts_is_a_warning():
     assert only_finding(find(60, line(1e-6)), "slow_learning").severity == "warning"
 
 
+def with_cosine(cosine, records=60):
+    """Return a change to a loss that falls in a line, with the cosine of consecutive gradients in its first records."""
+
+    def change(t, columns):
+        line(1e-3)(t, columns)
+        columns["gradient_cosine_total"] = np.float64(NAN if t == 0 or t >= records else cosine)
+
+    return change
+
+
+def test_gradients_that_point_the_same_way_are_evidence_for_a_rate_that_is_too_low():
+    finding = only_finding(find(60, with_cosine(0.9), severity="info"), "slow_learning")
+    assert "consecutive gradients point the same way (cosine 0.90)" in finding.message
+    assert finding.evidence["gradient_cosine"] == 0.9
+
+
+def test_gradients_that_are_mostly_noise_are_no_evidence():
+    finding = only_finding(find(60, with_cosine(0.4), severity="info"), "slow_learning")
+    assert "gradients" not in finding.message
+
+
+def test_gradients_that_turn_round_speak_against_a_higher_rate():
+    assert find(60, with_cosine(-0.6), severity="info") == []
+    assert find(60, with_cosine(-0.4), severity="info") != []
+
+
+def test_too_few_cosines_are_no_evidence():
+    finding = only_finding(find(60, with_cosine(0.9, records=5), severity="info"), "slow_learning")
+    assert "gradient_cosine" not in finding.evidence
+
+
 def test_a_loss_that_falls_quickly_is_not_slow():
     assert find(60, line(8e-3), severity="info") == []
 

@@ -189,6 +189,7 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
             sinks=options.sink,
             capture=options.capture,
             capture_weights=False,  # the checkpoints have them
+            slow_every=options.slow_every or 0,
         )
         if link and chief:
             link.send(resume=start if continues else None)

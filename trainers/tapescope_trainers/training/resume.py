@@ -28,6 +28,7 @@ CHANGEABLE = {
     "max_overhead_pct",
     "on_finding",
     "capture",
+    "slow_every",
     "serve",
     "port",
     "progress",
