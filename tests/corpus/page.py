@@ -24,7 +24,7 @@ The columns of the tables:
 - *same bits*: whether all weights, states and counters of the models are equal to the last bit after the training. If
   not, the largest difference of a weight relative to the norm of its variable, and the known reason.
 - *plain graph*: whether the program of the steps that are not measured has the same nodes with the same names, inputs
-  and attributes as without Tapescope.
+  and attributes as without Tapescope, but for the number that makes an outermost scope unique (`sgd` and `sgd_1`).
 - *layers*: rows of layers that were measured. *Not measured*: the others that have an activation, and why.
 - *warnings* are those of Python, TensorFlow, Keras and Tapescope. What the rules find is not among them.
 - *seconds* of processor time for both trainings, with tracing.

@@ -411,6 +411,7 @@ def _plain_graph(graphs: Sequence[Any]) -> str | None:
     """Return the last graph that has no operation of Tapescope, node for node.
 
     The numbers in the names of functions and of captured tensors are left out: they count those of the whole process.
+    So is that of an outermost scope. Keras opens the optimizer's once more to build it, in the first trace of all.
     """
     for graph in reversed(graphs):
         definition = graph.as_graph_def()
@@ -427,8 +428,12 @@ def _normalized(nodes: Any) -> str:
     numbered = [n.name for n in nodes if n.op == "Placeholder" and re.search(r"/\d+$", n.name)]
     captured = {name: f"{name.rpartition('/')[0]}/captured {i}" for i, name in enumerate(numbered)}
     ignored = ("_output_shapes", "_user_specified_name")
+
+    def normalized(name: str) -> str:
+        return re.sub(r"^(\^?\w+?)_\d+/", r"\1/", captured.get(name, name))
+
     return "\n".join(
-        f"{captured.get(n.name, n.name)} {n.op} {[captured.get(name, name) for name in n.input]} "
+        f"{normalized(n.name)} {n.op} {[normalized(name) for name in n.input]} "
         + str(sorted((k, _normalized_attribute(v)) for k, v in n.attr.items() if k not in ignored))
         for n in nodes
     )

@@ -104,7 +104,7 @@ function showTexts(section, panel) {
 
 /** Shows why there is no figure, or the table instead of one. It is left as it is, with what is unfolded, if it is the same. */
 function showReason(element, { empty, table }) {
-  const text = JSON.stringify(table) ?? empty;
+  const text = table ? JSON.stringify(table) : empty;
   if (element.shownText === text) return;
   element.shownText = text;
   element.replaceChildren(...(table ? parameterTable(table) : [empty]));
