@@ -83,7 +83,7 @@ def test_a_further_layer_adds_few_nodes(growth):
 
 def test_measuring_adds_few_nodes(shallow):
     added, _ = shallow
-    assert sum(added.values()) <= 450, added
+    assert sum(added.values()) <= 460, added
 
 
 def test_measuring_adds_few_nodes_in_functions(shallow):

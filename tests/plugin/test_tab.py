@@ -261,7 +261,8 @@ def test_a_view_stays_after_a_reload_and_back_returns_to_it(chrome, address):
 def test_the_column_can_be_chosen(chrome, address):
     page.show_view(chrome, address, "view=flow&run=vanishing")
     options = chrome.find_elements(By.CSS_SELECTOR, "[data-key='select Column'] option")
-    of_the_run = {c.name for c in metadata.VARIABLE_COLUMNS + metadata.LAYER_COLUMNS} | set(tables.DERIVED)
+    recorded = metadata.VARIABLE_COLUMNS + metadata.SLOW_COLUMNS + metadata.LAYER_COLUMNS
+    of_the_run = {c.name for c in recorded} | set(tables.DERIVED)
     assert {o.get_attribute("value") for o in options} == of_the_run
     next(o for o in options if o.get_attribute("value") == "dead_share").click()
     page.wait_for(chrome, "return document.querySelector('.panel h3').textContent === 'Dead share'")
