@@ -151,7 +151,7 @@ def test_a_nonfinite_input_names_the_first_layer():
     assert read.column("first_nonfinite_forward") == 0
 
 
-@pytest.mark.parametrize("mode", ["function", "jit", "replicas"])
+@pytest.mark.parametrize("mode", ["function", pytest.param("jit", marks=pytest.mark.nightly), "replicas"])
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_the_first_nonfinite_layer_backward_is_recorded(layer, mode):
     @tf.custom_gradient
@@ -168,7 +168,7 @@ def test_the_first_nonfinite_layer_backward_is_recorded(layer, mode):
     assert read.column("first_nonfinite_backward") == layer
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_replicas_have_the_reading_and_the_weights_of_one_device(replicas):
     """Ten steps of SGD with momentum on the same global batches."""
 

@@ -127,7 +127,7 @@ def test_the_changes_are_those_of_the_outputs(models):
     assert found.layers[0].change[0] == pytest.approx(np.sqrt(np.mean(change**2)), rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_figure_needs_no_network(models, tmp_path, capsys):
     assert cli.main(["coordinates", "--widths=16,32", "--seeds=1", "--steps=1", "--output=page.html"]) in (0, 1)
     assert capsys.readouterr().out.splitlines()[-1] == "wrote page.html"

@@ -151,7 +151,7 @@ def test_the_example_learns(example):
     "more",
     [
         ("--strategy=mirrored", "--devices=cpu:2"),
-        ("--accumulate_steps=4",),
+        pytest.param(("--accumulate_steps=4",), marks=pytest.mark.nightly),
         pytest.param(("--jit_compile",), marks=pytest.mark.nightly),
     ],
     ids=["replicas", "accumulation", "XLA"],

@@ -65,7 +65,7 @@ def fail_when_run(monkeypatch):
     monkeypatch.setattr(MeasuringTape, "reading", reading)
 
 
-@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_a_failed_run_is_undone_and_its_batch_trained_plainly(fail_when_run, tmp_path, caplog, jit_compile):
     plain, plain_history = fit(jit_compile=jit_compile)
     monitor = tapescope.Monitor(tmp_path)

@@ -59,11 +59,12 @@ def measure(mode, widths, activations) -> Measured:
     )
 
 
+MARKS = {"eager": (), "function": (), "jit_replicas": pytest.mark.nightly}
+
+
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(mode, marks=() if mode in ("eager", "function") else pytest.mark.slow) for mode in steps.MODES
-    ],
+    params=[pytest.param(mode, marks=MARKS.get(mode, pytest.mark.slow)) for mode in steps.MODES],
 )
 def chain(request):
     """Measure a chain of four kinds of layers in each mode."""

@@ -605,7 +605,7 @@ def measured_steps(logdir: Path) -> Sequence[int]:
 
 @LONG
 @pytest.mark.process
-@pytest.mark.parametrize("index", [0, 1], ids=["chief", "other"])
+@pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.nightly), 1], ids=["chief", "other"])
 def test_sigterm_while_waiting_is_answered_at_once(tmp_path, index):
     tf_config = Cluster(free_addresses(2), index).tf_config()
     with Trainer(tmp_path, "--strategy=multi_worker", tf_config=tf_config, real=True) as trainer:

@@ -151,7 +151,7 @@ MLP = ("--preset=mlp", "--width=8", "--measure_every=3")
     "more",
     [
         ("--strategy=mirrored", "--devices=cpu:2", "--optimizer=adamw", "--depth=1", "--accumulate_steps=2"),
-        ("--mixed_precision=float16", "--optimizer=momentum"),
+        pytest.param(("--mixed_precision=float16", "--optimizer=momentum"), marks=pytest.mark.nightly),
         pytest.param(
             ("--jit_compile", "--optimizer=rmsprop", "--measure_every=never", "--depth=2"), marks=pytest.mark.nightly
         ),
