@@ -22,7 +22,9 @@ The columns of the tables:
 
 - *how*: `fit` with a Monitor, or a loop of its own with a Probe.
 - *same bits*: whether all weights, states and counters of the models are equal to the last bit after the training. If
-  not, the largest difference of a weight relative to the norm of its variable, and the known reason.
+  not, the largest difference of a weight relative to the norm of its variable, and the known reason. A program whose
+  bits differ is trained again, three times at most: on a busy machine TensorFlow does not always repeat a plain
+  training either.
 - *plain graph*: whether the program of the steps that are not measured has the same nodes with the same names, inputs
   and attributes as without Tapescope, but for the number that makes an outermost scope unique (`sgd` and `sgd_1`).
 - *layers*: rows of layers that were measured. *Not measured*: the others that have an activation, and why.

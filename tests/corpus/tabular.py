@@ -58,17 +58,17 @@ def two_towers():
     quick=False,
 )
 def deepfm():
-    sparse, dense = keras.Input((3,), dtype="int32", name="sparse"), keras.Input((2,), name="dense")
+    sparse, numbers = keras.Input((3,), dtype="int32", name="sparse"), keras.Input((2,), name="numbers")
     vectors = layers.Embedding(30, 4, name="factors")(sparse)
     first = layers.Flatten()(layers.Embedding(30, 1, name="first_order")(sparse))
     second = 0.5 * ops.sum(ops.sum(vectors, 1) ** 2 - ops.sum(vectors**2, 1), -1, keepdims=True)
-    deep = layers.Concatenate()([layers.Flatten()(vectors), dense])
+    deep = layers.Concatenate()([layers.Flatten()(vectors), numbers])
     deep = layers.Dense(8, "relu")(deep)
     deep = layers.Dense(1)(layers.Dropout(0.2, seed=1)(deep))
     outputs = layers.Activation("sigmoid")(ops.sum(first, 1, keepdims=True) + second + deep)
-    model = keras.Model({"sparse": sparse, "dense": dense}, outputs)
+    model = keras.Model({"sparse": sparse, "numbers": numbers}, outputs)
     model.compile("adam", "binary_crossentropy", metrics=["AUC"], jit_compile=False)
-    data = {"sparse": labels(30, 32, 3), "dense": random(32, 2)}, labels(2, 32)
+    data = {"sparse": labels(30, 32, 3), "numbers": random(32, 2)}, labels(2, 32)
     return Fit(model, tf.data.Dataset.from_tensor_slices(data).batch(8))
 
 
