@@ -14,7 +14,7 @@ help:
 	@echo 'make study        Test the claims of docs/study.md: train 275 networks (some minutes)'
 	@echo 'make bench        Measure what a measured step costs; write docs/overhead.md (25 minutes; BENCH_ARGS=--quick)'
 	@echo 'make faults       Kill, fill disks, cut files, fuzz, load; write docs/faults.md (half an hour)'
-	@echo 'make corpus       Train some 70 programs plainly and measured; write docs/corpus.md (half an hour)'
+	@echo 'make corpus       Train 83 programs plainly and measured; write docs/corpus.md (half an hour)'
 	@echo 'make test         Run the tests in two processes (PYTEST_ARGS="-n 2 -k flags" for some of them)'
 	@echo 'make coverage     Run the tests and print which lines they do not reach'
 	@echo 'make oldest       Run the fast tests on the oldest versions that setup.cfg allows'
