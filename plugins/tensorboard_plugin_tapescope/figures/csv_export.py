@@ -17,16 +17,15 @@ CONTROL_CHARACTERS = ("\t", "\r", "\n")
 
 
 def csv(figure: Figure) -> str:
-    """Return the CSV of a figure: step (or head), row and value for heatmaps; series, x and y for the rest."""
+    """Return the CSV of a figure: title of the x axis, row and value for heatmaps; series, x and y for the rest."""
     out = io.StringIO()
     writer = csv_module.writer(out)  # lines end with CR LF, so a name with either is quoted, as in RFC 4180
+    titles = [figure["layout"].get(axis, {}).get("title", {}).get("text") for axis in ("xaxis", "yaxis")]
     if any(trace["type"] == "heatmap" for trace in figure["data"]):
-        is_by_head = figure["layout"]["xaxis"]["title"]["text"] == "head"
-        writer.writerow(["head" if is_by_head else "step", "row", "value"])
+        writer.writerow([titles[0], "row", "value"])
         for trace in figure["data"]:
             writer.writerows(_heatmap_lines(trace))
     else:
-        titles = [figure["layout"].get(axis, {}).get("title", {}).get("text") for axis in ("xaxis", "yaxis")]
         writer.writerow(["series", titles[0] or "x", titles[1] or "y"])
         for trace in figure["data"]:
             writer.writerows(_trace_lines(trace))

@@ -21,25 +21,25 @@ export function drawPreview(chart, { data: [trace], layout, since }) {
   context.scale(ratio, ratio);
   context.font = `11px ${layout.font.family}`;
   context.textBaseline = "middle";
-  drawCells(context, trace, plot, layout);
-  drawLabels(context, trace, plot, layout);
-  drawBar(context, trace, plot);
+  const edges = cellEdges(Array.from(decode(trace.x)));
+  const colours = palette(trace.colorscale);
+  context.fillStyle = layout.plot_bgcolor;
+  context.fillRect(plot.left, plot.top, plot.width, plot.height);
+  drawCells(context, trace, plot, edges, colours);
+  drawLabels(context, trace, plot, edges, layout);
+  drawBar(context, trace, plot, colours);
   chart.replaceChildren(canvas);
   performance.mark("previewed");
 }
 
-function drawCells(context, trace, plot, layout) {
+function drawCells(context, trace, plot, edges, colours) {
   const rows = decode(trace.z);
-  const edges = cellEdges(Array.from(decode(trace.x)));
   const [first, last] = [edges[0], edges[edges.length - 1]];
-  const colours = palette(trace.colorscale);
   const image = new ImageData(edges.length - 1, rows.length);
   rows.forEach((row, y) => row.forEach((value, x) => Number.isNaN(value) || image.data.set(colours[level(value, trace)], 4 * (y * image.width + x))));
   const cells = document.createElement("canvas");
   Object.assign(cells, { width: image.width, height: image.height });
   cells.getContext("2d").putImageData(image, 0, 0);
-  context.fillStyle = layout.plot_bgcolor;
-  context.fillRect(plot.left, plot.top, plot.width, plot.height);
   context.imageSmoothingEnabled = false;
   const place = (step) => Math.round(plot.left + (plot.width * (step - first)) / (last - first));
   for (let x = 0; x < image.width; x++) {
@@ -48,8 +48,7 @@ function drawCells(context, trace, plot, layout) {
   }
 }
 
-function drawLabels(context, trace, plot, layout) {
-  const edges = cellEdges(Array.from(decode(trace.x)));
+function drawLabels(context, trace, plot, edges, layout) {
   const [first, last] = [edges[0], edges[edges.length - 1]];
   const { tickfont, type } = layout.yaxis;
   context.fillStyle = tickfont.color;
@@ -64,8 +63,7 @@ function drawLabels(context, trace, plot, layout) {
   context.fillText(layout.xaxis.title.text, plot.left + plot.width / 2, plot.top + plot.height + 34);
 }
 
-function drawBar(context, trace, plot) {
-  const colours = palette(trace.colorscale);
+function drawBar(context, trace, plot, colours) {
   const bar = { left: plot.left + plot.width * (1 + BAR.share) + BAR.padding, top: plot.top + BAR.padding, height: plot.height - 2 * BAR.padding };
   for (let y = 0; y < bar.height; y++) {
     context.fillStyle = `rgb(${colours[Math.round((LEVELS - 1) * (1 - y / bar.height))].slice(0, 3).join(" ")})`;
