@@ -38,7 +38,7 @@ class SlowMeasurement:
         self._probe_state = state
         self._every = every
         self._key: Any = None
-        """What `_measure` was made for; kept, because ids are compared."""
+        """Variables and moments that `_measure` was made for; kept, because ids are compared."""
         self._measure: Callable[[], Any] | None = None
         self._next = self._last_of_period(resume.step if resume else 0)
         if resume and _NEXT in resume.state:

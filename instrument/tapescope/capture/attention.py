@@ -44,7 +44,7 @@ class AttentionCall(NamedTuple):
     key: Any
     """[B, S, N, D], or of fewer heads that divide N."""
     mask: Any
-    """Where a query may look: nonzero, broadcastable to [B, N, T, S]. None where all may look everywhere."""
+    """Nonzero where a query may look at a key, broadcastable to [B, N, T, S]; None where all may look everywhere."""
     is_causal: bool
     """Whether a query may not look at later keys, besides what `mask` says."""
     keys_in_use: tuple[Any, ...]

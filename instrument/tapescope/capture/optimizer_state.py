@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from tapescope.capture import private_api
 
 FIRST_MOMENT = ("average_gradient", "momentum")
-"""What optimizers call it; of RMSprop(centered=True), which has both, it is the former."""
+"""Names that optimizers give it; of RMSprop(centered=True), which has both, it is the former."""
 SECOND_MOMENT = ("velocity", "accumulated_grad", "accumulator")
-"""The mean of squares of Adam and RMSprop, and of Adadelta; Adagrad's and Ftrl's sum of squares."""
+"""Names of the mean of squares of Adam and RMSprop, and of Adadelta; and of Adagrad's and Ftrl's sum of squares."""
 
 
 class Moments(NamedTuple):

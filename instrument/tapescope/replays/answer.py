@@ -109,7 +109,7 @@ class MeasuredStep(NamedTuple):
     """Columns of a reading on the host."""
 
     gradient_norm: dict[str, float]
-    """By variable."""
+    """L2 norm by variable."""
     applied_norm: float
     """L2 norm of the whole gradient that the optimizer got."""
     nonfinite: bool

@@ -46,10 +46,11 @@ def head_rows(calls: Sequence[AttentionCall]) -> tf.Tensor:
         return tf.zeros([len(HEAD_ROWS), 0], tf.float32)
     groups: dict[Hashable, list[int]] = {}
     for i, call in enumerate(calls):
-        group = groups.setdefault(_kind(call) or i, [])
+        kind = _kind(call) or i
+        group = groups.setdefault(kind, [])
         group.append(i)
         if len(group) * _logits(call) >= MAX_GROUP_SIZE:  # together they would all be in memory at once
-            groups[i, "full"] = groups.pop(_kind(call) or i)
+            groups[i, "full"] = groups.pop(kind)
     found = []
     for group in groups.values():
         with attribute_errors_to(calls[group[0]].name):
@@ -194,8 +195,6 @@ def head_columns(rows: np.ndarray) -> np.ndarray:
     Args:
       rows: HEAD_ROWS of every replica and small batch, float32 [..., K, H].
     """
-    if not rows.size:
-        return np.zeros([len(HEAD_COLUMNS), 0], np.float32)
     part = _parts(rows, HEAD_ROWS)
     highest = part["logit_max"].max(0)
     queries = part["queries"].sum(0)
@@ -211,8 +210,6 @@ def residual_columns(rows: np.ndarray) -> np.ndarray:
     Args:
       rows: RESIDUAL_ROWS of every replica and small batch, float32 [..., K, P].
     """
-    if not rows.size:
-        return np.zeros([len(RESIDUAL_COLUMNS), 0], np.float32)
     part = _parts(rows, RESIDUAL_ROWS)
     elements = part["elements"].sum(0)
     elements[elements == 0] = np.nan
