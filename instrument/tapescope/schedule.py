@@ -5,13 +5,13 @@ so the time from one call to the next is a step's, and the schedule knows which 
 """
 
 import functools
+import itertools
 import math
+import statistics
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
-
-import numpy as np
 
 _KEPT_TIMES = 101
 """Step times kept of each kind, so that the medians follow a machine that becomes slower or faster."""
@@ -20,13 +20,21 @@ _KNOWN_TIMES = 3
 _COARSE = 0.1
 """Share of the median time above which a clock's tick is coarse, if as many of the times differ by a tick."""
 _FIRST_INTERVAL = 10
-"""Steps between measured ones until then."""
+"""Steps from one measured one to the next until then."""
+_FOLLOWING = 9
+"""Steps after a measured one that may be slower because of it: in Python a Recorder's thread and the training take
+turns, and a step's data leave the caches."""
 _LONGEST_INTERVAL = 10_000
 """Most steps between two measured ones."""
 DENSE_STEPS = 50
 """Steps from the first on that `auto` measures all."""
 TIMED_STEPS = 100
-"""Steps after these of which `auto` measures every tenth, and after which it chooses its interval."""
+"""Steps after these of which `auto` measures one in TIMED_INTERVAL, and after which it chooses its interval."""
+TIMED_INTERVAL = 20
+"""Steps from one of these to the next: more than twice _FOLLOWING."""
+TRIED_RECORDS = 8
+"""Records of the chosen interval after which `auto` lengthens it once if measuring takes more than was expected: caches
+are colder there, and the rules look at more records."""
 CLOSER_STEPS = 50
 """Most steps that are all measured after a finding."""
 LEAST_CLOSER_STEPS = 10
@@ -38,14 +46,15 @@ INTERVALS = (*(digit * 10**power for power in range(4) for digit in (1, 2, 5)), 
 class Cost(NamedTuple):
     """An estimate of what measuring costs; NaN where it is not known yet.
 
-    `measure_ms` is a difference of medians: the difference of one measured and one plain step is mostly noise. See
-    docs/decisions/0021-measure-ms-is-an-estimate.md.
+    `measure_ms` is a sum of differences of medians: the difference of one measured and one plain step is mostly noise.
+    See docs/decisions/0021-measure-ms-is-an-estimate.md.
     """
 
     step_ms: float
     """Median time of the last plain steps, in milliseconds a step."""
     measure_ms: float
-    """Median time of the last measured steps less `step_ms`, in milliseconds a measured step."""
+    """Median time of the last measured steps less `step_ms`, and the same of each of the steps that follow one, in
+    milliseconds a measured step."""
     error_ms: float
     """Standard error of `measure_ms`, in milliseconds, from the steps' median absolute deviations."""
     overhead_pct: float
@@ -68,14 +77,16 @@ class Schedule:
         self._clock = clock
         self._current: tuple[float, bool] | None = None
         """Start of the step under way, in seconds, and whether it is measured."""
+        self._since = _FOLLOWING + 1
+        """Steps from the last measured one to the one under way, at most this many."""
         self._untraced = {False, True}
         """Kinds of steps of which none has run yet. Its first one is also traced, so its time does not count."""
         self._steps = {False: 0, True: 0}
         """Number of plain and of measured steps."""
         self._before_measured: Callable[[], None] | None = None
         """Called before each measured step, within its time: a Recorder that captures steps copies the weights."""
-        self._times = {measured: deque[float](maxlen=_KEPT_TIMES) for measured in (False, True)}
-        """Times of the last plain and the last measured steps, in milliseconds."""
+        self._times = [deque[float](maxlen=_KEPT_TIMES) for _ in range(_FOLLOWING + 2)]
+        """Times of the last steps by `_since`, in milliseconds: of measured ones, of those that follow, of others."""
         self._percent_of_closer: float | None = None
         """Time for measuring every step after findings, in per cent of all time; None: the schedule does not do so."""
         self._next_step = 0
@@ -101,8 +112,9 @@ class Schedule:
             if measured in self._untraced:
                 self._untraced.discard(measured)
             else:
-                self._times[measured].append(1000 * (now - start))
+                self._times[self._since].append(1000 * (now - start))
         self._steps[measure] += 1
+        self._since = 0 if measure else min(self._since + 1, _FOLLOWING + 1)
         # Measured steps in a row are not like a single one, so their times tell nothing of the schedule's own.
         self._current = None if self._is_closer else (now, measure)
         if measure and self._before_measured is not None:
@@ -134,8 +146,18 @@ class Schedule:
         """Leave out the time of the step under way; call it before validation or any other work between steps."""
         self._current = None
 
+    def _split_times(self) -> tuple[list[deque[float]], list[float]]:
+        """Return the times of measured steps and of each of the steps that follow one, and those of plain steps.
+
+        Where measured steps are near to each other, the second half of the steps between two of them is plain.
+        """
+        last = max((n for n, times in enumerate(self._times) if n and len(times) >= _KNOWN_TIMES), default=1)
+        first_plain = last if last > _FOLLOWING else last // 2 + 1
+        return self._times[:first_plain], [time for times in self._times[first_plain:] for time in times]
+
     def _knows_cost(self) -> bool:
-        return all(len(times) >= _KNOWN_TIMES for times in self._times.values())
+        (measured, *_), plain = self._split_times()
+        return len(measured) >= _KNOWN_TIMES and len(plain) >= _KNOWN_TIMES
 
     def about(self) -> dict[str, float]:
         """Return what this schedule has chosen by itself, for the run's status."""
@@ -147,11 +169,14 @@ class Schedule:
     @property
     def cost(self) -> Cost:
         """The cost of measuring, from the steps so far."""
-        plain, plain_error = _typical(self._times[False])
-        measured, measured_error = _typical(self._times[True])
+        slower_times, plain_times = self._split_times()
+        typical = _mean if _is_coarse(plain_times) else _median
+        plain, plain_error = typical(plain_times)
+        measured_times, *following = slower_times
+        slower = [typical(measured_times), *(typical(times) for times in following if times)]
+        extra = sum(time - plain for time, _ in slower)
+        error = math.hypot(len(slower) * plain_error, *(error for _, error in slower))
         measured_share = self._steps[True] / max(1, sum(self._steps.values()))
-        extra = measured - plain
-        error = math.hypot(plain_error, measured_error)
         # A clock that did not move in any plain step says nothing of the share.
         share_pct = 100 * measured_share / plain if plain > 0 else math.nan
         return Cost(
@@ -163,23 +188,35 @@ class Schedule:
         )
 
 
-def _typical(times: deque[float]) -> tuple[float, float]:
+def _median(times: Collection[float]) -> tuple[float, float]:
     """Return the median and its standard error; NaN without times.
 
-    For n normal times the error is sqrt(pi / 2) sigma / sqrt(n). Sigma is 1.4826 median absolute deviations. The times
-    of a coarse clock are a few multiples of its tick, and only their mean tells more: then it is the mean.
+    For n normal times the error is sqrt(pi / 2) sigma / sqrt(n). Sigma is 1.4826 median absolute deviations.
     """
     if not times:
         return math.nan, math.nan
-    values = np.array(times)
-    median = float(np.median(values))
-    distinct, counts = np.unique(np.round(values, 3), return_counts=True)
-    others = len(values) - int(counts.max())
-    is_coarse = others >= max(2, _COARSE * len(values)) and np.diff(distinct).min() > _COARSE * median
-    if median <= 0 or is_coarse:
-        return float(values.mean()), float(values.std()) / math.sqrt(len(values))
-    sigma = 1.4826 * float(np.median(np.abs(values - median)))
-    return median, 1.2533 * sigma / math.sqrt(len(values))
+    median = statistics.median(times)
+    sigma = 1.4826 * statistics.median([abs(time - median) for time in times])
+    return median, 1.2533 * sigma / math.sqrt(len(times))
+
+
+def _mean(times: Collection[float]) -> tuple[float, float]:
+    """Return the mean and its standard error; NaN without times."""
+    if not times:
+        return math.nan, math.nan
+    return statistics.fmean(times), statistics.pstdev(times) / math.sqrt(len(times))
+
+
+def _is_coarse(times: Collection[float]) -> bool:
+    """Return whether times are a few multiples of a clock's tick: then only their mean tells more."""
+    if not times:
+        return False
+    counts = Counter(round(time, 3) for time in times)
+    distinct = sorted(counts)
+    median = statistics.median(times)
+    others = len(times) - max(counts.values())
+    steps = [high - low for low, high in itertools.pairwise(distinct)]
+    return median <= 0 or (others >= max(2, _COARSE * len(times)) and min(steps) > _COARSE * median)
 
 
 class _Auto(Schedule):
@@ -191,31 +228,54 @@ class _Auto(Schedule):
         self._interval: int | None = None
         self._chosen_at = 0
         """The first step of the interval."""
+        self._on_trial = True
+        """Whether the interval may still be lengthened."""
 
     def _decide_step(self, step: int) -> bool:
         if step < DENSE_STEPS:
             return True
-        if self._interval is None and step >= DENSE_STEPS + TIMED_STEPS and self._knows_cost():
-            self._choose(step)
+        if self._interval is None:
+            if step >= DENSE_STEPS + TIMED_STEPS and self._knows_cost():
+                self._choose(step)
+        elif self._on_trial and self._steps[True] >= TRIED_RECORDS:
+            self._correct(step)
         if self._interval is None or step < self._chosen_at:
-            return step % _FIRST_INTERVAL == 0
+            return (step - DENSE_STEPS) % TIMED_INTERVAL == 0
         return step % self._interval == 0
 
     def __call__(self, step: int) -> bool:
         if step == DENSE_STEPS:
             # A step that follows a measured one has the measuring's data in the caches: it is not like a later one.
             self.pause()
-            self._times[True].clear()
+            for times in self._times:
+                times.clear()
         return super().__call__(step)
 
     def _choose(self, step: int) -> None:
         cost = self.cost
-        if not cost.step_ms > 0:  # the clock has not moved yet
+        if cost.step_ms > 0:  # the clock has moved
+            self._begin(step, self._least_interval(cost.step_ms, max(0.0, cost.measure_ms) + cost.error_ms))
+
+    def _correct(self, step: int) -> None:
+        self._on_trial = False
+        cost = self.cost
+        if cost.step_ms > 0 and cost.measure_ms > 0:
+            self._begin(step, max(self._interval or 0, self._least_interval(cost.step_ms, cost.measure_ms)))
+
+    def _least_interval(self, step_ms: float, measure_ms: float) -> int:
+        least = 100 * measure_ms / (step_ms * self._percent)
+        return next((interval for interval in INTERVALS if interval * (1 + 1e-6) >= least), INTERVALS[-1])
+
+    def _begin(self, step: int, interval: int) -> None:
+        """Measure the multiples of an interval from a step on."""
+        if interval == self._interval:
             return
-        least = 100 * (max(0.0, cost.measure_ms) + cost.error_ms) / (cost.step_ms * self._percent)
-        self._interval = next((interval for interval in INTERVALS if interval >= least), INTERVALS[-1])
+        self._interval = interval
         self._chosen_at = step
         self._steps = {False: 0, True: 0}  # the overhead from here on
+        if interval > 1:  # with 1 there will be no plain steps
+            for times in self._times:
+                times.clear()
 
     def about(self) -> dict[str, float]:
         if self._interval is None:
@@ -228,17 +288,19 @@ class _Auto(Schedule):
         # With another limit the run chooses anew.
         if isinstance(interval, (int, float)) and interval >= 1 and about.get("measure_percent") == self._percent:
             self._interval = int(interval)
+            self._on_trial = False
             self._chosen_at = int(about.get("measure_interval_from", 0))
 
 
 def auto(percent: float = 2.0, clock: Callable[[], float] = time.perf_counter) -> Schedule:
     """Return a schedule that measures the first steps densely, and then as often as a share of the time allows.
 
-    It measures each of the first DENSE_STEPS steps, so that short programs and bad starts are seen, and every tenth of
-    the TIMED_STEPS after them. Then it chooses once the smallest of the intervals 1, 2, 5, 10, 20, 50, ... with which
-    measuring takes at most `percent` of the time of plain steps, and measures the multiples of it. The time of the
-    first plain and of the first measured step, in which they are traced, is not counted. A Recorder writes the choice
-    into the run's status and its state, and a run that goes on uses it again.
+    It measures each of the first DENSE_STEPS steps, so that short programs and bad starts are seen, and one in
+    TIMED_INTERVAL of the TIMED_STEPS after them. Then it chooses once the smallest of the intervals 1, 2, 5, 10, 20,
+    50, ... with which measuring takes at most `percent` of the time of plain steps, and measures the multiples of it.
+    After TRIED_RECORDS of these it lengthens the interval if they took more than that, and then never again.
+    The time of the first plain and of the first measured step, in which they are traced, is not counted. A Recorder
+    writes the choice into the run's status and its state, and a run that goes on uses it again.
 
     After the first warning or error of each rule a Recorder lets it measure every step for a while: CLOSER_STEPS steps,
     or fewer where all these stretches together would take more than `percent` of the time so far, but at least

@@ -12,7 +12,7 @@ from tapescope.statistics import slow_columns
 from tapescope.statistics.slow_columns import SlowRows
 from tapescope.storage.resume import Resume
 
-SLOW_STEPS = 500
+SLOW_STEPS = 1000
 """Default number of steps from one slow measurement to the next. It takes about as long as one step of a small network,
 and less than that of a large one."""
 _NEXT = "slow/next"

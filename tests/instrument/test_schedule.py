@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tapescope
-from tapescope.schedule import DENSE_STEPS, INTERVALS, TIMED_STEPS, Schedule
+from tapescope.schedule import DENSE_STEPS, INTERVALS, TIMED_INTERVAL, TIMED_STEPS, Schedule
 
 
 class Clock:
@@ -165,9 +165,9 @@ def run_auto(clock, measure_ms, steps=2000, step_ms=10.0, percent=2.0, noise=0.0
     return measured, schedule
 
 
-def test_auto_measures_the_first_steps_and_then_every_tenth(clock):
+def test_auto_measures_the_first_steps_and_then_some_of_them(clock):
     measured, _ = run_auto(clock, 5.0, steps=DENSE_STEPS + TIMED_STEPS)
-    assert measured == [*range(DENSE_STEPS), *range(DENSE_STEPS, DENSE_STEPS + TIMED_STEPS, 10)]
+    assert measured == [*range(DENSE_STEPS), *range(DENSE_STEPS, DENSE_STEPS + TIMED_STEPS, TIMED_INTERVAL)]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +191,16 @@ def test_auto_chooses_once(clock):
     assert schedule.about()["measure_interval"] == 100
 
 
+@pytest.mark.parametrize(("later_ms", "interval"), [(16.0, 100), (30.0, 200), (3.0, 100)])
+def test_auto_lengthens_its_interval_where_measuring_takes_more_than_expected(clock, later_ms, interval):
+    _, schedule = run_auto(clock, 15.0, steps=DENSE_STEPS + TIMED_STEPS + 1)
+    assert schedule.about()["measure_interval"] == 100
+    measured, _ = run_auto(clock, later_ms, schedule=schedule, start=DENSE_STEPS + TIMED_STEPS + 1, steps=4000)
+    assert schedule.about()["measure_interval"] == interval
+    assert measured == [*range(200, 1000, 100), *range(1000, 4000, interval)]
+    assert schedule.cost.overhead_pct <= 2
+
+
 @pytest.mark.parametrize("noise", [0.5, 2.0])
 def test_auto_holds_its_limit_with_noisy_times(clock, noise):
     _, schedule = run_auto(clock, 6.0, noise=noise)
@@ -203,11 +213,23 @@ def test_auto_holds_its_limit_with_a_coarse_clock(clock, tick_ms):
     assert 100 * 6.0 / (10 * schedule.about()["measure_interval"]) <= 2
 
 
-def test_auto_measures_every_tenth_step_while_its_clock_does_not_move():
+def test_auto_measures_some_steps_while_its_clock_does_not_move():
     schedule = tapescope.auto(clock=lambda: 0.0)
     measured = [step for step in range(1000) if schedule(step)]
-    assert measured[DENSE_STEPS:] == list(range(DENSE_STEPS, 1000, 10))
+    assert measured[DENSE_STEPS:] == list(range(DENSE_STEPS, 1000, TIMED_INTERVAL))
     assert math.isnan(schedule.cost.overhead_pct)
+
+
+@pytest.mark.parametrize(("every", "plain_ms", "extra_ms"), [(100, 10, 5 + 9), (10, 11, 4), (2, 11, 4)])
+def test_steps_that_follow_a_measured_one_count_as_its_cost(clock, every, plain_ms, extra_ms):
+    """Here a measured step takes 5 ms more, and each of the 9 steps after it 1 ms more than later ones."""
+    schedule = Schedule(lambda step: step % every == 0, clock)
+    for step in range(1200):
+        schedule(step)
+        since = step % every
+        clock.now += 0.010 + 0.005 * (since == 0) + 0.001 * (1 <= since <= 9) + 3 * (step in (0, 1))
+    assert schedule.cost.step_ms == pytest.approx(plain_ms)
+    assert schedule.cost.measure_ms == pytest.approx(extra_ms)
 
 
 def test_auto_does_not_count_the_first_call_of_each_program(clock):

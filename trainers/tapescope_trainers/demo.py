@@ -12,7 +12,7 @@ from tapescope_trainers import serve
 from tapescope_trainers.flags import EXAMPLE_PRESETS
 from tapescope_trainers.training import signals
 
-FLAGS = ("--optimizer=sgd", "--learning_rate=1", "--seed=3", "--steps=4000", "--resume=never")
+FLAGS = ("--optimizer=sgd", "--learning_rate=1", "--seed=3", "--steps=12000", "--resume=never")
 """With these, output units of `sigmoid_relu` die and stay dead. With most others its loss soon becomes NaN: if all ten
 outputs of an example are 0, the cross-entropy divides 0 by 0."""
 ABOUT = {

@@ -349,7 +349,7 @@ _choice(
     "`tapescope replay`",
 )
 _integer_or_never(
-    "slow_every", 500, "steps from one record with the slow columns, such as the stable rank, to the next; or never"
+    "slow_every", 1000, "steps from one record with the slow columns, such as the stable rank, to the next; or never"
 )
 _integer("window_examples", 1024, "examples over which a unit must be silent to count as dead")
 _define(_Pattern(), "layers", None, "measure only the layers whose name has a match; default: all")

@@ -69,17 +69,19 @@ def kurtosis(
       beyond the bins.
     """
     counts = np.asarray(counts, np.float64)
-    mean, std = (np.asarray(x, np.float64)[..., None] for x in (mean, std))
+    mean, std = (np.asarray(x, np.float64) for x in (mean, std))
+    filled = counts > 0
+    rows = np.nonzero(filled)[0]
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         points, weights = _points_in_bins(counts, np.asarray(smallest), np.asarray(largest))
-        fourth = (weights * ((points - mean[..., None]) / std[..., None]) ** 4).sum(-1)
-        estimate = (counts * np.where(counts > 0, fourth, 0.0)).sum(-1) / counts.sum(-1)
-    known = (std > LEAST_SPREAD * np.abs(mean))[..., 0] & (counts[..., 0] + counts[..., -1] == 0)
+        fourth = (weights * ((points - mean[rows, None]) / std[rows, None]) ** 4).sum(-1)
+        estimate = np.bincount(rows, counts[filled] * fourth, len(counts)) / counts.sum(-1)
+    known = (std > LEAST_SPREAD * np.abs(mean)) & (counts[:, 0] + counts[:, -1] == 0)
     return np.where(known, estimate, np.nan)
 
 
 def _points_in_bins(counts: np.ndarray, smallest: np.ndarray, largest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return points in each bin, [N, B, P], and their weights, which sum to 1.
+    """Return points in each of the F bins that have counts, [F, P], and their weights, which sum to 1.
 
     Args:
       counts: histograms, [N, B].
@@ -87,20 +89,21 @@ def _points_in_bins(counts: np.ndarray, smallest: np.ndarray, largest: np.ndarra
       largest: of the elements, [N].
     """
     edges = metadata.bin_edges()
-    begins = np.maximum(edges[:-1], smallest[..., None])
-    widths = np.maximum(np.minimum(edges[1:], largest[..., None]) - begins, 0.0)
+    begins = np.maximum(edges[:-1], smallest[:, None])
+    widths = np.maximum(np.minimum(edges[1:], largest[:, None]) - begins, 0.0)
     centres = begins + widths / 2
-    filled = (counts > 0) & (widths > 0)
-    log_density = np.where(filled, np.log(np.maximum(counts, 1.0) / widths), np.nan)
+    filled = counts > 0
+    dense = filled & (widths > 0)
+    log_density = np.where(dense, np.log(np.maximum(counts, 1.0) / widths), np.nan)
     steps = np.diff(log_density) / np.diff(centres)  # NaN beside an empty bin
-    steps[..., _MIDDLE - 1 : _MIDDLE + 1] = 0.0  # the zeros in the middle are no density
-    sides = np.pad(steps, [*[(0, 0)] * (steps.ndim - 1), (1, 1)], constant_values=np.nan)
-    both = np.stack([sides[..., :-1], sides[..., 1:]])
+    steps[:, _MIDDLE - 1 : _MIDDLE + 1] = 0.0  # the zeros in the middle are no density
+    sides = np.pad(steps, [(0, 0), (1, 1)], constant_values=np.nan)
+    both = np.stack([sides[:, :-1], sides[:, 1:]])
     slopes = np.nan_to_num(both).sum(0) / np.maximum(np.isfinite(both).sum(0), 1)
     offsets = (np.arange(_POINTS) + 0.5) / _POINTS - 0.5
-    exponents = (slopes * widths)[..., None] * offsets
+    exponents = (slopes * widths)[filled][:, None] * offsets
     weights = np.exp(exponents - exponents.max(-1, keepdims=True))
-    return centres[..., None] + widths[..., None] * offsets, weights / weights.sum(-1, keepdims=True)
+    return centres[filled][:, None] + widths[filled][:, None] * offsets, weights / weights.sum(-1, keepdims=True)
 
 
 def columns_of(
