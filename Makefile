@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3 python; do \
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 .PHONY: help demo study faults bench corpus test coverage oldest matrix audit check docs format screenshots clean
 

@@ -249,6 +249,9 @@ def bin_edges() -> np.ndarray:
     return np.concatenate([-positive[::-1], positive])
 
 
+MAX_REPLAY_VALUES = 3072
+"""Numbers of an example's input that a replay writes and the tab shows: an image of 32 x 32 in colour."""
+
 CLIPPING_SETTINGS = ("clipnorm", "global_clipnorm", "clipvalue")
 """Kinds of replica issues that are settings of Keras' optimizers."""
 

@@ -14,12 +14,11 @@ from tapescope.storage import captured_step
 from tapescope.storage.printable import to_json
 from tapescope.storage.run import Run
 from tapescope.storage.text_file import write_whole
+from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.series import spikes
 
 SHOWN_EXAMPLES = 5
 """Heaviest examples whose inputs are written for the tab."""
-MAX_INPUT_VALUES = 3072
-"""Numbers of an input that is written: an image of 32 x 32 in colour."""
 USUAL_RECORDS = 10
 """Records before the step whose median is the usual value."""
 GROWN_FACTOR = 10.0
@@ -159,7 +158,7 @@ def write_answer(logdir: str | os.PathLike[str], replay: Replay, inputs: Sequenc
     """
     fields = json.loads(replay.to_json())
     for example, arrays in zip(fields["examples"], inputs, strict=False):
-        shown = {n: a for n, a in arrays.items() if a.size <= MAX_INPUT_VALUES and a.dtype.kind in "fiub"}
+        shown = {n: a for n, a in arrays.items() if a.size <= metadata.MAX_REPLAY_VALUES and a.dtype.kind in "fiub"}
         example["inputs"] = [
             {"name": name, "shape": array.shape, "values": array.astype(float).ravel().tolist()}
             for name, array in shown.items()

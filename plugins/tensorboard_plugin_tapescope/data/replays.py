@@ -7,13 +7,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from tensorboard_plugin_tapescope import metadata
+
 MAX_FILE_BYTES = 1 << 20
 """A larger file is not an answer of ours."""
 MAX_ANSWERS = 20
 """The newest steps are shown."""
 MAX_EXAMPLES = 10
-MAX_VALUES = 3072
-"""Numbers of an example that are shown: an image of 32 x 32 in colour."""
 
 
 def read_replays(logdir: str | None, run: str) -> list[dict[str, Any]]:
@@ -68,7 +68,7 @@ def _clean(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _input(part: Mapping[str, Any]) -> dict[str, Any]:
-    values = [_number(value) for value in part["values"][:MAX_VALUES]]
+    values = [_number(value) for value in part["values"][: metadata.MAX_REPLAY_VALUES]]
     return {"name": str(part["name"]), "shape": [int(size) for size in part["shape"]], "values": values}
 
 
