@@ -190,6 +190,24 @@ def test_a_second_training_replaces_the_first(tmp_path):
     assert tapescope.Run(tmp_path).steps.tolist() == [0, 3]
 
 
+def test_a_training_of_another_model_replaces_the_first_and_keeps_its_files(tmp_path):
+    train(tmp_path, steps=3)
+    (before,) = (path.read_bytes() for path in tmp_path.glob("*.tfevents.*"))
+    with tf.summary.create_file_writer(str(tmp_path)).as_default():
+        tf.summary.scalar("mine", 1.0, step=0)
+    variables = [tf.Variable(tf.ones([2, n])) for n in (1, 2, 3)]
+    probe = tapescope.Probe(variables)
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        with probe.tape(True) as tape:
+            loss = tf.add_n([tf.reduce_sum(v) for v in variables])
+        tape.gradient(loss, variables)
+        recorder.write(0, tape.reading())
+    run = tapescope.Run(tmp_path)
+    assert (run.steps.tolist(), len(run.variables), run.problems) == ([0], 3, ())
+    assert [path.read_bytes() for path in (tmp_path / "replaced").iterdir()] == [before]
+    assert len(list(tmp_path.glob("*.tfevents.*"))) == 2
+
+
 def test_a_probe_without_histograms_records_none(tmp_path):
     train(tmp_path, steps=3, histograms=False)
     run = tapescope.Run(tmp_path)

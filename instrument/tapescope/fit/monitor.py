@@ -44,7 +44,7 @@ class Monitor(keras.callbacks.Callback):
     """A callback that records gradients, activations and units of `model.fit`, for the Gradients tab.
 
     A second `fit` of the same model continues the run, and so does a new Monitor whose fit begins at a later epoch. Any
-    other new Monitor begins the run anew. A fit that cannot be measured is trained as without Monitor; why is logged
+    other new Monitor begins the run anew. A fit of another model is recorded beside it, in `logdir`_2, `logdir`_3, ... A fit that cannot be measured is trained as without Monitor; why is logged
     once. The column `loss` is that of the measured batch; the scalar
     `loss` is fit's own, the mean over the epoch so far. If the optimizer accumulates gradients, the next batch that
     changes weights is measured, and the recorded gradient is the accumulated one. If it clips them, `applied_norm` is
@@ -70,8 +70,7 @@ class Monitor(keras.callbacks.Callback):
       slow_every: as for `tapescope.Recorder`.
 
     Raises:
-      ValueError: `on_finding`, `capture` or `slow_every` has another value. In `fit`: the Monitor has recorded another
-        model.
+      ValueError: `on_finding`, `capture` or `slow_every` has another value.
       OSError: in `fit`: the directory cannot be written, or another program writes there.
     """
 
@@ -117,6 +116,8 @@ class Monitor(keras.callbacks.Callback):
         """Set what a Monitor knows before its first fit."""
         self.logdir: str | None = None if self._given_logdir is None else os.fspath(self._given_logdir)
         """The run's directory; None before the first fit of a Monitor that was given none."""
+        self._runs = 1
+        """Models recorded, each as a run of its own."""
         self._probe: Probe | None = None
         self._probed_model: Any = None
         self._learning_rate: float | None = None
@@ -149,6 +150,19 @@ class Monitor(keras.callbacks.Callback):
         self.recorder: Recorder | None = None
         """The Recorder of the current or last fit."""
 
+    def _begin_next_run(self) -> None:
+        """Forget the model so far, as in a cross-validation that passes one Monitor to each fit."""
+        before, runs = self.logdir, self._runs + 1
+        self._begin_without_run()
+        self._runs = runs
+        if self.logdir is not None:
+            self.logdir = f"{self.logdir.rstrip(os.sep)}_{runs}"
+            logging.warning(
+                "tapescope: this Monitor has recorded another model in %s; it records this one in %s",
+                before,
+                self.logdir,
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         """Return the arguments: a copy, such as a tuner makes for each trial, has not recorded anything yet."""
         kept = ("_on_finding", "_given_logdir", "_when", "_probe_options", "_sinks", "_capture", "_slow_every")
@@ -166,19 +180,18 @@ class Monitor(keras.callbacks.Callback):
         self._measured_function = None
         self._has_run = False
         self._reading = None
+        if self._probe is not None and model is not self._probed_model:
+            self._begin_next_run()
         if self._probe is None:
             self._probe = self._make_probe(model)
             self._probed_model = model
-        elif model is not self._probed_model:
-            raise ValueError(
-                f"a Monitor must be used with one model; this one has recorded another model in {self.logdir}: "
-                "make a new Monitor, with another `logdir`"
-            )
         if self._probe is None or not self._claim_directory(self._probe):
             return
         if self._learning_rate is None:
             self._learning_rate = _learning_rate(model.optimizer)
         self._when.pause()
+        if model.train_function is None:  # a loop of `train_on_batch` that calls its callbacks itself
+            model.make_train_function()
         self._plain_function = _without_monitors(model.train_function)
         if model.train_function is not self._plain_function:  # a fit raised before a measured batch ran
             self._due = True

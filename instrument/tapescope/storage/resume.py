@@ -1,4 +1,4 @@
-"""A run that goes on at an earlier step: the later records are removed from its files."""
+"""The earlier records in the directory of a run: cut at the step where it goes on, or set aside where it begins anew."""
 
 import contextlib
 import os
@@ -12,12 +12,14 @@ from absl import logging
 from tapescope.rules import engine
 from tapescope.rules.record_view import run_layout
 from tapescope.storage import event_reader, tfrecord
-from tapescope.storage.printable import one_line
+from tapescope.storage.printable import describe_error, one_line
 from tapescope.storage.run import Run
 from tapescope.storage.run_index import Progress, read_progress, read_spikes
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.series.spikes import RunSpikes
 
+REPLACED = "replaced"
+"""Folder in a run's directory with the records of earlier runs in it."""
 _STATUS = metadata.tag("status")
 
 
@@ -88,6 +90,31 @@ def cut_records(directory: str | os.PathLike[str], step: int) -> None:
             os.remove(path)
         elif os.path.getsize(path) != sum(sizes):
             _replace(path, os.path.join(directory, ".cut"), step)
+
+
+def set_aside(directory: str, paths: Sequence[str]) -> None:
+    """Move the files of an earlier run to the folder REPLACED, under names that no reader takes for event files.
+
+    The description of a tag holds for all files of a directory. With another model's files beside them, the records of
+    the new run could not be read.
+
+    Args:
+      directory: of the run.
+      paths: of tapescope's files there.
+    """
+    folder = os.path.join(directory, REPLACED)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        for path in paths:
+            os.replace(path, os.path.join(folder, os.path.basename(path).replace(".tfevents.", ".")))
+    except OSError as error:
+        logging.warning(
+            "tapescope: the earlier records of %s stay there, and may hide the new ones (%s): use another directory",
+            directory,
+            describe_error(error),
+        )
+    else:
+        logging.info("tapescope: %s is recorded anew; its earlier records are in %s", directory, folder)
 
 
 def _replace(path: str, temporary: str, step: int) -> None:

@@ -21,7 +21,7 @@ from tapescope.rules import engine, finding
 from tapescope.rules.record_view import Record, RunLayout, run_layout
 from tapescope.statistics.reading import Reading
 from tapescope.statistics.slow_columns import SlowRows
-from tapescope.storage import event_file, summaries
+from tapescope.storage import event_file, event_reader, summaries
 from tapescope.storage import resume as resuming
 from tapescope.storage.captures import Captures
 from tapescope.storage.consecutive_gradients import ConsecutiveGradients
@@ -113,10 +113,13 @@ class RunWriter:
         self._families: dict[str, Family] = {}
         self._last_step = self._resume.step - 1
         self._last_measured = self._resume.step - 1
+        earlier = [] if resume else event_reader.find_event_files(logdir).own
         self._file = event_file.EventFile(logdir, lock)
         self._file.add_start(self._resume.step)
         self._sinks: list[SinkThread] = []
         self.write_status("training")
+        if earlier:
+            resuming.set_aside(logdir, earlier)
         self._sinks = start_sinks(sinks, logdir, self._status)
 
     @property

@@ -277,14 +277,34 @@ def test_a_second_fit_continues_the_window_of_units(twice):
     assert run["window_examples"].tolist()[1:] == [16, 16]
 
 
-def test_another_model_is_refused(twice):
-    monitor, model, _ = twice
-    other = keras.models.clone_model(model)
-    other.compile("sgd", "mse", run_eagerly=True)
-    with pytest.raises(
-        ValueError, match=r"has recorded another model in .*: make a new Monitor, with another `logdir`"
-    ):
-        other.fit(X, Y, verbose=0, callbacks=[monitor])
+def test_a_loop_of_train_on_batch_that_calls_its_callbacks_is_measured(tmp_path):
+    model = make_compiled(jit_compile=False)
+    callbacks = keras.callbacks.CallbackList([tapescope.Monitor(tmp_path, tapescope.every(2))], model=model)
+    callbacks.on_train_begin()
+    for epoch in range(2):
+        callbacks.on_epoch_begin(epoch)
+        for batch in range(3):
+            callbacks.on_train_batch_begin(batch)
+            logs = model.train_on_batch(X[:BATCH], Y[:BATCH], return_dict=True)
+            callbacks.on_train_batch_end(batch, logs)
+        callbacks.on_epoch_end(epoch)
+    callbacks.on_train_end()
+    run = tapescope.Run(tmp_path)
+    assert run.steps.tolist() == [0, 2, 4]
+    assert np.isfinite(run["gradient_norm"]).all()
+
+
+def test_each_further_model_is_a_run_of_its_own(tmp_path, caplog):
+    monitor = tapescope.Monitor(tmp_path / "fold", tapescope.every(3))
+    for _ in range(3):
+        model = make_compiled(run_eagerly=True)
+        model.fit(X[:32], Y[:32], batch_size=BATCH, verbose=0, callbacks=[monitor])
+    runs = [tapescope.Run(tmp_path / name) for name in ("fold", "fold_2", "fold_3")]
+    assert [run.steps.tolist() for run in runs] == [[0, 3]] * 3
+    assert [run.status["state"] for run in runs] == ["ended"] * 3
+    said = [record.getMessage() for record in caplog.records if "has recorded another model" in record.getMessage()]
+    assert len(said) == 2
+    assert said[1].endswith(f"fold_2; it records this one in {tmp_path / 'fold_3'}")
 
 
 class RaiseInBatch(keras.callbacks.Callback):

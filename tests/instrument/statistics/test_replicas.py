@@ -156,7 +156,7 @@ def test_a_checksum_is_of_all_bits(shape):
 
 
 @pytest.mark.parametrize("at", [0, 1, 40_000])
-@pytest.mark.parametrize("change", [lambda w: np.nextafter(w, 9), np.negative, lambda w: w * 4])
+@pytest.mark.parametrize("change", [lambda w: np.nextafter(w, np.float32(9)), np.negative, lambda w: w * 4])
 def test_any_bit_changes_the_checksum(at, change):
     weights = RNG.normal(size=40_001).astype(np.float32)
     other = weights.copy()
