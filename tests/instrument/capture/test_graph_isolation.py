@@ -158,7 +158,7 @@ def small_network():
     return keras.Model(inputs, layers.Dense(3)(layers.Dense(32, "tanh")(inputs)))
 
 
-@pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")  # Keras 3.6, of its own layers
+@pytest.mark.filterwarnings(r"ignore:[\s\S]*passed an input with a mask")  # Keras 3.6, of its own layers
 @pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_measuring_keeps_the_bits_of_blocks_that_grappler_rewrites(name, known):
