@@ -258,7 +258,7 @@ def test_a_newer_schema_is_refused_with_the_cure():
 
 
 def test_few_rows_are_all_shown():
-    assert summaries.thin_out(3) == [0, 1, 2]
+    assert summaries.thin_out(3) == (0, 1, 2)
 
 
 def test_many_rows_are_thinned_out_evenly():

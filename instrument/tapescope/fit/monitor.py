@@ -44,11 +44,12 @@ class Monitor(keras.callbacks.Callback):
     """A callback that records gradients, activations and units of `model.fit`, for the Gradients tab.
 
     A second `fit` of the same model continues the run, and so does a new Monitor whose fit begins at a later epoch. Any
-    other new Monitor begins the run anew. A fit of another model is recorded beside it, in `logdir`_2, `logdir`_3, ... A fit that cannot be measured is trained as without Monitor; why is logged
-    once. The column `loss` is that of the measured batch; the scalar
-    `loss` is fit's own, the mean over the epoch so far. If the optimizer accumulates gradients, the next batch that
-    changes weights is measured, and the recorded gradient is the accumulated one. If it clips them, `applied_norm` is
-    the norm after clipping.
+    other new Monitor begins the run anew. A fit of another model is recorded beside it, in `logdir`_2, `logdir`_3, ...
+    A fit that cannot be measured is trained as without Monitor; why is logged once.
+
+    The column `loss` is that of the measured batch; the scalar `loss` is fit's own, the mean over the epoch so far. If
+    the optimizer accumulates gradients, the next batch that changes weights is measured, and the recorded gradient is
+    the accumulated one. If it clips them, `applied_norm` is the norm after clipping.
 
     Args:
       logdir: the run's directory. By default a new one in `runs`, named by the model and the time; the first fit makes

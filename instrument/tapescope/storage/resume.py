@@ -1,4 +1,4 @@
-"""The earlier records in the directory of a run: cut at the step where it goes on, or set aside where it begins anew."""
+"""The earlier records in a run's directory: cut at the step where it goes on, or set aside where it begins anew."""
 
 import contextlib
 import os

@@ -1,5 +1,6 @@
 """The summaries of one step, from a Reading: tapescope's own families, and those for TensorBoard's own tabs."""
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -223,13 +224,14 @@ def make_builtin(reading: Any, rows: Rows, names: Names, verdict: Verdict | None
 
 def _shown(first: Sequence[str], everything: Sequence[str], present: Sequence[str]) -> list[int]:
     """Return the indices of those rows of a step that TensorBoard's own tabs show."""
-    shown = thin_out(len(first)) + list(range(len(first), min(len(everything), MAX_ROWS_IN_BUILTIN_TABS)))
+    shown = [*thin_out(len(first)), *range(len(first), min(len(everything), MAX_ROWS_IN_BUILTIN_TABS))]
     if everything is present or everything == present:
         return shown
     in_step = set(present)
     return [i for i in shown if everything[i] in in_step]
 
 
-def thin_out(rows: int) -> list[int]:
+@functools.cache
+def thin_out(rows: int) -> tuple[int, ...]:
     """Return the indices of the rows that TensorBoard's own tabs show: all, or evenly spaced ones."""
-    return sorted({round(i) for i in np.linspace(0, rows - 1, min(rows, MAX_ROWS_IN_BUILTIN_TABS))})
+    return tuple(sorted({round(i) for i in np.linspace(0, rows - 1, min(rows, MAX_ROWS_IN_BUILTIN_TABS))}))
