@@ -3,6 +3,7 @@
 import importlib
 
 import pytest
+from scripts.testbed.sinks import import_trackio
 from scripts.testbed.webhooks import webhook
 
 import tapescope
@@ -39,7 +40,8 @@ def trackio_losses(directory):
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(("tool", "losses"), [("mlflow", mlflow_losses), ("trackio", trackio_losses)])
 def test_a_tool_reads_the_losses_of_a_training_back(tool, losses, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    if tool == "trackio":
+        import_trackio(tmp_path / "trackio", monkeypatch)
     pytest.importorskip(tool, reason=f"{tool} is not installed")
     monkeypatch.setattr(sinks, "END_SECONDS", 120)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())

@@ -185,6 +185,7 @@ def test_duplicate_rows_of_indexed_slices_are_summed():
     np.testing.assert_allclose(reading.column("gradient_zero")[0], np.mean(dense == 0))
 
 
+@pytest.mark.filterwarnings(r"ignore:[\s\S]*passed an input with a mask")  # Keras' nightly build, of an LSTM
 def test_the_hook_keeps_masks():
     model = keras.Sequential(
         [keras.Input((4,), dtype="int32"), keras.layers.Embedding(6, 3, mask_zero=True), keras.layers.LSTM(2, name="l")]
