@@ -77,7 +77,7 @@ format: $(VENV)/.dev
 
 screenshots: $(VENV)/.dev
 	test -d runs/demo/four_replicas || $(BIN)/python -m tapescope_trainers.train --logdir=runs/demo/four_replicas \
-		--preset=mlp --strategy=mirrored --devices=cpu:4 --steps=600 --measure_every=5
+		--preset=mlp --strategy=mirrored --devices=cpu:4 --steps=4000 --measure_every=50
 	$(BIN)/python scripts/screenshots.py runs/demo docs/screenshots
 
 clean:

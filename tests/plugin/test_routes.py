@@ -109,6 +109,12 @@ def test_the_usual_gap_is_not_that_of_a_start_with_a_record_every_step():
     assert overview.usual_gap(np.diff(steps), 10) == 10
 
 
+@pytest.mark.parametrize("closer", [[], [5000, 5001, 5002, 5003]])
+def test_records_of_every_step_at_the_start_and_after_findings_are_not_the_usual_ones(closer):
+    steps = np.unique(np.concatenate([np.arange(50), np.arange(60, 150, 20), np.arange(1000, 8000, 1000), closer]))
+    assert overview.steps_between_records(steps, np.isin(steps, closer[1:])) == 1000
+
+
 def test_a_poll_without_changes_is_answered_in_few_bytes(tensorboard):
     version = tensorboard.get("runs").json["version"]
     assert tensorboard.get("runs", known=version).json == {"version": version, "unchanged": True}

@@ -119,8 +119,22 @@ def measuring_overhead(step: Table | None) -> float | None:
     step_ms = _median(step, "step_ms")
     if measure_ms is None or not step_ms or step is None:
         return None
-    steps_between = usual_gap(np.diff(step.steps)[-RECENT_GAPS:], 10) if len(step.steps) > 1 else 1.0
-    return measure_ms / (step_ms * max(steps_between, 1.0))
+    return measure_ms / (step_ms * steps_between_records(step.steps, _values(step, "closer_look") == 1))
+
+
+def steps_between_records(steps: np.ndarray, is_closer: np.ndarray) -> float:
+    """Return the usual number of steps from one record to the next, at least 1, in the second half of the run.
+
+    A run begins with a record every step, and many of all its records may be from there.
+
+    Args:
+      steps: of the records, [T].
+      is_closer: whether a record is one of every step after a finding, [T]; empty if that is not known.
+    """
+    regular = steps[~is_closer] if len(is_closer) == len(steps) else steps
+    late = regular[regular >= regular[-1] / 2] if len(regular) else regular
+    gaps = np.diff(late if len(late) > 1 else regular)
+    return max(1.0, usual_gap(gaps[-RECENT_GAPS:], 10)) if len(gaps) else 1.0
 
 
 def worst_layer(snapshot: Snapshot, name: str, found: list[dict[str, Any]]) -> dict[str, Any] | None:
