@@ -200,7 +200,10 @@ def trace_train_function(function: Any, iterator: Any) -> None:
 
     Keras' TensorBoard callback reads its graph after the first batch, and raises if another function ran that batch. In
     Keras from 3.7 on it is a Python function, which the callback passes over. Tracing is not repeated by a later call.
+    It would use up a generator, which `train_on_batch` gives.
     """
+    if inspect.isgenerator(iterator):
+        return
     if hasattr(function, "function_spec") and not hasattr(function, "_concrete_variable_creation_fn"):
         function.get_concrete_function(iterator)
 
