@@ -220,11 +220,10 @@ class Recorder:
 
         The run's last status knows the choice also if it was made after the checkpoint.
         """
-        chosen: dict[str, Any] = {}
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-            chosen = Run(self.logdir).status
         prefix = len(_SCHEDULE)
-        chosen |= {name[prefix:]: v.item() for name, v in resume.state.items() if name.startswith(_SCHEDULE)}
+        chosen = {name[prefix:]: v.item() for name, v in resume.state.items() if name.startswith(_SCHEDULE)}
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+            chosen |= Run(self.logdir).status
         self.when.restore(chosen)
         return resume._replace(state={n: a for n, a in resume.state.items() if not n.startswith(_SCHEDULE)})
 

@@ -35,6 +35,8 @@ TIMED_INTERVAL = 20
 TRIED_RECORDS = 8
 """Records of the chosen interval after which `auto` lengthens it once if measuring takes more than was expected: caches
 are colder there, and the rules look at more records."""
+_CHOICES = ("", "_before")
+"""Endings of the fields of a run's status with the interval of `auto`, and with that before its correction."""
 CLOSER_STEPS = 50
 """Most steps that are all measured after a finding."""
 LEAST_CLOSER_STEPS = 10
@@ -225,23 +227,23 @@ class _Auto(Schedule):
     def __init__(self, percent: float, clock: Callable[[], float]):
         super().__init__(self._decide_step, clock)
         self._percent = self._percent_of_closer = percent
-        self._interval: int | None = None
-        self._chosen_at = 0
-        """The first step of the interval."""
+        self._chosen: list[tuple[int, int]] = []
+        """First step and interval of the choice, and of its correction."""
         self._on_trial = True
         """Whether the interval may still be lengthened."""
 
     def _decide_step(self, step: int) -> bool:
         if step < DENSE_STEPS:
             return True
-        if self._interval is None:
+        if not self._chosen:
             if step >= DENSE_STEPS + TIMED_STEPS and self._knows_cost():
                 self._choose(step)
         elif self._on_trial and self._steps[True] >= TRIED_RECORDS:
             self._correct(step)
-        if self._interval is None or step < self._chosen_at:
-            return (step - DENSE_STEPS) % TIMED_INTERVAL == 0
-        return step % self._interval == 0
+        for first, interval in reversed(self._chosen):
+            if step >= first:
+                return step % interval == 0
+        return (step - DENSE_STEPS) % TIMED_INTERVAL == 0
 
     def __call__(self, step: int) -> bool:
         if step == DENSE_STEPS:
@@ -260,7 +262,9 @@ class _Auto(Schedule):
         self._on_trial = False
         cost = self.cost
         if cost.step_ms > 0 and cost.measure_ms > 0:
-            self._begin(step, max(self._interval or 0, self._least_interval(cost.step_ms, cost.measure_ms)))
+            interval = self._least_interval(cost.step_ms, cost.measure_ms)
+            if interval > self._chosen[-1][1]:
+                self._begin(step, interval)
 
     def _least_interval(self, step_ms: float, measure_ms: float) -> int:
         least = 100 * measure_ms / (step_ms * self._percent)
@@ -268,28 +272,26 @@ class _Auto(Schedule):
 
     def _begin(self, step: int, interval: int) -> None:
         """Measure the multiples of an interval from a step on."""
-        if interval == self._interval:
-            return
-        self._interval = interval
-        self._chosen_at = step
+        self._chosen.append((step, interval))
         self._steps = {False: 0, True: 0}  # the overhead from here on
         if interval > 1:  # with 1 there will be no plain steps
             for times in self._times:
                 times.clear()
 
     def about(self) -> dict[str, float]:
-        if self._interval is None:
-            return {}
-        chosen = {"measure_interval": self._interval, "measure_interval_from": self._chosen_at}
-        return {**chosen, "measure_percent": self._percent}
+        about: dict[str, float] = {"measure_percent": self._percent} if self._chosen else {}
+        for suffix, (first, interval) in zip(_CHOICES, reversed(self._chosen), strict=False):
+            about |= {f"measure_interval{suffix}": interval, f"measure_interval{suffix}_from": first}
+        return about
 
     def restore(self, about: Mapping[str, Any]) -> None:
-        interval = about.get("measure_interval")
-        # With another limit the run chooses anew.
-        if isinstance(interval, (int, float)) and interval >= 1 and about.get("measure_percent") == self._percent:
-            self._interval = int(interval)
-            self._on_trial = False
-            self._chosen_at = int(about.get("measure_interval_from", 0))
+        if about.get("measure_percent") != self._percent:  # with another limit the run chooses anew
+            return
+        for suffix in reversed(_CHOICES):
+            interval = about.get(f"measure_interval{suffix}")
+            if isinstance(interval, (int, float)) and interval >= 1:
+                self._chosen.append((int(about.get(f"measure_interval{suffix}_from", 0)), int(interval)))
+                self._on_trial = False
 
 
 def auto(percent: float = 2.0, clock: Callable[[], float] = time.perf_counter) -> Schedule:

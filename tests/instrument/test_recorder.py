@@ -303,7 +303,7 @@ def looked_closer(tmp_path):
     now = itertools.count()
     when = tapescope.auto(2, lambda: 0.01 * next(now))
     with tapescope.Recorder(tmp_path, probe, when) as recorder:
-        when._interval = 20
+        when.restore({"measure_interval": 20, "measure_percent": 2})
         for n in range(300):
             if when(n):
                 recorder.write(n, reading, {"loss": 1.0})

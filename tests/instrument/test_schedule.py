@@ -246,6 +246,17 @@ def test_auto_measures_the_same_steps_in_a_run_that_goes_on(clock, resumed_at):
     assert later == [step for step in measured if step >= resumed_at]
 
 
+@pytest.mark.parametrize("resumed_at", [90, 777, 1500])
+def test_a_run_that_goes_on_lengthens_its_interval_at_the_same_step(clock, resumed_at):
+    measured, schedule = run_auto(clock, 15.0, steps=DENSE_STEPS + TIMED_STEPS + 1)
+    later, _ = run_auto(clock, 30.0, schedule=schedule, start=DENSE_STEPS + TIMED_STEPS + 1, steps=4000)
+    again = tapescope.auto(2.0, clock=clock)
+    again.restore(schedule.about())
+    assert again.about() == schedule.about()
+    resumed, _ = run_auto(clock, 300.0, schedule=again, start=resumed_at, steps=4000)
+    assert resumed == [step for step in measured + later if step >= resumed_at]
+
+
 def test_auto_chooses_anew_with_another_limit(clock):
     _, schedule = run_auto(clock, 15.0)
     other = tapescope.auto(5.0, clock=clock)
