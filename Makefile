@@ -18,7 +18,7 @@ help:
 	@echo 'make test         Run the tests in two processes (PYTEST_ARGS="-n 2 -k flags" for some of them)'
 	@echo 'make coverage     Run the tests and print which lines they do not reach'
 	@echo 'make oldest       Run the fast tests on the oldest versions that setup.cfg allows'
-	@echo 'make matrix       Run the tests on each TensorFlow from 2.16 to 2.22; write docs/compatibility.md (an hour)'
+	@echo 'make matrix       Run the tests on each TensorFlow from 2.16 to 2.22; write docs/compatibility.md (half an hour)'
 	@echo 'make audit        Check installed packages for known vulnerabilities (informational)'
 	@echo 'make check        Run the linters (ruff, words, pyright) and build the documentation'
 	@echo 'make docs         Build the documentation into site/'

@@ -40,3 +40,11 @@ def test_an_environment_has_what_the_tests_need_and_chooses_four_packages():
 def test_the_matrix_begins_with_the_oldest_tensorflow_that_is_allowed():
     (floor,) = re.findall(r"^    tensorflow>=([\d.]+)", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
     assert matrix.MATRIX[0].tensorflow.endswith(f"=={floor}")
+
+
+def test_the_page_has_a_row_without_failures_for_each_environment():
+    rows = [line.strip("| ").split(" | ") for line in table((ROOT / "docs" / "compatibility.md").read_text())]
+    passed = {".".join(row[0].split(".")[:2]): int(row[5]) for row in rows if row[6] == "0"}
+    expected = {re.sub(r".*==(\d+\.\d+).*", r"\1", environment.tensorflow) for environment in matrix.MATRIX}
+    assert passed.keys() == expected
+    assert min(passed.values()) > 2500
