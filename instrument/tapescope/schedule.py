@@ -238,7 +238,7 @@ class _Auto(Schedule):
         if not self._chosen:
             if step >= DENSE_STEPS + TIMED_STEPS and self._knows_cost():
                 self._choose(step)
-        elif self._on_trial and self._steps[True] >= TRIED_RECORDS:
+        elif self._on_trial and len(self._times[0]) >= TRIED_RECORDS:
             self._correct(step)
         for first, interval in reversed(self._chosen):
             if step >= first:
