@@ -23,6 +23,12 @@ tf.config.set_logical_device_configuration(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forgotten_garbage():
+    """Leave what earlier modules made as it is: to find and free the graphs of a whole suite takes up to a minute."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _fresh_names():
     """Restart Keras' numbering of layer names, so that it does not depend on the tests before."""
