@@ -125,6 +125,7 @@ def _other_writer(directory: pathlib.Path) -> tuple[str, bool]:
         with tapescope.Recorder(directory, probe, resume=tapescope.Resume(1, {})) as recorder:
             recorder.write(1, step(1))
         tf.summary.scalar("mine", 1.0, 7)
+        tf.summary.flush()
     kept = loaded_steps(directory, "mine") == [7]
     return f"its scalar is {'read' if kept else 'lost'}", kept
 

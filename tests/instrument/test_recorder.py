@@ -2,17 +2,18 @@
 
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from scripts.testbed.records import eager_steps
+from scripts.testbed.records import eager_steps, loaded_steps
 from scripts.testbed.steps import dense_chain, measured, mirrored
 from tensorboard.backend.event_processing import event_file_loader, plugin_event_accumulator
 
 import tapescope
 from tapescope.statistics import replicas
-from tapescope.storage import summaries
+from tapescope.storage import event_reader, summaries
 from tensorboard_plugin_tapescope import metadata
 
 RNG = np.random.default_rng(5)
@@ -188,6 +189,25 @@ def test_a_second_training_replaces_the_first(tmp_path):
     train(tmp_path, steps=12)
     train(tmp_path, steps=6, every=3)
     assert tapescope.Run(tmp_path).steps.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("resume", [None, tapescope.Resume(1, {})], ids=["anew", "resumed"])
+def test_scalars_of_an_open_summary_writer_are_kept(tmp_path, resume):
+    """TensorBoard's Python loader reads its file first if it is a second older, and drops what a start hides."""
+    probe, step = eager_steps()
+    if resume:
+        with tapescope.Recorder(tmp_path, probe) as recorder:
+            recorder.write(0, step(0))
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    with tapescope.Recorder(tmp_path, probe, resume=resume) as recorder:
+        recorder.write(1, step(1))
+    with writer.as_default():
+        tf.summary.scalar("mine", 1.0, 7)
+    writer.close()
+    (theirs,) = event_reader.find_event_files(tmp_path).others
+    os.replace(theirs, os.path.join(tmp_path, "events.out.tfevents.1.first.v2"))
+    assert loaded_steps(tmp_path, "mine") == [7]
+    assert loaded_steps(tmp_path, "tapescope/variables") == ([0, 1] if resume else [1])
 
 
 def test_a_training_of_another_model_replaces_the_first_and_keeps_its_files(tmp_path):

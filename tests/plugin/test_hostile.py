@@ -116,6 +116,13 @@ def test_no_name_becomes_a_formula_or_breaks_a_csv_line(name):
         assert cell in (shown, f"'{shown}")
 
 
+def test_the_noise_scale_of_records_in_any_order_is_answered():
+    run = good(hostile.SMALL._replace(replicas=2))
+    series = run["tapescope/step"]
+    run["tapescope/step"] = series._replace(data=[*series.data[3:], *series.data[:3]])
+    assert Tab({"bad": run}).checked("view", view="replicas", run="bad").status_code == 200
+
+
 def test_the_response_for_ten_thousand_layers_or_a_million_units_is_bounded():
     wide = good(Spec(depth=10_000, units=1, histograms=False), steps=3)
     large = good(Spec(depth=2, units=1_000_000, histograms=False), steps=2)

@@ -113,13 +113,14 @@ class RunWriter:
         self._families: dict[str, Family] = {}
         self._last_step = self._resume.step - 1
         self._last_measured = self._resume.step - 1
-        earlier = [] if resume else event_reader.find_event_files(logdir).own
+        files = event_reader.find_event_files(logdir)
         self._file = event_file.EventFile(logdir, lock)
-        self._file.add_start(self._resume.step)
+        if not files.others:  # a start hides what other programs recorded at later steps, such as a tf.summary writer
+            self._file.add_start(self._resume.step)
         self._sinks: list[SinkThread] = []
         self.write_status("training")
-        if earlier:
-            resuming.set_aside(logdir, earlier)
+        if files.own and not resume:
+            resuming.set_aside(logdir, files.own)
         self._sinks = start_sinks(sinks, logdir, self._status)
 
     @property

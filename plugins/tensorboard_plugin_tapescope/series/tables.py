@@ -37,6 +37,8 @@ TEXT_FAMILIES = ("findings", "status", "rows")
 """Families of JSON texts."""
 
 
+MAX_WIDE = 1 << 24
+"""Most elements of a tensor to which rows of a run are added."""
 STALL_SECONDS = 60.0
 STALL_GAPS = 10
 """A run that trains has stalled if no record came for STALL_SECONDS and for STALL_GAPS times the usual gap."""
@@ -114,13 +116,16 @@ def extend(family: Family, rows: Mapping[str, Any]) -> Family:
 
 
 def widen(family: Family, tensor: np.ndarray) -> np.ndarray:
-    """Return a tensor with all rows of its family: those added later are NaN, or 0 where it holds counts or states."""
+    """Return a tensor with all rows of its family: those added later are NaN, or 0 where it holds counts or states.
+
+    It is left as it is where that would be more than MAX_WIDE elements: a damaged file may claim any number of units.
+    """
     expected = shape(family)
     axis = 0 if family.family in INTEGER_FAMILIES else 1
     if expected is None or tensor.ndim != len(expected) or axis >= tensor.ndim or tensor.dtype.kind not in "iuf":
         return tensor
     missing = expected[axis] - tensor.shape[axis]
-    if missing <= 0:
+    if missing <= 0 or math.prod(expected) > MAX_WIDE:
         return tensor
     padding = [(0, missing if i == axis else 0) for i in range(tensor.ndim)]
     return np.pad(tensor, padding, constant_values=np.nan if tensor.dtype.kind == "f" else 0)

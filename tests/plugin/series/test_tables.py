@@ -135,3 +135,12 @@ def test_values_of_another_run_are_those_of_its_last_record_so_far():
     table = tables.Table(Family("step"), np.array([10, 20, 30]), np.zeros(3), np.array([[1.0], [2.0], [3.0]]))
     found = tables.as_of(np.array([5, 10, 25, 99]), table, table.values)
     np.testing.assert_array_equal(found[:, 0], [np.nan, 1, 2, 3])
+
+
+@pytest.mark.parametrize(("units", "kept"), [([3, 2], [0]), ([2**31 - 1] * 2, [])])
+def test_a_claim_of_very_many_units_is_not_believed(units, kept):
+    family = tables.extend(
+        Family("units", (), ("a",), {"units": [3]}), {"layers": ["a", "b"], "units": units, "variables": []}
+    )
+    table = tables.table(family, [Datum(0, 0.0, np.ones(3, np.uint8))])
+    assert table.steps.tolist() == kept
