@@ -74,7 +74,8 @@ def kurtosis(
     rows = np.nonzero(filled)[0]
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         points, weights = _points_in_bins(counts, np.asarray(smallest), np.asarray(largest))
-        fourth = (weights * ((points - mean[rows, None]) / std[rows, None]) ** 4).sum(-1)
+        square = np.square((points - mean[rows, None]) / std[rows, None])
+        fourth = (weights * square * square).sum(-1)  # much faster than a power
         estimate = np.bincount(rows, counts[filled] * fourth, len(counts)) / counts.sum(-1)
     known = (std > LEAST_SPREAD * np.abs(mean)) & (counts[:, 0] + counts[:, -1] == 0)
     return np.where(known, estimate, np.nan)
