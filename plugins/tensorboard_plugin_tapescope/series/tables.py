@@ -154,9 +154,12 @@ def _is_valid(family: Family, tensor: np.ndarray) -> bool:
 
 
 def table(family: Family, data: Iterable[Datum]) -> Table:
-    """Return the records as arrays. Records that are not of the family's type and shape are left out."""
+    """Return the records as arrays, in the order of their steps, which a damaged file may not have.
+
+    Records that are not of the family's type and shape are left out.
+    """
     expected = shape(family)
-    records = [(d.step, d.wall_time, widen(family, d.numpy)) for d in data]
+    records = [(d.step, d.wall_time, widen(family, d.numpy)) for d in sorted(data, key=lambda d: d.step)]
     kept = [record for record in records if _is_valid(family, record[2])]
     steps = np.array([step for step, _, _ in kept], np.int64)
     seconds = np.array([seconds if math.isfinite(seconds) else 0.0 for _, seconds, _ in kept], np.float64)

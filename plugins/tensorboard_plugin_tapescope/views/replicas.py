@@ -81,7 +81,7 @@ def _noise_scale(snapshot: Snapshot, query: Query) -> Panel:
     examples = noise_scale.examples_per_step(step.steps, tables.column(step, "examples_seen"))
     # TensorBoard may have dropped other records of one tag than of another.
     steps = functools.reduce(np.intersect1d, [table.steps for table in (replicas_table, variables, step)])
-    rows = [_rows_of_steps(table.steps, steps) for table in (replicas_table, variables, step)]
+    rows = [np.searchsorted(table.steps, steps) for table in (replicas_table, variables, step)]
     chosen = slice(None)
     if query.variable and query.variable in variables.family.names:
         index = variables.family.names.index(query.variable)
@@ -98,12 +98,6 @@ def _noise_scale(snapshot: Snapshot, query: Query) -> Panel:
     figure = layer_figures.noise_chart(steps, running, query.dark, 2 * query.max_steps)
     note = f"{NOISE_NOTE} {_describe_noise(terms, query.variable)}"
     return Panel("noise", title, figure, note, help=define("noise_scale"))
-
-
-def _rows_of_steps(recorded: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Return where each of some recorded steps is first; in a damaged file they are in any order."""
-    distinct, first = np.unique(recorded, return_index=True)
-    return first[np.searchsorted(distinct, steps)]
 
 
 def _describe_noise(terms: np.ndarray, variable: str) -> str:
