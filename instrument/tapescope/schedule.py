@@ -20,7 +20,7 @@ _KNOWN_TIMES = 3
 _COARSE = 0.1
 """Share of the median time above which a clock's tick is coarse, if as many of the times differ by a tick."""
 _FIRST_INTERVAL = 10
-"""Steps from one measured one to the next until then."""
+"""Steps from one measured one to the next while a budget has fewer times."""
 _FOLLOWING = 9
 """Steps after a measured one that may be slower because of it: in Python a Recorder's thread and the training take
 turns, and a step's data leave the caches."""
@@ -77,8 +77,8 @@ class Schedule:
     def __init__(self, decide: Callable[[int], bool], clock: Callable[[], float] = time.perf_counter):
         self._decide = decide
         self._clock = clock
-        self._current: tuple[float, bool] | None = None
-        """Start of the step under way, in seconds, and whether it is measured."""
+        self._start: float | None = None
+        """Start of the step under way, in seconds; None where its time does not count."""
         self._since = _FOLLOWING + 1
         """Steps from the last measured one to the one under way, at most this many."""
         self._untraced = {False, True}
@@ -109,16 +109,16 @@ class Schedule:
         self._next_step = step + 1
         self._is_closer = step < self._closer_until
         measure = bool(self._decide(step)) or self._is_closer
-        if self._current is not None:
-            start, measured = self._current
+        if self._start is not None:
+            measured = self._since == 0
             if measured in self._untraced:
                 self._untraced.discard(measured)
             else:
-                self._times[self._since].append(1000 * (now - start))
+                self._times[self._since].append(1000 * (now - self._start))
         self._steps[measure] += 1
         self._since = 0 if measure else min(self._since + 1, _FOLLOWING + 1)
         # Measured steps in a row are not like a single one, so their times tell nothing of the schedule's own.
-        self._current = None if self._is_closer else (now, measure)
+        self._start = None if self._is_closer else now
         if measure and self._before_measured is not None:
             self._before_measured()
         return measure
@@ -146,7 +146,11 @@ class Schedule:
 
     def pause(self) -> None:
         """Leave out the time of the step under way; call it before validation or any other work between steps."""
-        self._current = None
+        self._start = None
+
+    def _forget_times(self) -> None:
+        for times in self._times:
+            times.clear()
 
     def _split_times(self) -> tuple[list[deque[float]], list[float]]:
         """Return the times of measured steps and of each of the steps that follow one, and those of plain steps.
@@ -230,7 +234,7 @@ class _Auto(Schedule):
         self._chosen: list[tuple[int, int]] = []
         """First step and interval of the choice, and of its correction."""
         self._on_trial = True
-        """Whether the interval may still be lengthened."""
+        """True while the interval may still be lengthened."""
 
     def _decide_step(self, step: int) -> bool:
         if step < DENSE_STEPS:
@@ -249,8 +253,7 @@ class _Auto(Schedule):
         if step == DENSE_STEPS:
             # A step that follows a measured one has the measuring's data in the caches: it is not like a later one.
             self.pause()
-            for times in self._times:
-                times.clear()
+            self._forget_times()
         return super().__call__(step)
 
     def _choose(self, step: int) -> None:
@@ -275,8 +278,7 @@ class _Auto(Schedule):
         self._chosen.append((step, interval))
         self._steps = {False: 0, True: 0}  # the overhead from here on
         if interval > 1:  # with 1 there will be no plain steps
-            for times in self._times:
-                times.clear()
+            self._forget_times()
 
     def about(self) -> dict[str, float]:
         about: dict[str, float] = {"measure_percent": self._percent} if self._chosen else {}

@@ -139,7 +139,7 @@ class Monitor(keras.callbacks.Callback):
         self._first_run: FirstRun | None = None
         """While the measured train function runs for the first time."""
         self._has_run = False
-        """Whether the measured train function has run in this fit."""
+        """True once the measured train function has run in this fit."""
         self._reading: Reading | None = None
         self._batch: Any = None
         """Of the reading, where batches are captured."""
