@@ -38,6 +38,8 @@ class Fault(NamedTuple):
 
 
 NONE = Fault("")
+INPUT = "input"
+"""Name of the model's input among the findings: a fault in the data is there, and shows in the first layer."""
 
 # Rules that follow from a fault.
 FLAT = ("loss_not_falling", "update_too_small")
@@ -88,7 +90,7 @@ def all_weights_times(factor: float, depth: int) -> Fault:
 def data_times(factor: float, rule: str | None = "poor_initialization", layer: str = "hidden_1") -> Fault:
     """Leave the data unscaled; with `rule` None, the network normalizes them and there is no fault."""
     also = () if rule is None else (*SCALE, *WILD, *FLAT, "unscaled_data")
-    layers = () if rule is None else (layer,)
+    layers = () if rule is None else (INPUT, layer)
 
     def hook(n, model, batch, rng):
         return batch[0] * np.float32(factor), batch[1]
@@ -209,7 +211,7 @@ def nan_input(at: int) -> Fault:
             batch[0].flat[7] = np.nan
         return batch
 
-    return Fault("a NaN in the data", "non_finite", ("hidden_1",), begins=at, every=1, hook=hook)
+    return Fault("a NaN in the data", "non_finite", (INPUT, "hidden_1"), begins=at, every=1, hook=hook)
 
 
 class Poison:
