@@ -265,7 +265,7 @@ class _Auto(Schedule):
         self._on_trial = False
         cost = self.cost
         if cost.step_ms > 0 and cost.measure_ms > 0:
-            interval = self._least_interval(cost.step_ms, cost.measure_ms)
+            interval = self._least_interval(cost.step_ms, cost.measure_ms + cost.error_ms)
             if interval > self._chosen[-1][1]:
                 self._begin(step, interval)
 
