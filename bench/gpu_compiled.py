@@ -130,7 +130,7 @@ HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 def main() -> None:
     """Save, compile and count the programs; print the table, and write the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", default="mlp,cnn,resnet,transformer")
+    parser.add_argument("--networks", default="mlp,cnn,resnet,transformer,chain100")
     parser.add_argument("--environment", type=pathlib.Path, default=pathlib.Path(".venv-gpu"))
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
@@ -212,7 +212,7 @@ def _count(path: str, devices: Any) -> dict[str, Any]:
             kinds[next((kind for kind in ("dot", "reduce", "scatter") if f" {kind}(" in body), "elementwise")] += 1
         elif " custom-call(" in line:
             kinds["library"] += 1
-        elif re.search(r"= \S+ copy\(", line):
+        elif re.search(r"= \S+ copy\(", line) and not re.search(r"= \w+\[(\d+,)*0(,\d+)*\]", line):  # of elements
             kinds["copy"] += 1
         elif " conditional(" in line:
             kinds["conditional"] += 1

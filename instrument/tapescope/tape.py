@@ -26,10 +26,8 @@ from tapescope.capture.objective import Objective
 from tapescope.capture.selection import Names, is_variable
 from tapescope.capture.state import ProbeState
 from tapescope.failsafe import attribute_errors_to, misuse_error
-from tapescope.statistics import attention as attention_statistics
-from tapescope.statistics import data as data_statistics
 from tapescope.statistics import reading as readings
-from tapescope.statistics import replicas, single_pass
+from tapescope.statistics import replicas
 from tapescope.statistics.batched_ops import constant
 from tapescope.statistics.data import DataTensor
 from tapescope.statistics.reading import Partial, Reading
@@ -292,13 +290,6 @@ class MeasuringTape(Tape):
         captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape) and t._capture is not None]
         measured_data = self._data_to_measure(captures)
         with graph_isolation.measuring_scope():
-            data_rows, head_rows, residual_rows = single_pass.compiled(
-                lambda: (
-                    data_statistics.data_rows(measured_data),
-                    attention_statistics.head_rows(merged.attention),
-                    attention_statistics.residual_rows([point.tensor for point in merged.stream]),
-                )
-            )
             trained = list(merged.variables.values())
             layout = state.set_names(merged.calls, captures, trained, merged.attention, merged.stream)
             names = state.layouts[layout].names
@@ -311,16 +302,19 @@ class MeasuringTape(Tape):
                     )
                 calls.append(call._replace(deltas=(delta_a, delta_z, delta_input)))
             summed_later = aggregated or replicas.context()[1] > 1
-            weights = list(merged.weights.values())
             partial = readings.measure(
-                calls, None if summed_later else gradients, weights, state.histograms, state.examples
+                calls,
+                None if summed_later else gradients,
+                list(merged.weights.values()),
+                state.histograms,
+                state.examples,
+                measured_data,
+                merged.attention,
+                [point.tensor for point in merged.stream],
             )
             value = self.objective.loss_value
             return partial._replace(
                 layout=tf.zeros([layout, 0], tf.int32),
-                data_rows=data_rows,
-                head_rows=head_rows,
-                residual_rows=residual_rows,
                 loss=partial.loss if value is None else tf.cast(value, tf.float32),
             )
 

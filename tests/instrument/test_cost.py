@@ -142,7 +142,7 @@ def test_a_reading_has_five_numbers_for_each_unit(host_reading, sizes):
 def test_a_reading_has_a_histogram_for_each_row(host_reading, sizes):
     probe, _ = host_reading
     rows = len(probe.variables) + len(probe.layers)
-    assert sizes["gradient_histogram"] + sizes["activation_histogram"] == metadata.BINS * rows
+    assert sizes["gradient_counts"] + sizes["activation_counts"] == metadata.BINS * rows
 
 
 def test_a_reading_is_small(sizes):

@@ -18,7 +18,17 @@ import tensorflow as tf
 
 from tapescope.capture.attention import AttentionCall
 from tapescope.failsafe import attribute_errors_to
-from tapescope.statistics.batched_ops import MAX_GROUP_SIZE, concat, constant, group_by_shape, restore_order
+from tapescope.statistics import single_pass
+from tapescope.statistics.batched_ops import (
+    MAX_GROUP_SIZE,
+    concat,
+    constant,
+    element_counts,
+    for_gpu,
+    group_by_shape,
+    restore_order,
+)
+from tapescope.statistics.single_pass import Reduction
 from tensorboard_plugin_tapescope import metadata
 
 EXAMPLES = 4
@@ -167,11 +177,16 @@ def _keys_in_use(call: AttentionCall, query: tf.Tensor) -> tuple[tf.Tensor | Non
     return None if in_use is None else in_use[:, None, None, :], is_known
 
 
-def residual_rows(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+def residual_rows(tensors: Sequence[tf.Tensor]) -> Reduction[tf.Tensor]:
     """Return RESIDUAL_ROWS of the first examples of each tensor, float32 [K, P]."""
     if not tensors:
         return tf.zeros([len(RESIDUAL_ROWS), 0], tf.float32)
     groups = group_by_shape([tf.cast(t[:EXAMPLES] if t.shape.rank else t, tf.float32) for t in tensors])
+    if for_gpu():
+        norm, nonfinite = yield from single_pass.norm_rows(groups, all_rows=False)
+        elements = element_counts(groups) - nonfinite
+        rms = tf.math.divide_no_nan(norm, tf.sqrt(elements))
+        return restore_order(tf.stack([elements, rms, nonfinite]), groups)
     columns = []
     for group in groups:
         x = tf.reshape(group.tensor, [len(group.indices), -1])

@@ -44,6 +44,8 @@ MAX_GROUP_SIZE = 1 << 18
 """Elements of all tensors in one group: 1 MiB of float32."""
 SAMPLE_BLOCK = 16
 """Neighbouring elements of a large tensor that are sampled as one block: a cache line of 64 bytes."""
+MOST_OPERANDS = 32
+"""Tensors that one kernel of a GPU reads."""
 CHUNK_GROUPS = 16
 """Groups that share one exact path. All their tensors stay in memory until the fast path has been checked."""
 
@@ -102,18 +104,22 @@ def group_by_shape(
 ) -> list[Group]:
     """Stack small tensors of one shape, and flatten all.
 
+    On a GPU only layers' outputs are stacked: a stack would be written by a kernel of its own, and `single_pass` joins
+    small tensors without it.
+
     Args:
       tensors: float32 tensors of any shape. Those of an unknown dimension are not stacked: two may differ in it.
       keep_units: keep the last axis, [M, U], instead of flattening to [N].
       keys: one for each tensor; only tensors with equal keys are stacked.
 
     Returns:
-      The groups: large single tensors first, then small single ones, then stacks.
+      The groups: large single tensors first, then small single ones, then stacks; on a GPU single tensors in order.
     """
     by_kind: dict[Hashable, list[list[int]]] = {}
+    may_stack = keep_units or not for_gpu()
     for i, tensor in enumerate(tensors):
         size = tensor.shape.num_elements()
-        if size is not None and 0 < size <= MAX_STACKED_SIZE:
+        if may_stack and size is not None and 0 < size <= MAX_STACKED_SIZE:
             kind = (tuple(tensor.shape), keys[i] if keys else None)
         else:
             kind = i
@@ -124,6 +130,8 @@ def group_by_shape(
     groups = []
     for batches in by_kind.values():
         groups += [_group([tensors[i] for i in batch], tuple(batch), keep_units) for batch in batches if batch]
+    if for_gpu():  # in the tensors' order as far as it goes: sorting rows is a kernel more
+        return sorted(groups, key=lambda group: (group.stacked, group.indices))
     return sorted(groups, key=lambda group: (group.stacked, group.stride == 1))
 
 
@@ -167,7 +175,14 @@ def concat_parts(parts: Sequence[tf.Tensor], groups: Sequence[Group]) -> tf.Tens
     """Concatenate one part of each group, [...] or stacked [n, ...], to the [n, ...] of all tensors."""
     single = [part for part, group in zip(parts, groups, strict=True) if not group.stacked]
     stacks = [part for part, group in zip(parts, groups, strict=True) if group.stacked]
-    return concat(([tf.raw_ops.Pack(values=single)] if single else []) + stacks, 0)
+    return concat((_pack(single) if single else []) + stacks, 0)
+
+
+def _pack(parts: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Return the n parts as one tensor [n, ...]; on a GPU as several, each of as many as one kernel reads."""
+    most = MOST_OPERANDS if for_gpu() and len(parts) > MOST_OPERANDS else len(parts)
+    packed = [tf.raw_ops.Pack(values=list(parts[i : i + most])) for i in range(0, len(parts), most)]
+    return packed if len(packed) == 1 else [fusion_barrier(part) for part in packed]
 
 
 def concat(parts: Sequence[tf.Tensor], axis: int) -> tf.Tensor:

@@ -6,6 +6,7 @@ whether their rows are distributions. A large tensor is represented by its first
 Letters: C columns, D tensors, K statistics, R replicas.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from tapescope.statistics import single_pass
 from tapescope.statistics.batched_ops import constant, for_gpu, fusion_barrier
+from tapescope.statistics.single_pass import Reduction, Rows
 from tensorboard_plugin_tapescope import metadata
 
 COUNTS = ("finite", "nonfinite", "zero", "whole", "negative", "above_one", "below_minus_one")
@@ -38,23 +40,24 @@ class DataTensor(NamedTuple):
     """Whether the last axis may be one of classes, so that its rows are looked at."""
 
 
-def data_rows(tensors: Sequence[DataTensor]) -> tf.Tensor:
+def data_rows(tensors: Sequence[DataTensor]) -> Reduction[tf.Tensor]:
     """Return the statistics of one replica, float32 [K, D]."""
     if not tensors:
         return tf.zeros([len(DATA_ROWS), 0])
     if for_gpu():
-        return _single_pass(tensors)
+        return (yield from _single_pass(tensors))
     return tf.stack([_rows_of(_first_examples(d.tensor), d.weights, d.has_classes) for d in tensors], 1)
 
 
-def _single_pass(tensors: Sequence[DataTensor]) -> tf.Tensor:
+def _single_pass(tensors: Sequence[DataTensor]) -> Reduction[tf.Tensor]:
     """Return DATA_ROWS as they are computed on a GPU: all elements of a tensor in one kernel."""
-    rows = []
+    sums = []
+    highest = []
     zero = constant(0.0)
     low = constant(float("-inf"))
     for each in tensors:
-        tensor = tf.cast(_first_examples(each.tensor), tf.float32)
-        x = fusion_barrier(single_pass.in_rows(tensor))
+        tensor = tf.cast(_first_examples(fusion_barrier(each.tensor)), tf.float32)
+        x = single_pass.in_rows(tensor)
         used = finite = tf.math.is_finite(x)
         nonfinite = tf.logical_not(finite)
         if each.weights is not None:
@@ -65,16 +68,18 @@ def _single_pass(tensors: Sequence[DataTensor]) -> tf.Tensor:
         one = constant(1.0)
         wide = tf.cast(x, tf.float64)
         masks = (used, nonfinite, x == zero, tf.floor(x) == x, x < zero, x > one, x < -one)
-        elements = {name: tf.cast(mask, tf.float32) for name, mask in zip(COUNTS, masks, strict=True)}
-        elements |= {"sum": wide, "square": tf.square(wide)}
-        elements |= {"min": tf.where(used, -x, low), "max": tf.where(used, x, low)}
-        rows.append(single_pass.reduce_rows(elements, ["min", "max"]))
-    found = single_pass.fold(rows, ["min", "max"])
-    mean = tf.math.divide_no_nan(found["sum"], found["finite"])
-    found["min"] = -found["min"]
-    found["deviations"] = tf.maximum(found["square"] - mean * found["sum"], constant(0.0, tf.float64))
-    moments = [mean, found["deviations"], found["min"], found["max"]]
-    known = tf.cast(tf.stack([*(found[name] for name in COUNTS), *moments]), tf.float32)
+        counts = [tf.cast(mask, tf.float32) for mask in masks]
+        sums.append([*single_pass.sum_rows_in_pairs(counts), *single_pass.sum_rows_in_pairs([wide, tf.square(wide)])])
+        highest.append([single_pass.highest_of_rows(tf.where(used, values, low)) for values in (-x, x)])
+    by_row = [list(zip(*rows, strict=True)) for rows in (sums, highest)]
+    totals = yield Rows(*(list(itertools.chain.from_iterable(rows)) for rows in by_row))
+    sums, highest = (
+        [tf.concat(part[i : i + len(tensors)], 0) for i in range(0, len(part), len(tensors))] for part in totals
+    )
+    *counts, total, square = sums
+    mean = tf.math.divide_no_nan(total, counts[0])
+    deviations = tf.maximum(square - mean * total, constant(0.0, tf.float64))
+    known = tf.cast(tf.stack([*counts, mean, deviations, -highest[0], highest[1]]), tf.float32)
     bounds = tf.stack([tf.stack(_row_bounds(each)) for each in tensors], 1)
     sizes = tf.stack([tf.cast(tf.size(_first_examples(d.tensor)), tf.float32) for d in tensors])
     return tf.concat([known[: len(COUNTS)], sizes[None], known[len(COUNTS) :], bounds], 0)

@@ -2,7 +2,7 @@
 
 Large tensors are sampled. Of 98,352 elements and more, every k-th block of 16 neighbours is counted. k is the largest
 prime up to 13 that leaves at least 32,768 elements and does not divide their number, so that no unit, row or position
-is left out. The counts are then scaled to the number of finite elements. The standard error of a share p is
+is left out. `scale_counts` then scales the counts to the number of finite elements. The standard error of a share p is
 sqrt(p (1 - p) / 32768), at most 0.28 %, where neighbours are independent. Where the neighbours in a block are all equal
 it is four times that. Counts of smaller tensors are exact. The total is exact for all. On a GPU the least sample is
 8,192 elements, the largest error 0.55 %, and k any prime.
@@ -11,11 +11,13 @@ Letters: B bins, n tensors.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tapescope.statistics.batched_ops import (
+    MOST_OPERANDS,
     SAMPLE_BLOCK,
     Group,
     concat,
@@ -29,6 +31,10 @@ from tensorboard_plugin_tapescope.metadata import BINS, BINS_PER_OCTAVE, LOW_EXP
 
 CODES = 1024
 """Values of a float32's sign, exponent and first mantissa bit."""
+MOST_COUNTED = 1 << 22
+"""Most elements of the tensors whose samples are counted together on a GPU: they are in memory until then."""
+_ROUNDING = 1e-6
+"""Relative difference of two numbers of elements that may be float32's rounding."""
 _ZERO_CODES = (0, 1, 512, 513)
 """Codes of 0 and of subnormal numbers, with which TensorFlow computes as if they were 0."""
 
@@ -45,7 +51,7 @@ def _bin_of_code() -> np.ndarray:
 def count_codes(groups: Sequence[Group]) -> tf.Tensor:
     """Return how many elements of each tensor have each code, int32 [n, CODES]; of a large one, how many sampled."""
     if for_gpu():
-        return count_bins(groups)
+        return concat([count_bins(run) for run in _runs(groups)], 1)
     size = constant(CODES)
     weights = constant([], tf.int32)
     parts = []
@@ -64,10 +70,24 @@ def _codes(group: Group) -> tf.Tensor:
     return tf.raw_ops.Bitcast(input=tf.raw_ops.RightShift(x=bits, y=constant(22, tf.uint32)), type=tf.int32)
 
 
+def _runs(groups: Sequence[Group]) -> list[list[Group]]:
+    """Return the groups in runs whose samples are counted together."""
+    runs: list[list[Group]] = [[]]
+    elements = 0
+    for group in groups:
+        size = group.tensor.shape.num_elements() or MOST_COUNTED
+        if runs[-1] and (elements + size > MOST_COUNTED or len(runs[-1]) == MOST_OPERANDS):
+            runs.append([])
+            elements = 0
+        runs[-1].append(group)
+        elements += size
+    return runs
+
+
 def count_bins(groups: Sequence[Group]) -> tf.Tensor:
     """Return how many elements of each tensor's sample are in each of the wire's bins, int32 [B, n].
 
-    All tensors are counted together: on a GPU by one scatter.
+    All tensors are counted together, on a GPU by one scatter.
     """
     # Addresses are float32, exact up to 2^24: TensorFlow does int32 arithmetic of a GPU's step on the host.
     total = sum(len(group.indices) for group in groups)
@@ -105,29 +125,43 @@ def _sample(group: Group) -> tf.Tensor:
     return tf.raw_ops.Slice(input=table, begin=constant([0, 0]), size=constant([rows, SAMPLE_BLOCK]))
 
 
-def fold_into_bins(counts: tf.Tensor, groups: Sequence[Group], finite: tf.Tensor) -> tf.Tensor:
+def fold_into_bins(counts: tf.Tensor) -> tf.Tensor:
     """Sum counts by code to counts over the wire's bins.
 
     Args:
       counts: from `count_codes`, int32 [n, CODES]; on a GPU from `count_bins`.
-      groups: the groups that were counted.
-      finite: number of finite elements of each tensor, float32 [n]: the total of its counts, also where it was sampled.
 
     Returns:
       int32 [B, n].
     """
-    bins = counts
-    if not for_gpu():
-        by_code = tf.raw_ops.Transpose(x=counts, perm=constant([1, 0]))
-        # NaN and Inf have bin -1, and a segment below 0 is left out of the sum.
-        segments = constant(_bin_of_code())
-        bins = tf.raw_ops.UnsortedSegmentSum(data=by_code, segment_ids=segments, num_segments=constant(BINS))
-    if all(group.stride == 1 for group in groups):
-        return bins
+    if for_gpu():
+        return counts
+    by_code = tf.raw_ops.Transpose(x=counts, perm=constant([1, 0]))
+    # NaN and Inf have bin -1, and a segment below 0 is left out of the sum.
+    return tf.raw_ops.UnsortedSegmentSum(
+        data=by_code, segment_ids=constant(_bin_of_code()), num_segments=constant(BINS)
+    )
+
+
+def scale_counts(counts: Any, finite: Any) -> Any:
+    """Scale the counts of sampled tensors to the number of their finite elements; others are returned as they are.
+
+    Args:
+      counts: int32 [n, B], arrays or tensors.
+      finite: number of finite elements, float32 [n].
+
+    Returns:
+      int32 [n, B].
+    """
+    xp: Any = np if isinstance(counts, np.ndarray) else tf.experimental.numpy
+    cumulative = xp.cumsum(counts, axis=1, dtype=np.float64)
+    total = cumulative[:, -1:]
     # The cumulative counts are scaled and rounded, not each bin: so the total is exact.
-    cumulative = tf.cumsum(tf.cast(bins, tf.float64))
-    scaled = tf.round(cumulative * tf.math.divide_no_nan(tf.cast(finite, tf.float64), cumulative[-1]))
-    return tf.cast(scaled - tf.pad(scaled[:-1], [[1, 0], [0, 0]]), tf.int32)
+    finite = xp.asarray(finite, np.float64)[:, None]
+    factor = xp.where(total > 0, finite, total) / xp.maximum(total, 1.0)
+    scaled = xp.rint(cumulative * factor)
+    differences = xp.concatenate([scaled[:, :1], scaled[:, 1:] - scaled[:, :-1]], axis=1)
+    return xp.where(xp.abs(factor - 1) > _ROUNDING, differences, xp.asarray(counts, np.float64)).astype(np.int32)
 
 
 def add_zeros(bins: tf.Tensor, zeros: tf.Tensor) -> tf.Tensor:

@@ -35,6 +35,7 @@ from tapescope.statistics.batched_ops import (
     restore_order,
     with_exact_fallback,
 )
+from tapescope.statistics.single_pass import Reduction, together
 from tensorboard_plugin_tapescope.metadata import BINS
 
 LAYER_ROWS = (
@@ -75,7 +76,7 @@ Examples = int | Callable[[tf.Tensor], Any] | None
 
 def layer_rows(
     calls: Sequence[LayerCall], histogram: bool = False, examples: Examples = None
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+) -> Reduction[tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]]:
     """Return the statistics of all layers and of all their units.
 
     The pre-activation z is not read where the output determines saturation. A second consumer would keep Grappler from
@@ -98,37 +99,43 @@ def layer_rows(
     keys = [id(call) if own else call.activation for call, own in zip(calls, needs_own, strict=True)]
     groups = group_by_shape(outputs, keep_units=True, keys=keys)
     widths = [int(a.shape[-1] or 0) for a in outputs]
-    if for_gpu():
-        moments, zero, saturated, absolute_sums, unit_counts = _single_pass(groups, calls)
-    else:
-        parts = [_moments(chunk, calls) for chunk in chunks(groups)]
-        moments, absolute_sums = (concat(part, 1) for part in zip(*parts, strict=True))
-        unit_counts = _unit_counts(groups, calls)
-        zero, saturated = _sum_by_layer(unit_counts, groups, widths)
+    of_outputs, (norms, nonfinite) = yield from together(
+        _output_rows(groups, calls, widths), _delta_rows([call.deltas for call in calls])
+    )
+    moments, zero, saturated, absolute_sums, unit_counts = of_outputs
     nan_if_undefined = [0.0 if _has_saturation(calls[i]) else np.nan for group in groups for i in group.indices]
     sizes = element_counts(groups)
     bins = None
     if histogram:
-        counts = histograms.count_codes(groups)
-        folded = histograms.fold_into_bins(counts, groups, finite=sizes - moments[0])
-        bins = tf.transpose(restore_order(folded, groups))
+        bins = tf.transpose(restore_order(histograms.fold_into_bins(histograms.count_codes(groups)), groups))
     rows = concat([sizes[None], moments, tf.raw_ops.Pack(values=[zero, saturated + nan_if_undefined])], 0)
     rows = restore_order(rows, groups)
     units = restore_order(concat([absolute_sums, tf.raw_ops.Pack(values=unit_counts)], 0), groups, widths)
-    norms, nonfinite = _delta_rows([call.deltas for call in calls])
     first_input = _first_input_rows(calls, examples)
     return concat([rows, norms, nonfinite[None], first_input], 0), units, bins
 
 
-def _single_pass(
-    groups: Sequence[Group], calls: Sequence[LayerCall]
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Return all statistics of the outputs as they are computed on a GPU.
+def _output_rows(
+    groups: Sequence[Group], calls: Sequence[LayerCall], widths: Sequence[int]
+) -> Reduction[tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]]:
+    """Return all statistics of the outputs, in the order of the groups.
 
     Returns:
       What `_moments` returns first, number of zeros and of saturated elements, each [n], what `_moments` returns
       second, and what `_unit_counts` returns.
     """
+    if for_gpu():
+        return (yield from _single_pass(groups, calls))
+    parts = [_moments(chunk, calls) for chunk in chunks(groups)]
+    moments, absolute_sums = (concat(part, 1) for part in zip(*parts, strict=True))
+    unit_counts = _unit_counts(groups, calls)
+    return moments, *_sum_by_layer(unit_counts, groups, widths), absolute_sums, unit_counts
+
+
+def _single_pass(
+    groups: Sequence[Group], calls: Sequence[LayerCall]
+) -> Reduction[tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]]:
+    """Return what `_output_rows` does, as it is computed on a GPU."""
     units = []
     saturated = []
     zero = constant(0.0)
@@ -142,7 +149,7 @@ def _single_pass(
         none = tf.zeros_like(summed[0])
         units.append((summed[0], *(none if mask is None else counts[id(mask)] for mask in masks)))
         saturated.append(functools.partial(_is_saturated, calls[group.indices[0]], masks))
-    moments = single_pass.moments(groups, saturated)
+    moments = yield from single_pass.moments(groups, saturated)
     absolute_sums, *unit_counts = (_concat_units(row) for row in zip(*units, strict=True))
     rows = tf.raw_ops.Pack(values=[moments[name] for name in ("nonfinite", "mean", "m2", "min", "max")])
     return rows, moments["zero"], moments["saturated"], absolute_sums[None], unit_counts
@@ -382,7 +389,7 @@ def flat_mask(activation: Activation, a: tf.Tensor) -> tf.Tensor | None:
     return (a <= low) | (a >= high)
 
 
-def _delta_rows(deltas: Sequence[Sequence[tf.Tensor | None]]) -> tuple[tf.Tensor, tf.Tensor]:
+def _delta_rows(deltas: Sequence[Sequence[tf.Tensor | None]]) -> Reduction[tuple[tf.Tensor, tf.Tensor]]:
     """Return L2 norms and non-finite elements of the gradients with respect to a, z and input of L calls.
 
     Returns:
@@ -395,7 +402,8 @@ def _delta_rows(deltas: Sequence[Sequence[tf.Tensor | None]]) -> tuple[tf.Tensor
     if not distinct:
         return tf.fill([3, len(deltas)], np.nan), tf.zeros([len(deltas)])
     groups = group_by_shape(distinct)
-    rows = restore_order(tensor_statistics.norm_rows(groups), groups)
-    norms = expand_columns(rows[0:1], flat)
-    nonfinite = expand_columns(rows[2:3], flat, absent=0.0)
+    rows = yield from tensor_statistics.norm_rows(groups, most_joined=single_pass.MOST_JOINED_OF_LAYERS)
+    norms, nonfinite = (restore_order(row[None], groups) for row in rows)
+    norms = expand_columns(norms, flat)
+    nonfinite = expand_columns(nonfinite, flat, absent=0.0)
     return tf.transpose(tf.reshape(norms, [-1, 3])), tf.reduce_sum(tf.reshape(nonfinite, [-1, 3]), 1)

@@ -8,18 +8,21 @@ Letters: B bins, C columns, H attention heads, K statistics, L layers, M small b
 of the residual stream, R replicas, U units, V variables.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from tapescope.capture.attention import AttentionCall
 from tapescope.capture.layer_hooks import LayerCall
 from tapescope.capture.selection import Names
 from tapescope.statistics import attention, data, replicas, single_pass
 from tapescope.statistics import layers as layer_statistics
 from tapescope.statistics import tensors as tensor_statistics
 from tapescope.statistics.batched_ops import concat, constant
+from tapescope.statistics.histograms import scale_counts
 from tapescope.statistics.tensors import Gradient
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.series import flow_path
@@ -47,14 +50,15 @@ class Reading(NamedTuple):
     """LAYER_COLUMNS by layer, float32 [C, L]."""
     step: tf.Tensor
     """STEP_COLUMNS, float32 [C]."""
-    elements: tf.Tensor
-    """Number of output elements, float32 [L]."""
+    sizes: tf.Tensor
+    """Number of elements of each output and of each gradient, float32 [L + V]; NaN where there is no gradient."""
     units: tf.Tensor
     """`layers.UNIT_ROWS` by unit, the layers' one after another, float32 [K, sum U]."""
-    gradient_histogram: tf.Tensor
-    """int32 [V, B]; empty where the probe takes no histograms."""
-    activation_histogram: tf.Tensor
-    """int32 [L, B]."""
+    gradient_counts: tf.Tensor
+    """Counts over bins of the elements of each gradient, of a large one of those in a sample, int32 [V, B]; empty where
+    the probe takes no histograms."""
+    activation_counts: tf.Tensor
+    """The same of each output, [L, B]."""
     replicas: tf.Tensor
     """`metadata.REPLICA_COLUMNS`, float32 [C, R, V]; empty with one replica."""
     data: tf.Tensor
@@ -67,6 +71,22 @@ class Reading(NamedTuple):
     """Which of the Probe's programs made it, int32 []: programs of one Probe may have other variables and layers."""
     gradient_sample: tf.Tensor
     """Elements of each gradient at fixed places, float32 [S, V], NaN where there are fewer: for `gradient_cosine`."""
+
+    @property
+    def elements(self) -> Any:
+        """Number of elements of each output, float32 [L]."""
+        return floats(self.sizes)[: self.layers.shape[1]]
+
+    @property
+    def gradient_histogram(self) -> Any:
+        """Counts of all elements of each gradient over bins, int32 [V, B]; None where there are none."""
+        elements = floats(self.sizes)[self.layers.shape[1] :]
+        return _histogram(self.gradient_counts, elements - self.column("gradient_nonfinite"))
+
+    @property
+    def activation_histogram(self) -> Any:
+        """Counts of all elements of each output over bins, int32 [L, B]; None where there are none."""
+        return _histogram(self.activation_counts, self.elements - self.column("activation_nonfinite"))
 
     def column(self, name: str) -> Any:
         """Return one column.
@@ -91,11 +111,15 @@ class Reading(NamedTuple):
         raise ValueError(f"`name` must be a column of a reading; got {name!r}, the columns are: {known}")
 
 
+def _histogram(counts: Any, finite: Any) -> Any:
+    return None if counts is None or len(counts.shape) < 2 else scale_counts(counts, finite)
+
+
 BIT_FIELDS = (
     "variables",
     "layers",
     "step",
-    "elements",
+    "sizes",
     "units",
     "replicas",
     "data",
@@ -125,13 +149,13 @@ class Partial(NamedTuple):
     """`layers.LAYER_ROWS`, float32 [K, L]; of an accumulated step [M, K, L]; merged [R, ..., K, L]."""
     units: tf.Tensor
     """`layers.UNIT_ROWS`, float32 [K, sum U]."""
-    activation_histogram: tf.Tensor | None
+    activation_counts: tf.Tensor | None
     """int32 [L, B]."""
     weights: tuple[tf.Tensor, ...]
     """The V variables before the update."""
     gradient_rows: tf.Tensor | None
     """`tensors.GRADIENT_ROWS`, float32 [K, V], NaN where a variable has no gradient; None until the sum is known."""
-    gradient_histogram: tf.Tensor | None
+    gradient_counts: tf.Tensor | None
     """int32 [V, B]."""
     gradient_sample: tf.Tensor | None
     """float32 [S, V]; None until the sum is known."""
@@ -149,13 +173,13 @@ class Partial(NamedTuple):
 
 def accumulate(partials: Sequence[Partial]) -> Partial:
     """Return the statistics of a step that goes through its batch in M parts, without those of the gradient's sum."""
-    counts = [p.activation_histogram for p in partials if p.activation_histogram is not None]
+    counts = [p.activation_counts for p in partials if p.activation_counts is not None]
     return partials[0]._replace(
         layer_rows=tf.stack([p.layer_rows for p in partials]),
         units=tf.add_n([p.units for p in partials]),
-        activation_histogram=tf.add_n(counts) if counts else None,
+        activation_counts=tf.add_n(counts) if counts else None,
         gradient_rows=None,
-        gradient_histogram=None,
+        gradient_counts=None,
         gradient_sample=None,
         data_rows=tf.stack([p.data_rows for p in partials]),
         head_rows=tf.stack([p.head_rows for p in partials]),
@@ -182,6 +206,9 @@ def measure(
     weights: Sequence[tf.Tensor],
     histograms: bool,
     examples: layer_statistics.Examples = None,
+    tensors: Sequence[data.DataTensor] = (),
+    heads: Sequence[AttentionCall] = (),
+    stream: Sequence[tf.Tensor] = (),
 ) -> Partial:
     """Return the statistics of one replica.
 
@@ -191,28 +218,46 @@ def measure(
       weights: the V variables before the update.
       histograms: whether to count elements into bins.
       examples: see `tapescope.Probe`.
+      tensors: inputs, targets and outputs.
+      heads: calls of attention layers.
+      stream: the P points of the residual stream.
     """
 
-    def reduce() -> tuple[Any, Any]:
-        of_gradients = None if gradients is None else tensor_statistics.gradient_rows(gradients, histograms)
-        return layer_statistics.layer_rows(calls, histograms, examples), of_gradients or (None, None, None)
+    def reduce() -> tuple[Any, ...]:
+        reductions = single_pass.together(
+            layer_statistics.layer_rows(calls, histograms, examples),
+            _gradient_rows(gradients, histograms),
+            data.data_rows(tensors),
+            attention.residual_rows(stream),
+        )
+        return *single_pass.run(reductions), attention.head_rows(heads)
 
-    (rows, units, activation_histogram), of_gradients = single_pass.compiled(reduce)
-    gradient_rows, gradient_histogram, gradient_sample = of_gradients
+    (rows, units, counts), of_gradients, data_rows, residual_rows, head_rows = single_pass.compiled(reduce)
+    gradient_rows, gradient_counts, gradient_sample = of_gradients
     return Partial(
         layer_rows=rows,
         units=units,
-        activation_histogram=activation_histogram if calls else None,
+        activation_counts=counts if calls else None,
         weights=tuple(weights),
         gradient_rows=gradient_rows,
-        gradient_histogram=gradient_histogram,
+        gradient_counts=gradient_counts,
         gradient_sample=gradient_sample,
-        data_rows=data.data_rows(()),
-        head_rows=attention.head_rows(()),
-        residual_rows=attention.residual_rows(()),
+        data_rows=data_rows,
+        head_rows=head_rows,
+        residual_rows=residual_rows,
         loss=constant(NAN),
         layout=tf.zeros([0, 0], tf.int32),
     )
+
+
+def _gradient_rows(gradients: Sequence[Gradient] | None, histograms: bool) -> single_pass.Reduction[tuple[Any, ...]]:
+    if gradients is None:
+        return None, None, None
+    return (yield from tensor_statistics.gradient_rows(gradients, histograms))
+
+
+def _norms(gradients: Sequence[Gradient] | None) -> single_pass.Reduction[tf.Tensor | None]:
+    return None if gradients is None else (yield from tensor_statistics.norms(gradients))
 
 
 def complete(
@@ -235,7 +280,7 @@ def complete(
       names: of the rows.
       layout: index of the rows' layout.
     """
-    histograms = partial.activation_histogram is not None
+    histograms = partial.activation_counts is not None
     replica_columns = None
     context, count = replicas.context()
     if context is not None and count > 1:
@@ -251,15 +296,17 @@ def complete(
         recorded = gradients if aggregated is None else aggregated
 
     def reduce() -> tuple[Any, Any, Any]:
-        return (
-            (None, None, None) if recorded is None else tensor_statistics.gradient_rows(recorded, histograms),
-            None if applied is None else tensor_statistics.norms(applied),
-            tensor_statistics.weight_rows(partial.weights, weights),
+        return single_pass.run(
+            single_pass.together(
+                _gradient_rows(recorded, histograms),
+                _norms(applied),
+                tensor_statistics.weight_rows(partial.weights, weights),
+            )
         )
 
     (rows, counts, sample), applied_norm, weight_rows = single_pass.compiled(reduce)
     if recorded is not None:
-        partial = partial._replace(gradient_rows=rows, gradient_histogram=counts, gradient_sample=sample)
+        partial = partial._replace(gradient_rows=rows, gradient_counts=counts, gradient_sample=sample)
     layer_rows = tf.reshape(partial.layer_rows, [-1, *partial.layer_rows.shape[-2:]])
     layers = layer_columns(layer_rows, flow_path.followed_sources(names.sources, len(names.layers)))
     gradient = dict(zip(tensor_statistics.GRADIENT_ROWS, tf.unstack(partial.gradient_rows), strict=True))
@@ -282,9 +329,8 @@ def complete(
         "update_norm": weight["change"],
     }
     # The input and the weights of a layer count as well as its output: ReLU turns NaN into 0.
-    nonfinite = tf.stack([gradient["nonfinite"], weight["nonfinite"]], 1) > 0
-    of_layer = _variables_of_layers(names)[:, :, None]
-    nonfinite_gradient, nonfinite_weight = tf.unstack(tf.reduce_any(of_layer & nonfinite, 1), axis=1)
+    nonfinite = tf.raw_ops.Pack(values=[gradient["nonfinite"], weight["nonfinite"]])
+    nonfinite_gradient, nonfinite_weight = tf.unstack(_any_of_layer(nonfinite, names.layer_variables))
     nonfinite_data = layers["activation_nonfinite"] + layers["input_nonfinite"] > 0
     step = {
         "examples": examples,
@@ -297,10 +343,10 @@ def complete(
         variables=tf.stack([variables[name] for name in VARIABLE_COLUMNS]),
         layers=tf.stack([layers[name] for name in LAYER_COLUMNS]),
         step=tf.stack([step[name] for name in STEP_COLUMNS]),
-        elements=layers["elements"],
+        sizes=tf.concat([layers["elements"], gradient["elements"]], 0),
         units=partial.units,
-        gradient_histogram=_or_empty(partial.gradient_histogram, tf.int32),
-        activation_histogram=_or_empty(partial.activation_histogram, tf.int32),
+        gradient_counts=_or_empty(partial.gradient_counts, tf.int32),
+        activation_counts=_or_empty(partial.activation_counts, tf.int32),
         replicas=_or_empty(replica_columns, tf.float32),
         data=partial.data_rows,
         heads=partial.head_rows,
@@ -314,12 +360,19 @@ def _or_empty(tensor: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
     return tf.zeros([0], dtype) if tensor is None else tensor
 
 
-def _variables_of_layers(names: Names) -> np.ndarray:
-    """Return which variables are a layer's own, bool [L, V]."""
-    mask = np.zeros([len(names.layers), len(names.variables)], bool)
-    for layer, variables in enumerate(names.layer_variables):
-        mask[layer, list(variables)] = True
-    return mask
+def _any_of_layer(counts: tf.Tensor, layer_variables: Sequence[Sequence[int]]) -> tf.Tensor:
+    """Return whether one of a layer's own variables has a count above 0, from float32 [K, V] to bool [K, L]."""
+    absent: Any = counts.shape[1]
+    most = max(map(len, layer_variables), default=0)
+    if not most:
+        return tf.zeros([counts.shape[0], len(layer_variables)], tf.bool)
+    present = tf.raw_ops.Greater(x=counts, y=constant(0.0))
+    present = tf.raw_ops.PadV2(input=present, paddings=constant([[0, 0], [0, 1]]), constant_values=constant(False))
+    places = [[variables[n] if n < len(variables) else absent for variables in layer_variables] for n in range(most)]
+    return functools.reduce(
+        tf.math.logical_or,
+        [tf.raw_ops.GatherV2(params=present, indices=constant(nth), axis=constant(1)) for nth in places],
+    )
 
 
 def _gather(
@@ -330,7 +383,7 @@ def _gather(
         *(partial.layer_rows, replica_rows, partial.data_rows, partial.head_rows, partial.residual_rows),
         partial.loss,
     )
-    histogram = partial.activation_histogram
+    histogram = partial.activation_counts
     counts = tf.zeros([0], tf.int32) if histogram is None else tf.reshape(histogram, [-1])
     vector = tf.concat([tf.reshape(t, [-1]) for t in mine], 0)
     vectors, units, counts = replicas.gather(context, vector, tf.reshape(partial.units, [-1]), counts)
@@ -341,7 +394,7 @@ def _gather(
     merged = partial._replace(
         layer_rows=layer_rows,
         units=tf.reshape(units, partial.units.shape),
-        activation_histogram=None if histogram is None else tf.reshape(counts, histogram.shape),
+        activation_counts=None if histogram is None else tf.reshape(counts, histogram.shape),
         data_rows=data_rows,
         head_rows=head_rows,
         residual_rows=residual_rows,

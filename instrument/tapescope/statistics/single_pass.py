@@ -8,27 +8,42 @@ makes one kernel of. Everything that the exact path of `batched_ops` has a secon
 - Sums, and sums of squares, are float64. The square of any float32 is in its range, and a variance may be taken as the
   difference of two sums: 53 bits less what cancels leave the 24 of float32 where the mean is up to 10,000 deviations.
 
-XLA reduces rows of up to ROW elements in one stage. So a long tensor is reshaped to rows, [P, N / P]; the sums of the
-rows of all tensors are then added in one more kernel. docs/decisions/0040-one-pass-on-gpus.md has the alternatives.
+XLA reduces rows of up to ROW elements in one stage. So a long tensor is reshaped to rows, [P, N / P]. One kernel reads
+the rows of several tensors where they are small (`_join`). The sums of all rows are added in one more kernel, and the
+extremes in another (`run`). docs/decisions/0040-one-pass-on-gpus.md has the alternatives.
 
-Letters: K statistics, M elements of a unit, N elements of a tensor, n tensors, P parts of a tensor, U units.
+Letters: C elements of a row, K statistics, M elements of a unit, N elements of a tensor, n tensors, P rows of a tensor,
+U units.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import itertools
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from tapescope.capture import private_api
-from tapescope.statistics.batched_ops import Group, concat, constant, element_counts, for_gpu, fusion_barrier
+from tapescope.statistics.batched_ops import (
+    MOST_OPERANDS,
+    Group,
+    concat,
+    constant,
+    element_counts,
+    for_gpu,
+    fusion_barrier,
+)
 
 ROW = 4096
 """Longest row that XLA reduces in one kernel."""
-SMALL = 2048
-"""Most elements of a tensor that is reduced together with others of any shape."""
+MOST_JOINED = 5 << 16
+"""Most elements of variables that one kernel reduces together: to read their 1.25 MiB takes less time than a launch."""
+MOST_JOINED_OF_LAYERS = 5 << 15
+"""The same of outputs and their gradients, which stay in memory until the last of those that are joined is there."""
+MOST_ROWS = 80
+"""Most results of kernels that one kernel reads: from about 96 on XLA writes each operand to memory anew."""
 MAX_PARTS = 1024
 """Largest number of rows that a tensor is reshaped to."""
 
@@ -82,31 +97,72 @@ def _group_in_rows(group: Group) -> tf.Tensor:
     return in_rows(group.tensor, len(group.indices))
 
 
-Statistics = dict[str, tf.Tensor]
+class Rows(NamedTuple):
+    """Statistics of rows, each [n, P] of n tensors, to be added or of which the largest is wanted."""
+
+    sums: Sequence[tf.Tensor]
+    highest: Sequence[tf.Tensor]
 
 
-def fold(rows: Sequence[Statistics], highest: Sequence[str] = ()) -> Statistics:
-    """Add the rows of each tensor, [n, P] of each group, to float64 [n] over all groups, in two more kernels.
+Totals = tuple[Sequence[tf.Tensor], Sequence[tf.Tensor]]
+"""The same over all rows of a tensor, float64 [n]."""
+Reduction = Generator[Rows, Totals, Result]
+"""A reduction yields its rows, is sent their totals, and returns its result. What is not lowered for a GPU yields none.
 
-    Args:
-      rows: of each group the statistics by name, [n, P].
-      highest: the statistics whose largest row is wanted; of the others the sum.
-    """
-    shapes: list[Any] = [next(iter(of.values())).shape.as_list() for of in rows]
-    count = sum(n for n, _ in shapes)
-    parts = max(p for _, p in shapes)
-    found: Statistics = {}
-    for names, reduce, absent in (
-        ([name for name in rows[0] if name not in highest], tf.raw_ops.Sum, 0.0),
-        (list(highest), tf.raw_ops.Max, -np.inf),
-    ):
-        if not names:
-            continue
-        pieces = [_pad(tf.cast(of[name], tf.float64), parts, absent) for name in names for of in rows]
-        table = concat(pieces, 0)
-        columns = reduce(input=table, axis=constant([1])) if parts > 1 else table
-        found |= dict(zip(names, tf.unstack(tf.reshape(columns, [len(names), count])), strict=True))
-    return found
+The rows of all reductions that run together are folded by the same two kernels.
+"""
+
+
+def together(*reductions: Reduction[Any]) -> Reduction[tuple[Any, ...]]:
+    """Join reductions to one that returns what each of them returns."""
+    results: list[Any] = [None] * len(reductions)
+    yielded: dict[int, Rows] = {}
+
+    def advance(i: int, totals: Totals | None) -> None:
+        try:
+            yielded[i] = next(reductions[i]) if totals is None else reductions[i].send(totals)
+        except StopIteration as stop:
+            results[i] = stop.value
+
+    for i in range(len(reductions)):
+        advance(i, None)
+    while yielded:
+        sums, highest = (itertools.chain.from_iterable(parts) for parts in zip(*yielded.values(), strict=True))
+        remaining = [iter(totals) for totals in (yield Rows(list(sums), list(highest)))]
+        for i, rows in list(yielded.items()):
+            del yielded[i]
+            own_sums, own_highest = (
+                list(itertools.islice(totals, len(part))) for totals, part in zip(remaining, rows, strict=True)
+            )
+            advance(i, (own_sums, own_highest))
+    return tuple(results)
+
+
+def run(reduction: Reduction[Result]) -> Result:
+    """Return what a reduction returns."""
+    try:
+        rows = next(reduction)
+        while True:
+            rows = reduction.send((_fold(rows.sums, tf.raw_ops.Sum, 0.0), _fold(rows.highest, tf.raw_ops.Max, -np.inf)))
+    except StopIteration as stop:
+        return stop.value
+
+
+def _fold(rows: Sequence[tf.Tensor], reduce: Callable[..., tf.Tensor], absent: float) -> list[tf.Tensor]:
+    """Reduce rows, each [n, P], to float64 [n], all in one kernel."""
+    if not rows:
+        return []
+    shapes: list[Any] = [row.shape.as_list() for row in rows]
+    by_parts = sorted(range(len(rows)), key=lambda i: shapes[i][1])
+    parts = shapes[by_parts[-1]][1]
+    tables = []
+    for start in range(0, len(rows), MOST_ROWS):
+        chunk = by_parts[start : start + MOST_ROWS]
+        wide = [tf.raw_ops.Cast(x=rows[i], DstT=tf.float64) for i in chunk]
+        table = concat([_pad(row, shapes[chunk[-1]][1], absent) for row in wide], 0)
+        tables.append(_pad(fusion_barrier(table) if len(rows) > MOST_ROWS else table, parts, absent))
+    totals = tf.split(reduce(input=concat(tables, 0), axis=constant([1])), [shapes[i][0] for i in by_parts])
+    return [total for _, total in sorted(zip(by_parts, totals, strict=True), key=lambda pair: pair[0])]
 
 
 def _pad(row: tf.Tensor, parts: int, absent: float) -> tf.Tensor:
@@ -122,64 +178,94 @@ def as_float(mask: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.Cast(x=mask, DstT=tf.float32)
 
 
-def reduce_rows(elements: Statistics, highest: Sequence[str] = ()) -> Statistics:
-    """Reduce [n, P, N / P] along the last axis."""
-    axis = constant([2])
-    return {
-        name: tf.raw_ops.Max(input=x, axis=axis) if name in highest else tf.raw_ops.Sum(input=x, axis=axis)
-        for name, x in elements.items()
-    }
+def sum_rows(x: tf.Tensor) -> tf.Tensor:
+    """Sum [n, P, C] to [n, P]."""
+    return tf.raw_ops.Sum(input=x, axis=constant([2]))
 
 
-def _inputs(groups: Sequence[Group]) -> tuple[list[Group], list[tf.Tensor]]:
-    """Return the groups, small tensors last, and what to reduce, each [n, P, N / P].
+def highest_of_rows(x: tf.Tensor) -> tf.Tensor:
+    """Return the largest element of each row of [n, P, C], [n, P]."""
+    return tf.raw_ops.Max(input=x, axis=constant([2]))
 
-    Small tensors of all shapes are padded with zeros to one table: a kernel more costs more than the padding.
+
+def _runs(inputs: Sequence[tf.Tensor], most: float, same_width: bool = False) -> list[list[int]]:
+    """Return which tensors [n, P, C] one kernel reduces, by position: neighbours of up to `most` elements."""
+    runs: list[list[int]] = [[]]
+    joined = 0
+    for i, x in enumerate(inputs):
+        size = x.shape.num_elements() or most
+        other_width = same_width and runs[-1] and inputs[runs[-1][-1]].shape[2] != x.shape[2]
+        if other_width or joined + size > most or len(runs[-1]) == MOST_OPERANDS:
+            runs.append([])
+            joined = 0
+        runs[-1].append(i)
+        joined += size
+    return [run for run in runs if run]
+
+
+def _join(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Put the rows of tensors [n, P, C] under each other, [1, sum of n P, largest C]; short rows end in zeros.
+
+    XLA does not write the result: the kernel that reduces it reads each row where it is.
     """
-    sizes = [(group.tensor.shape.num_elements() or 0) // len(group.indices) for group in groups]
-    small = [i for i, size in enumerate(sizes) if 0 < size <= SMALL]
-    if len(small) < 2:
-        return list(groups), [_group_in_rows(group) for group in groups]
-    width = max(sizes[i] for i in small)
-    pieces = [_pad(tf.reshape(groups[i].tensor, [len(groups[i].indices), sizes[i]]), width, 0.0) for i in small]
-    large = [i for i in range(len(groups)) if i not in small]
-    table = tf.expand_dims(concat(pieces, 0), 1)
-    return [groups[i] for i in (*large, *small)], [*(_group_in_rows(groups[i]) for i in large), table]
+    if len(tensors) == 1:
+        return tensors[0]
+    width = max(int(x.shape[2] or 0) for x in tensors)
+    rows = [tf.raw_ops.Reshape(tensor=x, shape=constant([-1, x.shape[2]])) for x in tensors]
+    return tf.raw_ops.ExpandDims(input=concat([_pad(row, width, 0.0) for row in rows], 0), axis=constant(0))
 
 
-def _reorder(columns: tf.Tensor, order: Sequence[Group], groups: Sequence[Group]) -> tf.Tensor:
-    """Sort columns from one order of the groups to another."""
-    wanted = [i for group in groups for i in group.indices]
-    present = [i for group in order for i in group.indices]
-    if wanted == present:
-        return columns
-    return tf.gather(columns, constant([present.index(i) for i in wanted]), axis=1)
+def _split(rows: tf.Tensor, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Return the rows of `_join`, reduced, as those of the tensors: [n, P] of neighbours with the same P."""
+    if len(tensors) == 1:
+        return [rows]
+    shapes: list[Any] = [x.shape.as_list() for x in tensors]
+    blocks = [(p, sum(n for n, *_ in same)) for p, same in itertools.groupby(shapes, key=lambda shape: shape[1])]
+    parts = tf.split(rows, [p * n for p, n in blocks], axis=1) if len(blocks) > 1 else [rows]
+    return [tf.raw_ops.Reshape(tensor=part, shape=constant([n, p])) for part, (p, n) in zip(parts, blocks, strict=True)]
 
 
-def norm_rows(groups: Sequence[Group]) -> tf.Tensor:
-    """Return L2 norm, largest magnitude, share of zeros and number of non-finite elements, float32 [4, n]."""
-    order, inputs = _inputs(groups)
-    rows = []
+def norm_rows(
+    groups: Sequence[Group], all_rows: bool = True, most: float = MOST_JOINED
+) -> Reduction[tuple[tf.Tensor, ...]]:
+    """Return L2 norm and number of non-finite elements, each float32 [n], in the order of the groups.
+
+    Args:
+      groups: n tensors.
+      all_rows: return largest magnitude and share of zeros as well.
+      most: elements that one kernel reduces.
+    """
+    inputs = [fusion_barrier(_group_in_rows(group)) for group in groups]
+    square, nonfinite, nonzero, largest = [], [], [], []
     zero = constant(0.0)
-    for x in inputs:
-        x = fusion_barrier(x)
+    for run in _runs(inputs, most):
+        tensors = [inputs[i] for i in run]
+        x = _join(tensors)
         finite = tf.raw_ops.IsFinite(x=x)
         values = tf.raw_ops.SelectV2(condition=finite, t=x, e=zero)
-        elements = {
-            "square": tf.raw_ops.Square(x=tf.raw_ops.Cast(x=values, DstT=tf.float64)),
-            "nonzero": as_float(tf.raw_ops.NotEqual(x=x, y=zero)),
-            "nonfinite": as_float(tf.raw_ops.LogicalNot(x=finite)),
-            "largest": tf.raw_ops.Abs(x=values),
-        }
-        rows.append(reduce_rows(elements, ["largest"]))
-    found = fold(rows, ["largest"])
-    sizes = tf.cast(element_counts(order), tf.float64)
-    zero_share = (sizes - found["nonzero"]) / sizes
-    columns = tf.stack([tf.sqrt(found["square"]), found["largest"], zero_share, found["nonfinite"]])
-    return _reorder(tf.cast(columns, tf.float32), order, groups)
+        wide = tf.raw_ops.Cast(x=values, DstT=tf.float64)
+        square += _split(sum_rows(tf.raw_ops.Square(x=wide)), tensors)
+        nonfinite += _split(sum_rows(as_float(tf.raw_ops.LogicalNot(x=finite))), tensors)
+        if all_rows:
+            nonzero += _split(sum_rows(as_float(tf.raw_ops.NotEqual(x=x, y=zero))), tensors)
+            largest += _split(highest_of_rows(tf.raw_ops.Abs(x=values)), tensors)
+    sums, highest = yield Rows([*square, *nonfinite, *nonzero], largest)
+    squares, bad, *others = _concat_runs(sums, len(square))
+    rows = [tf.raw_ops.Sqrt(x=squares), bad]
+    if all_rows:
+        sizes = tf.cast(element_counts(groups), tf.float64)
+        rows += [concat(highest, 0), (sizes - others[0]) / sizes]
+    return tuple(map(as_float, rows))
 
 
-def moments(groups: Sequence[Group], is_saturated: Sequence[Callable[[tf.Tensor], tf.Tensor | None]]) -> Statistics:
+def _concat_runs(totals: Sequence[tf.Tensor], count: int) -> list[tf.Tensor]:
+    """Return each `count` of the totals as one, [n]."""
+    return [concat(totals[i : i + count], 0) for i in range(0, len(totals), count)]
+
+
+def moments(
+    groups: Sequence[Group], is_saturated: Sequence[Callable[[tf.Tensor], tf.Tensor | None]]
+) -> Reduction[dict[str, tf.Tensor]]:
     """Return the moments of layers' outputs, each float32 [n], in the order of the groups.
 
     Args:
@@ -189,28 +275,40 @@ def moments(groups: Sequence[Group], is_saturated: Sequence[Callable[[tf.Tensor]
     Returns:
       `nonfinite`, `mean`, `m2`, `min`, `max`, `zero` and `saturated`.
     """
-    rows = []
+    inputs = [fusion_barrier(_group_in_rows(group)) for group in groups]
+    rows: dict[str, list[tf.Tensor]] = {
+        name: [] for name in ("sum", "square", "zero", "nonfinite", "saturated", "max", "negative_min")
+    }
     zero = constant(0.0)
     lowest = constant(-np.inf)
-    for group, saturated in zip(groups, is_saturated, strict=True):
-        x = fusion_barrier(_group_in_rows(group))
+    for run in _runs(inputs, MOST_JOINED_OF_LAYERS, same_width=True):
+        tensors = [inputs[i] for i in run]
+        x = _join(tensors)
         finite = tf.raw_ops.IsFinite(x=x)
         values = tf.raw_ops.Cast(x=tf.raw_ops.SelectV2(condition=finite, t=x, e=zero), DstT=tf.float64)
-        elements = {
-            "sum": values,
-            "square": tf.raw_ops.Square(x=values),
-            "zero": as_float(tf.raw_ops.Equal(x=x, y=zero)),
-            "nonfinite": as_float(tf.raw_ops.LogicalNot(x=finite)),
-            "max": tf.raw_ops.SelectV2(condition=finite, t=x, e=lowest),
-            "negative_min": tf.raw_ops.SelectV2(condition=finite, t=tf.raw_ops.Neg(x=x), e=lowest),
+        masks = [is_saturated[i](inputs[i]) for i in run]
+        reduced = {
+            "sum": sum_rows(values),
+            "square": sum_rows(tf.raw_ops.Square(x=values)),
+            "zero": sum_rows(as_float(tf.raw_ops.Equal(x=x, y=zero))),
+            "nonfinite": sum_rows(as_float(tf.raw_ops.LogicalNot(x=finite))),
+            "max": highest_of_rows(tf.raw_ops.SelectV2(condition=finite, t=x, e=lowest)),
+            "negative_min": highest_of_rows(tf.raw_ops.SelectV2(condition=finite, t=tf.raw_ops.Neg(x=x), e=lowest)),
         }
-        mask = saturated(x)
-        if mask is not None:
-            elements["saturated"] = as_float(mask)
-        reduced = reduce_rows(elements, ["max", "negative_min"])
-        reduced.setdefault("saturated", tf.zeros_like(reduced["zero"]))
-        rows.append(reduced)
-    found = fold(rows, ["max", "negative_min"])
+        none = [tf.zeros_like(t) if mask is None else as_float(mask) for mask, t in zip(masks, tensors, strict=True)]
+        is_any = any(mask is not None for mask in masks)
+        reduced["saturated"] = sum_rows(_join(none)) if is_any else tf.zeros_like(reduced["zero"])
+        for name, row in reduced.items():
+            rows[name] += _split(row, tensors)
+    highest_names = ("max", "negative_min")
+    sum_names = [name for name in rows if name not in highest_names]
+    totals = yield Rows(*([row for name in names for row in rows[name]] for names in (sum_names, highest_names)))
+    count = len(rows["sum"])
+    found = {
+        name: total
+        for names, part in zip((sum_names, highest_names), totals, strict=True)
+        for name, total in zip(names, _concat_runs(part, count), strict=True)
+    }
     number = tf.cast(element_counts(groups), tf.float64) - found["nonfinite"]
     mean = tf.math.divide_no_nan(found["sum"], number)
     # The difference of two equal sums of squares may be anything in their last bits.
@@ -225,21 +323,24 @@ def moments(groups: Sequence[Group], is_saturated: Sequence[Callable[[tf.Tensor]
         "zero": found["zero"],
         "saturated": found["saturated"],
     }
-    return dict(zip(columns, tf.unstack(tf.cast(tf.stack(list(columns.values())), tf.float32)), strict=True))
+    return {name: as_float(column) for name, column in columns.items()}
 
 
 def unit_sums(group: Group, elements: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Sum tensors along the batch, each [M, U] to [U] or [n, M, U] to [n, U].
+    """Sum tensors along the batch, each [M, U] to [U] or [n, M, U] to [n, U]. XLA makes a kernel of each sum."""
+    return _sum_in_pairs(elements, 1 if group.stacked else 0)
 
-    XLA makes a kernel of each sum of columns. Two float32 are summed as one complex number, which halves them.
-    """
-    axis = constant([1] if group.stacked else [0])
+
+def sum_rows_in_pairs(elements: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Sum tensors [n, P, C] to [n, P]. XLA makes one kernel of eight sums at most."""
+    return _sum_in_pairs(elements, 2)
+
+
+def _sum_in_pairs(elements: Sequence[tf.Tensor], axis: int) -> list[tf.Tensor]:
+    """Sum along an axis; two tensors as the parts of one complex number, which halves the number of sums."""
     sums = []
     for i in range(0, len(elements), 2):
         pair = elements[i : i + 2]
-        if len(pair) == 1:
-            sums.append(tf.raw_ops.Sum(input=pair[0], axis=axis))
-        else:
-            both = tf.raw_ops.Sum(input=tf.complex(*pair), axis=axis)
-            sums += [tf.math.real(both), tf.math.imag(both)]
+        total = tf.raw_ops.Sum(input=tf.complex(*pair) if len(pair) == 2 else pair[0], axis=constant([axis]))
+        sums += [tf.math.real(total), tf.math.imag(total)] if len(pair) == 2 else [total]
     return sums

@@ -61,7 +61,7 @@ def measurement(variables: Sequence[Any], moments: Moments, equations: Mapping[i
         tensors = [*kept, *matrices]
         norms = constant(np.full(len(tensors), NAN))
         if distinct_tensors(tensors):
-            norms = single_pass.compiled(lambda: tensor_statistics.norms(tensors))
+            norms = single_pass.compiled(lambda: single_pass.run(tensor_statistics.norms(tensors)))
         rows = constant(np.full([stable_rank.ROWS, size], NAN))
         present = distinct_tensors(matrices)
         if present:  # not compiled for a GPU: its products are a library's, and XLA would take seconds for its steps

@@ -32,9 +32,10 @@ from tapescope.statistics.batched_ops import (
     restore_order,
     with_exact_fallback,
 )
+from tapescope.statistics.single_pass import Reduction, together
 from tensorboard_plugin_tapescope.metadata import BINS
 
-GRADIENT_ROWS = ("norm", "max", "zero", "nonfinite")
+GRADIENT_ROWS = ("norm", "max", "zero", "nonfinite", "elements")
 WEIGHT_ROWS = ("norm", "change", "nonfinite")
 SPARSE_ROWS = 1 << 16
 """Rows of a table, such as an embedding, from which on its gradient is not made dense to be measured."""
@@ -132,19 +133,21 @@ def _exact_norm_rows(x: tf.Tensor) -> Sequence[tf.Tensor]:
     return (tf.raw_ops.Reshape(tensor=rows, shape=constant([3, -1])),)
 
 
-def norm_rows(groups: Sequence[Group], is_valid: Callable[[tf.Tensor], tf.Tensor] = is_in_range) -> tf.Tensor:
-    """Return L2 norm, a row without meaning, and number of non-finite elements of each tensor.
+def norm_rows(
+    groups: Sequence[Group],
+    is_valid: Callable[[tf.Tensor], tf.Tensor] = is_in_range,
+    most_joined: float = single_pass.MOST_JOINED,
+) -> Reduction[tuple[tf.Tensor, tf.Tensor]]:
+    """Return L2 norm and number of non-finite elements of each tensor, each float32 [n], in the order of the groups.
 
     Args:
       groups: n tensors, flat.
       is_valid: from sums of squares [n] to whether the fast path is right, bool [n].
-
-    Returns:
-      float32 [3, n], in the order of the groups.
+      most_joined: elements that one kernel of a GPU reduces.
     """
     if for_gpu():
-        norm, largest, _, nonfinite = tf.unstack(single_pass.norm_rows(groups))
-        return tf.raw_ops.Pack(values=[norm, largest, nonfinite])
+        norm, nonfinite = yield from single_pass.norm_rows(groups, all_rows=False, most=most_joined)
+        return norm, nonfinite
     rows = []
     for chunk in chunks(groups):
         square = sums_of_squares(chunk)
@@ -152,19 +155,21 @@ def norm_rows(groups: Sequence[Group], is_valid: Callable[[tf.Tensor], tf.Tensor
         # The exact path's second row is the largest magnitude, which nobody here asks for: any row of its shape serves.
         fast = tf.raw_ops.Pack(values=[norm, norm, tf.raw_ops.ZerosLike(x=norm)])
         rows += with_exact_fallback(is_valid(square), [fast], chunk, _exact_norm_rows)
-    return concat(rows, 1)
+    norm, _, nonfinite = tf.unstack(concat(rows, 1))
+    return norm, nonfinite
 
 
-def norms(gradients: Sequence[Gradient]) -> tf.Tensor:
+def norms(gradients: Sequence[Gradient]) -> Reduction[tf.Tensor]:
     """Return the L2 norm of the finite elements of each gradient, float32 [n]; NaN for None."""
     tensors, _ = _split(gradients)
     groups = group_by_shape(distinct_tensors(tensors))
-    return expand_columns(restore_order(norm_rows(groups), groups)[:1], tensors)[0]
+    norm, _ = yield from norm_rows(groups)
+    return expand_columns(restore_order(norm[None], groups), tensors)[0]
 
 
 def gradient_rows(
     gradients: Sequence[Gradient], histogram: bool = False
-) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
+) -> Reduction[tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]]:
     """Return the statistics of each variable's gradient.
 
     Args:
@@ -172,10 +177,13 @@ def gradient_rows(
       histogram: whether elements are counted over bins.
 
     Returns:
-      GRADIENT_ROWS, float32 [K, V], NaN for None; the counts, int32 [V, B], 0 for None, or None if not asked for; and
+      GRADIENT_ROWS, float32 [K, V], NaN for None; the counts, int32 [V, B], 0 for None, or None if not asked for; of a
+      large gradient they are those of a sample; and
       elements at fixed places, float32 [S, V], NaN for None, for a sparse gradient, and beyond those of a small one.
     """
     tensors, sparse = _split(gradients)
+    if for_gpu():
+        tensors = _in_memory_order(tensors)
     distinct = distinct_tensors(tensors)
     if not distinct:
         no_counts = tf.zeros([len(gradients), BINS], tf.int32) if histogram else None
@@ -184,23 +192,38 @@ def gradient_rows(
     bins = None
     counts = histograms.count_codes(groups) if histogram else None
     if for_gpu():
-        norm, largest, zero, nonfinite = tf.unstack(single_pass.norm_rows(groups))
+        norm, nonfinite, largest, zero = yield from single_pass.norm_rows(groups)
     else:
         norm, largest, nonfinite = tf.unstack(concat([_norm_max_nonfinite(chunk) for chunk in chunks(groups)], 1))
         zero = histograms.zero_share(groups) if counts is None else histograms.zero_share_of_counts(counts)
     elements = element_counts(groups)
     absent = _absent_elements(groups, distinct, sparse) if sparse else None
     if counts is not None:
-        folded = histograms.fold_into_bins(counts, groups, elements - nonfinite)
+        folded = histograms.fold_into_bins(counts)
         folded = folded if absent is None else histograms.add_zeros(folded, absent)
         bins = tf.transpose(expand_columns(restore_order(folded, groups), tensors, absent=0))
     if absent is not None:
         zeros = tf.cast(absent, tf.float32)
         zero = (zero * elements + zeros) / (elements + zeros)
-    rows = tf.raw_ops.Pack(values=[norm, largest, zero, nonfinite])
+        elements += zeros
+    rows = tf.raw_ops.Pack(values=[norm, largest, zero, nonfinite, elements])
     is_sparse = [id(distinct[group.indices[0]]) in sparse for group in groups]
     sample = expand_columns(restore_order(_sample(groups, is_sparse), groups), tensors)
     return expand_columns(restore_order(rows, groups), tensors), bins, sample
+
+
+def _in_memory_order(tensors: Sequence[Any]) -> list[Any]:
+    """Return tensors such that those of convolutions have their axes as they lie in a GPU's memory.
+
+    XLA computes the gradient of a kernel [height, width, in, out] as [out, height, width, in]. To read its elements in
+    the first order it would be transposed by a kernel of its own.
+    """
+    moved: dict[int, tf.Tensor] = {}
+    for tensor in distinct_tensors(tensors):
+        rank = tensor.shape.rank
+        is_kernel = rank is not None and rank >= 4
+        moved[id(tensor)] = tf.transpose(tensor, [rank - 1, *range(rank - 2), rank - 2]) if is_kernel else tensor
+    return [None if tensor is None else moved[id(tensor)] for tensor in tensors]
 
 
 def sample_places(size: int, count: int) -> np.ndarray:
@@ -275,7 +298,7 @@ def as_float32(tensor: tf.Tensor) -> tf.Tensor:
     return tf.cast(tensor, tf.float32)
 
 
-def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> tf.Tensor:
+def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> Reduction[tf.Tensor]:
     """Return the statistics of each variable and of its change in a step.
 
     The exact path is taken for NaN and Inf only. Squares that underflow are left: a weight of 1e-16 is as good as 0.
@@ -297,13 +320,16 @@ def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> tf.T
         start[i] = tf.zeros_like(end[i])
     if for_gpu():
         # A change that is read later than the optimizer's kernel would keep a copy of the weights before it.
-        change = group_by_shape([fusion_barrier(tf.raw_ops.Sub(x=n, y=o)) for o, n in zip(start, end, strict=True)])
+        change = [fusion_barrier(tf.raw_ops.Sub(x=n, y=o)) for o, n in zip(start, end, strict=True)]
+        change = group_by_shape(_in_memory_order(change))
     else:
         start_groups = group_by_shape(start) if wide else old
         change = [
             o._replace(tensor=tf.raw_ops.Sub(x=n.tensor, y=o.tensor))
             for o, n in zip(start_groups, group_by_shape(end), strict=True)
         ]
-    norm, _, nonfinite = tf.unstack(norm_rows(old, tf.math.is_finite))
-    change_norm, _, _ = tf.unstack(norm_rows(change, tf.math.is_finite))
+    # The weights before the step are in memory anyway.
+    (norm, nonfinite), (change_norm, _) = yield from together(
+        norm_rows(old, tf.math.is_finite, most_joined=math.inf), norm_rows(change, tf.math.is_finite)
+    )
     return restore_order(tf.raw_ops.Pack(values=[norm, change_norm, nonfinite]), old)

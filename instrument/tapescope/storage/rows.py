@@ -79,10 +79,10 @@ class Rows:
             variables=_widen(reading.variables, variables, number_of_variables),
             layers=_widen(reading.layers, layers, number_of_layers),
             step=step,
-            elements=elements,
+            sizes=elements,
             units=units,
-            gradient_histogram=_widen_counts(reading.gradient_histogram, variables, number_of_variables),
-            activation_histogram=_widen_counts(reading.activation_histogram, layers, number_of_layers),
+            gradient_counts=_widen_counts(reading.gradient_counts, variables, number_of_variables),
+            activation_counts=_widen_counts(reading.activation_counts, layers, number_of_layers),
             replicas=_widen(reading.replicas, variables, number_of_variables),
             heads=_widen(reading.heads, _positions(names.heads, everything.heads), len(everything.heads)),
             residual=_widen(

@@ -46,8 +46,8 @@ class Step(NamedTuple):
 def to_host(reading: Reading) -> Any:
     """Return a reading as NumPy arrays, with None for the parts that are empty.
 
-    The rows of data, heads and residual stream become columns. The parts of a replicated reading are the same on all
-    replicas; the first replica's are returned.
+    The rows of data, heads and residual stream become columns, and counts are those of all elements. The parts of a
+    replicated reading are the same on all replicas; the first replica's are returned.
     """
     parts: dict[str, Any] = {name: first_replica(part).numpy() for name, part in reading._asdict().items()}
     parts |= {name: parts[name].view(np.float32) for name in readings.BIT_FIELDS}
@@ -55,10 +55,11 @@ def to_host(reading: Reading) -> Any:
     parts["data"] = data_columns(parts["data"])
     parts["heads"] = attention.head_columns(parts["heads"])
     parts["residual"] = attention.residual_columns(parts["residual"])
-    for name in ("gradient_histogram", "activation_histogram", "replicas"):
+    for name in ("gradient_counts", "activation_counts", "replicas"):
         if not parts[name].size:
             parts[name] = None
-    return Reading(**parts)
+    reading = Reading(**parts)
+    return reading._replace(gradient_counts=reading.gradient_histogram, activation_counts=reading.activation_histogram)
 
 
 def first_replica(value: Any) -> Any:
@@ -98,7 +99,7 @@ def make_families(
     unknown = np.full(reading.variables.shape[1], np.nan)
     derived = {column.name: unknown for column in metadata.DERIVED_VARIABLE_COLUMNS}
     derived |= precision.columns_of(
-        "gradient", reading.gradient_histogram, reading.column("gradient_zero"), reading.column("gradient_nonfinite")
+        "gradient", reading.gradient_counts, reading.column("gradient_zero"), reading.column("gradient_nonfinite")
     )
     derived |= further or {}
     values = [
@@ -126,10 +127,10 @@ def make_families(
         values.append(_make_family("layers", columns, names.layers, rows_of_layers, details))
     if closes_window and verdict:
         values.append(_make_family("units", (), names.layers, verdict.state, {"units": names.units}))
-    if reading.gradient_histogram is not None:
-        values.append(_make_family("gradient_histogram", (), names.variables, reading.gradient_histogram))
-    if reading.activation_histogram is not None:
-        values.append(_make_family("activation_histogram", (), names.layers, reading.activation_histogram))
+    if reading.gradient_counts is not None:
+        values.append(_make_family("gradient_histogram", (), names.variables, reading.gradient_counts))
+    if reading.activation_counts is not None:
+        values.append(_make_family("activation_histogram", (), names.layers, reading.activation_counts))
     if reading.replicas is not None:
         columns = tuple(c.name for c in metadata.REPLICA_COLUMNS)
         by_replica = reading.replicas.reshape(-1, reading.replicas.shape[-1])
@@ -154,7 +155,7 @@ def _derived_layer_columns(reading: Any) -> dict[str, np.ndarray]:
     """Return the layers' columns that follow from others and from the histogram, [L] by name."""
     names = ("mean", "std", "min", "max", "zero", "nonfinite")
     mean, std, low, high, zero, nonfinite = (reading.column(f"activation_{name}") for name in names)
-    counts = reading.activation_histogram
+    counts = reading.activation_counts
     unknown = np.full(len(mean), np.nan)
     return {
         "activation_rms": precision.root_mean_square(mean, std),
@@ -213,11 +214,11 @@ def make_builtin(reading: Any, rows: Rows, names: Names, verdict: Verdict | None
     if verdict:
         dead = verdict.counts["units_dead"]
         values += [event_file.scalar(f"units_dead/{names.layers[i]}", float(dead[i])) for i in layers]
-    if reading.gradient_histogram is not None:
-        counts = reading.gradient_histogram
+    if reading.gradient_counts is not None:
+        counts = reading.gradient_counts
         values += [event_file.histogram(f"gradient/{names.variables[v]}", counts[v]) for v in variables]
-    if reading.activation_histogram is not None:
-        counts = reading.activation_histogram
+    if reading.activation_counts is not None:
+        counts = reading.activation_counts
         values += [event_file.histogram(f"activation/{names.layers[i]}", counts[i]) for i in layers]
     return values
 

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tapescope.statistics import attention
+from tapescope.statistics.single_pass import run
 from tests.instrument import oracle
 
 COLUMNS = {name: column for column, name in enumerate(attention.HEAD_COLUMNS)}
@@ -208,7 +209,7 @@ def test_the_residual_stream_of_extreme_numbers():
     tensors = [random(*shape, scale=scale) for scale, shape in zip((1e30, 1e-30, 1), shapes, strict=True)]
     tensors[2][0, 1, 2] = np.nan
     used = [t[: attention.EXAMPLES].astype(np.float64) for t in tensors]
-    rows = attention.residual_rows([tf.constant(t) for t in tensors]).numpy()
+    rows = run(attention.residual_rows([tf.constant(t) for t in tensors])).numpy()
     actual = attention.residual_columns(np.stack([rows, rows]))
     np.testing.assert_allclose(actual[0], [np.sqrt(np.nanmean(t**2)) for t in used], rtol=1e-5)
     assert actual[1].tolist() == [0, 0, 2]

@@ -9,20 +9,26 @@ from tapescope.statistics.batched_ops import MAX_GROUP_SIZE, MAX_STACKED_SIZE, S
 
 
 def indices_of(tensors, **options):
-    return [group.indices for group in batched_ops.group_by_shape(tensors, **options)]
+    """Return which outputs of layers are stacked."""
+    return [group.indices for group in batched_ops.group_by_shape(tensors, keep_units=True, **options)]
 
 
 def test_small_tensors_of_one_shape_are_stacked():
-    assert indices_of([tf.zeros([3]), tf.zeros([4]), tf.zeros([3])]) == [(1,), (0, 2)]
+    assert indices_of([tf.zeros([3, 1]), tf.zeros([4, 1]), tf.zeros([3, 1])]) == [(1,), (0, 2)]
+
+
+def test_tensors_other_than_outputs_are_not_stacked_on_a_gpu(platform):
+    groups = batched_ops.group_by_shape([tf.zeros([3]), tf.zeros([4]), tf.zeros([3])])
+    assert [group.indices for group in groups] == {"cpu": [(1,), (0, 2)], "gpu": [(0,), (1,), (2,)]}[platform]
 
 
 def test_large_tensors_come_first_and_alone():
-    large = tf.zeros([4 * MAX_STACKED_SIZE])
-    assert indices_of([tf.zeros([3]), large, tf.zeros([3]), large]) == [(1,), (3,), (0, 2)]
+    large = tf.zeros([4 * MAX_STACKED_SIZE, 1])
+    assert indices_of([tf.zeros([3, 1]), large, tf.zeros([3, 1]), large]) == [(1,), (3,), (0, 2)]
 
 
 def test_tensors_with_different_keys_are_not_stacked():
-    assert indices_of([tf.zeros([3]), tf.zeros([3])], keys=["a", "b"]) == [(0,), (1,)]
+    assert indices_of([tf.zeros([3, 1]), tf.zeros([3, 1])], keys=["a", "b"]) == [(0,), (1,)]
 
 
 def test_tensors_of_unknown_size_are_not_stacked():
@@ -39,7 +45,7 @@ def test_tensors_of_unknown_size_are_not_stacked():
 
 def test_a_group_has_a_largest_size():
     count = MAX_GROUP_SIZE // MAX_STACKED_SIZE + 1
-    sizes = [len(indices) for indices in indices_of([tf.zeros([MAX_STACKED_SIZE])] * count)]
+    sizes = [len(indices) for indices in indices_of([tf.zeros([MAX_STACKED_SIZE, 1])] * count)]
     assert sorted(sizes) == [1, count - 1]
 
 

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tapescope.statistics import data
 from tapescope.statistics.data import DataTensor
+from tapescope.statistics.single_pass import run
 
 RNG = np.random.default_rng(0)
 
@@ -16,7 +17,7 @@ def columns(*tensors, parts=1):
     def part(i, array):
         return None if array is None else tf.constant(np.array_split(array, parts)[i])
 
-    rows = [data.data_rows([DataTensor(part(i, t), part(i, w), True) for t, w in tensors]) for i in range(parts)]
+    rows = [run(data.data_rows([DataTensor(part(i, t), part(i, w), True) for t, w in tensors])) for i in range(parts)]
     return dict(zip(data.DATA_COLUMNS, data.data_columns(np.stack(rows)), strict=True))
 
 
@@ -101,4 +102,4 @@ def test_the_first_example_is_measured_however_large_it_is():
 
 
 def test_a_step_without_tensors_has_no_columns():
-    assert data.data_columns(data.data_rows([]).numpy()[None]).shape == (len(data.DATA_COLUMNS), 0)
+    assert data.data_columns(run(data.data_rows([])).numpy()[None]).shape == (len(data.DATA_COLUMNS), 0)

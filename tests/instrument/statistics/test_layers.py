@@ -7,6 +7,7 @@ import tensorflow as tf
 from tapescope.capture import activations
 from tapescope.capture.layer_hooks import LayerCall
 from tapescope.statistics import layers, reading
+from tapescope.statistics.single_pass import run
 
 KINDS = ["linear", "linear", "linear", "linear", "tanh", "relu"]
 FAR, CONSTANT, NONFINITE, RELU = 1, 2, 3, 5
@@ -28,7 +29,7 @@ def make_call(a, kind="linear", deltas=(None, None, None)):
 
 
 def unit_rows(calls):
-    _, units, _ = layers.layer_rows(calls)
+    _, units, _ = run(layers.layer_rows(calls))
     return dict(zip(layers.UNIT_ROWS, units.numpy(), strict=True))
 
 
@@ -45,7 +46,7 @@ def stacked(request):
     @tf.function(jit_compile=request.param)
     def measure():
         calls = [make_call(a, kind, (None, tf.constant(a), None)) for a, kind in zip(arrays, KINDS, strict=True)]
-        return layers.layer_rows(calls, histogram=True)
+        return run(layers.layer_rows(calls, histogram=True))
 
     rows, units, bins = (t.numpy() for t in measure())
     return arrays, dict(zip(layers.LAYER_ROWS, rows, strict=True)), units, bins
@@ -98,7 +99,7 @@ def test_saturated_elements_of_relu_are_its_zeros(stacked):
 def test_merged_standard_deviation_far_from_zero():
     """Four replicas. The difference of a sum of squares and a squared sum would have no correct digit."""
     x = (1000 + 1e-2 * np.random.default_rng(0).normal(size=[64, 32])).astype(np.float32)
-    rows, *_ = layers.layer_rows([make_call(part) for part in np.split(x, 4)])
+    rows, *_ = run(layers.layer_rows([make_call(part) for part in np.split(x, 4)]))
     merged = reading.layer_columns(tf.transpose(rows)[:, :, None], [-1])
     np.testing.assert_allclose(merged["activation_std"][0], x.astype(np.float64).std(), rtol=1e-3)
 
@@ -121,13 +122,13 @@ def nonfinite_output():
     ],
 )
 def test_nonfinite_elements_are_left_out(nonfinite_output, column, expected):
-    rows, _, _ = layers.layer_rows([make_call(nonfinite_output)])
+    rows, _, _ = run(layers.layer_rows([make_call(nonfinite_output)]))
     columns = reading.layer_columns(rows[None], [-1])
     np.testing.assert_allclose(columns[column], [expected(finite(nonfinite_output))], rtol=1e-4)
 
 
 def test_nonfinite_elements_are_counted(nonfinite_output):
-    rows, _, _ = layers.layer_rows([make_call(nonfinite_output)])
+    rows, _, _ = run(layers.layer_rows([make_call(nonfinite_output)]))
     assert dict(zip(layers.LAYER_ROWS, rows, strict=True))["nonfinite"] == 2
 
 
@@ -152,5 +153,5 @@ def test_an_unbounded_function_has_no_flat_elements():
 
 
 def test_without_layers_the_statistics_are_empty():
-    rows, units, _ = layers.layer_rows([])
+    rows, units, _ = run(layers.layer_rows([]))
     assert (rows.shape, units.shape) == ([len(layers.LAYER_ROWS), 0], [len(layers.UNIT_ROWS), 0])

@@ -1,0 +1,59 @@
+"""Reductions that share kernels on a GPU."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tapescope.statistics import single_pass
+from tapescope.statistics.batched_ops import group_by_shape
+from tapescope.statistics.single_pass import Rows, run, together
+
+
+def sum_of(*values):
+    """Return a reduction that yields as often as there are values, and returns the sum of what it is sent."""
+    total = 0.0
+    for value in values:
+        (summed,), (highest,) = yield Rows([tf.constant([[value, 1.0]])], [tf.constant([[value, -1.0]])])
+        total += float(summed[0]) + 100 * float(highest[0])
+    return total
+
+
+def test_reductions_that_run_together_return_what_each_returns_alone():
+    reductions = [(), (1.0,), (2.0, 3.0), (), (5.0, 6.0, 7.0)]
+    assert run(together(*(sum_of(*values) for values in reductions))) == tuple(run(sum_of(*v)) for v in reductions)
+
+
+def test_reductions_may_be_joined_twice():
+    assert run(together(together(sum_of(1.0), sum_of(2.0)), sum_of(3.0))) == ((102.0, 203.0), 304.0)
+
+
+@pytest.mark.parametrize("count", [1, single_pass.MOST_ROWS, 3 * single_pass.MOST_ROWS + 1])
+def test_rows_of_any_number_and_length_are_folded(count):
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(size=[rng.integers(1, 4), rng.integers(1, 9)]).astype(np.float32) for _ in range(count)]
+
+    def fold():
+        sums, highest = yield Rows([tf.constant(row) for row in rows], [tf.constant(row) for row in rows])
+        return sums, highest
+
+    sums, highest = run(fold())
+    for row, total, largest in zip(rows, sums, highest, strict=True):
+        np.testing.assert_allclose(total, row.astype(np.float64).sum(1), rtol=1e-12)
+        np.testing.assert_array_equal(largest, row.max(1))
+
+
+@pytest.mark.parametrize("most", [0, 1000, 10**9])
+def test_norms_are_the_same_however_many_tensors_are_joined(most):
+    rng = np.random.default_rng(1)
+    sizes = [1, 7, 4096, 3, 10_000, 4097, 12_288, 1, 5, *[2] * 40]
+    arrays = [rng.normal(size=size).astype(np.float32) * 10.0 ** rng.integers(-30, 30) for size in sizes]
+    arrays[4][77] = np.nan
+    arrays[6][:] = 0
+    groups = group_by_shape([tf.constant(array, tf.float32) for array in arrays])
+    norm, nonfinite, largest, zero = run(single_pass.norm_rows(groups, most=most))
+    order = [i for group in groups for i in group.indices]
+    finite = [arrays[i][np.isfinite(arrays[i])].astype(np.float64) for i in order]
+    np.testing.assert_allclose(norm, [np.linalg.norm(x) for x in finite], rtol=1e-6)
+    np.testing.assert_allclose(largest, [np.abs(x).max() for x in finite], rtol=1e-7)
+    np.testing.assert_allclose(zero, [np.mean(arrays[i] == 0) for i in order], rtol=1e-6)
+    np.testing.assert_array_equal(nonfinite, [np.sum(~np.isfinite(arrays[i])) for i in order])
