@@ -167,6 +167,8 @@ class DataHistory:
         self._nonfinite = np.zeros(rows)
         self._single: list[dict[float, int]] = [{} for _ in range(rows)]
         """Number of records by the class that all labels of the record have, for each row."""
+        self._pooled: dict[int, Pooled] = {}
+        """What `pooled` has returned since the last record: several rules ask for the same rows."""
 
     def add(self, columns: Mapping[str, Any]) -> None:
         """Add the columns of the next record."""
@@ -175,6 +177,7 @@ class DataHistory:
             return
         named = {c.name: np.asarray(columns.get(c.name, np.nan), float) for c in metadata.DATA_COLUMNS}
         self.records += 1
+        self._pooled.clear()
         with np.errstate(all="ignore"):
             weight = named["data_elements"] - named["data_nonfinite"]
             known = np.isfinite(named["data_mean"]) & (weight > 0)
@@ -207,6 +210,11 @@ class DataHistory:
         """Return the statistics of a row; None where nothing is known of it."""
         if not 0 <= row < len(self._weight) or not self._weight[row] > 0:
             return None
+        if row not in self._pooled:
+            self._pooled[row] = self._pool(row)
+        return self._pooled[row]
+
+    def _pool(self, row: int) -> Pooled:
         weight = self._weight[row]
         with np.errstate(all="ignore"):
             sums = {name: float(values[row] / weight) for name, values in self._sums.items()}

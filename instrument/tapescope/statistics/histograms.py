@@ -153,7 +153,11 @@ def scale_counts(counts: Any, finite: Any) -> Any:
     Returns:
       int32 [n, B].
     """
-    xp: Any = np if isinstance(counts, np.ndarray) else tf.experimental.numpy
+    xp: Any = np
+    if not isinstance(counts, np.ndarray):
+        xp = tf.experimental.numpy
+    elif np.all(np.abs(counts.sum(1) - finite) <= _ROUNDING * finite):
+        return counts
     cumulative = xp.cumsum(counts, axis=1, dtype=np.float64)
     total = cumulative[:, -1:]
     # The cumulative counts are scaled and rounded, not each bin: so the total is exact.
