@@ -12,7 +12,7 @@ from tensorflow.python.framework import kernels
 import tapescope
 from tapescope.capture import optimizer_state
 from tapescope.capture.attention import AttentionCall
-from tapescope.statistics import attention, single_pass
+from tapescope.statistics import attention, reductions, single_pass
 from tapescope.statistics.batched_ops import PLATFORM_VARIABLE
 from tapescope.statistics.slow_columns import measurement
 
@@ -173,7 +173,7 @@ def test_attention_heads_have_kernels_for_gpus_and_no_branch(batch):
             is_self=True,
             scale=1.0,
         )
-        return attention.head_rows([call]), single_pass.run(attention.residual_rows([query[:, :, 0]]))
+        return attention.head_rows([call]), reductions.run(attention.residual_rows([query[:, :, 0]]))
 
     found = operations(rows.get_concrete_function())
     assert len(found) > 20

@@ -28,7 +28,7 @@ from tapescope.statistics.batched_ops import (
     group_by_shape,
     restore_order,
 )
-from tapescope.statistics.single_pass import Reduction
+from tapescope.statistics.reductions import Reduction
 from tensorboard_plugin_tapescope import metadata
 
 EXAMPLES = 4

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tapescope.statistics import single_pass
 from tapescope.statistics.batched_ops import constant, for_gpu, fusion_barrier
-from tapescope.statistics.single_pass import Reduction, Rows
+from tapescope.statistics.reductions import Reduction, Rows
 from tensorboard_plugin_tapescope import metadata
 
 COUNTS = ("finite", "nonfinite", "zero", "whole", "negative", "above_one", "below_minus_one")

@@ -35,7 +35,7 @@ from tapescope.statistics.batched_ops import (
     restore_order,
     with_exact_fallback,
 )
-from tapescope.statistics.single_pass import Reduction, together
+from tapescope.statistics.reductions import Reduction, together
 from tensorboard_plugin_tapescope.metadata import BINS
 
 LAYER_ROWS = (

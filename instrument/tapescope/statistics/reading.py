@@ -18,7 +18,7 @@ import tensorflow as tf
 from tapescope.capture.attention import AttentionCall
 from tapescope.capture.layer_hooks import LayerCall
 from tapescope.capture.selection import Names
-from tapescope.statistics import attention, data, replicas, single_pass
+from tapescope.statistics import attention, data, reductions, replicas, single_pass
 from tapescope.statistics import layers as layer_statistics
 from tapescope.statistics import tensors as tensor_statistics
 from tapescope.statistics.batched_ops import concat, constant
@@ -224,13 +224,13 @@ def measure(
     """
 
     def reduce() -> tuple[Any, ...]:
-        reductions = single_pass.together(
+        parts = reductions.together(
             layer_statistics.layer_rows(calls, histograms, examples),
             _gradient_rows(gradients, histograms),
             data.data_rows(tensors),
             attention.residual_rows(stream),
         )
-        return *single_pass.run(reductions), attention.head_rows(heads)
+        return *reductions.run(parts), attention.head_rows(heads)
 
     (rows, units, counts), of_gradients, data_rows, residual_rows, head_rows = single_pass.compiled(reduce)
     gradient_rows, gradient_counts, gradient_sample = of_gradients
@@ -250,13 +250,13 @@ def measure(
     )
 
 
-def _gradient_rows(gradients: Sequence[Gradient] | None, histograms: bool) -> single_pass.Reduction[tuple[Any, ...]]:
+def _gradient_rows(gradients: Sequence[Gradient] | None, histograms: bool) -> reductions.Reduction[tuple[Any, ...]]:
     if gradients is None:
         return None, None, None
     return (yield from tensor_statistics.gradient_rows(gradients, histograms))
 
 
-def _norms(gradients: Sequence[Gradient] | None) -> single_pass.Reduction[tf.Tensor | None]:
+def _norms(gradients: Sequence[Gradient] | None) -> reductions.Reduction[tf.Tensor | None]:
     return None if gradients is None else (yield from tensor_statistics.norms(gradients))
 
 
@@ -296,8 +296,8 @@ def complete(
         recorded = gradients if aggregated is None else aggregated
 
     def reduce() -> tuple[Any, Any, Any]:
-        return single_pass.run(
-            single_pass.together(
+        return reductions.run(
+            reductions.together(
                 _gradient_rows(recorded, histograms),
                 _norms(applied),
                 tensor_statistics.weight_rows(partial.weights, weights),

@@ -9,8 +9,8 @@ makes one kernel of. Everything that the exact path of `batched_ops` has a secon
   difference of two sums: 53 bits less what cancels leave the 24 of float32 where the mean is up to 10,000 deviations.
 
 XLA reduces rows of up to ROW elements in one stage. So a long tensor is reshaped to rows, [P, N / P]. One kernel reads
-the rows of several tensors where they are small (`_join`). The sums of all rows are added in one more kernel, and the
-extremes in another (`run`). docs/decisions/0040-one-pass-on-gpus.md has the alternatives.
+the rows of several tensors where they are small (`_join`). The module `reductions` then folds the rows of all tensors.
+docs/decisions/0040-one-pass-on-gpus.md has the alternatives.
 
 Letters: C elements of a row, K statistics, M elements of a unit, N elements of a tensor, n tensors, P rows of a tensor,
 U units.
@@ -18,8 +18,8 @@ U units.
 
 import functools
 import itertools
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -35,6 +35,7 @@ from tapescope.statistics.batched_ops import (
     for_gpu,
     fusion_barrier,
 )
+from tapescope.statistics.reductions import Reduction, Rows, pad_rows
 
 ROW = 4096
 """Longest row that XLA reduces in one kernel."""
@@ -42,8 +43,6 @@ MOST_JOINED = 5 << 16
 """Most elements of variables that one kernel reduces together: to read their 1.25 MiB takes less time than a launch."""
 MOST_JOINED_OF_LAYERS = 5 << 15
 """The same of outputs and their gradients, which stay in memory until the last of those that are joined is there."""
-MOST_ROWS = 80
-"""Most results of kernels that one kernel reads: from about 96 on XLA writes each operand to memory anew."""
 MAX_PARTS = 1024
 """Largest number of rows that a tensor is reshaped to."""
 
@@ -97,83 +96,6 @@ def _group_in_rows(group: Group) -> tf.Tensor:
     return in_rows(group.tensor, len(group.indices))
 
 
-class Rows(NamedTuple):
-    """Statistics of rows, each [n, P] of n tensors, to be added or of which the largest is wanted."""
-
-    sums: Sequence[tf.Tensor]
-    highest: Sequence[tf.Tensor]
-
-
-Totals = tuple[Sequence[tf.Tensor], Sequence[tf.Tensor]]
-"""The same over all rows of a tensor, float64 [n]."""
-Reduction = Generator[Rows, Totals, Result]
-"""A reduction yields its rows, is sent their totals, and returns its result. What is not lowered for a GPU yields none.
-
-The rows of all reductions that run together are folded by the same two kernels.
-"""
-
-
-def together(*reductions: Reduction[Any]) -> Reduction[tuple[Any, ...]]:
-    """Join reductions to one that returns what each of them returns."""
-    results: list[Any] = [None] * len(reductions)
-    yielded: dict[int, Rows] = {}
-
-    def advance(i: int, totals: Totals | None) -> None:
-        try:
-            yielded[i] = next(reductions[i]) if totals is None else reductions[i].send(totals)
-        except StopIteration as stop:
-            results[i] = stop.value
-
-    for i in range(len(reductions)):
-        advance(i, None)
-    while yielded:
-        sums, highest = (itertools.chain.from_iterable(parts) for parts in zip(*yielded.values(), strict=True))
-        remaining = [iter(totals) for totals in (yield Rows(list(sums), list(highest)))]
-        for i, rows in list(yielded.items()):
-            del yielded[i]
-            own_sums, own_highest = (
-                list(itertools.islice(totals, len(part))) for totals, part in zip(remaining, rows, strict=True)
-            )
-            advance(i, (own_sums, own_highest))
-    return tuple(results)
-
-
-def run(reduction: Reduction[Result]) -> Result:
-    """Return what a reduction returns."""
-    try:
-        rows = next(reduction)
-        while True:
-            rows = reduction.send((_fold(rows.sums, tf.raw_ops.Sum, 0.0), _fold(rows.highest, tf.raw_ops.Max, -np.inf)))
-    except StopIteration as stop:
-        return stop.value
-
-
-def _fold(rows: Sequence[tf.Tensor], reduce: Callable[..., tf.Tensor], absent: float) -> list[tf.Tensor]:
-    """Reduce rows, each [n, P], to float64 [n], all in one kernel."""
-    if not rows:
-        return []
-    shapes: list[Any] = [row.shape.as_list() for row in rows]
-    by_parts = sorted(range(len(rows)), key=lambda i: shapes[i][1])
-    parts = shapes[by_parts[-1]][1]
-    tables = []
-    for start in range(0, len(rows), MOST_ROWS):
-        chunk = by_parts[start : start + MOST_ROWS]
-        wide = [tf.raw_ops.Cast(x=rows[i], DstT=tf.float64) for i in chunk]
-        table = concat([_pad(row, shapes[chunk[-1]][1], absent) for row in wide], 0)
-        tables.append(_pad(fusion_barrier(table) if len(rows) > MOST_ROWS else table, parts, absent))
-    totals = tf.split(reduce(input=concat(tables, 0), axis=constant([1])), [shapes[i][0] for i in by_parts])
-    return [total for _, total in sorted(zip(by_parts, totals, strict=True), key=lambda pair: pair[0])]
-
-
-def _pad(row: tf.Tensor, parts: int, absent: float) -> tf.Tensor:
-    own: Any = row.shape[1]
-    missing = parts - own
-    if not missing:
-        return row
-    paddings = constant([[0, 0], [0, missing]])
-    return tf.raw_ops.PadV2(input=row, paddings=paddings, constant_values=constant(absent, row.dtype))
-
-
 def as_float(mask: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.Cast(x=mask, DstT=tf.float32)
 
@@ -212,7 +134,7 @@ def _join(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
         return tensors[0]
     width = max(int(x.shape[2] or 0) for x in tensors)
     rows = [tf.raw_ops.Reshape(tensor=x, shape=constant([-1, x.shape[2]])) for x in tensors]
-    return tf.raw_ops.ExpandDims(input=concat([_pad(row, width, 0.0) for row in rows], 0), axis=constant(0))
+    return tf.raw_ops.ExpandDims(input=concat([pad_rows(row, width, 0.0) for row in rows], 0), axis=constant(0))
 
 
 def _split(rows: tf.Tensor, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:

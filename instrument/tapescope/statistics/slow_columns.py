@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tapescope.capture.optimizer_state import Moments
-from tapescope.statistics import single_pass, stable_rank
+from tapescope.statistics import reductions, single_pass, stable_rank
 from tapescope.statistics import tensors as tensor_statistics
 from tapescope.statistics.batched_ops import concat, constant, distinct_tensors, expand_columns
 
@@ -61,7 +61,7 @@ def measurement(variables: Sequence[Any], moments: Moments, equations: Mapping[i
         tensors = [*kept, *matrices]
         norms = constant(np.full(len(tensors), NAN))
         if distinct_tensors(tensors):
-            norms = single_pass.compiled(lambda: single_pass.run(tensor_statistics.norms(tensors)))
+            norms = single_pass.compiled(lambda: reductions.run(tensor_statistics.norms(tensors)))
         rows = constant(np.full([stable_rank.ROWS, size], NAN))
         present = distinct_tensors(matrices)
         if present:  # not compiled for a GPU: its products are a library's, and XLA would take seconds for its steps

@@ -32,7 +32,7 @@ from tapescope.statistics.batched_ops import (
     restore_order,
     with_exact_fallback,
 )
-from tapescope.statistics.single_pass import Reduction, together
+from tapescope.statistics.reductions import Reduction, together
 from tensorboard_plugin_tapescope.metadata import BINS
 
 GRADIENT_ROWS = ("norm", "max", "zero", "nonfinite", "elements")

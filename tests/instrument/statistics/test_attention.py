@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tapescope.statistics import attention
-from tapescope.statistics.single_pass import run
+from tapescope.statistics.reductions import run
 from tests.instrument import oracle
 
 COLUMNS = {name: column for column, name in enumerate(attention.HEAD_COLUMNS)}

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tapescope.statistics import data
 from tapescope.statistics.data import DataTensor
-from tapescope.statistics.single_pass import run
+from tapescope.statistics.reductions import run
 
 RNG = np.random.default_rng(0)
 

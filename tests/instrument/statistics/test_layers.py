@@ -7,7 +7,7 @@ import tensorflow as tf
 from tapescope.capture import activations
 from tapescope.capture.layer_hooks import LayerCall
 from tapescope.statistics import layers, reading
-from tapescope.statistics.single_pass import run
+from tapescope.statistics.reductions import run
 
 KINDS = ["linear", "linear", "linear", "linear", "tanh", "relu"]
 FAR, CONSTANT, NONFINITE, RELU = 1, 2, 3, 5

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tapescope.statistics import single_pass
+from tapescope.statistics import reductions, single_pass
 from tapescope.statistics.batched_ops import group_by_shape
-from tapescope.statistics.single_pass import Rows, run, together
+from tapescope.statistics.reductions import Rows, run, together
 
 
 def sum_of(*values):
@@ -27,7 +27,7 @@ def test_reductions_may_be_joined_twice():
     assert run(together(together(sum_of(1.0), sum_of(2.0)), sum_of(3.0))) == ((102.0, 203.0), 304.0)
 
 
-@pytest.mark.parametrize("count", [1, single_pass.MOST_ROWS, 3 * single_pass.MOST_ROWS + 1])
+@pytest.mark.parametrize("count", [1, reductions.MOST_ROWS, 3 * reductions.MOST_ROWS + 1])
 def test_rows_of_any_number_and_length_are_folded(count):
     rng = np.random.default_rng(0)
     rows = [rng.normal(size=[rng.integers(1, 4), rng.integers(1, 9)]).astype(np.float32) for _ in range(count)]

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tapescope.statistics import batched_ops, tensors
-from tapescope.statistics.single_pass import run
+from tapescope.statistics.reductions import run
 from tensorboard_plugin_tapescope import metadata
 from tests.instrument import oracle
 
