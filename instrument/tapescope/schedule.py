@@ -89,8 +89,9 @@ class Schedule:
         """Called before each measured step, within its time: a Recorder that captures steps copies the weights."""
         self._times = [deque[float](maxlen=_KEPT_TIMES) for _ in range(_FOLLOWING + 2)]
         """Times of the last steps by `_since`, in milliseconds: of measured ones, of those that follow, of others."""
-        self._is_coarse: bool | None = None
-        """What `_is_coarse` has said of as many times as are kept: a clock's tick stays as it is."""
+        self._has_coarse_clock: bool | None = None
+        """True if the clock's tick is coarse, None until as many plain times are known as are kept: a tick does not
+        change, and to look for it takes longer than all medians."""
         self._percent_of_closer: float | None = None
         """Time for measuring every step after findings, in per cent of all time; None: the schedule does not do so."""
         self._next_step = 0
@@ -178,9 +179,11 @@ class Schedule:
     def cost(self) -> Cost:
         """The cost of measuring, from the steps so far."""
         slower_times, plain_times = self._split_times()
-        is_coarse = _is_coarse(plain_times) if self._is_coarse is None else self._is_coarse
-        if len(plain_times) >= _KEPT_TIMES:
-            self._is_coarse = is_coarse
+        is_coarse = self._has_coarse_clock
+        if is_coarse is None:
+            is_coarse = _is_coarse(plain_times)
+            if len(plain_times) >= _KEPT_TIMES:
+                self._has_coarse_clock = is_coarse
         typical = _mean if is_coarse else _median
         plain, plain_error = typical(plain_times)
         measured_times, *following = slower_times

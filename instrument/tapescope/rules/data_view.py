@@ -168,7 +168,7 @@ class DataHistory:
         self._single: list[dict[float, int]] = [{} for _ in range(rows)]
         """Number of records by the class that all labels of the record have, for each row."""
         self._pooled: dict[int, Pooled] = {}
-        """What `pooled` has returned since the last record: several rules ask for the same rows."""
+        """Results of `pooled` since the last record, by row: several rules ask for the same ones."""
 
     def add(self, columns: Mapping[str, Any]) -> None:
         """Add the columns of the next record."""
@@ -215,6 +215,7 @@ class DataHistory:
         return self._pooled[row]
 
     def _pool(self, row: int) -> Pooled:
+        """Compute what `pooled` returns, of a row of which something is known."""
         weight = self._weight[row]
         with np.errstate(all="ignore"):
             sums = {name: float(values[row] / weight) for name, values in self._sums.items()}

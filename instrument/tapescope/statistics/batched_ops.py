@@ -165,6 +165,25 @@ def _sampling_stride(size: int) -> int:
     return 1
 
 
+def neighbors(tensors: Sequence[tf.Tensor], most: float, same_width: bool = False) -> list[list[int]]:
+    """Return which tensors one kernel of a GPU reads, by position: runs of up to `most` elements and MOST_OPERANDS.
+
+    A tensor of unknown size is alone. With `same_width` the last axes of all tensors in a run are equal.
+    """
+    runs: list[list[int]] = []
+    room = 0.0
+    for i, tensor in enumerate(tensors):
+        size = tensor.shape.num_elements() or math.inf
+        is_alone = math.isinf(size)
+        differs = same_width and i > 0 and tensors[i - 1].shape[-1] != tensor.shape[-1]
+        if size > room or is_alone or differs or len(runs[-1]) == MOST_OPERANDS:
+            runs.append([])
+            room = most
+        runs[-1].append(i)
+        room = 0.0 if is_alone else room - size
+    return runs
+
+
 def reduction_axes(groups: Sequence[Group]) -> list[tf.Tensor]:
     """Return for each group the axes of one tensor, without the axis along which tensors are stacked."""
     rank = len(groups[0].tensor.shape) - int(groups[0].stacked)

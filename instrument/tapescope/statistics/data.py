@@ -6,7 +6,6 @@ whether their rows are distributions. A large tensor is represented by its first
 Letters: C columns, D tensors, K statistics, R replicas.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -51,8 +50,9 @@ def data_rows(tensors: Sequence[DataTensor]) -> Reduction[tf.Tensor]:
 
 def _single_pass(tensors: Sequence[DataTensor]) -> Reduction[tf.Tensor]:
     """Return DATA_ROWS as they are computed on a GPU: all elements of a tensor in one kernel."""
-    sums = []
-    highest = []
+    names = (*COUNTS, "sum", "square")
+    sums: dict[str, list[tf.Tensor]] = {name: [] for name in names}
+    highest: dict[str, list[tf.Tensor]] = {"negative_min": [], "max": []}
     zero = constant(0.0)
     low = constant(float("-inf"))
     for each in tensors:
@@ -69,17 +69,16 @@ def _single_pass(tensors: Sequence[DataTensor]) -> Reduction[tf.Tensor]:
         wide = tf.cast(x, tf.float64)
         masks = (used, nonfinite, x == zero, tf.floor(x) == x, x < zero, x > one, x < -one)
         counts = [tf.cast(mask, tf.float32) for mask in masks]
-        sums.append([*single_pass.sum_rows_in_pairs(counts), *single_pass.sum_rows_in_pairs([wide, tf.square(wide)])])
-        highest.append([single_pass.highest_of_rows(tf.where(used, values, low)) for values in (-x, x)])
-    by_row = [list(zip(*rows, strict=True)) for rows in (sums, highest)]
-    totals = yield Rows(*(list(itertools.chain.from_iterable(rows)) for rows in by_row))
-    sums, highest = (
-        [tf.concat(part[i : i + len(tensors)], 0) for i in range(0, len(part), len(tensors))] for part in totals
-    )
-    *counts, total, square = sums
-    mean = tf.math.divide_no_nan(total, counts[0])
-    deviations = tf.maximum(square - mean * total, constant(0.0, tf.float64))
-    known = tf.cast(tf.stack([*counts, mean, deviations, -highest[0], highest[1]]), tf.float32)
+        summed = *single_pass.sum_rows_in_pairs(counts), *single_pass.sum_rows_in_pairs([wide, tf.square(wide)])
+        for name, row in zip(names, summed, strict=True):
+            sums[name].append(row)
+        for name, values in (("negative_min", -x), ("max", x)):
+            highest[name].append(single_pass.highest_of_rows(tf.where(used, values, low)))
+    found = yield Rows(sums, highest)
+    mean = tf.math.divide_no_nan(found["sum"], found["finite"])
+    deviations = tf.maximum(found["square"] - mean * found["sum"], constant(0.0, tf.float64))
+    moments = [mean, deviations, -found["negative_min"], found["max"]]
+    known = tf.cast(tf.stack([*(found[name] for name in COUNTS), *moments]), tf.float32)
     bounds = tf.stack([tf.stack(_row_bounds(each)) for each in tensors], 1)
     sizes = tf.stack([tf.cast(tf.size(_first_examples(d.tensor)), tf.float32) for d in tensors])
     return tf.concat([known[: len(COUNTS)], sizes[None], known[len(COUNTS) :], bounds], 0)

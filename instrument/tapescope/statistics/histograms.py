@@ -17,7 +17,6 @@ import numpy as np
 import tensorflow as tf
 
 from tapescope.statistics.batched_ops import (
-    MOST_OPERANDS,
     SAMPLE_BLOCK,
     Group,
     concat,
@@ -25,6 +24,7 @@ from tapescope.statistics.batched_ops import (
     constant,
     for_gpu,
     fusion_barrier,
+    neighbors,
     reduction_axes,
 )
 from tensorboard_plugin_tapescope.metadata import BINS, BINS_PER_OCTAVE, LOW_EXPONENT, SIDE_BINS
@@ -51,7 +51,8 @@ def _bin_of_code() -> np.ndarray:
 def count_codes(groups: Sequence[Group]) -> tf.Tensor:
     """Return how many elements of each tensor have each code, int32 [n, CODES]; of a large one, how many sampled."""
     if for_gpu():
-        return concat([count_bins(run) for run in _runs(groups)], 1)
+        runs = neighbors([group.tensor for group in groups], MOST_COUNTED)
+        return concat([count_bins([groups[i] for i in run]) for run in runs], 1)
     size = constant(CODES)
     weights = constant([], tf.int32)
     parts = []
@@ -68,20 +69,6 @@ def _codes(group: Group) -> tf.Tensor:
     """Return the code of each element of a group's sample, int32."""
     bits = tf.raw_ops.Bitcast(input=_sample(group), type=tf.uint32)
     return tf.raw_ops.Bitcast(input=tf.raw_ops.RightShift(x=bits, y=constant(22, tf.uint32)), type=tf.int32)
-
-
-def _runs(groups: Sequence[Group]) -> list[list[Group]]:
-    """Return the groups in runs whose samples are counted together."""
-    runs: list[list[Group]] = [[]]
-    elements = 0
-    for group in groups:
-        size = group.tensor.shape.num_elements() or MOST_COUNTED
-        if runs[-1] and (elements + size > MOST_COUNTED or len(runs[-1]) == MOST_OPERANDS):
-            runs.append([])
-            elements = 0
-        runs[-1].append(group)
-        elements += size
-    return runs
 
 
 def count_bins(groups: Sequence[Group]) -> tf.Tensor:

@@ -8,7 +8,7 @@ Letters: n tensors, P rows of a tensor.
 """
 
 import itertools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,14 +23,16 @@ Result = TypeVar("Result")
 
 
 class Rows(NamedTuple):
-    """Statistics of rows, each [n, P] of n tensors, to be added or of which the largest is wanted."""
+    """Statistics of rows by name, each in pieces [n, P] for n tensors of P rows."""
 
-    sums: Sequence[tf.Tensor]
-    highest: Sequence[tf.Tensor]
+    sums: Mapping[Any, Sequence[tf.Tensor]]
+    """To be added."""
+    highest: Mapping[Any, Sequence[tf.Tensor]]
+    """Of which the largest is wanted."""
 
 
-Totals = tuple[Sequence[tf.Tensor], Sequence[tf.Tensor]]
-"""The same over all rows of a tensor, float64 [n]."""
+Totals = Mapping[Any, tf.Tensor]
+"""By name the same over all rows of a tensor, of all pieces one after another, float64 [sum of n]."""
 Reduction = Generator[Rows, Totals, Result]
 """A generator that yields rows, is sent their totals, and returns its result."""
 
@@ -38,26 +40,23 @@ Reduction = Generator[Rows, Totals, Result]
 def together(*reductions: Reduction[Any]) -> Reduction[tuple[Any, ...]]:
     """Join reductions to one that returns what each of them returns."""
     results: list[Any] = [None] * len(reductions)
-    yielded: dict[int, Rows] = {}
-
-    def advance(i: int, totals: Totals | None) -> None:
-        try:
-            yielded[i] = next(reductions[i]) if totals is None else reductions[i].send(totals)
-        except StopIteration as stop:
-            results[i] = stop.value
-
-    for i in range(len(reductions)):
-        advance(i, None)
-    while yielded:
-        sums, highest = (itertools.chain.from_iterable(parts) for parts in zip(*yielded.values(), strict=True))
-        remaining = [iter(totals) for totals in (yield Rows(list(sums), list(highest)))]
-        for i, rows in list(yielded.items()):
-            del yielded[i]
-            own_sums, own_highest = (
-                list(itertools.islice(totals, len(part))) for totals, part in zip(remaining, rows, strict=True)
-            )
-            advance(i, (own_sums, own_highest))
-    return tuple(results)
+    waiting = dict(enumerate(reductions))
+    sent: dict[int, Totals | None] = dict.fromkeys(waiting)
+    while True:
+        yielded: dict[int, Rows] = {}
+        for i in list(waiting):
+            try:
+                yielded[i] = waiting[i].send(sent[i])  # type: ignore[arg-type]  None starts a generator
+            except StopIteration as stop:
+                results[i] = stop.value
+                del waiting[i]
+        if not waiting:
+            return tuple(results)
+        totals = yield Rows(
+            {(i, name): pieces for i, rows in yielded.items() for name, pieces in rows.sums.items()},
+            {(i, name): pieces for i, rows in yielded.items() for name, pieces in rows.highest.items()},
+        )
+        sent = {i: {name: totals[i, name] for name in (*rows.sums, *rows.highest)} for i, rows in yielded.items()}
 
 
 def run(reduction: Reduction[Result]) -> Result:
@@ -65,15 +64,19 @@ def run(reduction: Reduction[Result]) -> Result:
     try:
         rows = next(reduction)
         while True:
-            rows = reduction.send((_fold(rows.sums, tf.raw_ops.Sum, 0.0), _fold(rows.highest, tf.raw_ops.Max, -np.inf)))
+            sums = _fold(rows.sums, tf.raw_ops.Sum, 0.0)
+            rows = reduction.send(sums | _fold(rows.highest, tf.raw_ops.Max, -np.inf))
     except StopIteration as stop:
         return stop.value
 
 
-def _fold(rows: Sequence[tf.Tensor], reduce: Callable[..., tf.Tensor], absent: float) -> list[tf.Tensor]:
-    """Reduce rows, each [n, P], to float64 [n], all in one kernel."""
+def _fold(
+    pieces: Mapping[Any, Sequence[tf.Tensor]], reduce: Callable[..., tf.Tensor], absent: float
+) -> dict[Any, tf.Tensor]:
+    """Reduce the pieces, each [n, P], to one float64 [sum of n] for each name, all in one kernel."""
+    rows = [row for of_name in pieces.values() for row in of_name]
     if not rows:
-        return []
+        return {}
     shapes: list[Any] = [row.shape.as_list() for row in rows]
     by_parts = sorted(range(len(rows)), key=lambda i: shapes[i][1])
     parts = shapes[by_parts[-1]][1]
@@ -84,7 +87,8 @@ def _fold(rows: Sequence[tf.Tensor], reduce: Callable[..., tf.Tensor], absent: f
         table = concat([pad_rows(row, shapes[chunk[-1]][1], absent) for row in wide], 0)
         tables.append(pad_rows(fusion_barrier(table) if len(rows) > MOST_ROWS else table, parts, absent))
     totals = tf.split(reduce(input=concat(tables, 0), axis=constant([1])), [shapes[i][0] for i in by_parts])
-    return [total for _, total in sorted(zip(by_parts, totals, strict=True), key=lambda pair: pair[0])]
+    in_order = iter([total for _, total in sorted(zip(by_parts, totals, strict=True), key=lambda pair: pair[0])])
+    return {name: concat(list(itertools.islice(in_order, len(of_name))), 0) for name, of_name in pieces.items()}
 
 
 def pad_rows(row: tf.Tensor, length: int, absent: float) -> tf.Tensor:

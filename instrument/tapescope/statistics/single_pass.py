@@ -27,13 +27,13 @@ from absl import logging
 
 from tapescope.capture import private_api
 from tapescope.statistics.batched_ops import (
-    MOST_OPERANDS,
     Group,
     concat,
     constant,
     element_counts,
     for_gpu,
     fusion_barrier,
+    neighbors,
 )
 from tapescope.statistics.reductions import Reduction, Rows, pad_rows
 
@@ -110,21 +110,6 @@ def highest_of_rows(x: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.Max(input=x, axis=constant([2]))
 
 
-def _runs(inputs: Sequence[tf.Tensor], most: float, same_width: bool = False) -> list[list[int]]:
-    """Return which tensors [n, P, C] one kernel reduces, by position: neighbours of up to `most` elements."""
-    runs: list[list[int]] = [[]]
-    joined = 0
-    for i, x in enumerate(inputs):
-        size = x.shape.num_elements() or most
-        other_width = same_width and runs[-1] and inputs[runs[-1][-1]].shape[2] != x.shape[2]
-        if other_width or joined + size > most or len(runs[-1]) == MOST_OPERANDS:
-            runs.append([])
-            joined = 0
-        runs[-1].append(i)
-        joined += size
-    return [run for run in runs if run]
-
-
 def _join(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """Put the rows of tensors [n, P, C] under each other, [1, sum of n P, largest C]; short rows end in zeros.
 
@@ -160,7 +145,7 @@ def norm_rows(
     inputs = [fusion_barrier(_group_in_rows(group)) for group in groups]
     square, nonfinite, nonzero, largest = [], [], [], []
     zero = constant(0.0)
-    for run in _runs(inputs, most):
+    for run in neighbors(inputs, most):
         tensors = [inputs[i] for i in run]
         x = _join(tensors)
         finite = tf.raw_ops.IsFinite(x=x)
@@ -171,18 +156,13 @@ def norm_rows(
         if all_rows:
             nonzero += _split(sum_rows(as_float(tf.raw_ops.NotEqual(x=x, y=zero))), tensors)
             largest += _split(highest_of_rows(tf.raw_ops.Abs(x=values)), tensors)
-    sums, highest = yield Rows([*square, *nonfinite, *nonzero], largest)
-    squares, bad, *others = _concat_runs(sums, len(square))
-    rows = [tf.raw_ops.Sqrt(x=squares), bad]
+    further = {"nonzero": nonzero} if all_rows else {}
+    found = yield Rows({"square": square, "nonfinite": nonfinite, **further}, {"largest": largest} if all_rows else {})
+    rows = [tf.raw_ops.Sqrt(x=found["square"]), found["nonfinite"]]
     if all_rows:
         sizes = tf.cast(element_counts(groups), tf.float64)
-        rows += [concat(highest, 0), (sizes - others[0]) / sizes]
+        rows += [found["largest"], (sizes - found["nonzero"]) / sizes]
     return tuple(map(as_float, rows))
-
-
-def _concat_runs(totals: Sequence[tf.Tensor], count: int) -> list[tf.Tensor]:
-    """Return each `count` of the totals as one, [n]."""
-    return [concat(totals[i : i + count], 0) for i in range(0, len(totals), count)]
 
 
 def moments(
@@ -203,7 +183,7 @@ def moments(
     }
     zero = constant(0.0)
     lowest = constant(-np.inf)
-    for run in _runs(inputs, MOST_JOINED_OF_LAYERS, same_width=True):
+    for run in neighbors(inputs, MOST_JOINED_OF_LAYERS, same_width=True):
         tensors = [inputs[i] for i in run]
         x = _join(tensors)
         finite = tf.raw_ops.IsFinite(x=x)
@@ -222,15 +202,8 @@ def moments(
         reduced["saturated"] = sum_rows(_join(none)) if is_any else tf.zeros_like(reduced["zero"])
         for name, row in reduced.items():
             rows[name] += _split(row, tensors)
-    highest_names = ("max", "negative_min")
-    sum_names = [name for name in rows if name not in highest_names]
-    totals = yield Rows(*([row for name in names for row in rows[name]] for names in (sum_names, highest_names)))
-    count = len(rows["sum"])
-    found = {
-        name: total
-        for names, part in zip((sum_names, highest_names), totals, strict=True)
-        for name, total in zip(names, _concat_runs(part, count), strict=True)
-    }
+    highest = {name: rows.pop(name) for name in ("max", "negative_min")}
+    found = yield Rows(rows, highest)
     number = tf.cast(element_counts(groups), tf.float64) - found["nonfinite"]
     mean = tf.math.divide_no_nan(found["sum"], number)
     # The difference of two equal sums of squares may be anything in their last bits.

@@ -177,9 +177,9 @@ def gradient_rows(
       histogram: whether elements are counted over bins.
 
     Returns:
-      GRADIENT_ROWS, float32 [K, V], NaN for None; the counts, int32 [V, B], 0 for None, or None if not asked for; of a
-      large gradient they are those of a sample; and
-      elements at fixed places, float32 [S, V], NaN for None, for a sparse gradient, and beyond those of a small one.
+      GRADIENT_ROWS, float32 [K, V], NaN for None; the counts, of a large gradient those of a sample, int32 [V, B], 0
+      for None, or None if not asked for; and elements at fixed places, float32 [S, V], NaN for None, for a sparse
+      gradient, and beyond those of a small one.
     """
     tensors, sparse = _split(gradients)
     if for_gpu():

@@ -13,8 +13,8 @@ def sum_of(*values):
     """Return a reduction that yields as often as there are values, and returns the sum of what it is sent."""
     total = 0.0
     for value in values:
-        (summed,), (highest,) = yield Rows([tf.constant([[value, 1.0]])], [tf.constant([[value, -1.0]])])
-        total += float(summed[0]) + 100 * float(highest[0])
+        found = yield Rows({"sum": [tf.constant([[value, 1.0]])]}, {"highest": [tf.constant([[value, -1.0]])]})
+        total += float(found["sum"][0]) + 100 * float(found["highest"][0])
     return total
 
 
@@ -33,8 +33,11 @@ def test_rows_of_any_number_and_length_are_folded(count):
     rows = [rng.normal(size=[rng.integers(1, 4), rng.integers(1, 9)]).astype(np.float32) for _ in range(count)]
 
     def fold():
-        sums, highest = yield Rows([tf.constant(row) for row in rows], [tf.constant(row) for row in rows])
-        return sums, highest
+        pieces = {i: [tf.constant(row)] for i, row in enumerate(rows)}
+        found = yield Rows(
+            {("sum", i): piece for i, piece in pieces.items()}, {("highest", i): piece for i, piece in pieces.items()}
+        )
+        return [[found[kind, i] for i in pieces] for kind in ("sum", "highest")]
 
     sums, highest = run(fold())
     for row, total, largest in zip(rows, sums, highest, strict=True):
