@@ -32,17 +32,17 @@ TIMED_STEPS = 100
 """Steps after these of which `auto` measures one in TIMED_INTERVAL, and after which it chooses its interval."""
 TIMED_INTERVAL = 20
 """Steps from one of these to the next: more than twice _FOLLOWING."""
-TRIED_RECORDS = 8
-"""Records of the chosen interval after which `auto` lengthens it once if measuring takes more than was expected: caches
-are colder there, and the rules look at more records."""
-_CHOICES = ("", "_before")
-"""Endings of the fields of a run's status with the interval of `auto`, and with that before its correction."""
+TRIED_RECORDS = 4
+"""Records of an interval after which `auto` lengthens it if measuring takes more than was expected: the longer the
+interval, the colder are the caches."""
 CLOSER_STEPS = 50
 """Most steps that are all measured after a finding."""
 LEAST_CLOSER_STEPS = 10
 """Steps that are all measured after a finding, whatever they cost."""
 INTERVALS = (*(digit * 10**power for power in range(4) for digit in (1, 2, 5)), _LONGEST_INTERVAL)
 """The intervals that `auto` chooses from."""
+_CHOICES = ("", "_before", *(f"_before_{n}" for n in range(2, len(INTERVALS))))
+"""Endings of the fields of a run's status with the interval of `auto`, and with those before it, the last one first."""
 
 
 class Cost(NamedTuple):
@@ -60,10 +60,38 @@ class Cost(NamedTuple):
     error_ms: float
     """Standard error of `measure_ms`, in milliseconds, from the steps' median absolute deviations."""
     overhead_pct: float
-    """Time that measuring adds to the training, in per cent: `measure_ms` over `step_ms`, times the share of steps that
-    are measured."""
+    """Time that measuring adds to the training, in per cent: `measure_ms` over `step_ms`, times the share of measured
+    steps up to the last one. Steps that are all measured after a finding count with the time that they took."""
     overhead_error_pct: float
     """Standard error of `overhead_pct`, in per cent."""
+
+
+class _Share:
+    """How many steps were measured, from one measured step to another: a whole number of intervals."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        """Steps from the first measured one to that before the last."""
+        self.measured = 0
+        """Those of them that the schedule measured, without those after a finding."""
+        self.closer_steps = 0
+        """Steps after a finding whose time is known."""
+        self.closer_ms = 0.0
+        """Their time, in milliseconds."""
+        self._since_measured = 0
+        """Steps from the last measured one on; 0 before the first."""
+        self._last_is_own = False
+        """True if the schedule itself measured that one."""
+
+    def add(self, measure: bool, is_closer: bool) -> None:
+        """Add the step under way."""
+        if measure:
+            self.steps += self._since_measured
+            self.measured += self._last_is_own
+            self._since_measured = 1
+            self._last_is_own = not is_closer
+        elif self._since_measured:
+            self._since_measured += 1
 
 
 class Schedule:
@@ -83,8 +111,7 @@ class Schedule:
         """Steps from the last measured one to the one under way, at most this many."""
         self._untraced = {False, True}
         """Kinds of steps of which none has run yet. Its first one is also traced, so its time does not count."""
-        self._steps = {False: 0, True: 0}
-        """Number of plain and of measured steps."""
+        self._share = _Share()
         self._before_measured: Callable[[], None] | None = None
         """Called before each measured step, within its time: a Recorder that captures steps copies the weights."""
         self._times = [deque[float](maxlen=_KEPT_TIMES) for _ in range(_FOLLOWING + 2)]
@@ -110,18 +137,21 @@ class Schedule:
         """
         now = self._clock()
         self._next_step = step + 1
-        self._is_closer = step < self._closer_until
-        measure = bool(self._decide(step)) or self._is_closer
+        is_closer = step < self._closer_until
+        measure = bool(self._decide(step)) or is_closer
         if self._start is not None:
             measured = self._since == 0
             if measured in self._untraced:
                 self._untraced.discard(measured)
+            elif self._is_closer:  # a measured step in a row is not like a single one
+                self._share.closer_steps += 1
+                self._share.closer_ms += 1000 * (now - self._start)
             else:
                 self._times[self._since].append(1000 * (now - self._start))
-        self._steps[measure] += 1
+        self._is_closer = is_closer
+        self._share.add(measure, is_closer)
         self._since = 0 if measure else min(self._since + 1, _FOLLOWING + 1)
-        # Measured steps in a row are not like a single one, so their times tell nothing of the schedule's own.
-        self._start = None if self._is_closer else now
+        self._start = now
         if measure and self._before_measured is not None:
             self._before_measured()
         return measure
@@ -190,15 +220,16 @@ class Schedule:
         slower = [typical(measured_times), *(typical(times) for times in following if times)]
         extra = sum(time - plain for time, _ in slower)
         error = math.hypot(len(slower) * plain_error, *(error for _, error in slower))
-        measured_share = self._steps[True] / max(1, sum(self._steps.values()))
+        share = self._share
         # A clock that did not move in any plain step says nothing of the share.
-        share_pct = 100 * measured_share / plain if plain > 0 else math.nan
+        total_ms = share.steps * plain if plain > 0 and share.steps else math.nan
+        closer_ms = max(0.0, share.closer_ms - share.closer_steps * plain)
         return Cost(
             step_ms=plain,
             measure_ms=extra,
             error_ms=error,
-            overhead_pct=share_pct * extra,
-            overhead_error_pct=share_pct * error,
+            overhead_pct=100 * (share.measured * extra + closer_ms) / total_ms,
+            overhead_error_pct=100 * share.measured * error / total_ms,
         )
 
 
@@ -240,7 +271,7 @@ class _Auto(Schedule):
         super().__init__(self._decide_step, clock)
         self._percent = self._percent_of_closer = percent
         self._chosen: list[tuple[int, int]] = []
-        """First step and interval of the choice, and of its correction."""
+        """First step and interval of the choice, and of each correction."""
         self._on_trial = True
         """True while the interval may still be lengthened."""
 
@@ -270,12 +301,13 @@ class _Auto(Schedule):
             self._begin(step, self._least_interval(cost.step_ms, max(0.0, cost.measure_ms) + cost.error_ms))
 
     def _correct(self, step: int) -> None:
-        self._on_trial = False
         cost = self.cost
+        interval = 1
         if cost.step_ms > 0 and cost.measure_ms > 0:
             interval = self._least_interval(cost.step_ms, cost.measure_ms + cost.error_ms)
-            if interval > self._chosen[-1][1]:
-                self._begin(step, interval)
+        self._on_trial = interval > self._chosen[-1][1]
+        if self._on_trial:
+            self._begin(step, interval)
 
     def _least_interval(self, step_ms: float, measure_ms: float) -> int:
         least = 100 * measure_ms / (step_ms * self._percent)
@@ -284,7 +316,7 @@ class _Auto(Schedule):
     def _begin(self, step: int, interval: int) -> None:
         """Measure the multiples of an interval from a step on."""
         self._chosen.append((step, interval))
-        self._steps = {False: 0, True: 0}  # the overhead from here on
+        self._share = _Share()  # the overhead from here on
         if interval > 1:  # with 1 there will be no plain steps
             self._forget_times()
 
@@ -310,7 +342,8 @@ def auto(percent: float = 2.0, clock: Callable[[], float] = time.perf_counter) -
     It measures each of the first DENSE_STEPS steps, so that short programs and bad starts are seen, and one in
     TIMED_INTERVAL of the TIMED_STEPS after them. Then it chooses once the smallest of the intervals 1, 2, 5, 10, 20,
     50, ... with which measuring takes at most `percent` of the time of plain steps, and measures the multiples of it.
-    After TRIED_RECORDS of these it lengthens the interval if they took more than that, and then never again.
+    After TRIED_RECORDS of these it lengthens the interval if they took more than that, and tries the longer one in the
+    same way; once they did not, the interval stays.
     The time of the first plain and of the first measured step, in which they are traced, is not counted. A Recorder
     writes the choice into the run's status and its state, and a run that goes on uses it again.
 

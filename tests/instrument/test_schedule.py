@@ -64,6 +64,15 @@ def test_overhead_is_cost_times_the_share_of_measured_steps(timed):
     assert timed.cost.overhead_pct == pytest.approx(10)
 
 
+@pytest.mark.parametrize("steps", [105, 106, 110, 299])
+def test_the_share_of_measured_steps_is_of_whole_intervals(clock, steps):
+    """The same whatever the first measured step is, and wherever the last interval is left."""
+    schedule = Schedule(lambda step: step > 90 and step % 5 == 0, clock)
+    for step in range(steps):
+        clock.now += 0.010 + 0.005 * schedule(step) + 3 * (step in (0, 95))
+    assert schedule.cost.overhead_pct == pytest.approx(10)
+
+
 def test_equal_times_have_no_error(timed):
     assert timed.cost.error_ms == pytest.approx(0, abs=1e-9)
 
@@ -197,8 +206,23 @@ def test_auto_lengthens_its_interval_where_measuring_takes_more_than_expected(cl
     assert schedule.about()["measure_interval"] == 100
     measured, _ = run_auto(clock, later_ms, schedule=schedule, start=DENSE_STEPS + TIMED_STEPS + 1, steps=4000)
     assert schedule.about()["measure_interval"] == interval
-    assert measured == [*range(200, 1000, 100), *range(1000, 4000, interval)]
+    assert measured == [*range(200, 600, 100), *range(600, 4000, interval)]
     assert schedule.cost.overhead_pct <= 2
+
+
+def test_auto_lengthens_its_interval_until_it_holds(clock):
+    """The rarer a record, the longer it takes here: 15 ms at an interval of 100, 40 ms at 200, 90 ms at 500."""
+    schedule = None
+    measured = []
+    for start, steps, measure_ms in ((0, 151, 15), (151, 600, 40), (600, 1500, 90), (1500, 6000, 90)):
+        later, schedule = run_auto(clock, measure_ms, schedule=schedule, start=start, steps=steps)
+        measured += later
+    assert [n for n in measured if n > 150] == [*range(200, 600, 100), *range(600, 1400, 200), *range(1500, 6000, 500)]
+    assert schedule.cost.overhead_pct == pytest.approx(100 * 90 / (500 * 10))
+    again = tapescope.auto(2.0, clock=clock)
+    again.restore(schedule.about())
+    assert again.about() == schedule.about()
+    assert [n for n in range(151, 6000) if again(n)] == [n for n in measured if n > 150]
 
 
 @pytest.mark.parametrize("noise", [0.5, 2.0])
@@ -343,6 +367,18 @@ def test_a_closer_look_leaves_the_times_alone(clock):
     take(schedule, clock, range(1000, 1020), measure_ms=99.0)
     assert (schedule.cost.step_ms, schedule.cost.measure_ms) == (before.step_ms, before.measure_ms)
     assert schedule._is_closer
+
+
+def test_steps_of_a_closer_look_count_with_the_time_that_they_took(clock):
+    """Of 10,000 steps of 10 ms, one in 500 is measured for 50 ms more, and some in a row for 4 ms more each."""
+    schedule = tapescope.auto(2, clock)
+    take(schedule, clock, range(5000), measure_ms=50)
+    closer = schedule._look_closer()
+    take(schedule, clock, range(5000, 5000 + closer), measure_ms=4)
+    take(schedule, clock, range(5000 + closer, 10_001), measure_ms=50)
+    assert schedule.about()["measure_interval"] == 500
+    expected = 100 * ((9500 / 500 - 1) * 50 + closer * 4) / (9500 * 10)
+    assert schedule.cost.overhead_pct == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("schedule", [tapescope.every(4), tapescope.never()], ids=["every", "never"])
