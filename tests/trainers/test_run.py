@@ -18,7 +18,7 @@ from tensorboard import context
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 import tapescope
-from tapescope_trainers import train
+from tapescope_trainers import demo, train
 from tapescope_trainers.flags import EXAMPLE_PRESETS
 from tests.plugin.conftest import application
 
@@ -248,6 +248,15 @@ def test_bad_input_that_needs_tensorflow_is_one_line(tmp_path, arguments, messag
     assert len(lines) == 1
     assert lines[0].startswith("tapescope-train: ")
     assert message in lines[0]
+
+
+def test_the_demo_says_in_one_line_that_it_trains_on_one_device(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        demo.parse(["demo", str(tmp_path), "--strategy=mirrored"])
+    assert end.value.code == train.EXIT_BAD_INPUT
+    assert capsys.readouterr().err == (
+        "--strategy=mirrored is not for the demo: use tapescope-train --strategy=mirrored\n"
+    )
 
 
 def test_the_demo_trains_the_examples_and_ends_without_a_terminal(tmp_path):

@@ -4,12 +4,11 @@ python -m tapescope_trainers.demo runs/demo
 """
 
 import os
-import subprocess
 import sys
-import time
+from collections.abc import Sequence
 
-from tapescope_trainers import serve
-from tapescope_trainers.flags import EXAMPLE_PRESETS
+from tapescope_trainers import serve, train
+from tapescope_trainers.flags import Options
 from tapescope_trainers.training import signals
 
 FLAGS = ("--optimizer=sgd", "--learning_rate=1", "--seed=3", "--steps=12000", "--resume=never")
@@ -21,39 +20,44 @@ ABOUT = {
     "parallel_branches": "a ReLU and a sigmoid branch, softmax output",
 }
 
+ONE_DEVICE = ("default", "one_device")
 
-def main() -> int:
-    """Train the networks and return the exit code: 0, or that of the training that failed."""
+
+def main() -> None:
+    """Train the networks; the exit codes are those of `tapescope-train`."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         print("usage: python -m tapescope_trainers.demo LOGDIR [FLAGS of tapescope-train]", file=sys.stderr)
-        return 2
-    logdir = sys.argv[1]
-    more = sys.argv[2:]
+        sys.exit(train.EXIT_BAD_INPUT)
+    train.start(run, None, parse)
+
+
+def parse(argv: list[str]) -> list[Options]:
+    """Return the command lines of all networks."""
+    program, logdir, *more = argv
+    networks = [
+        train.parse_flags([program, f"--preset={preset}", f"--logdir={os.path.join(logdir, preset)}", *FLAGS, *more])
+        for preset in ABOUT
+    ]
+    strategy = networks[0].strategy
+    if strategy not in ONE_DEVICE:  # two of the others in one process get the same keys for their collectives
+        print(f"--strategy={strategy} is not for the demo: use tapescope-train --strategy={strategy}", file=sys.stderr)
+        sys.exit(train.EXIT_BAD_INPUT)
+    return networks
+
+
+def run(networks: Sequence[Options]) -> None:
+    """Train the networks one after the other in this process: TensorFlow takes longer to start than one of them."""
+    logdir = os.path.dirname(networks[0].logdir)
     with signals.catch() as received, serve.tensorboard(logdir) as address:
         print(f"TensorBoard: {address}  Open it and choose Gradients; it updates during the training.", flush=True)
-        for number, preset in enumerate(EXAMPLE_PRESETS, 1):
-            print(f"\nNetwork {number} of {len(EXAMPLE_PRESETS)}, {preset}: {ABOUT[preset]}", flush=True)
-            code = _train([f"--preset={preset}", f"--logdir={os.path.join(logdir, preset)}", *FLAGS, *more], received)
-            if code or received:
-                return code
+        for number, (options, (name, about)) in enumerate(zip(networks, ABOUT.items(), strict=True), 1):
+            print(f"\nNetwork {number} of {len(networks)}, {name}: {about}", flush=True)
+            train.run(options, received)
+            if received:
+                return
         print(f"\nTo see the runs again: tensorboard --logdir {logdir}", flush=True)
         serve.wait_for_signal(address, received)
-    return 0
-
-
-def _train(arguments: list[str], received: list[str]) -> int:
-    """Run `tapescope-train`, pass the first signal on to it, and return its exit code."""
-    command = [sys.executable, "-m", "tapescope_trainers.train", *arguments]
-    # In a session of its own, or Ctrl-C in a terminal would reach it twice.
-    child = subprocess.Popen(command, start_new_session=True)
-    terminated = False
-    while child.poll() is None:
-        if received and not terminated:
-            child.terminate()
-            terminated = True
-        time.sleep(0.1)
-    return child.returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,8 +8,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import absl.flags
 from absl import app
@@ -33,15 +33,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     Exit codes: 0 at the end, also after one Ctrl-C; 130 after a second; 2 for bad input; 3 if another worker is lost;
     4 if a record cannot be written under --strict_io. All but 0 come with one line on stderr.
     """
+    start(run, argv)
+
+
+def start(program: Callable[[Any], None], argv: Sequence[str] | None, parse: Callable[..., Any] | None = None) -> None:
+    """Run a program that trains, and end the process when it is stopped at once.
+
+    Args:
+        program: gets what `parse` returns.
+        argv: of the process by default.
+        parse: from arguments to what the program gets; `parse_flags` by default.
+    """
     logs.protect_streams()
     try:
-        app.run(run, argv=list(argv) if argv is not None else None, flags_parser=_parse)
+        app.run(program, argv=list(argv) if argv is not None else None, flags_parser=parse or parse_flags)
     except KeyboardInterrupt:
         print("tapescope-train: stopped at once", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _parse(argv: list[str]) -> Options:
+def parse_flags(argv: list[str]) -> Options:
+    """Return the parsed command line; print the help text or one line for a bad flag, and exit."""
     if flags.HELP & set(argv[1:]):
         print(f"{__doc__}\n{flags.help_text()}")
         sys.exit(0)
@@ -52,11 +64,16 @@ def _parse(argv: list[str]) -> Options:
         _exit(error)
 
 
-def run(options: Options) -> None:
-    """Build everything, which finds bad input, and train."""
+def run(options: Options, received: list[str] | None = None) -> None:
+    """Build everything, which finds bad input, and train.
+
+    Args:
+        options: the parsed command line.
+        received: gets the name of a signal that stops the training.
+    """
     with contextlib.ExitStack() as stack:
         stack.enter_context(logs.plain_lines())
-        received = stack.enter_context(signals.catch())
+        received = stack.enter_context(signals.catch(received))
         address = None
         link = None
         waiting = contextlib.ExitStack()
