@@ -370,7 +370,7 @@ def test_a_closer_look_leaves_the_times_alone(clock):
 
 
 def test_steps_of_a_closer_look_count_with_the_time_that_they_took(clock):
-    """Of 10,000 steps of 10 ms, one in 500 is measured for 50 ms more, and some in a row for 4 ms more each."""
+    """Take 10,000 steps of 10 ms: one in 500 is measured for 50 ms more, and some in a row for 4 ms more each."""
     schedule = tapescope.auto(2, clock)
     take(schedule, clock, range(5000), measure_ms=50)
     closer = schedule._look_closer()
