@@ -16,21 +16,27 @@ from tensorboard_plugin_tapescope.metadata import BINS, REPLICA_COLUMNS
 REPLICAS = (2, 8, 32, 64, 256, 1024, 4096)
 GIGABITS = (100, 400)
 _GRADIENT_ROWS = 3
+_EXTREMES = 2
 _COUNT_PARTS = 2
 _FLOAT_BYTES = 4
 
 
 def collective_bytes(number: int, variables: int, layer_count: int, units: int) -> int:
     """Return the bytes of the collective of one measured step of a model with an input and a target."""
-    of_variables = (_GRADIENT_ROWS + 1 + replicas.SAMPLED_WEIGHTS) * variables
-    gathered = len(layers.LAYER_ROWS) * layer_count + of_variables + len(DATA_ROWS) * 2 + 1
-    summed = len(layers.UNIT_ROWS) * units + _COUNT_PARTS * BINS * layer_count
+    few = replicas.are_few(number)
+    of_variables = (_GRADIENT_ROWS + 1 + replicas.SAMPLED_WEIGHTS) * (variables if few else 1)
+    rows = len(layers.LAYER_ROWS)
+    gathered = (rows if few else _EXTREMES) * layer_count + of_variables + len(DATA_ROWS) * 2 + 1
+    summed = len(layers.UNIT_ROWS) * units + variables + _COUNT_PARTS * BINS * layer_count
+    if not few:  # in float64
+        summed += 2 * (rows - _EXTREMES) * layer_count
     return _FLOAT_BYTES * (number * gathered + summed)
 
 
 def replica_bytes(number: int, variables: int) -> int:
     """Return the bytes of a record that grow with the number of replicas."""
-    return _FLOAT_BYTES * len(REPLICA_COLUMNS) * number * variables
+    compared = variables if replicas.are_few(number) else 1
+    return _FLOAT_BYTES * len(REPLICA_COLUMNS) * number * compared
 
 
 def main() -> None:

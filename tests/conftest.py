@@ -15,8 +15,12 @@ import keras  # noqa: F401
 import pytest
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe
+from tensorflow.python.autograph.pyct import inspect_utils
 
 gc.freeze()  # half a million objects of these modules are not looked at again by each full collection
+
+# Half the time of converting a function: AutoGraph looks through all modules for one that functools.wraps has hidden.
+inspect_utils._fix_linecache_record = lambda function: None
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4

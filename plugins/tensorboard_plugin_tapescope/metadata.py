@@ -6,7 +6,7 @@ Each recorded step has one tensor summary for each family, under the tag `tapesc
     variables              float32  [C, V]     column of ALL_VARIABLE_COLUMNS
     layers                 float32  [C, L]     column of ALL_LAYER_COLUMNS
     step                   float64  [C]        column of STEP_COLUMNS
-    replicas               float32  [C R, V]   column of REPLICA_COLUMNS and replica (column-major)
+    replicas               float32  [C R, V]   column of REPLICA_COLUMNS and replica (column-major); [C R, 1] of many
     data                   float32  [C, D]     column of DATA_COLUMNS; D inputs, targets and outputs of the model
     heads                  float32  [C, H]     column of HEAD_COLUMNS; H attention heads
     residual               float32  [C, P]     column of RESIDUAL_COLUMNS; P points of the residual stream, by depth
@@ -173,6 +173,8 @@ STEP_COLUMNS = (
     ),
 )
 
+ALL_VARIABLES = "all variables"
+"""The one name of the `replicas` family where replicas are too many to be compared by variable."""
 REPLICA_COLUMNS = (
     Column("replica_norm", "L2 norm of the replica's own gradient, before the all-reduce", "", "log"),
     Column("replica_cosine", "cosine of the replica's gradient to the mean over replicas", "", "diverging"),

@@ -23,8 +23,9 @@ from tensorboard_plugin_tapescope.plugin import VIEWS, read_pages
 from tensorboard_plugin_tapescope.series import tables
 from tensorboard_plugin_tapescope.series.hyperparameters import ABSENT
 from tensorboard_plugin_tapescope.series.smoothing import smooth
-from tensorboard_plugin_tapescope.views import overview
+from tensorboard_plugin_tapescope.views import overview, replicas
 from tensorboard_plugin_tapescope.views.grid import GRID_COLUMNS
+from tensorboard_plugin_tapescope.views.query import Query
 from tests.plugin.conftest import STEPS, application
 
 WEIRD = "we <b>ird/'quoted\""
@@ -218,14 +219,26 @@ def test_the_ratio_names_what_only_one_run_has(compared):
 
 
 def test_replicas_has_all_its_figures(tensorboard):
-    replicas = panels(tensorboard.get("view", view="replicas", run=["two replicas", "healthy"]))
-    assert set(replicas) == {"replica_norm", "replica_cosine", "replica_sign", "noise", "scaling"}
-    assert all(panel["figure"] for panel in replicas.values())
+    shown = panels(tensorboard.get("view", view="replicas", run=["two replicas", "healthy"]))
+    assert set(shown) == {"replica_norm", "replica_cosine", "replica_sign", "noise", "scaling"}
+    assert all(panel["figure"] for panel in shown.values())
 
 
 def test_each_replica_has_a_line(tensorboard):
     norms = panels(tensorboard.get("view", view="replicas", run="two replicas"))["replica_norm"]
     assert [trace["name"] for trace in norms["figure"]["data"]] == ["replica 0", "replica 1"]
+
+
+def test_replicas_that_are_compared_as_a_whole_have_no_variables():
+    """A variable that was chosen for another run does not matter."""
+    columns = tuple(column.name for column in metadata.REPLICA_COLUMNS)
+    details = {"replicas": 65}
+    family = metadata.Family("replicas", columns, (metadata.ALL_VARIABLES,), details)
+    values = np.random.default_rng(0).random([4, len(columns) * 65, 1], np.float32)
+    table = tables.Table(family, np.arange(4), np.arange(4.0), values)
+    shown = replicas._differences(table, Query(("many",), variable="hidden/kernel"))
+    assert [panel.key for panel in shown] == ["replica_norm", "replica_cosine", "replica_sign"]
+    assert all("Over all variables. The 4 replicas farthest from the median" in panel.note for panel in shown)
 
 
 @pytest.mark.parametrize(

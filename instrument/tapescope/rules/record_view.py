@@ -334,11 +334,23 @@ def replica_differences(view: RecordView, layout: RunLayout) -> np.ndarray:
     cosines = np.asarray(view.columns["replica_cosine"], float)
     total = view.column("gradient_norm", layout.variable_count)
     with np.errstate(all="ignore"):
+        whole = np.sqrt(np.nansum(np.square(total)))
+        if norms.shape[1] == 1:  # of all variables together
+            total = whole
         length = np.sqrt(np.nansum(np.square(norms), axis=1))
-        cosine = np.nansum(cosines * norms * total, axis=1) / (length * np.sqrt(np.nansum(np.square(total))))
+        cosine = np.nansum(cosines * norms * total, axis=1) / (length * whole)
         values = np.stack([np.log10(length), cosine])
-        others = [lower_median(np.delete(values, r, axis=1).T) for r in range(len(length))]
-        return values - np.stack(others, axis=1)
+        return values - np.stack([_medians_of_others(row) for row in values])
+
+
+def _medians_of_others(values: np.ndarray) -> np.ndarray:
+    """Return for each of [R] values the lower median of the others; NaN counts nowhere."""
+    known = ~np.isnan(values)
+    ascending = np.append(np.sort(values[known]), np.nan)
+    rank = np.argsort(np.argsort(np.where(known, values, np.inf), kind="stable"), kind="stable")
+    others = known.sum() - known
+    middle = np.maximum(others - 1, 0) // 2
+    return ascending[middle + (known & (rank <= middle))]
 
 
 def index_of_largest(values: np.ndarray) -> int:

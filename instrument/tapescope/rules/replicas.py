@@ -65,16 +65,24 @@ def replicas_diverged(history: History) -> Iterator[Finding]:
         return
     distances = np.where(differs, np.asarray(latest.columns.get("replica_difference", differs), float), -np.inf)
     replica, variable = np.unravel_index(np.argmax(np.nan_to_num(distances, nan=-np.inf)), distances.shape)
-    owners = dict(zip(history.layout.owned[1].tolist(), history.layout.owned[0].tolist(), strict=True))
+    layout = history.layout
     count = int(differs.any(0).sum())
+    if differs.shape[1] == layout.variable_count:
+        owners: dict[int, int] = dict(zip(layout.owned[1].tolist(), layout.owned[0].tolist(), strict=True))
+        layer: str | None = layout.groups[owners[int(variable)]]
+        extent = f" in {count} of {differs.shape[1]} variables"
+        most = f"replica {replica} and `{layout.variable_names[variable]}` differ most"
+    else:  # so many replicas that all variables are compared together
+        layer = None
+        extent = ""
+        most = f"{int(differs.sum())} of {len(differs)} differ from replica 0, and replica {replica} differs most"
     yield Finding(
         rule="replicas_diverged",
         version=1,
         severity="error",
-        layer=history.layout.groups[owners[int(variable)]],
+        layer=layer,
         step=history.first_step(_different_weights),
-        message=f"the replicas have different weights in {count} of {differs.shape[1]} variables, so they train "
-        f"different networks; replica {replica} and `{history.layout.variable_names[variable]}` differ most",
+        message=f"the replicas have different weights{extent}, so they train different networks; {most}",
         evidence={
             "replica": float(replica),
             "variables": float(count),

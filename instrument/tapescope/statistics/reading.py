@@ -21,8 +21,9 @@ from tapescope.capture.selection import Names
 from tapescope.statistics import attention, data, reductions, replicas, single_pass
 from tapescope.statistics import layers as layer_statistics
 from tapescope.statistics import tensors as tensor_statistics
-from tapescope.statistics.batched_ops import concat, constant
+from tapescope.statistics.batched_ops import constant
 from tapescope.statistics.histograms import scale_counts
+from tapescope.statistics.layer_columns import extremes, layer_columns, layer_sums, rows_of_sums
 from tapescope.statistics.tensors import Gradient
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.series import flow_path
@@ -60,7 +61,7 @@ class Reading(NamedTuple):
     activation_counts: tf.Tensor
     """The same of each output, [L, B]."""
     replicas: tf.Tensor
-    """`metadata.REPLICA_COLUMNS`, float32 [C, R, V]; empty with one replica."""
+    """`metadata.REPLICA_COLUMNS`, float32 [C, R, V], or [C, R, 1] of many replicas; empty with one."""
     data: tf.Tensor
     """`data.DATA_ROWS` by input, target and output, float32 [..., K, D]: of each replica and small batch."""
     heads: tf.Tensor
@@ -281,15 +282,15 @@ def complete(
       layout: index of the rows' layout.
     """
     histograms = partial.activation_counts is not None
-    replica_columns = None
+    replica_columns = squares = None
     context, count = replicas.context()
     if context is not None and count > 1:
         if aggregated is None:
             aggregated = replicas.all_reduce(context, gradients)
             applied = None if applied is None else replicas.all_reduce(context, applied)
         updated = [tensor_statistics.as_float32(weight) for weight in weights]
-        rows = concat([replicas.replica_rows(gradients, aggregated), replicas.weight_rows(updated)], 0)
-        partial, rows = _gather(context, partial, rows)
+        rows, squares = replicas.replica_rows(gradients, aggregated, updated, count)
+        partial, rows, squares = _gather(context, partial, rows, squares)
         replica_columns = tf.concat([tf.transpose(rows[:, :3], [1, 0, 2]), replicas.weight_columns(rows[:, 3:])], 0)
     recorded = None
     if aggregated is not None or partial.gradient_rows is None:
@@ -311,11 +312,11 @@ def complete(
     layers = layer_columns(layer_rows, flow_path.followed_sources(names.sources, len(names.layers)))
     gradient = dict(zip(tensor_statistics.GRADIENT_ROWS, tf.unstack(partial.gradient_rows), strict=True))
     examples = layers["examples"][0] if names.layers else constant(NAN)
-    if replica_columns is None:
+    if squares is None:
         noise = constant([NAN] * len(names.variables))
         noise_total = constant(NAN)
     else:
-        noise, noise_total = replicas.noise_scale(replica_columns[0], gradient["norm"], examples)
+        noise, noise_total = replicas.noise_scale(squares, gradient["norm"], examples, count)
     weight = dict(zip(tensor_statistics.WEIGHT_ROWS, tf.unstack(weight_rows), strict=True))
     variables = {
         "gradient_norm": gradient["norm"],
@@ -376,23 +377,28 @@ def _any_of_layer(counts: tf.Tensor, layer_variables: Sequence[Sequence[int]]) -
 
 
 def _gather(
-    context: tf.distribute.ReplicaContext, partial: Partial, replica_rows: tf.Tensor
-) -> tuple[Partial, tf.Tensor]:
-    """Return the partial merged over R replicas, and the replicas' rows [R, K, V] from this one's [K, V]."""
+    context: tf.distribute.ReplicaContext, partial: Partial, replica_rows: tf.Tensor, squares: tf.Tensor
+) -> tuple[Partial, tf.Tensor, tf.Tensor]:
+    """Return the partial merged over R replicas, their rows [R, K, V] from this one's [K, V], and the sums of [V]."""
+    by_replica = replicas.are_few(context.num_replicas_in_sync)
     mine = (
-        *(partial.layer_rows, replica_rows, partial.data_rows, partial.head_rows, partial.residual_rows),
+        partial.layer_rows if by_replica else extremes(partial.layer_rows),
+        *(replica_rows, partial.data_rows, partial.head_rows, partial.residual_rows),
         partial.loss,
     )
     histogram = partial.activation_counts
     counts = tf.zeros([0], tf.int32) if histogram is None else tf.reshape(histogram, [-1])
     vector = tf.concat([tf.reshape(t, [-1]) for t in mine], 0)
-    vectors, units, counts = replicas.gather(context, vector, tf.reshape(partial.units, [-1]), counts)
+    summands = tf.concat([tf.reshape(partial.units, [-1]), squares], 0)
+    layer_part = None if by_replica else layer_sums(partial.layer_rows)
+    vectors, sums, counts, layer_part = replicas.gather(context, vector, summands, counts, layer_part)
+    units, squares = tf.split(sums, [t.shape.num_elements() for t in (partial.units, squares)])
     parts = tf.split(vectors, [t.shape.num_elements() for t in mine], axis=1)
     layer_rows, rows, data_rows, head_rows, residual_rows, loss = (
         tf.reshape(p, [context.num_replicas_in_sync, *t.shape]) for p, t in zip(parts, mine, strict=True)
     )
     merged = partial._replace(
-        layer_rows=layer_rows,
+        layer_rows=layer_rows if layer_part is None else rows_of_sums(layer_part, layer_rows)[None],
         units=tf.reshape(units, partial.units.shape),
         activation_counts=None if histogram is None else tf.reshape(counts, histogram.shape),
         data_rows=data_rows,
@@ -400,79 +406,7 @@ def _gather(
         residual_rows=residual_rows,
         loss=tf.reduce_sum(loss),
     )
-    return merged, rows
-
-
-def layer_columns(rows: tf.Tensor, sources: Sequence[int]) -> dict[str, tf.Tensor]:
-    """Return the layers' columns over the global batch, each [L], and a few rows more that `complete` needs.
-
-    Means and variances are merged by Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983.
-
-    Args:
-      rows: `layers.LAYER_ROWS` of every replica or small batch, [R, K, L].
-      sources: for each layer the index of the one that feeds it, or -1.
-    """
-    if rows.shape[0] == 1:
-        row = dict(zip(layer_statistics.LAYER_ROWS, tf.unstack(rows[0]), strict=True))
-    else:
-        row = _merge_rows(dict(zip(layer_statistics.LAYER_ROWS, tf.unstack(rows, axis=1), strict=True)))
-    finite = row["elements"] - row["nonfinite"]
-    has_finite = tf.raw_ops.Greater(x=finite, y=constant(0.0))
-    std = tf.raw_ops.Sqrt(x=tf.raw_ops.DivNoNan(x=row["m2"], y=finite))
-    moments = {"mean": row["mean"], "std": std, "min": row["min"], "max": row["max"]}
-    return {
-        **{
-            f"activation_{name}": tf.raw_ops.SelectV2(condition=has_finite, t=value, e=constant(NAN))
-            for name, value in moments.items()
-        },
-        "activation_zero": row["zero"] / row["elements"],
-        "activation_nonfinite": row["nonfinite"],
-        "input_nonfinite": row["input_nonfinite"],
-        "saturated": row["saturated"] / row["elements"],
-        "delta_norm": row["delta_norm"],
-        **_flow_columns(row["delta_norm"], row["z_norm"], row["input_norm"], sources),
-        "elements": row["elements"],
-        "delta_nonfinite": row["delta_nonfinite"],
-        "examples": row["examples"],
-    }
-
-
-def _merge_rows(rows: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Return each row over all replicas, [R, L] to [L]."""
-    finite = rows["elements"] - rows["nonfinite"]
-    no_elements = finite == 0  # the mean of a replica whose share of the batch is empty is NaN
-    rows = rows | {name: tf.where(no_elements, 0.0, rows[name]) for name in ("mean", "m2")}
-    mean = tf.math.divide_no_nan(tf.reduce_sum(finite * rows["mean"], 0), tf.reduce_sum(finite, 0))
-    merged = {
-        "mean": mean,
-        "m2": tf.reduce_sum(rows["m2"] + finite * tf.square(rows["mean"] - mean), 0),
-        "min": tf.reduce_min(rows["min"], 0),
-        "max": tf.reduce_max(rows["max"], 0),
-    }
-    for name in ("delta_norm", "z_norm", "input_norm"):
-        merged[name] = _norm_of_norms(rows[name])
-    return {name: merged[name] if name in merged else tf.reduce_sum(row, 0) for name, row in rows.items()}
-
-
-def _norm_of_norms(norms: tf.Tensor) -> tf.Tensor:
-    """Return the L2 norm over axis 0, [R, L] to [L], without overflow; NaN where one of them is NaN."""
-    return tf.cast(tf.sqrt(tf.reduce_sum(tf.square(tf.cast(norms, tf.float64)), 0)), tf.float32)
-
-
-def _flow_columns(
-    delta_norm: tf.Tensor, z_norm: tf.Tensor, input_norm: tf.Tensor, sources: Sequence[int]
-) -> dict[str, tf.Tensor]:
-    """Return the gradient's gain in decades, each [L], in three parts.
-
-    They lead from a layer's output to z, from z to its input, and from there to the output of the layer that feeds it.
-    """
-    norms = tf.raw_ops.Pack(values=[delta_norm, z_norm, input_norm])
-    delta, z, inputs = tf.unstack(tf.raw_ops.Mul(x=tf.raw_ops.Log(x=norms), y=constant(1 / np.log(10))))
-    before = tf.where(tf.math.is_nan(inputs), tf.where(tf.math.is_nan(z), delta, z), inputs)
-    source = np.asarray(sources, np.int32)
-    after = tf.raw_ops.GatherV2(params=delta, indices=constant(np.maximum(source, 0)), axis=constant(0))
-    after += constant(np.where(source >= 0, 0.0, NAN))
-    return {"flow_gate": z - delta, "flow_weight": inputs - z, "flow_between": after - before}
+    return merged, rows, squares
 
 
 def _first_index(mask: tf.Tensor) -> tf.Tensor:

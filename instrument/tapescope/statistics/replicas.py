@@ -7,7 +7,8 @@ counts stay exact.
 See docs/decisions/0003-one-collective-per-measured-step.md.
 
 The collective also has a checksum and a few elements of each weight: replicas must have equal weights. See
-docs/decisions/0060-weights-of-replicas.md.
+docs/decisions/0060-weights-of-replicas.md. Where there are many replicas, what is compared is of all variables
+together: see docs/decisions/0067-many-replicas.md.
 
 Letters: K statistics, M sums, N elements, n tensors, R replicas, S sampled elements, V variables.
 """
@@ -31,6 +32,9 @@ from tensorboard_plugin_tapescope.series.noise_scale import trace_and_squared_no
 
 _COUNT_BASE = 4096
 """Counts are sent as quotient and remainder: below 2^31 / 4096 and 4096, with room for their sums in float32's 2^24."""
+FEW = 32
+"""Most replicas that send all of their rows. Of more, gradients and weights are compared as a whole, not by variable,
+and statistics of layers are summed."""
 SAMPLED_WEIGHTS = 16
 """Elements of each variable that are compared between replicas, S."""
 CHECKSUM_BITS = 24
@@ -62,9 +66,18 @@ def is_single_worker(variables: Sequence[Any]) -> bool:
     return strategy is None or isinstance(strategy, (tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy))
 
 
+def are_few(replica_count: int) -> bool:
+    """Return whether so many replicas send all of their rows."""
+    return replica_count <= FEW
+
+
 def gather(
-    replica_context: tf.distribute.ReplicaContext, vector: tf.Tensor, summands: tf.Tensor, counts: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    replica_context: tf.distribute.ReplicaContext,
+    vector: tf.Tensor,
+    summands: tf.Tensor,
+    counts: tf.Tensor,
+    wide: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor | None]:
     """Gather a vector over replicas, and sum numbers and counts, in one collective.
 
     Args:
@@ -72,9 +85,10 @@ def gather(
       vector: float32 [K].
       summands: float32 [M].
       counts: int32 [N].
+      wide: float64 of any shape, summed in a collective of its own; None for none.
 
     Returns:
-      All replicas' vectors, float32 [R, K], and the sums, float32 [M] and int32 [N].
+      All replicas' vectors, float32 [R, K], and the sums, float32 [M], int32 [N] and float64.
     """
     replicas = replica_context.num_replicas_in_sync
     is_own_row = tf.range(replicas) == tf.cast(replica_context.replica_id_in_sync_group, tf.int32)
@@ -85,7 +99,9 @@ def gather(
     packed = replica_context.all_reduce(tf.distribute.ReduceOp.SUM, tf.concat(parts, 0))
     rows, sums, quotient, remainder = tf.split(packed, [tf.size(part) for part in parts])
     rows = tf.reshape(rows, [replicas, vector.shape[0]])
-    return rows, sums, tf.cast(quotient, tf.int32) * _COUNT_BASE + tf.cast(remainder, tf.int32)
+    counts = tf.cast(quotient, tf.int32) * _COUNT_BASE + tf.cast(remainder, tf.int32)
+    summed = None if wide is None else replica_context.all_reduce(tf.distribute.ReduceOp.SUM, wide)
+    return rows, sums, counts, summed
 
 
 def all_reduce(
@@ -97,25 +113,48 @@ def all_reduce(
 
 
 def replica_rows(
-    replica_gradients: Sequence[tf.Tensor | None], summed_gradients: Sequence[tf.Tensor | None]
-) -> tf.Tensor:
-    """Compare this replica's part of each gradient with the sum over replicas.
+    gradients: Sequence[tf.Tensor | None],
+    summed: Sequence[tf.Tensor | None],
+    weights: Sequence[tf.Tensor],
+    replica_count: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return what to compare of this replica.
 
     Args:
-      replica_gradients: of this replica, V of them; None where a variable has no gradient.
-      summed_gradients: their sums over replicas.
+      gradients: this replica's part of each gradient, V of them; None where a variable has no gradient.
+      summed: their sums over replicas.
+      weights: V variables after the update, float32.
+      replica_count: R.
 
     Returns:
-      The first three of `metadata.REPLICA_COLUMNS`, float32 [3, V]: L2 norm, cosine to the sum, share of elements of
-      equal sign. NaN where there is no gradient. The cosine is NaN where a norm is 0.
+      Three rows of `gradient_columns` and 1 + S of the weights, float32 [K, V], or [K, 1] of all variables together if
+      R is above FEW. And the squares of the gradients' norms, float32 [V].
     """
-    pairs = {
-        id(x): (x, y)
-        for x, y in zip(replica_gradients, summed_gradients, strict=True)
-        if x is not None and y is not None
-    }
+    sums = gradient_sums(gradients, summed)
+    by_variable = are_few(replica_count)
+    rows_of_weights = weight_rows(weights) if by_variable else weight_row_of_all(weights)
+    columns = gradient_columns(sums if by_variable else _total(sums))
+    return concat([columns, rows_of_weights], 0), tf.cast(sums[_SQUARES], tf.float32)
+
+
+_SQUARES = 1
+"""Index of the squared norm in `gradient_sums`."""
+
+
+def gradient_sums(gradients: Sequence[tf.Tensor | None], summed: Sequence[tf.Tensor | None]) -> tf.Tensor:
+    """Return sums that compare this replica's part of each gradient with the sum over replicas.
+
+    Args:
+      gradients: of this replica, V of them; None where a variable has no gradient.
+      summed: their sums over replicas.
+
+    Returns:
+      The product of both, the square of each, the elements of equal sign, and all elements, float64 [5, V]. NaN where
+      there is no gradient.
+    """
+    pairs = {id(x): (x, y) for x, y in zip(gradients, summed, strict=True) if x is not None and y is not None}
     if not pairs:
-        return tf.fill([3, len(replica_gradients)], float("nan"))
+        return tf.fill([5, len(gradients)], constant(float("nan"), tf.float64))
     sums = [y for _, y in pairs.values()]
     rows = []
     groups = group_by_shape([x for x, _ in pairs.values()])
@@ -124,29 +163,37 @@ def replica_rows(
         other = tf.raw_ops.Pack(values=group_sums) if group.stacked else group_sums[0]
         shape = constant([len(group_sums), -1])
         own = tf.raw_ops.Reshape(tensor=group.tensor, shape=shape)
-        rows.append(_compare(own, tf.raw_ops.Reshape(tensor=other, shape=shape)))
-    present = [x if x is not None and id(x) in pairs else None for x in replica_gradients]
+        rows.append(_sums_of_pair(own, tf.raw_ops.Reshape(tensor=other, shape=shape)))
+    present = [x if x is not None and id(x) in pairs else None for x in gradients]
     return expand_columns(restore_order(concat(rows, 1), groups), present)
 
 
-def _compare(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """Return norm of `x`, cosine and share of equal signs, float32 [3, n], of two [n, N].
-
-    Sums are float64: the product of two gradients of 1e-25 is below the smallest float32.
-    """
+def _sums_of_pair(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Return five sums of two [n, N], float64 [5, n]: the product of two gradients of 1e-25 is not a float32."""
     last = constant([1])
     zero = constant(0.0)
     x, y = (tf.raw_ops.SelectV2(condition=tf.raw_ops.IsFinite(x=t), t=t, e=zero) for t in (x, y))
     equal_sign = tf.raw_ops.Equal(x=tf.raw_ops.Sign(x=x), y=tf.raw_ops.Sign(x=y))
-    sign_share = tf.raw_ops.Mean(input=tf.raw_ops.Cast(x=equal_sign, DstT=tf.float32), axis=last)
-    a, b = (tf.raw_ops.Cast(x=t, DstT=tf.float64) for t in (x, y))
-    product, square_x, square_y = (
-        tf.raw_ops.Sum(input=tf.raw_ops.Mul(x=p, y=q), axis=last) for p, q in ((a, b), (a, a), (b, b))
-    )
-    norm = tf.raw_ops.Sqrt(x=square_x)
-    cosine = product / (norm * tf.raw_ops.Sqrt(x=square_y))  # 0 / 0 is NaN
-    norm, cosine = (tf.raw_ops.Cast(x=t, DstT=tf.float32) for t in (norm, cosine))
-    return tf.raw_ops.Pack(values=[norm, cosine, sign_share])
+    a, b, equal = (tf.raw_ops.Cast(x=t, DstT=tf.float64) for t in (x, y, equal_sign))
+    products = [tf.raw_ops.Mul(x=p, y=q) for p, q in ((a, b), (a, a), (b, b))]
+    sums = [tf.raw_ops.Sum(input=product, axis=last) for product in (*products, equal)]
+    elements = tf.fill([x.shape[0] or 0], tf.cast(tf.shape(x)[1], tf.float64))
+    return tf.raw_ops.Pack(values=[*sums, elements])
+
+
+def _total(sums: tf.Tensor) -> tf.Tensor:
+    """Return `gradient_sums` of all variables together, [5, 1]. Those without a gradient count nothing."""
+    return tf.reduce_sum(tf.where(tf.math.is_nan(sums), constant(0.0, tf.float64), sums), 1, keepdims=True)
+
+
+def gradient_columns(sums: tf.Tensor) -> tf.Tensor:
+    """Return the first three of `metadata.REPLICA_COLUMNS` from `gradient_sums`, float32 [3, N].
+
+    They are L2 norm, cosine to the sum, and share of elements of equal sign. The cosine is NaN where a norm is 0.
+    """
+    product, square, square_of_sum, equal, elements = tf.unstack(sums)
+    norm = tf.sqrt(square)
+    return tf.cast(tf.stack([norm, product / (norm * tf.sqrt(square_of_sum)), equal / elements]), tf.float32)
 
 
 def weight_rows(weights: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -161,12 +208,33 @@ def weight_rows(weights: Sequence[tf.Tensor]) -> tf.Tensor:
     Returns:
       A checksum, a whole number below 2^CHECKSUM_BITS, and S evenly spaced elements, float32 [1 + S, V].
     """
+    sums, samples = _weight_sums(weights)
+    return concat([_checksum(sums)[None], samples], 0)
+
+
+def weight_row_of_all(weights: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return a checksum of all weights and an element of each of S evenly spaced variables, float32 [1 + S, 1]."""
+    sums, samples = _weight_sums(weights)
+    number = len(weights)
+    # Odd factors: no bit is lost, and two variables that are exchanged are seen.
+    factors = constant(np.arange(1, 2 * number, 2), tf.int64)
+    variables = np.linspace(0, number - 1, SAMPLED_WEIGHTS).astype(np.int32)
+    places = constant(np.arange(SAMPLED_WEIGHTS, dtype=np.int32) * number + variables)
+    chosen = tf.gather(tf.reshape(samples, [-1]), places)
+    return concat([_checksum(tf.reduce_sum(sums * factors))[None], chosen], 0)[:, None]
+
+
+def _checksum(sums: tf.Tensor) -> tf.Tensor:
+    hashed = tf.bitwise.right_shift(sums * constant(CHECKSUM_FACTOR, tf.int64), constant(64 - CHECKSUM_BITS, tf.int64))
+    return tf.cast(tf.bitwise.bitwise_and(hashed, constant((1 << CHECKSUM_BITS) - 1, tf.int64)), tf.float32)
+
+
+def _weight_sums(weights: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the sums of all bits of V variables, int64 [V], and S evenly spaced elements of each, float32 [S, V]."""
     groups = group_by_shape(weights)
     sums = concat_parts([_sum_of_bits(group) for group in groups], groups)
-    hashed = tf.bitwise.right_shift(sums * constant(CHECKSUM_FACTOR, tf.int64), constant(64 - CHECKSUM_BITS, tf.int64))
-    checksums = tf.cast(tf.bitwise.bitwise_and(hashed, constant((1 << CHECKSUM_BITS) - 1, tf.int64)), tf.float32)
     samples = tf.transpose(concat_parts([_evenly_spaced(group) for group in groups], groups))
-    return restore_order(concat([checksums[None], samples], 0), groups)
+    return restore_order(sums[None], groups)[0], restore_order(samples, groups)
 
 
 def _sum_of_bits(group: Group) -> tf.Tensor:
@@ -200,7 +268,7 @@ def weight_columns(rows: tf.Tensor) -> tf.Tensor:
 
 
 def noise_scale(
-    replica_norms: tf.Tensor, gradient_norms: tf.Tensor, examples: tf.Tensor
+    sums_of_squares: tf.Tensor, gradient_norms: tf.Tensor, examples: tf.Tensor, replica_count: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Estimate the gradient noise scale of one step, in examples.
 
@@ -208,18 +276,17 @@ def noise_scale(
     `tensorboard_plugin_tapescope.series.noise_scale` has the formula, its source, and the estimate over a run.
 
     Args:
-      replica_norms: L2 norms of the replicas' parts of the gradient, float32 [R, V].
+      sums_of_squares: of the L2 norms of the replicas' parts of the gradient, over replicas, float32 [V].
       gradient_norms: L2 norms of their sum, float32 [V].
       examples: the global batch, float32 [].
+      replica_count: R.
 
     Returns:
       The noise scale of each variable, float32 [V], and over all of them, float32 [].
     """
-    replicas = tf.cast(tf.shape(replica_norms)[0], tf.float32)
     big = examples
-    small = examples / replicas
-    # A replica's part is 1/R of its own mean gradient.
-    small_squares = tf.reduce_mean(tf.square(replica_norms * replicas), 0)
+    small = examples / replica_count
+    small_squares = replica_count * sums_of_squares  # a replica's part is 1/R of its own mean gradient
     big_squares = tf.square(gradient_norms)
 
     present = tf.math.logical_not(tf.math.is_nan(big_squares))

@@ -13,6 +13,7 @@ import numpy as np
 
 from tapescope.capture.selection import Names, merge_names
 from tapescope.statistics import reading as readings
+from tapescope.statistics.replicas import are_few
 from tapescope.storage import event_file
 from tapescope.storage.event_file import Value
 from tapescope.storage.run import Run
@@ -83,7 +84,7 @@ class Rows:
             units=units,
             gradient_counts=_widen_counts(reading.gradient_counts, variables, number_of_variables),
             activation_counts=_widen_counts(reading.activation_counts, layers, number_of_layers),
-            replicas=_widen(reading.replicas, variables, number_of_variables),
+            replicas=_widen_replicas(reading.replicas, variables, number_of_variables),
             heads=_widen(reading.heads, _positions(names.heads, everything.heads), len(everything.heads)),
             residual=_widen(
                 reading.residual, _positions(names.residual, everything.residual), len(everything.residual)
@@ -115,6 +116,12 @@ def _widen(columns: np.ndarray | None, rows: np.ndarray, size: int) -> np.ndarra
     wide = np.full([*columns.shape[:-1], size], np.nan, columns.dtype)
     wide[..., rows] = columns
     return wide
+
+
+def _widen_replicas(columns: np.ndarray | None, rows: np.ndarray, size: int) -> np.ndarray | None:
+    if columns is None or not are_few(columns.shape[1]):
+        return columns
+    return _widen(columns, rows, size)
 
 
 def _widen_counts(counts: np.ndarray | None, rows: np.ndarray, size: int) -> np.ndarray | None:

@@ -14,6 +14,7 @@ from tapescope.statistics import attention
 from tapescope.statistics import reading as readings
 from tapescope.statistics.data import DATA_COLUMNS, data_columns
 from tapescope.statistics.reading import Reading
+from tapescope.statistics.replicas import are_few
 from tapescope.storage import event_file
 from tapescope.storage.event_file import Value
 from tapescope.storage.rows import Rows
@@ -135,7 +136,8 @@ def make_families(
         columns = tuple(c.name for c in metadata.REPLICA_COLUMNS)
         by_replica = reading.replicas.reshape(-1, reading.replicas.shape[-1])
         details = {"replicas": reading.replicas.shape[1], "faults": faults or ()}
-        values.append(_make_family("replicas", columns, names.variables, by_replica, details))
+        compared = names.variables if are_few(reading.replicas.shape[1]) else (metadata.ALL_VARIABLES,)
+        values.append(_make_family("replicas", columns, compared, by_replica, details))
     if data is not None and data.rows:
         details = {"data_rows": [row._asdict() for row in data.rows], "objectives": data.objectives}
         values.append(_make_family("data", DATA_COLUMNS, [row.name for row in data.rows], reading.data, details))

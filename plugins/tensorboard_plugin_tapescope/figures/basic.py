@@ -5,6 +5,7 @@ encoding, and markup in names is escaped.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,11 @@ FAINT = 0.35
 
 HEATMAP_REPLICAS = 8
 """From so many replicas on, more lines than the palette has colours, they are the rows of a heatmap."""
+
+MOST_REPLICA_ROWS = 64
+"""Most replicas that are rows of a heatmap."""
+OUTLIERS = 4
+"""Replicas that are drawn by themselves where there are more."""
 
 ROW_PIXELS = 15
 DENSE_ROW_PIXELS = 4
@@ -225,6 +231,8 @@ def replica_chart(
 ) -> Figure:
     """Return a value of each replica over steps: lines, or a heatmap from HEATMAP_REPLICAS replicas on.
 
+    More than MOST_REPLICA_ROWS are drawn as their median and range, and the OUTLIERS that are farthest from the median.
+
     Args:
       steps: ascending steps [T].
       values: values [T, R].
@@ -234,9 +242,23 @@ def replica_chart(
       smoothing: weight of the smoothing of lines.
     """
     names = [f"replica {replica}" for replica in range(values.shape[1])]
+    if len(names) > MOST_REPLICA_ROWS:
+        names, values = _spread(values)
+        smoothing = 0.0  # the page has no control for it from HEATMAP_REPLICAS on
     if len(names) < HEATMAP_REPLICAS:
         return line_chart(steps, names, values, column, dark, 2 * max_steps, smoothing=smoothing)
     return heatmap(steps, names, values, column, dark, max_steps)
+
+
+def _spread(values: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Return names and values [T, K] of the median over replicas, their range, and those farthest from the median."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a step at which all are NaN
+        median, low, high = (pick(values, axis=1) for pick in (np.nanmedian, np.nanmin, np.nanmax))
+        distance = np.nan_to_num(np.nanmedian(np.abs(values - median[:, None]), axis=0))
+    farthest = np.sort(np.argsort(-distance, kind="stable")[:OUTLIERS])
+    names = ["median", "smallest", "largest", *(f"replica {replica}" for replica in farthest)]
+    return names, np.stack([median, low, high, *values.T[farthest]], axis=1).astype(values.dtype)
 
 
 def _has_isolated_point(values: np.ndarray) -> bool:

@@ -9,6 +9,7 @@ from tensorboard_plugin_tapescope.data.table_cache import Snapshot
 from tensorboard_plugin_tapescope.figures import basic
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
 from tensorboard_plugin_tapescope.figures.style import run_colours
+from tensorboard_plugin_tapescope.metadata import ALL_VARIABLES
 from tensorboard_plugin_tapescope.series import noise_scale, scaling, tables
 from tensorboard_plugin_tapescope.series.smoothing import smoothing_weight
 from tensorboard_plugin_tapescope.series.tables import COLUMNS, Table
@@ -45,7 +46,8 @@ def replicas(snapshot: Snapshot, query: Query) -> list[Panel]:
 
 def _differences(table: Table, query: Query) -> list[Panel]:
     names = table.family.names
-    if query.variable and query.variable not in names:
+    variable = query.variable if names != (ALL_VARIABLES,) else ""
+    if variable and variable not in names:
         raise RequestError(404, f"The run has no variable {quote(query.variable)}.")
     panels = []
     for name, title in TITLES.items():
@@ -53,11 +55,14 @@ def _differences(table: Table, query: Query) -> list[Panel]:
             continue
         column = COLUMNS[name]
         values = tables.column(table, name)
-        if query.variable:
-            curves = values[:, :, names.index(query.variable)]
-            scope = f"Variable: {query.variable}."
+        if variable:
+            curves = values[:, :, names.index(variable)]
+            scope = f"Variable: {variable}."
         elif name == "replica_norm":
             curves = np.sqrt(np.nansum(np.square(values, dtype=np.float64), axis=2))
+            scope = "Over all variables."
+        elif len(names) == 1:
+            curves = values[:, :, 0]
             scope = "Over all variables."
         else:
             curves = tables.finite_mean(values, axis=2)
@@ -65,6 +70,8 @@ def _differences(table: Table, query: Query) -> list[Panel]:
         weight = smoothing_weight(name, query.smoothing, len(table.steps))
         curves = curves.astype(np.float32)
         figure = basic.replica_chart(table.steps, curves, column, query.dark, query.max_steps, weight)
+        if curves.shape[1] > basic.MOST_REPLICA_ROWS:
+            scope += f" The {basic.OUTLIERS} replicas farthest from the median are drawn by themselves."
         note = f"{definition_sentence(column.definition)} {scope}"
         panels.append(Panel(name, title, figure, note, help=define(name)))
     return panels
@@ -83,8 +90,9 @@ def _noise_scale(snapshot: Snapshot, query: Query) -> Panel:
     steps = functools.reduce(np.intersect1d, [table.steps for table in (replicas_table, variables, step)])
     rows = [np.searchsorted(table.steps, steps) for table in (replicas_table, variables, step)]
     chosen = slice(None)
-    if query.variable and query.variable in variables.family.names:
-        index = variables.family.names.index(query.variable)
+    variable = query.variable if replicas_table.family.names != (ALL_VARIABLES,) else ""
+    if variable and variable in variables.family.names:
+        index = variables.family.names.index(variable)
         chosen = slice(index, index + 1)
     terms = noise_scale.noise_terms(
         replica_norms=tables.column(replicas_table, "replica_norm")[rows[0], :, chosen],
@@ -96,7 +104,7 @@ def _noise_scale(snapshot: Snapshot, query: Query) -> Panel:
         empty = "The noise scale is not determined: in no stretch of records does the gradient exceed its noise."
         return Panel("noise", title, empty=empty, wide=True)
     figure = layer_figures.noise_chart(steps, running, query.dark, 2 * query.max_steps)
-    note = f"{NOISE_NOTE} {_describe_noise(terms, query.variable)}"
+    note = f"{NOISE_NOTE} {_describe_noise(terms, variable)}"
     return Panel("noise", title, figure, note, help=define("noise_scale"))
 
 

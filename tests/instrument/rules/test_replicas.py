@@ -7,6 +7,8 @@ import tensorflow as tf
 from scripts.testbed.steps import dense_chain, measured, mirrored
 
 import tapescope
+from tapescope.rules import record_view
+from tapescope.statistics import replicas
 from tests.instrument.rules.records import NAN, find, only_finding
 
 
@@ -79,6 +81,43 @@ def test_a_difference_between_the_sampled_weights_is_found():
     assert finding.evidence["difference"] == 0
 
 
+def as_a_whole(change):
+    """Return a change after which 64 replicas are compared by all variables together."""
+
+    def changed(t, columns):
+        change(t, columns)
+        norms = columns["replica_norm"]
+        columns["replica_norm"] = np.sqrt(np.sum(norms**2, 1, keepdims=True))
+        for name in ("replica_cosine", "replica_checksum", "replica_difference"):
+            if name in columns:
+                columns[name] = columns[name][:, :1]
+
+    return changed
+
+
+def test_one_of_many_replicas_with_a_longer_gradient_is_named():
+    finding = only_finding(find(20, as_a_whole(longer(41, 5)), replicas=64), "replica_outlier")
+    assert finding.evidence["replica"] == 41
+    assert 3 < finding.evidence["norm_ratio"] < 7
+
+
+def test_one_of_many_replicas_with_other_weights_is_named():
+    finding = only_finding(find(8, as_a_whole(weights_differ(7, [0], replica=63)), replicas=64), "replicas_diverged")
+    assert (finding.layer, finding.step, finding.evidence["replica"]) == (None, 28, 63)
+    assert finding.message == (
+        "the replicas have different weights, so they train different networks; 1 of 64 differ from replica 0, and "
+        "replica 63 differs most"
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_medians_of_others_are_those_without_each(seed):
+    rng = np.random.default_rng(seed)
+    values = rng.choice([NAN, -np.inf, *rng.normal(size=5)], size=rng.integers(2, 9))
+    expected = [record_view.lower_median(np.delete(values, i)) for i in range(len(values))]
+    np.testing.assert_array_equal(record_view._medians_of_others(values), expected)
+
+
 def test_a_run_without_checksums_has_no_finding():
     assert find(20, replicas=2) == []
 
@@ -93,7 +132,9 @@ def test_after_a_nan_the_bits_of_weights_mean_nothing():
     assert "replicas_diverged" not in [f.rule for f in find(20, broken, replicas=2)]
 
 
-def test_a_replica_whose_weights_are_changed_is_found_in_the_next_step(tmp_path):
+@pytest.mark.parametrize("most", [32, 1])
+def test_a_replica_whose_weights_are_changed_is_found_in_the_next_step(tmp_path, monkeypatch, most):
+    monkeypatch.setattr(replicas, "FEW", most)
     strategy = mirrored(2)
     with strategy.scope():
         model = dense_chain([5, 2], ["tanh", "linear"], 6)
@@ -111,6 +152,13 @@ def test_a_replica_whose_weights_are_changed_is_found_in_the_next_step(tmp_path)
                 model.trainable_variables[2].value.values[1].assign_add(np.eye(5, 2) * 1e-3)
             recorder.write(n, run(tf.ones([4, 6])), {"loss": 1.0})
     recorded = tapescope.Run(tmp_path)
+    if most == 1:
+        assert recorded.rows("replica_norm") == ("all variables",)
+        assert recorded.frame("replica_norm").columns.tolist() == [(0, "all variables"), (1, "all variables")]
+        (finding,) = (f for f in recorder.findings if f.rule == "replicas_diverged")
+        assert (finding.severity, finding.layer, finding.step) == ("error", None, 2)
+        assert finding in tapescope.check(recorded)
+        return
     assert recorded["replica_difference"][:, 1, 2] == pytest.approx([0, 0, 1e-3, 1e-3], abs=1e-5)
     (finding,) = (f for f in recorder.findings if f.rule == "replicas_diverged")
     assert (finding.severity, finding.layer, finding.step) == ("error", "layer1", 2)

@@ -10,6 +10,7 @@ from scripts.testbed import steps
 
 from tapescope.slow_measurement import SlowMeasurement
 from tapescope.statistics import layers as layer_statistics
+from tapescope.statistics import replicas
 from tapescope.statistics.reading import LAYER_COLUMNS, VARIABLE_COLUMNS
 from tensorboard_plugin_tapescope import metadata
 from tests.instrument import oracle
@@ -114,6 +115,16 @@ def assert_variable_columns(measured):
 
 def test_layer_columns_in_every_mode(chain):
     assert_layer_columns(chain)
+
+
+def test_columns_of_many_replicas(monkeypatch):
+    """Two are many here: what they send is summed."""
+    monkeypatch.setattr(replicas, "FEW", 1)
+    measured = measure("replicas", list(WIDTHS.values()), KINDS)
+    assert measured.reading.replicas.shape[-1] == 1
+    assert_layer_columns(measured)
+    assert_variable_columns(measured)
+    assert_activation_histograms(measured)
 
 
 def test_variable_columns_in_every_mode(chain):

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tapescope.capture import activations
 from tapescope.capture.layer_hooks import LayerCall
-from tapescope.statistics import layers, reading
+from tapescope.statistics import layer_columns, layers
 from tapescope.statistics.reductions import run
 
 KINDS = ["linear", "linear", "linear", "linear", "tanh", "relu"]
@@ -100,8 +100,41 @@ def test_merged_standard_deviation_far_from_zero():
     """Four replicas. The difference of a sum of squares and a squared sum would have no correct digit."""
     x = (1000 + 1e-2 * np.random.default_rng(0).normal(size=[64, 32])).astype(np.float32)
     rows, *_ = run(layers.layer_rows([make_call(part) for part in np.split(x, 4)]))
-    merged = reading.layer_columns(tf.transpose(rows)[:, :, None], [-1])
+    merged = layer_columns.layer_columns(tf.transpose(rows)[:, :, None], [-1])
     np.testing.assert_allclose(merged["activation_std"][0], x.astype(np.float64).std(), rtol=1e-3)
+
+
+def summed(rows):
+    """Return the rows of R replicas [R, K, L] as many send them: sums, and extremes by replica."""
+    parts = tf.unstack(tf.convert_to_tensor(rows, tf.float32))
+    sums = tf.add_n([layer_columns.layer_sums(part) for part in parts])
+    return layer_columns.rows_of_sums(sums, tf.stack([layer_columns.extremes(part) for part in parts]))
+
+
+@pytest.mark.parametrize("mean", [0, 1e4])
+def test_the_sums_of_many_replicas_give_the_standard_deviation(mean):
+    x = (mean + np.random.default_rng(0).normal(size=[40 * 16, 32])).astype(np.float32)
+    rows, *_ = run(layers.layer_rows([make_call(part) for part in np.split(x, 40)]))
+    columns = layer_columns.layer_columns(summed(tf.transpose(rows)[:, :, None])[None], [-1])
+    of_columns = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max}
+    for name, expected in of_columns.items():
+        np.testing.assert_allclose(columns[f"activation_{name}"], [expected(x.astype(float))], rtol=1e-5, atol=1e-6)
+
+
+def test_the_sums_of_many_replicas_hold_tiny_huge_absent_and_empty_numbers():
+    """Layers: gradients of 1e-30, of 1e30, none, and a replica without a finite element."""
+    rows = np.zeros([40, len(layers.LAYER_ROWS), 4], np.float32)
+    row = dict(zip(layers.LAYER_ROWS, rows.swapaxes(0, 1), strict=True))
+    row["elements"][:] = 8
+    row["mean"][:] = np.linspace(-1, 1, 40)[:, None]
+    row["m2"][:] = 3
+    row["delta_norm"][:] = [1e-30, 1e30, np.nan, 1]
+    row["nonfinite"][7, 3] = 8
+    row["mean"][7, 3] = row["m2"][7, 3] = np.nan
+    expected = layer_columns._merge_rows({name: tf.constant(x) for name, x in row.items()})
+    found = dict(zip(layers.LAYER_ROWS, summed(rows).numpy(), strict=True))
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +156,7 @@ def nonfinite_output():
 )
 def test_nonfinite_elements_are_left_out(nonfinite_output, column, expected):
     rows, _, _ = run(layers.layer_rows([make_call(nonfinite_output)]))
-    columns = reading.layer_columns(rows[None], [-1])
+    columns = layer_columns.layer_columns(rows[None], [-1])
     np.testing.assert_allclose(columns[column], [expected(finite(nonfinite_output))], rtol=1e-4)
 
 

@@ -60,10 +60,16 @@ class Replicas(NamedTuple):
     summed: list[np.ndarray]
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[(2, 32), pytest.param((4, 32), marks=pytest.mark.slow), (4, 3)], ids=str)
 def step(request):
-    """Measure one step of 2 and of 4 replicas."""
-    count = request.param
+    """Measure one step of 2 and of 4 replicas, and of 4 where that is too many to compare them by variable."""
+    count, most = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replicas, "FEW", most)
+        return measure_replicas(count)
+
+
+def measure_replicas(count):
     strategy = mirrored(count)
     model, optimizer = make_model(strategy)
     gradients = [numpy_gradients(model, x, y) for x, y in zip(np.split(X, count), np.split(Y, count), strict=True)]
@@ -85,7 +91,10 @@ def step(request):
 
 
 def expected_rows(step, statistic):
-    """Return a statistic of each replica's gradient and the sum, [R, V]."""
+    """Return a statistic of each replica's gradient and the sum, [R, V], or [R, 1] of all variables together."""
+    if step.reading.replicas.shape[-1] == 1:
+        whole = np.concatenate([part.ravel() for part in step.summed])
+        return [[statistic(np.concatenate([g.ravel() for g in own]), whole)] for own in step.gradients]
     return [[statistic(g, s) for g, s in zip(own, step.summed, strict=True)] for own in step.gradients]
 
 
@@ -129,14 +138,18 @@ def test_all_replicas_have_the_same_reading(step):
         np.testing.assert_array_equal(replica, step.all_readings[0])
 
 
+def gradient_rows(gradients, summed):
+    return replicas.gradient_columns(replicas.gradient_sums(gradients, summed))
+
+
 def test_replica_rows_are_nan_for_absent_gradients():
     gradients = [None, tf.constant([1.0, 2.0]), tf.constant([3.0, 4.0])]
-    rows = replicas.replica_rows(gradients, [tf.zeros([2]), None, tf.constant([6.0, 8.0])])
+    rows = gradient_rows(gradients, [tf.zeros([2]), None, tf.constant([6.0, 8.0])])
     np.testing.assert_allclose(rows, [[np.nan, np.nan, 5], [np.nan, np.nan, 1], [np.nan, np.nan, 1]], rtol=1e-6)
 
 
 def test_the_cosine_of_tiny_gradients_does_not_underflow():
-    rows = replicas.replica_rows([tf.constant([1e-25, 0.0])], [tf.constant([1e-25, 1e-25])])
+    rows = gradient_rows([tf.constant([1e-25, 0.0])], [tf.constant([1e-25, 1e-25])])
     np.testing.assert_allclose(rows[:2, 0], [1e-25, np.sqrt(0.5)], rtol=1e-6)
 
 
@@ -163,6 +176,24 @@ def test_any_bit_changes_the_checksum(at, change):
     other[at] = change(other[at])
     rows = replicas.weight_rows([tf.constant(weights), tf.constant(other)]).numpy()
     assert rows[0, 0] != rows[0, 1]
+
+
+@pytest.mark.parametrize(
+    "change", [lambda a, b, c: (a, b, c * 2), lambda a, b, c: (b, a, c), lambda a, b, c: (a, b + 1, c)]
+)
+def test_a_checksum_of_all_weights_is_of_each_bit_and_of_their_order(change):
+    weights = [RNG.normal(size=shape).astype(np.float32) for shape in ((3, 4), (3, 4), (5,))]
+    rows = replicas.weight_row_of_all([tf.constant(w) for w in weights]).numpy()
+    same = replicas.weight_row_of_all([tf.constant(w) for w in weights]).numpy()
+    other = replicas.weight_row_of_all([tf.constant(w) for w in change(*weights)]).numpy()
+    assert rows.shape == (1 + replicas.SAMPLED_WEIGHTS, 1)
+    np.testing.assert_array_equal(rows, same)
+    assert rows[0] != other[0]
+
+
+def test_the_sample_of_all_weights_has_an_element_of_each_of_evenly_spaced_variables():
+    rows = replicas.weight_row_of_all([100 * v + tf.range(16.0) for v in range(31)]).numpy()
+    assert rows[1:, 0].tolist() == [200 * i + i for i in range(16)]
 
 
 def test_sampled_weights_are_evenly_spaced():
@@ -208,7 +239,7 @@ def collective_sizes(monkeypatch):
     return sizes
 
 
-def trace_collectives(sizes, aggregated, measure):
+def trace_collectives(sizes, aggregated=False, measure=True):
     """Trace a step of four replicas, and return the sizes of its collectives and the number of gradient elements."""
     strategy = mirrored(4)
     model, optimizer = make_model(strategy)
@@ -229,23 +260,33 @@ def trace_collectives(sizes, aggregated, measure):
 
 GATHERED = len(layer_statistics.LAYER_ROWS) * 2 + (3 + 1 + replicas.SAMPLED_WEIGHTS) * 4 + len(data.DATA_ROWS) * 2 + 1
 """Numbers of each of four replicas that all get: of 2 layers, 4 variables, an input, an output, and the loss."""
-STATISTICS = 4 * GATHERED + len(layer_statistics.UNIT_ROWS) * 7
-"""Numbers in the collective. Those of 7 units are summed."""
+STATISTICS = 4 * GATHERED + len(layer_statistics.UNIT_ROWS) * 7 + 4
+"""Numbers in the collective. Those of 7 units, and the squares of 4 gradients, are summed."""
 
 
 def test_a_plain_step_has_the_optimizers_collective_only(collective_sizes):
-    sizes, gradients = trace_collectives(collective_sizes, aggregated=False, measure=False)
+    sizes, gradients = trace_collectives(collective_sizes, measure=False)
     assert sizes == [gradients] * 4
 
 
 def test_measuring_adds_the_gradients_collective_and_a_small_one(collective_sizes):
-    sizes, gradients = trace_collectives(collective_sizes, aggregated=False, measure=True)
+    sizes, gradients = trace_collectives(collective_sizes)
     assert sizes == sorted([gradients] * 4 * 2 + [STATISTICS] * 4)
 
 
 def test_aggregated_gradients_save_a_collective(collective_sizes):
-    sizes, gradients = trace_collectives(collective_sizes, aggregated=True, measure=True)
+    sizes, gradients = trace_collectives(collective_sizes, aggregated=True)
     assert sizes == sorted([gradients] * 4 * 2 + [STATISTICS] * 4)  # one of the two is the step's own
+
+
+def test_many_replicas_send_what_does_not_depend_on_the_number_of_variables(collective_sizes, monkeypatch):
+    """Each sends extremes of 2 layers, 20 numbers of all variables, the rows of input and output, and the loss."""
+    monkeypatch.setattr(replicas, "FEW", 3)
+    sizes, gradients = trace_collectives(collective_sizes)
+    by_replica = 2 * 2 + (3 + 1 + replicas.SAMPLED_WEIGHTS) + len(data.DATA_ROWS) * 2 + 1
+    sums = len(layer_statistics.UNIT_ROWS) * 7 + 4
+    of_layers = (len(layer_statistics.LAYER_ROWS) - 2) * 2
+    assert sizes == sorted([gradients] * 4 * 2 + [4 * by_replica + sums] * 4 + [of_layers] * 4)
 
 
 @pytest.fixture(scope="module")

@@ -184,3 +184,19 @@ def test_without_smoothing_a_line_is_drawn_once():
 def test_from_eight_replicas_on_they_are_rows(replicas, kind):
     figure = basic.replica_chart(np.arange(3), np.ones([3, replicas]), COLUMNS["replica_cosine"])
     assert {trace["type"] for trace in figure["data"]} == {kind}
+
+
+def test_many_replicas_are_drawn_as_their_range_and_those_farthest_from_the_median():
+    values = np.tile(np.linspace(0.4, 0.6, 65, dtype=np.float32), [3, 1])
+    values[:, [7, 50]] = [[-0.9, 0.99]] * 3
+    values[0] = np.nan
+    lines = {trace["name"]: decode(trace["y"]) for trace in replica_lines(values)}
+    assert {"replica 7", "replica 50"} < set(lines)
+    assert len(lines) == 3 + basic.OUTLIERS
+    np.testing.assert_array_equal(lines["median"], np.median(values, axis=1))
+    np.testing.assert_array_equal(lines["smallest"], values[:, 7])
+    np.testing.assert_array_equal(lines["largest"], values[:, 50])
+
+
+def replica_lines(values):
+    return basic.replica_chart(np.arange(len(values)), values, COLUMNS["replica_cosine"], smoothing=0.6)["data"]
