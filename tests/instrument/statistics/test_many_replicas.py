@@ -31,6 +31,7 @@ import tapescope
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * {REPLICAS})
+tf.config.optimizer.set_experimental_options({{"disable_meta_optimizer": True}})  # it would take minutes
 x = np.load(sys.argv[2])
 strategy = mirrored({REPLICAS})
 with strategy.scope():
