@@ -274,6 +274,13 @@ class _Auto(Schedule):
         """First step and interval of the choice, and of each correction."""
         self._on_trial = True
         """True while the interval may still be lengthened."""
+        self._expected: Cost | None = None
+        """What the interval is expected to cost, from the times by which it was chosen."""
+
+    @property
+    def cost(self) -> Cost:
+        """The cost since the interval was chosen; until the first one is whole, the one that is expected."""
+        return super().cost if self._share.steps or self._expected is None else self._expected
 
     def _decide_step(self, step: int) -> bool:
         if step < DENSE_STEPS:
@@ -298,7 +305,7 @@ class _Auto(Schedule):
     def _choose(self, step: int) -> None:
         cost = self.cost
         if cost.step_ms > 0:  # the clock has moved
-            self._begin(step, self._least_interval(cost.step_ms, max(0.0, cost.measure_ms) + cost.error_ms))
+            self._begin(step, self._least_interval(cost.step_ms, max(0.0, cost.measure_ms) + cost.error_ms), cost)
 
     def _correct(self, step: int) -> None:
         cost = self.cost
@@ -307,15 +314,19 @@ class _Auto(Schedule):
             interval = self._least_interval(cost.step_ms, cost.measure_ms + cost.error_ms)
         self._on_trial = interval > self._chosen[-1][1]
         if self._on_trial:
-            self._begin(step, interval)
+            self._begin(step, interval, cost)
 
     def _least_interval(self, step_ms: float, measure_ms: float) -> int:
         least = 100 * measure_ms / (step_ms * self._percent)
         return next((interval for interval in INTERVALS if interval * (1 + 1e-6) >= least), INTERVALS[-1])
 
-    def _begin(self, step: int, interval: int) -> None:
-        """Measure the multiples of an interval from a step on."""
+    def _begin(self, step: int, interval: int, cost: Cost) -> None:
+        """Measure the multiples of an interval from a step on, which was chosen because of a cost."""
         self._chosen.append((step, interval))
+        share_pct = 100 / (interval * cost.step_ms)
+        self._expected = cost._replace(
+            overhead_pct=share_pct * cost.measure_ms, overhead_error_pct=share_pct * cost.error_ms
+        )
         self._share = _Share()  # the overhead from here on
         if interval > 1:  # with 1 there will be no plain steps
             self._forget_times()

@@ -225,6 +225,16 @@ def test_auto_lengthens_its_interval_until_it_holds(clock):
     assert [n for n in range(151, 6000) if again(n)] == [n for n in measured if n > 150]
 
 
+def test_auto_expects_the_overhead_of_an_interval_until_the_first_one_is_whole(clock):
+    _, schedule = run_auto(clock, 15.0, steps=DENSE_STEPS + TIMED_STEPS + 1)
+    assert schedule.cost.overhead_pct == pytest.approx(100 * 15 / (100 * 10))
+    run_auto(clock, 30.0, schedule=schedule, start=DENSE_STEPS + TIMED_STEPS + 1, steps=503)
+    assert schedule.about()["measure_interval"] == 200
+    assert schedule.cost.overhead_pct == pytest.approx(100 * 30 / (200 * 10))
+    run_auto(clock, 36.0, schedule=schedule, start=503, steps=850)
+    assert schedule.cost.overhead_pct == pytest.approx(100 * 36 / (200 * 10))
+
+
 @pytest.mark.parametrize("noise", [0.5, 2.0])
 def test_auto_holds_its_limit_with_noisy_times(clock, noise):
     _, schedule = run_auto(clock, 6.0, noise=noise)
