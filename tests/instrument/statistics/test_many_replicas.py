@@ -1,4 +1,4 @@
-"""64 replicas in a process of their own, compared with one device and with float64 NumPy.
+"""36 replicas in a process of their own, compared with one device and with float64 NumPy.
 
 `test_replicas.py` has the same with fewer, in the tests' own process.
 """
@@ -15,10 +15,10 @@ from scripts.testbed.steps import dense_chain, measured
 
 import tapescope
 
-# To trace the step of 64 replicas takes minutes.
+# To trace the step of 36 replicas takes minutes.
 pytestmark = [pytest.mark.nightly, pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-REPLICAS = 64
+REPLICAS = 36
 PROGRAM = f"""
 import sys
 
@@ -53,14 +53,14 @@ step = tf.function(lambda: strategy.run(replica_step, (parts,)))
 with tapescope.Recorder(sys.argv[1], probe) as recorder:
     for n in range(3):
         if n == 2:
-            model.trainable_variables[1].value.values[41].assign_add([1e-3] * 3)
+            model.trainable_variables[1].value.values[29].assign_add([1e-3] * 3)
         recorder.write(n, step(), {{"loss": 1.0}})
 """
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Return the run of 64 replicas, that of one device, the batch, and the weights before the first step."""
+    """Return the run of 36 replicas, that of one device, the batch, and the weights before the first step."""
     directory = tmp_path_factory.mktemp("many")
     x = np.random.default_rng(0).normal(size=[2 * REPLICAS, 4]).astype(np.float32)
     x[2 * 17 : 2 * 18] *= 30
@@ -106,6 +106,6 @@ def test_each_of_many_replicas_has_its_norm_and_its_cosine(runs):
 def test_the_one_of_many_replicas_with_other_weights_is_named(runs):
     many = runs[0]
     differs = many["replica_checksum"][:, :, 0] != many["replica_checksum"][:, :1, 0]
-    assert [list(np.flatnonzero(row)) for row in differs] == [[], [], [41]]
+    assert [list(np.flatnonzero(row)) for row in differs] == [[], [], [29]]
     (finding,) = (f for f in tapescope.check(many) if f.rule == "replicas_diverged")
-    assert (finding.step, finding.evidence["replica"]) == (2, 41)
+    assert (finding.step, finding.evidence["replica"]) == (2, 29)
