@@ -67,7 +67,7 @@ class Cost(NamedTuple):
 
 
 class _Share:
-    """How many steps were measured, from one measured step to another: a whole number of intervals."""
+    """The numbers of steps and of measured ones, from one measured step to another: of whole intervals."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -275,7 +275,7 @@ class _Auto(Schedule):
         self._on_trial = True
         """True while the interval may still be lengthened."""
         self._expected: Cost | None = None
-        """What the interval is expected to cost, from the times by which it was chosen."""
+        """Cost that is expected of the interval, from the times by which it was chosen; None before."""
 
     @property
     def cost(self) -> Cost:
@@ -351,7 +351,7 @@ def auto(percent: float = 2.0, clock: Callable[[], float] = time.perf_counter) -
     """Return a schedule that measures the first steps densely, and then as often as a share of the time allows.
 
     It measures each of the first DENSE_STEPS steps, so that short programs and bad starts are seen, and one in
-    TIMED_INTERVAL of the TIMED_STEPS after them. Then it chooses once the smallest of the intervals 1, 2, 5, 10, 20,
+    TIMED_INTERVAL of the TIMED_STEPS after them. Then it chooses the smallest of the intervals 1, 2, 5, 10, 20,
     50, ... with which measuring takes at most `percent` of the time of plain steps, and measures the multiples of it.
     After TRIED_RECORDS of these it lengthens the interval if they took more than that, and tries the longer one in the
     same way; once they did not, the interval stays.

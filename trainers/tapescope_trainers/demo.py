@@ -28,7 +28,7 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         print("usage: python -m tapescope_trainers.demo LOGDIR [FLAGS of tapescope-train]", file=sys.stderr)
         sys.exit(train.EXIT_BAD_INPUT)
-    train.start(run, None, parse)
+    train.start(run, parse)
 
 
 def parse(argv: list[str]) -> list[Options]:

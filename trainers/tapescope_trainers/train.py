@@ -33,20 +33,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     Exit codes: 0 at the end, also after one Ctrl-C; 130 after a second; 2 for bad input; 3 if another worker is lost;
     4 if a record cannot be written under --strict_io. All but 0 come with one line on stderr.
     """
-    start(run, argv)
+    start(run, parse_flags, argv)
 
 
-def start(program: Callable[[Any], None], argv: Sequence[str] | None, parse: Callable[..., Any] | None = None) -> None:
+def start(program: Callable[[Any], None], parse: Callable[..., Any], argv: Sequence[str] | None = None) -> None:
     """Run a program that trains, and end the process when it is stopped at once.
 
     Args:
         program: gets what `parse` returns.
+        parse: from arguments to what the program gets.
         argv: of the process by default.
-        parse: from arguments to what the program gets; `parse_flags` by default.
     """
     logs.protect_streams()
     try:
-        app.run(program, argv=list(argv) if argv is not None else None, flags_parser=parse or parse_flags)
+        app.run(program, argv=list(argv) if argv is not None else None, flags_parser=parse)
     except KeyboardInterrupt:
         print("tapescope-train: stopped at once", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -390,15 +390,17 @@ def _gather(
     counts = tf.zeros([0], tf.int32) if histogram is None else tf.reshape(histogram, [-1])
     vector = tf.concat([tf.reshape(t, [-1]) for t in mine], 0)
     summands = tf.concat([tf.reshape(partial.units, [-1]), squares], 0)
-    layer_part = None if by_replica else layer_sums(partial.layer_rows)
-    vectors, sums, counts, layer_part = replicas.gather(context, vector, summands, counts, layer_part)
+    vectors, sums, counts = replicas.gather(context, vector, summands, counts)
     units, squares = tf.split(sums, [t.shape.num_elements() for t in (partial.units, squares)])
     parts = tf.split(vectors, [t.shape.num_elements() for t in mine], axis=1)
     layer_rows, rows, data_rows, head_rows, residual_rows, loss = (
         tf.reshape(p, [context.num_replicas_in_sync, *t.shape]) for p, t in zip(parts, mine, strict=True)
     )
+    if not by_replica:
+        layer_part = context.all_reduce(tf.distribute.ReduceOp.SUM, layer_sums(partial.layer_rows))
+        layer_rows = rows_of_sums(layer_part, layer_rows)[None]
     merged = partial._replace(
-        layer_rows=layer_rows if layer_part is None else rows_of_sums(layer_part, layer_rows)[None],
+        layer_rows=layer_rows,
         units=tf.reshape(units, partial.units.shape),
         activation_counts=None if histogram is None else tf.reshape(counts, histogram.shape),
         data_rows=data_rows,

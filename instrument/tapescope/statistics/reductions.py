@@ -26,13 +26,13 @@ class Rows(NamedTuple):
     """Statistics of rows by name, each in pieces [n, P] for n tensors of P rows."""
 
     sums: Mapping[Any, Sequence[tf.Tensor]]
-    """To be added."""
+    """Statistics that are added over the rows of a tensor."""
     highest: Mapping[Any, Sequence[tf.Tensor]]
-    """Of which the largest is wanted."""
+    """Statistics of which the largest over the rows of a tensor is taken."""
 
 
 Totals = Mapping[Any, tf.Tensor]
-"""By name the same over all rows of a tensor, of all pieces one after another, float64 [sum of n]."""
+"""Statistics of whole tensors by name, float64: of the tensors of all pieces, one after another."""
 Reduction = Generator[Rows, Totals, Result]
 """A generator that yields rows, is sent their totals, and returns its result."""
 
@@ -41,12 +41,12 @@ def together(*reductions: Reduction[Any]) -> Reduction[tuple[Any, ...]]:
     """Join reductions to one that returns what each of them returns."""
     results: list[Any] = [None] * len(reductions)
     waiting = dict(enumerate(reductions))
-    sent: dict[int, Totals | None] = dict.fromkeys(waiting)
+    sent: dict[int, Any] = dict.fromkeys(waiting)  # None starts a generator
     while True:
         yielded: dict[int, Rows] = {}
         for i in list(waiting):
             try:
-                yielded[i] = waiting[i].send(sent[i])  # type: ignore[arg-type]  None starts a generator
+                yielded[i] = waiting[i].send(sent[i])
             except StopIteration as stop:
                 results[i] = stop.value
                 del waiting[i]

@@ -72,12 +72,8 @@ def are_few(replica_count: int) -> bool:
 
 
 def gather(
-    replica_context: tf.distribute.ReplicaContext,
-    vector: tf.Tensor,
-    summands: tf.Tensor,
-    counts: tf.Tensor,
-    wide: tf.Tensor | None = None,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    replica_context: tf.distribute.ReplicaContext, vector: tf.Tensor, summands: tf.Tensor, counts: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Gather a vector over replicas, and sum numbers and counts, in one collective.
 
     Args:
@@ -85,10 +81,9 @@ def gather(
       vector: float32 [K].
       summands: float32 [M].
       counts: int32 [N].
-      wide: float64 of any shape, summed in a collective of its own; None for none.
 
     Returns:
-      All replicas' vectors, float32 [R, K], and the sums, float32 [M], int32 [N] and float64.
+      All replicas' vectors, float32 [R, K], and the sums, float32 [M] and int32 [N].
     """
     replicas = replica_context.num_replicas_in_sync
     is_own_row = tf.range(replicas) == tf.cast(replica_context.replica_id_in_sync_group, tf.int32)
@@ -99,9 +94,7 @@ def gather(
     packed = replica_context.all_reduce(tf.distribute.ReduceOp.SUM, tf.concat(parts, 0))
     rows, sums, quotient, remainder = tf.split(packed, [tf.size(part) for part in parts])
     rows = tf.reshape(rows, [replicas, vector.shape[0]])
-    counts = tf.cast(quotient, tf.int32) * _COUNT_BASE + tf.cast(remainder, tf.int32)
-    summed = None if wide is None else replica_context.all_reduce(tf.distribute.ReduceOp.SUM, wide)
-    return rows, sums, counts, summed
+    return rows, sums, tf.cast(quotient, tf.int32) * _COUNT_BASE + tf.cast(remainder, tf.int32)
 
 
 def all_reduce(

@@ -46,7 +46,7 @@ def replicas(snapshot: Snapshot, query: Query) -> list[Panel]:
 
 def _differences(table: Table, query: Query) -> list[Panel]:
     names = table.family.names
-    variable = query.variable if names != (ALL_VARIABLES,) else ""
+    variable = _variable(table, query)
     if variable and variable not in names:
         raise RequestError(404, f"The run has no variable {quote(query.variable)}.")
     panels = []
@@ -77,6 +77,11 @@ def _differences(table: Table, query: Query) -> list[Panel]:
     return panels
 
 
+def _variable(table: Table, query: Query) -> str:
+    """Return the variable that was asked for; "" for all together, as many replicas are always compared."""
+    return "" if table.family.names == (ALL_VARIABLES,) else query.variable
+
+
 def _noise_scale(snapshot: Snapshot, query: Query) -> Panel:
     """Return the noise scale of stretches of records, and in the note that of all: see `series.noise_scale`."""
     title = "Gradient noise scale"
@@ -90,7 +95,7 @@ def _noise_scale(snapshot: Snapshot, query: Query) -> Panel:
     steps = functools.reduce(np.intersect1d, [table.steps for table in (replicas_table, variables, step)])
     rows = [np.searchsorted(table.steps, steps) for table in (replicas_table, variables, step)]
     chosen = slice(None)
-    variable = query.variable if replicas_table.family.names != (ALL_VARIABLES,) else ""
+    variable = _variable(replicas_table, query)
     if variable and variable in variables.family.names:
         index = variables.family.names.index(variable)
         chosen = slice(index, index + 1)

@@ -5,7 +5,6 @@
 
 import subprocess
 import sys
-import textwrap
 
 import keras
 import numpy as np
@@ -65,7 +64,7 @@ def runs(tmp_path_factory):
     x = np.random.default_rng(0).normal(size=[2 * REPLICAS, 4]).astype(np.float32)
     x[2 * 17 : 2 * 18] *= 30
     np.save(directory / "x.npy", x)
-    (directory / "program.py").write_text(textwrap.dedent(PROGRAM))
+    (directory / "program.py").write_text(PROGRAM)
     command = [sys.executable, directory / "program.py", directory / "many", directory / "x.npy"]
     subprocess.run(command, check=True, timeout=1700)
     model = dense_chain([3, 1], ["tanh", "linear"], 4)
