@@ -183,7 +183,7 @@ def residual_rows(tensors: Sequence[tf.Tensor]) -> Reduction[tf.Tensor]:
         return tf.zeros([len(RESIDUAL_ROWS), 0], tf.float32)
     groups = group_by_shape([tf.cast(t[:EXAMPLES] if t.shape.rank else t, tf.float32) for t in tensors])
     if for_gpu():
-        norm, nonfinite = yield from single_pass.norm_rows(groups, all_rows=False)
+        norm, nonfinite = yield from single_pass.norm_rows(groups, ("norm", "nonfinite"))
         elements = element_counts(groups) - nonfinite
         rms = tf.math.divide_no_nan(norm, tf.sqrt(elements))
         return restore_order(tf.stack([elements, rms, nonfinite]), groups)

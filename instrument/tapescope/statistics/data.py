@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tapescope.statistics import single_pass
 from tapescope.statistics.batched_ops import constant, for_gpu, fusion_barrier
-from tapescope.statistics.reductions import Reduction, Rows
+from tapescope.statistics.reductions import Piece, Reduction, Rows
 from tensorboard_plugin_tapescope import metadata
 
 COUNTS = ("finite", "nonfinite", "zero", "whole", "negative", "above_one", "below_minus_one")
@@ -50,14 +50,14 @@ def data_rows(tensors: Sequence[DataTensor]) -> Reduction[tf.Tensor]:
 
 def _single_pass(tensors: Sequence[DataTensor]) -> Reduction[tf.Tensor]:
     """Return DATA_ROWS as they are computed on a GPU: all elements of a tensor in one kernel."""
-    names = (*COUNTS, "sum", "square")
-    sums: dict[str, list[tf.Tensor]] = {name: [] for name in names}
-    highest: dict[str, list[tf.Tensor]] = {"negative_min": [], "max": []}
+    sums: dict[str, list[Piece]] = {name: [] for name in ("moments", "first", "last")}
+    highest: dict[str, list[Piece]] = {"negative_min": [], "max": []}
     zero = constant(0.0)
     low = constant(float("-inf"))
+    pack = single_pass.pack_counts
     for each in tensors:
         tensor = tf.cast(_first_examples(fusion_barrier(each.tensor)), tf.float32)
-        x = single_pass.in_rows(tensor)
+        x, lengths = single_pass.in_rows(tensor)
         used = finite = tf.math.is_finite(x)
         nonfinite = tf.logical_not(finite)
         if each.weights is not None:
@@ -67,18 +67,24 @@ def _single_pass(tensors: Sequence[DataTensor]) -> Reduction[tf.Tensor]:
         x = tf.where(used, x, zero)
         one = constant(1.0)
         wide = tf.cast(x, tf.float64)
-        masks = (used, nonfinite, x == zero, tf.floor(x) == x, x < zero, x > one, x < -one)
-        counts = [tf.cast(mask, tf.float32) for mask in masks]
-        summed = *single_pass.sum_rows_in_pairs(counts), *single_pass.sum_rows_in_pairs([wide, tf.square(wide)])
-        for name, row in zip(names, summed, strict=True):
-            sums[name].append(row)
+        summands = {
+            "moments": tf.complex(wide, tf.square(wide)),
+            "first": tf.complex(pack(used, nonfinite), pack(x == zero, tf.floor(x) == x)),
+            "last": tf.complex(pack(x < zero, x > one), tf.cast(x < -one, tf.float64)),
+        }
+        for name, values in summands.items():
+            sums[name].append(Piece(single_pass.sum_rows(values), lengths))
         for name, values in (("negative_min", -x), ("max", x)):
-            highest[name].append(single_pass.highest_of_rows(tf.where(used, values, low)))
+            highest[name].append(Piece(single_pass.highest_of_rows(tf.where(used, values, low)), lengths))
     found = yield Rows(sums, highest)
-    mean = tf.math.divide_no_nan(found["sum"], found["finite"])
-    deviations = tf.maximum(found["square"] - mean * found["sum"], constant(0.0, tf.float64))
+    total, square = single_pass.parts(found["moments"])
+    first, last = (single_pass.parts(found[name]) for name in ("first", "last"))
+    counts = [count for packed in (*first, last[0]) for count in single_pass.unpack_counts(packed)]
+    counts.append(last[1])
+    mean = tf.math.divide_no_nan(total, counts[0])
+    deviations = tf.maximum(square - mean * total, constant(0.0, tf.float64))
     moments = [mean, deviations, -found["negative_min"], found["max"]]
-    known = tf.cast(tf.stack([*(found[name] for name in COUNTS), *moments]), tf.float32)
+    known = tf.stack([single_pass.as_float(row) for row in (*counts, *moments)])
     bounds = tf.stack([tf.stack(_row_bounds(each)) for each in tensors], 1)
     sizes = tf.stack([tf.cast(tf.size(_first_examples(d.tensor)), tf.float32) for d in tensors])
     return tf.concat([known[: len(COUNTS)], sizes[None], known[len(COUNTS) :], bounds], 0)

@@ -57,7 +57,7 @@ def count_codes(groups: Sequence[Group]) -> tf.Tensor:
     weights = constant([], tf.int32)
     parts = []
     for group in groups:
-        code = _codes(group)
+        code = _codes(_sample(group))
         shape = [len(group.indices), -1] if group.stacked else [-1]
         if code.shape.rank != len(shape):
             code = tf.raw_ops.Reshape(tensor=code, shape=constant(shape))
@@ -65,9 +65,9 @@ def count_codes(groups: Sequence[Group]) -> tf.Tensor:
     return concat_parts(parts, groups)
 
 
-def _codes(group: Group) -> tf.Tensor:
-    """Return the code of each element of a group's sample, int32."""
-    bits = tf.raw_ops.Bitcast(input=_sample(group), type=tf.uint32)
+def _codes(x: tf.Tensor) -> tf.Tensor:
+    """Return the code of each element, int32."""
+    bits = tf.raw_ops.Bitcast(input=x, type=tf.uint32)
     return tf.raw_ops.Bitcast(input=tf.raw_ops.RightShift(x=bits, y=constant(22, tf.uint32)), type=tf.int32)
 
 
@@ -79,23 +79,22 @@ def count_bins(groups: Sequence[Group]) -> tf.Tensor:
     # Addresses are float32, exact up to 2^24: TensorFlow does int32 arithmetic of a GPU's step on the host.
     total = sum(len(group.indices) for group in groups)
     bin_of_code = constant(np.where(_bin_of_code() < 0, BINS * total, _bin_of_code()), tf.float32)
-    first = 0
-    addresses = []
-    for group in groups:
-        n = len(group.indices)
-        bins = tf.raw_ops.GatherV2(params=bin_of_code, indices=_codes(group), axis=constant(0))
-        offsets = BINS * np.arange(first, first + n)
-        if group.stacked:
-            offsets = offsets.reshape([n] + [1] * (bins.shape.rank - 1))
-        addresses.append(tf.reshape(bins + constant(offsets if group.stacked else offsets[0], tf.float32), [-1]))
-        first += n
+    # A barrier keeps XLA from making a constant of all elements' offsets.
+    first_of_tensor = fusion_barrier(constant(BINS * np.arange(total)[:, None], tf.float32))
+    samples = []
+    offsets = []
+    for group, first in zip(groups, tf.split(first_of_tensor, [len(group.indices) for group in groups]), strict=True):
+        sample = tf.raw_ops.Reshape(tensor=_sample(group), shape=constant([len(group.indices), -1]))
+        samples.append(tf.raw_ops.Reshape(tensor=sample, shape=constant([-1])))
+        offsets.append(tf.raw_ops.Reshape(tensor=tf.broadcast_to(first, tf.shape(sample)), shape=constant([-1])))
+    bins = tf.raw_ops.GatherV2(params=bin_of_code, indices=_codes(concat(samples, 0)), axis=constant(0))
     counts = tf.raw_ops.DenseBincount(
-        input=tf.raw_ops.Cast(x=concat(addresses, 0), DstT=tf.int32),
-        size=constant(BINS * first),
+        input=tf.raw_ops.Cast(x=bins + concat(offsets, 0), DstT=tf.int32),
+        size=constant(BINS * total),
         weights=constant([], tf.int32),
         binary_output=False,
     )
-    return tf.transpose(tf.reshape(counts, [first, BINS]))
+    return tf.transpose(tf.reshape(counts, [total, BINS]))
 
 
 def _sample(group: Group) -> tf.Tensor:

@@ -8,7 +8,6 @@ Letters: B bins, C columns, H attention heads, K statistics, L layers, M small b
 of the residual stream, R replicas, U units, V variables.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -330,13 +329,13 @@ def complete(
         "update_norm": weight["change"],
     }
     # The input and the weights of a layer count as well as its output: ReLU turns NaN into 0.
-    nonfinite = tf.raw_ops.Pack(values=[gradient["nonfinite"], weight["nonfinite"]])
-    nonfinite_gradient, nonfinite_weight = tf.unstack(_any_of_layer(nonfinite, names.layer_variables))
-    nonfinite_data = layers["activation_nonfinite"] + layers["input_nonfinite"] > 0
+    of_layers = tf.stack([layers["activation_nonfinite"] + layers["input_nonfinite"], layers["delta_nonfinite"]])
+    of_variables = tf.stack([weight["nonfinite"], gradient["nonfinite"]])
+    first = _first_nonfinite(of_layers + _sum_by_layer(of_variables, names.layer_variables))
     step = {
         "examples": examples,
-        "first_nonfinite_forward": _first_index(nonfinite_data | nonfinite_weight),
-        "first_nonfinite_backward": _last_index((layers["delta_nonfinite"] > 0) | nonfinite_gradient),
+        "first_nonfinite_forward": first[0],
+        "first_nonfinite_backward": first[1],
         "noise_scale_total": noise_total,
         "loss": partial.loss,
     }
@@ -361,18 +360,16 @@ def _or_empty(tensor: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
     return tf.zeros([0], dtype) if tensor is None else tensor
 
 
-def _any_of_layer(counts: tf.Tensor, layer_variables: Sequence[Sequence[int]]) -> tf.Tensor:
-    """Return whether one of a layer's own variables has a count above 0, from float32 [K, V] to bool [K, L]."""
-    absent: Any = counts.shape[1]
+def _sum_by_layer(counts: tf.Tensor, layer_variables: Sequence[Sequence[int]]) -> tf.Tensor:
+    """Return the sums over each layer's own variables, from float32 [K, V] to [K, L]."""
     most = max(map(len, layer_variables), default=0)
     if not most:
-        return tf.zeros([counts.shape[0], len(layer_variables)], tf.bool)
-    present = tf.raw_ops.Greater(x=counts, y=constant(0.0))
-    present = tf.raw_ops.PadV2(input=present, paddings=constant([[0, 0], [0, 1]]), constant_values=constant(False))
-    places = [[variables[n] if n < len(variables) else absent for variables in layer_variables] for n in range(most)]
-    return functools.reduce(
-        tf.math.logical_or,
-        [tf.raw_ops.GatherV2(params=present, indices=constant(nth), axis=constant(1)) for nth in places],
+        return tf.zeros([counts.shape[0], len(layer_variables)])
+    absent: Any = counts.shape[1]
+    places = [[*variables, *[absent] * (most - len(variables))] for variables in layer_variables]
+    counts = tf.raw_ops.Pad(input=counts, paddings=constant([[0, 0], [0, 1]]))
+    return tf.raw_ops.Sum(
+        input=tf.raw_ops.GatherV2(params=counts, indices=constant(places), axis=constant(1)), axis=constant([2])
     )
 
 
@@ -411,20 +408,14 @@ def _gather(
     return merged, rows, squares
 
 
-def _first_index(mask: tf.Tensor) -> tf.Tensor:
-    """Return the index of the first true element of [L], float32 []; -1 where none is."""
-    count = mask.shape[0] or 0
-    remaining = _largest_where(mask, np.arange(count, 0, -1))  # elements from the first true one on
-    found = tf.raw_ops.Greater(x=remaining, y=constant(0.0))
-    return tf.raw_ops.SelectV2(condition=found, t=constant(float(count)) - remaining, e=constant(-1.0))
+def _first_nonfinite(counts: tf.Tensor) -> tf.Tensor:
+    """Return the first layer in the forward pass with a count above 0, and in the backward pass: [2, L] to float32 [2].
 
-
-def _last_index(mask: tf.Tensor) -> tf.Tensor:
-    """Return the index of the last true element of [L], float32 []; -1 where none is."""
-    return _largest_where(mask, np.arange(1, 1 + (mask.shape[0] or 0))) - constant(1.0)
-
-
-def _largest_where(mask: tf.Tensor, values: np.ndarray) -> tf.Tensor:
-    """Return the largest of positive `values` where `mask` is true; 0 where it is nowhere true."""
-    masked = tf.raw_ops.Mul(x=tf.raw_ops.Cast(x=mask, DstT=tf.float32), y=constant(values, tf.float32))
-    return tf.raw_ops.Relu(features=tf.raw_ops.Max(input=masked, axis=constant([0])))  # without elements Max is -inf
+    The backward pass goes through the layers from the last one on. Where no count is above 0 the result is -1.
+    """
+    count = counts.shape[1] or 0
+    rank = np.stack([np.arange(count, 0, -1), np.arange(1, count + 1)])  # the largest of a row is found first
+    found = tf.raw_ops.Cast(x=tf.raw_ops.Greater(x=counts, y=constant(0.0)), DstT=tf.float32)
+    largest = tf.raw_ops.Max(input=found * constant(rank, tf.float32), axis=constant([1]))
+    index = constant([count, -1.0]) + constant([-1.0, 1.0]) * largest
+    return tf.raw_ops.SelectV2(condition=tf.raw_ops.Greater(x=largest, y=constant(0.0)), t=index, e=constant(-1.0))

@@ -7,7 +7,6 @@ has no rows and yields nothing.
 Letters: n tensors, P rows of a tensor.
 """
 
-import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,17 +21,26 @@ MOST_ROWS = 80
 Result = TypeVar("Result")
 
 
-class Rows(NamedTuple):
-    """Statistics of rows by name, each in pieces [n, P] for n tensors of P rows."""
+class Piece(NamedTuple):
+    """One statistic of the rows of n tensors."""
 
-    sums: Mapping[Any, Sequence[tf.Tensor]]
+    rows: tf.Tensor
+    """[sum of P]."""
+    lengths: Sequence[int]
+    """How many rows each tensor has, P."""
+
+
+class Rows(NamedTuple):
+    """Statistics of rows by name, each in pieces."""
+
+    sums: Mapping[Any, Sequence[Piece]]
     """Statistics that are added over the rows of a tensor."""
-    highest: Mapping[Any, Sequence[tf.Tensor]]
+    highest: Mapping[Any, Sequence[Piece]]
     """Statistics of which the largest over the rows of a tensor is taken."""
 
 
 Totals = Mapping[Any, tf.Tensor]
-"""Statistics of whole tensors by name, float64: of the tensors of all pieces, one after another."""
+"""Statistics of whole tensors by name: of the tensors of all pieces, one after another."""
 Reduction = Generator[Rows, Totals, Result]
 """A generator that yields rows, is sent their totals, and returns its result."""
 
@@ -71,31 +79,31 @@ def run(reduction: Reduction[Result]) -> Result:
 
 
 def _fold(
-    pieces: Mapping[Any, Sequence[tf.Tensor]], reduce: Callable[..., tf.Tensor], absent: float
+    pieces: Mapping[Any, Sequence[Piece]], reduce: Callable[..., tf.Tensor], absent: float
 ) -> dict[Any, tf.Tensor]:
-    """Reduce the pieces, each [n, P], to one float64 [sum of n] for each name, all in one kernel."""
-    rows = [row for of_name in pieces.values() for row in of_name]
+    """Reduce the pieces, each [n, P], to one [sum of n] for each name, all in one kernel."""
+    rows = [piece for of_name in pieces.values() for piece in of_name]
     if not rows:
         return {}
-    shapes: list[Any] = [row.shape.as_list() for row in rows]
-    by_parts = sorted(range(len(rows)), key=lambda i: shapes[i][1])
-    parts = shapes[by_parts[-1]][1]
+    dtype = _widest(rows)
+    flat = [piece.rows if piece.rows.dtype == dtype else tf.cast(piece.rows, dtype) for piece in rows]
     tables = []
-    for start in range(0, len(rows), MOST_ROWS):
-        chunk = by_parts[start : start + MOST_ROWS]
-        wide = [tf.raw_ops.Cast(x=rows[i], DstT=tf.float64) for i in chunk]
-        table = concat([pad_rows(row, shapes[chunk[-1]][1], absent) for row in wide], 0)
-        tables.append(pad_rows(fusion_barrier(table) if len(rows) > MOST_ROWS else table, parts, absent))
-    totals = tf.split(reduce(input=concat(tables, 0), axis=constant([1])), [shapes[i][0] for i in by_parts])
-    in_order = iter([total for _, total in sorted(zip(by_parts, totals, strict=True), key=lambda pair: pair[0])])
-    return {name: concat(list(itertools.islice(in_order, len(of_name))), 0) for name, of_name in pieces.items()}
+    for start in range(0, len(flat), MOST_ROWS):
+        table = concat(flat[start : start + MOST_ROWS], 0)
+        tables.append(fusion_barrier(table) if len(flat) > MOST_ROWS else table)
+    table = concat([*tables, constant([absent], dtype)], 0)
+    lengths = np.concatenate([piece.lengths for piece in rows])
+    starts = np.cumsum([0, *lengths])
+    within = np.arange(lengths.max())
+    places = np.where(within < lengths[:, None], starts[:-1, None] + within, starts[-1])
+    total = reduce(input=tf.gather(table, constant(places)), axis=constant([1]))
+    totals = tf.split(total, [sum(len(piece.lengths) for piece in of_name) for of_name in pieces.values()])
+    return {
+        name: tf.math.real(total) if dtype.is_complex and not _widest(of_name).is_complex else total
+        for (name, of_name), total in zip(pieces.items(), totals, strict=True)
+    }
 
 
-def pad_rows(row: tf.Tensor, length: int, absent: float) -> tf.Tensor:
-    """Lengthen [n, P] to [n, length] with `absent`."""
-    own: Any = row.shape[1]
-    missing = length - own
-    if not missing:
-        return row
-    paddings = constant([[0, 0], [0, missing]])
-    return tf.raw_ops.PadV2(input=row, paddings=paddings, constant_values=constant(absent, row.dtype))
+def _widest(pieces: Sequence[Piece]) -> tf.DType:
+    """Return the type of elements that holds those of all pieces: complex numbers where there are any."""
+    return max((piece.rows.dtype for piece in pieces), key=lambda dtype: dtype.size)

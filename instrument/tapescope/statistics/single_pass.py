@@ -17,9 +17,8 @@ U units.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -35,9 +34,9 @@ from tapescope.statistics.batched_ops import (
     fusion_barrier,
     neighbors,
 )
-from tapescope.statistics.reductions import Reduction, Rows, pad_rows
+from tapescope.statistics.reductions import Piece, Reduction, Rows
 
-ROW = 4096
+ROW = 2048
 """Longest row that XLA reduces in one kernel."""
 MOST_JOINED = 5 << 16
 """Most elements of variables that one kernel reduces together: to read their 1.25 MiB takes less time than a launch."""
@@ -86,14 +85,20 @@ def _rows(size: int | None) -> int:
     return max((p for p in range(1, MAX_PARTS + 1) if size % p == 0), default=1)
 
 
-def in_rows(x: tf.Tensor, n: int = 1) -> tf.Tensor:
-    """Reshape a tensor, or n of them that are stacked, to [n, P, N / P]."""
+class InRows(NamedTuple):
+    """One tensor, or n of them, reshaped to rows."""
+
+    tensor: tf.Tensor
+    """[sum of P, C]."""
+    lengths: Sequence[int]
+    """How many rows each tensor has, P."""
+
+
+def in_rows(x: tf.Tensor, n: int = 1) -> InRows:
+    """Reshape a tensor, or n of them that are stacked, to rows."""
     size = x.shape.num_elements()
-    return tf.reshape(x, [n, _rows(None if size is None else size // n), -1])
-
-
-def _group_in_rows(group: Group) -> tf.Tensor:
-    return in_rows(group.tensor, len(group.indices))
+    rows = _rows(None if size is None else size // n)
+    return InRows(tf.raw_ops.Reshape(tensor=x, shape=constant([n * rows, -1])), [rows] * n)
 
 
 def as_float(mask: tf.Tensor) -> tf.Tensor:
@@ -101,67 +106,107 @@ def as_float(mask: tf.Tensor) -> tf.Tensor:
 
 
 def sum_rows(x: tf.Tensor) -> tf.Tensor:
-    """Sum [n, P, C] to [n, P]."""
-    return tf.raw_ops.Sum(input=x, axis=constant([2]))
+    """Sum [P, C] to [P]."""
+    return tf.raw_ops.Sum(input=x, axis=constant([1]))
 
 
 def highest_of_rows(x: tf.Tensor) -> tf.Tensor:
-    """Return the largest element of each row of [n, P, C], [n, P]."""
-    return tf.raw_ops.Max(input=x, axis=constant([2]))
+    """Return the largest element of each row of [P, C], [P]."""
+    return tf.raw_ops.Max(input=x, axis=constant([1]))
 
 
 def _join(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Put the rows of tensors [n, P, C] under each other, [1, sum of n P, largest C]; short rows end in zeros.
+    """Put the rows of tensors [P, C] under each other, [sum of P, largest C]; short rows end in zeros.
 
     XLA does not write the result: the kernel that reduces it reads each row where it is.
     """
     if len(tensors) == 1:
         return tensors[0]
-    width = max(int(x.shape[2] or 0) for x in tensors)
-    rows = [tf.raw_ops.Reshape(tensor=x, shape=constant([-1, x.shape[2]])) for x in tensors]
-    return tf.raw_ops.ExpandDims(input=concat([pad_rows(row, width, 0.0) for row in rows], 0), axis=constant(0))
+    width = max(int(x.shape[1] or 0) for x in tensors)
+    return concat([_pad_rows(x, width) for x in tensors], 0)
 
 
-def _split(rows: tf.Tensor, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Return the rows of `_join`, reduced, as those of the tensors: [n, P] of neighbours with the same P."""
-    if len(tensors) == 1:
-        return [rows]
-    shapes: list[Any] = [x.shape.as_list() for x in tensors]
-    blocks = [(p, sum(n for n, *_ in same)) for p, same in itertools.groupby(shapes, key=lambda shape: shape[1])]
-    parts = tf.split(rows, [p * n for p, n in blocks], axis=1) if len(blocks) > 1 else [rows]
-    return [tf.raw_ops.Reshape(tensor=part, shape=constant([n, p])) for part, (p, n) in zip(parts, blocks, strict=True)]
+def _pad_rows(x: tf.Tensor, width: int) -> tf.Tensor:
+    missing = width - int(x.shape[1] or 0)
+    if not missing:
+        return x
+    paddings = constant([[0, 0], [0, missing]])
+    return tf.raw_ops.PadV2(input=x, paddings=paddings, constant_values=constant(0.0))
+
+
+def _runs(inputs: Sequence[InRows], most: float, same_width: bool = False) -> list[tuple[list[int], list[int]]]:
+    """Return which inputs one kernel reads, by position, and how many rows each of their tensors has."""
+    runs = neighbors([x.tensor for x in inputs], most, same_width)
+    return [(run, [length for i in run for length in inputs[i].lengths]) for run in runs]
+
+
+HIGH = 2.0**32
+"""What the second of two counts is multiplied with, so that one float64 holds both."""
+
+
+def pack_counts(low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+    """Return float64 whose sums hold how often each of two masks is true; see `unpack_counts`."""
+    return _wide(low) + _wide(high) * constant(HIGH, tf.float64)
+
+
+def unpack_counts(sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return both counts. They are exact while the second one is below two million; then the first is rounded."""
+    factor = constant(HIGH, tf.float64)
+    high = tf.raw_ops.Floor(x=sums / factor + constant(0.25, tf.float64))  # the first one is below HIGH / 2
+    return tf.maximum(sums - high * factor, constant(0.0, tf.float64)), high
+
+
+def _wide(x: tf.Tensor) -> tf.Tensor:
+    return tf.raw_ops.Cast(x=x, DstT=tf.float64)
+
+
+def parts(pairs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the real and the imaginary parts of sums: a kernel has at most eight results, so sums go in pairs."""
+    return tf.math.real(pairs), tf.math.imag(pairs)
+
+
+NORM_ROWS = ("norm", "nonfinite", "max", "zero")
+"""What `norm_rows` can return: L2 norm, number of non-finite elements, largest magnitude, and share of zeros."""
 
 
 def norm_rows(
-    groups: Sequence[Group], all_rows: bool = True, most: float = MOST_JOINED
+    groups: Sequence[Group], names: Sequence[str] = NORM_ROWS, most: float = MOST_JOINED
 ) -> Reduction[tuple[tf.Tensor, ...]]:
-    """Return L2 norm and number of non-finite elements, each float32 [n], in the order of the groups.
+    """Return statistics of tensors, each float32 [n], in the order of the groups.
 
     Args:
       groups: n tensors.
-      all_rows: return largest magnitude and share of zeros as well.
+      names: the first one, two or four of NORM_ROWS.
       most: elements that one kernel reduces.
     """
-    inputs = [fusion_barrier(_group_in_rows(group)) for group in groups]
-    square, nonfinite, nonzero, largest = [], [], [], []
+    inputs = [in_rows(group.tensor, len(group.indices)) for group in groups]
+    sums, largest = [], []
     zero = constant(0.0)
-    for run in neighbors(inputs, most):
-        tensors = [inputs[i] for i in run]
-        x = _join(tensors)
+    is_all = len(names) == len(NORM_ROWS)
+    for run, lengths in _runs(inputs, most):
+        x = _join([inputs[i].tensor for i in run])
         finite = tf.raw_ops.IsFinite(x=x)
         values = tf.raw_ops.SelectV2(condition=finite, t=x, e=zero)
-        wide = tf.raw_ops.Cast(x=values, DstT=tf.float64)
-        square += _split(sum_rows(tf.raw_ops.Square(x=wide)), tensors)
-        nonfinite += _split(sum_rows(as_float(tf.raw_ops.LogicalNot(x=finite))), tensors)
-        if all_rows:
-            nonzero += _split(sum_rows(as_float(tf.raw_ops.NotEqual(x=x, y=zero))), tensors)
-            largest += _split(highest_of_rows(tf.raw_ops.Abs(x=values)), tensors)
-    further = {"nonzero": nonzero} if all_rows else {}
-    found = yield Rows({"square": square, "nonfinite": nonfinite, **further}, {"largest": largest} if all_rows else {})
-    rows = [tf.raw_ops.Sqrt(x=found["square"]), found["nonfinite"]]
-    if all_rows:
-        sizes = tf.cast(element_counts(groups), tf.float64)
-        rows += [found["largest"], (sizes - found["nonzero"]) / sizes]
+        summand = tf.raw_ops.Square(x=_wide(values))
+        if len(names) > 1:
+            nonfinite = tf.raw_ops.LogicalNot(x=finite)
+            nonzero = tf.raw_ops.NotEqual(x=values, y=zero)
+            summand = tf.raw_ops.Complex(
+                real=summand, imag=pack_counts(nonzero, nonfinite) if is_all else _wide(nonfinite), Tout=tf.complex128
+            )
+        sums.append(Piece(sum_rows(summand), lengths))
+        if is_all:
+            largest.append(Piece(highest_of_rows(tf.raw_ops.Abs(x=values)), lengths))
+    found = yield Rows({"sums": sums}, {"max": largest} if is_all else {})
+    if len(names) == 1:
+        return (as_float(tf.raw_ops.Sqrt(x=found["sums"])),)
+    square, counts = parts(found["sums"])
+    norm = tf.raw_ops.Sqrt(x=square)
+    if not is_all:
+        return as_float(norm), as_float(counts)
+    nonzero, nonfinite = unpack_counts(counts)
+    sizes = _wide(element_counts(groups))
+    rows = norm, nonfinite, found["max"], (sizes - nonzero - nonfinite) / sizes
     return tuple(map(as_float, rows))
 
 
@@ -177,46 +222,43 @@ def moments(
     Returns:
       `nonfinite`, `mean`, `m2`, `min`, `max`, `zero` and `saturated`.
     """
-    inputs = [fusion_barrier(_group_in_rows(group)) for group in groups]
-    rows: dict[str, list[tf.Tensor]] = {
-        name: [] for name in ("sum", "square", "zero", "nonfinite", "saturated", "max", "negative_min")
-    }
+    inputs = [in_rows(group.tensor, len(group.indices)) for group in groups]
+    inputs = [x._replace(tensor=fusion_barrier(x.tensor)) for x in inputs]
+    sums: dict[str, list[Piece]] = {"moments": [], "counts": []}
+    highest: dict[str, list[Piece]] = {"max": [], "negative_min": []}
     zero = constant(0.0)
     lowest = constant(-np.inf)
-    for run in neighbors(inputs, MOST_JOINED_OF_LAYERS, same_width=True):
-        tensors = [inputs[i] for i in run]
+    for run, lengths in _runs(inputs, MOST_JOINED_OF_LAYERS, same_width=True):
+        tensors = [inputs[i].tensor for i in run]
         x = _join(tensors)
         finite = tf.raw_ops.IsFinite(x=x)
-        values = tf.raw_ops.Cast(x=tf.raw_ops.SelectV2(condition=finite, t=x, e=zero), DstT=tf.float64)
-        masks = [is_saturated[i](inputs[i]) for i in run]
-        reduced = {
-            "sum": sum_rows(values),
-            "square": sum_rows(tf.raw_ops.Square(x=values)),
-            "zero": sum_rows(as_float(tf.raw_ops.Equal(x=x, y=zero))),
-            "nonfinite": sum_rows(as_float(tf.raw_ops.LogicalNot(x=finite))),
-            "max": highest_of_rows(tf.raw_ops.SelectV2(condition=finite, t=x, e=lowest)),
-            "negative_min": highest_of_rows(tf.raw_ops.SelectV2(condition=finite, t=tf.raw_ops.Neg(x=x), e=lowest)),
-        }
-        none = [tf.zeros_like(t) if mask is None else as_float(mask) for mask, t in zip(masks, tensors, strict=True)]
-        is_any = any(mask is not None for mask in masks)
-        reduced["saturated"] = sum_rows(_join(none)) if is_any else tf.zeros_like(reduced["zero"])
-        for name, row in reduced.items():
-            rows[name] += _split(row, tensors)
-    highest = {name: rows.pop(name) for name in ("max", "negative_min")}
-    found = yield Rows(rows, highest)
-    number = tf.cast(element_counts(groups), tf.float64) - found["nonfinite"]
-    mean = tf.math.divide_no_nan(found["sum"], number)
+        values = _wide(tf.raw_ops.SelectV2(condition=finite, t=x, e=zero))
+        counts = pack_counts(tf.raw_ops.Equal(x=x, y=zero), tf.raw_ops.LogicalNot(x=finite))
+        masks = [is_saturated[i](tensor) for i, tensor in zip(run, tensors, strict=True)]
+        if any(mask is not None for mask in masks):
+            known = [tf.zeros_like(t) if m is None else as_float(m) for m, t in zip(masks, tensors, strict=True)]
+            counts = tf.complex(counts, _wide(_join(known)))
+        sums["moments"].append(Piece(sum_rows(tf.complex(values, tf.raw_ops.Square(x=values))), lengths))
+        sums["counts"].append(Piece(sum_rows(counts), lengths))
+        for name, element in (("max", x), ("negative_min", tf.raw_ops.Neg(x=x))):
+            known = tf.raw_ops.SelectV2(condition=finite, t=element, e=lowest)
+            highest[name].append(Piece(highest_of_rows(known), lengths))
+    found = yield Rows(sums, highest)
+    total, square = parts(found["moments"])
+    counts, saturated = parts(found["counts"])
+    zeros, nonfinite = unpack_counts(counts)
+    mean = tf.math.divide_no_nan(total, _wide(element_counts(groups)) - nonfinite)
     # The difference of two equal sums of squares may be anything in their last bits.
     is_constant = tf.raw_ops.Equal(x=found["max"], y=-found["negative_min"])
-    m2 = tf.where(is_constant, constant(0.0, tf.float64), found["square"] - mean * found["sum"])
+    m2 = tf.where(is_constant, constant(0.0, tf.float64), square - mean * total)
     columns = {
-        "nonfinite": found["nonfinite"],
+        "nonfinite": nonfinite,
         "mean": mean,
         "m2": tf.maximum(m2, constant(0.0, tf.float64)),
         "min": -found["negative_min"],
         "max": found["max"],
-        "zero": found["zero"],
-        "saturated": found["saturated"],
+        "zero": zeros,
+        "saturated": saturated,
     }
     return {name: as_float(column) for name, column in columns.items()}
 
@@ -224,11 +266,6 @@ def moments(
 def unit_sums(group: Group, elements: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """Sum tensors along the batch, each [M, U] to [U] or [n, M, U] to [n, U]. XLA makes a kernel of each sum."""
     return _sum_in_pairs(elements, 1 if group.stacked else 0)
-
-
-def sum_rows_in_pairs(elements: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Sum tensors [n, P, C] to [n, P]. XLA makes one kernel of eight sums at most."""
-    return _sum_in_pairs(elements, 2)
 
 
 def _sum_in_pairs(elements: Sequence[tf.Tensor], axis: int) -> list[tf.Tensor]:

@@ -146,7 +146,7 @@ def norm_rows(
       most_joined: elements that one kernel of a GPU reduces.
     """
     if for_gpu():
-        norm, nonfinite = yield from single_pass.norm_rows(groups, all_rows=False, most=most_joined)
+        norm, nonfinite = yield from single_pass.norm_rows(groups, ("norm", "nonfinite"), most_joined)
         return norm, nonfinite
     rows = []
     for chunk in chunks(groups):
@@ -163,8 +163,15 @@ def norms(gradients: Sequence[Gradient]) -> Reduction[tf.Tensor]:
     """Return the L2 norm of the finite elements of each gradient, float32 [n]; NaN for None."""
     tensors, _ = _split(gradients)
     groups = group_by_shape(distinct_tensors(tensors))
-    norm, _ = yield from norm_rows(groups)
+    norm = yield from _only_norms(groups, is_in_range)
     return expand_columns(restore_order(norm[None], groups), tensors)[0]
+
+
+def _only_norms(groups: Sequence[Group], is_valid: Callable[[tf.Tensor], tf.Tensor]) -> Reduction[tf.Tensor]:
+    """Return the first row of `norm_rows`."""
+    if for_gpu():
+        return (yield from single_pass.norm_rows(groups, ("norm",)))[0]
+    return (yield from norm_rows(groups, is_valid))[0]
 
 
 def gradient_rows(
@@ -320,7 +327,7 @@ def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> Redu
         start[i] = tf.zeros_like(end[i])
     if for_gpu():
         # A change that is read later than the optimizer's kernel would keep a copy of the weights before it.
-        change = [fusion_barrier(tf.raw_ops.Sub(x=n, y=o)) for o, n in zip(start, end, strict=True)]
+        change = [tf.raw_ops.Sub(x=n, y=o) for o, n in zip(start, end, strict=True)]
         change = group_by_shape(_in_memory_order(change))
     else:
         start_groups = group_by_shape(start) if wide else old
@@ -329,7 +336,7 @@ def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> Redu
             for o, n in zip(start_groups, group_by_shape(end), strict=True)
         ]
     # The weights before the step are in memory anyway.
-    (norm, nonfinite), (change_norm, _) = yield from together(
-        norm_rows(old, tf.math.is_finite, most_joined=math.inf), norm_rows(change, tf.math.is_finite)
+    (norm, nonfinite), change_norm = yield from together(
+        norm_rows(old, tf.math.is_finite, most_joined=math.inf), _only_norms(change, tf.math.is_finite)
     )
     return restore_order(tf.raw_ops.Pack(values=[norm, change_norm, nonfinite]), old)

@@ -6,14 +6,16 @@ import tensorflow as tf
 
 from tapescope.statistics import reductions, single_pass
 from tapescope.statistics.batched_ops import group_by_shape
-from tapescope.statistics.reductions import Rows, run, together
+from tapescope.statistics.reductions import Piece, Rows, run, together
 
 
 def sum_of(*values):
     """Return a reduction that yields as often as there are values, and returns the sum of what it is sent."""
     total = 0.0
     for value in values:
-        found = yield Rows({"sum": [tf.constant([[value, 1.0]])]}, {"highest": [tf.constant([[value, -1.0]])]})
+        found = yield Rows(
+            {"sum": [Piece(tf.constant([value, 1.0]), [2])]}, {"highest": [Piece(tf.constant([value, -1.0]), [2])]}
+        )
         total += float(found["sum"][0]) + 100 * float(found["highest"][0])
     return total
 
@@ -30,19 +32,28 @@ def test_reductions_may_be_joined_twice():
 @pytest.mark.parametrize("count", [1, reductions.MOST_ROWS, 3 * reductions.MOST_ROWS + 1])
 def test_rows_of_any_number_and_length_are_folded(count):
     rng = np.random.default_rng(0)
-    rows = [rng.normal(size=[rng.integers(1, 4), rng.integers(1, 9)]).astype(np.float32) for _ in range(count)]
+    rows = [rng.normal(size=[rng.integers(1, 4), rng.integers(1, 9)]) for _ in range(count)]
+    pairs = [row + 1j * rng.normal(size=row.shape) for row in rows]
 
     def fold():
-        pieces = {i: [tf.constant(row)] for i, row in enumerate(rows)}
-        found = yield Rows(
-            {("sum", i): piece for i, piece in pieces.items()}, {("highest", i): piece for i, piece in pieces.items()}
-        )
-        return [[found[kind, i] for i in pieces] for kind in ("sum", "highest")]
+        tables = {("sum", i): row for i, row in enumerate(rows)} | {("pair", i): row for i, row in enumerate(pairs)}
+        sums = {key: [Piece(tf.constant(x.ravel()), [x.shape[1]] * len(x))] for key, x in tables.items()}
+        found = yield Rows(sums, {("highest", i): sums["sum", i] for i in range(count)})
+        return [[found[kind, i] for i in range(count)] for kind in ("sum", "pair", "highest")]
 
-    sums, highest = run(fold())
-    for row, total, largest in zip(rows, sums, highest, strict=True):
-        np.testing.assert_allclose(total, row.astype(np.float64).sum(1), rtol=1e-12)
+    for row, pair, total, total_of_pairs, largest in zip(rows, pairs, *run(fold()), strict=True):
+        assert total.dtype == tf.float64
+        np.testing.assert_allclose(total, row.sum(1), rtol=1e-12)
+        np.testing.assert_allclose(total_of_pairs, pair.sum(1), rtol=1e-12)
         np.testing.assert_array_equal(largest, row.max(1))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 0), (3, 0), (0, 5), (2**31 - 1, 2**21 - 1), (7, 2**31 - 1)])
+def test_two_counts_in_one_sum(low, high):
+    packed = tf.constant([low + high * single_pass.HIGH], tf.float64)
+    found_low, found_high = single_pass.unpack_counts(packed)
+    assert found_high == high
+    np.testing.assert_allclose(found_low, [low], atol=0 if high < 2**21 else 2**10)
 
 
 @pytest.mark.parametrize("most", [0, 1000, 10**9])
