@@ -168,6 +168,26 @@ def test_the_first_nonfinite_layer_backward_is_recorded(layer, mode):
     assert read.column("first_nonfinite_backward") == layer
 
 
+def test_a_variable_without_a_gradient_does_not_hide_its_layer():
+    @tf.custom_gradient
+    def breaks(kernel):
+        return tf.identity(kernel), lambda upstream: upstream * np.float32(np.nan)
+
+    class WithUnused(keras.layers.Dense):
+        def build(self, shape):
+            super().build(shape)
+            self.unused = self.add_weight(shape=(3,))
+
+        def call(self, x):
+            return x @ breaks(tf.convert_to_tensor(self.kernel))
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), WithUnused(2), keras.layers.Dense(1)])
+    with tapescope.Probe(model).tape(True) as tape:
+        loss = tf.reduce_mean(model(tf.ones([5, 4]), training=True))
+    tape.gradient(loss, model.trainable_variables)
+    assert tape.reading().column("first_nonfinite_backward") == 1
+
+
 @pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_replicas_have_the_reading_and_the_weights_of_one_device(replicas):
     """Ten steps of SGD with momentum on the same global batches."""

@@ -331,7 +331,7 @@ def complete(
     # The input and the weights of a layer count as well as its output: ReLU turns NaN into 0.
     of_layers = tf.stack([layers["activation_nonfinite"] + layers["input_nonfinite"], layers["delta_nonfinite"]])
     of_variables = tf.stack([weight["nonfinite"], gradient["nonfinite"]])
-    first = _first_nonfinite(of_layers + _sum_by_layer(of_variables, names.layer_variables))
+    first = _first_nonfinite(of_layers + _count_variables(of_variables, names.layer_variables))
     step = {
         "examples": examples,
         "first_nonfinite_forward": first[0],
@@ -360,16 +360,20 @@ def _or_empty(tensor: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
     return tf.zeros([0], dtype) if tensor is None else tensor
 
 
-def _sum_by_layer(counts: tf.Tensor, layer_variables: Sequence[Sequence[int]]) -> tf.Tensor:
-    """Return the sums over each layer's own variables, from float32 [K, V] to [K, L]."""
+def _count_variables(counts: tf.Tensor, layer_variables: Sequence[Sequence[int]]) -> tf.Tensor:
+    """Return how many of each layer's own variables have a count above 0, from float32 [K, V] to [K, L].
+
+    A variable without a gradient has the count NaN, and is not one of them.
+    """
     most = max(map(len, layer_variables), default=0)
     if not most:
         return tf.zeros([counts.shape[0], len(layer_variables)])
     absent: Any = counts.shape[1]
     places = [[*variables, *[absent] * (most - len(variables))] for variables in layer_variables]
-    counts = tf.raw_ops.Pad(input=counts, paddings=constant([[0, 0], [0, 1]]))
+    present = tf.raw_ops.Cast(x=tf.raw_ops.Greater(x=counts, y=constant(0.0)), DstT=tf.float32)
+    present = tf.raw_ops.Pad(input=present, paddings=constant([[0, 0], [0, 1]]))
     return tf.raw_ops.Sum(
-        input=tf.raw_ops.GatherV2(params=counts, indices=constant(places), axis=constant(1)), axis=constant([2])
+        input=tf.raw_ops.GatherV2(params=present, indices=constant(places), axis=constant(1)), axis=constant([2])
     )
 
 
