@@ -143,7 +143,7 @@ def _group(tensors: Sequence[tf.Tensor], indices: tuple[int, ...], keep_units: b
         shape.append(tensor.shape[-1])
     if len(shape) != tensor.shape.rank:
         tensor = tf.raw_ops.Reshape(tensor=tensor, shape=constant(shape))
-    if for_gpu() and not keep_units:
+    if for_gpu() and not keep_units:  # outputs get theirs in `single_pass.moments`
         tensor = fusion_barrier(tensor)
     stride = 1 if stacked else _sampling_stride(tensor.shape.num_elements() or 0)
     return Group(indices, tensor, stacked, stride)

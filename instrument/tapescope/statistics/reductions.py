@@ -81,12 +81,12 @@ def run(reduction: Reduction[Result]) -> Result:
 def _fold(
     pieces: Mapping[Any, Sequence[Piece]], reduce: Callable[..., tf.Tensor], absent: float
 ) -> dict[Any, tf.Tensor]:
-    """Reduce the pieces, each [n, P], to one [sum of n] for each name, all in one kernel."""
+    """Reduce the rows of each name's pieces to one [sum of n], all in one kernel."""
     rows = [piece for of_name in pieces.values() for piece in of_name]
     if not rows:
         return {}
     dtype = _widest(rows)
-    flat = [piece.rows if piece.rows.dtype == dtype else tf.cast(piece.rows, dtype) for piece in rows]
+    flat = [tf.cast(piece.rows, dtype) for piece in rows]
     tables = []
     for start in range(0, len(flat), MOST_ROWS):
         table = concat(flat[start : start + MOST_ROWS], 0)
@@ -99,7 +99,7 @@ def _fold(
     total = reduce(input=tf.gather(table, constant(places)), axis=constant([1]))
     totals = tf.split(total, [sum(len(piece.lengths) for piece in of_name) for of_name in pieces.values()])
     return {
-        name: tf.math.real(total) if dtype.is_complex and not _widest(of_name).is_complex else total
+        name: total if _widest(of_name).is_complex else tf.math.real(total)
         for (name, of_name), total in zip(pieces.items(), totals, strict=True)
     }
 
