@@ -9,6 +9,7 @@ import ctypes
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,10 +37,11 @@ class Trainer:
     """A running `tapescope-train`; a context manager that ends it."""
 
     def __init__(self, logdir: Path, *arguments: str, tf_config: str = "", real: bool = False):
-        descriptor, self._stderr = tempfile.mkstemp(prefix="tapescope-stderr-")
-        os.close(descriptor)
+        self._temporary = tempfile.mkdtemp(prefix="tapescope-trainer-")  # its own: an ended process removes nothing
+        self._stderr = os.path.join(self._temporary, "stderr")
+        Path(self._stderr).touch()
         argv = [f"--logdir={logdir}", *arguments]
-        environment = {"TF_CONFIG": tf_config} if tf_config else {}
+        environment = {"TMPDIR": self._temporary} | ({"TF_CONFIG": tf_config} if tf_config else {})
         self._process: subprocess.Popen | BaseProcess
         if real:
             command = [sys.executable, "-m", "tapescope_trainers.train", *argv]
@@ -57,7 +59,7 @@ class Trainer:
     def __exit__(self, *exc_info: object) -> None:
         self.send(signal.SIGKILL)
         self.wait(30)
-        os.unlink(self._stderr)
+        shutil.rmtree(self._temporary, ignore_errors=True)  # a TensorBoard of its own may still end
 
     @property
     def code(self) -> int | None:
@@ -100,6 +102,7 @@ def _main(argv: list[str], environment: dict[str, str], stderr: str) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND), 2)
     os.environ.update(environment)
+    tempfile.tempdir = None  # which was found before the fork: find TMPDIR
     from tapescope_trainers import train
 
     train.main(["tapescope-train", *argv])
