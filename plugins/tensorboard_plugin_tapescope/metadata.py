@@ -171,6 +171,7 @@ STEP_COLUMNS = (
         "",
         "diverging",
     ),
+    Column("validation_loss", "loss of the last validation before this step, as the program recorded it", "", "log"),
 )
 
 ALL_VARIABLES = "all variables"

@@ -210,6 +210,19 @@ def test_scalars_of_an_open_summary_writer_are_kept(tmp_path, resume):
     assert loaded_steps(tmp_path, "tapescope/variables") == ([0, 1] if resume else [1])
 
 
+def test_records_have_the_loss_of_the_validation_before_them(tmp_path):
+    probe, step = eager_steps()
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        recorder.write(0, step(0), {"loss": 3.0})
+        recorder.scalars(0, {"validation/loss": 2.0})
+        recorder.write(1, step(1), {"val_loss": 1.5})  # of the weights after this step
+        recorder.write(2, step(2))
+        state = recorder.state()
+    with tapescope.Recorder(tmp_path, probe, resume=tapescope.Resume(3, state)) as recorder:
+        recorder.write(3, step(3))
+    np.testing.assert_equal(tapescope.Run(tmp_path)["validation_loss"], [np.nan, 2.0, 1.5, 1.5])
+
+
 def test_a_training_of_another_model_replaces_the_first_and_keeps_its_files(tmp_path):
     train(tmp_path, steps=3)
     (before,) = (path.read_bytes() for path in tmp_path.glob("*.tfevents.*"))

@@ -35,6 +35,7 @@ RULES: tuple[Rule, ...] = (
     training.update_not_applied,
     training.update_too_small,
     training.always_clipped,
+    training.overfitting,
     replicas.replica_outlier,
 )
 """Rules about causes, in the order in which they run; README.md has the order of all rules."""
@@ -61,6 +62,9 @@ RULES_PER_LAYER = {rule.__name__ for rule in OBJECTIVE_RULES} | {
 REVISED = {"update_too_large", "update_not_applied", "dead_units", "slow_learning"}
 """Rules whose warnings are lowered to info once the network has learned in spite of them, or weights have moved. Errors
 stay."""
+
+LEARNING_GOES_ON = {*replica_issues.NAMES, "overfitting"}
+"""Rules whose findings are no reason why a loss would not fall."""
 
 
 class RuleEngine:
@@ -102,7 +106,7 @@ class RuleEngine:
             return
         for rule in RULES:
             yield rule(self._history)
-        if any(f.severity != "info" and f.rule not in replica_issues.NAMES for f in self.findings):
+        if any(f.severity != "info" and f.rule not in LEARNING_GOES_ON for f in self.findings):
             yield training.falls_regardless(self._history)
         else:
             yield training.slow_learning(self._history)

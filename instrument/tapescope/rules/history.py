@@ -50,6 +50,9 @@ TREND_RECORDS = 10 * WINDOW
 MIN_STEPS = 100
 """Steps before which nothing is said about a loss, however often it was measured."""
 
+RISEN_VALIDATIONS = 3
+"""Validations above the lowest one before it counts as past: a single one may be higher by chance."""
+
 SPIKE_FACTOR = 10.0
 """Times the largest norm before. Norms of batches lie within one decade of each other until the loss is near 0. Then
 they are far below those of the beginning, with which a spike is compared."""
@@ -101,6 +104,24 @@ class Usual(NamedTuple):
     loss: float
     norm: float
     share_kept: float
+
+
+class Validations(NamedTuple):
+    """The losses of the validations so far: the lowest, and the last ones since."""
+
+    lowest: float = math.inf
+    lowest_step: int = 0
+    """Of the first record after it."""
+    training_loss: float = math.nan
+    """Median over the window of records at that step."""
+    since: tuple[float, ...] = ()
+    """The last RISEN_VALIDATIONS after it, or as many as there were."""
+
+    def add(self, loss: float, step: int, training_loss: float) -> "Validations":
+        """Return what is known after one more validation."""
+        if loss < self.lowest:
+            return Validations(loss, step, training_loss)
+        return self._replace(since=(*self.since, loss)[-RISEN_VALIDATIONS:])
 
 
 _GROUP_VECTORS = ("gradient", "update_ratio")
@@ -155,6 +176,9 @@ class History:
         """Steps of `losses`."""
         self.gradient_cosines: deque[tuple[int, float]] = deque(maxlen=TREND_RECORDS)
         """Step and cosine of the whole gradient to that of the step before, where both were recorded."""
+        self.validations = Validations()
+        self._validation_loss = math.nan
+        """Of the last record."""
         self.gradient_seen: bool = False
         """Whether any record had a gradient that was not 0."""
         self.highest_norm: float = 0.0
@@ -197,6 +221,10 @@ class History:
         if "replica_norm" in view.columns:
             self.replica_differences.append((view.step, replica_differences(view, self.layout)))
         self._detect_spikes(view)
+        loss = view.number("validation_loss")
+        if math.isfinite(loss) and loss != self._validation_loss:
+            self._validation_loss = loss
+            self.validations = self.validations.add(loss, view.step, self.usual.loss)
 
     def extend(self, layout: RunLayout) -> None:
         """Go on with a layout that has further variables or layers behind those that are there."""

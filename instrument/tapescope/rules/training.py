@@ -10,7 +10,15 @@ import numpy as np
 
 from tapescope.rules.data_view import summed_loss_advice
 from tapescope.rules.finding import Finding, format_factor, format_share
-from tapescope.rules.history import LONG, MIN_STEPS, STUCK_FALL, WINDOW, History, is_impossible
+from tapescope.rules.history import (
+    LONG,
+    MIN_STEPS,
+    RISEN_VALIDATIONS,
+    STUCK_FALL,
+    WINDOW,
+    History,
+    is_impossible,
+)
 from tapescope.rules.record_view import index_of_largest, lower_median
 
 LARGE_UPDATE = 0.1
@@ -43,6 +51,8 @@ cosine close to 0, and one of which the half is noise has this one."""
 OVERSHOT = -0.5
 """The same below which steps overshoot: along a curvature h a gradient becomes 1 - r h times itself by a step of the
 learning rate r, so that one which turns round is of directions in which the rate is at its limit."""
+VALIDATION_RISE = 0.2
+"""Of the lowest validation loss. The estimate of a few hundred examples is off by about a tenth of it."""
 SELDOM_ZERO = {"binary_crossentropy", "categorical_crossentropy", "sparse_categorical_crossentropy"}
 """Losses that are exactly 0 only where every output is as sure as float32 can say."""
 
@@ -274,6 +284,36 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
         },
         advice="Check what a gradient does not show: whether the labels belong to these examples, whether the loss is "
         "the right one, and whether the learning rate is too high.",
+    )
+
+
+def overfitting(history: History) -> Iterator[Finding]:
+    """Report a validation loss that rises while the training loss goes on falling."""
+    validations = history.validations
+    if len(validations.since) < RISEN_VALIDATIONS or not validations.lowest:
+        return
+    newest = float(np.median(validations.since))
+    rise = (newest - validations.lowest) / abs(validations.lowest)
+    fall = (validations.training_loss - history.usual.loss) / abs(validations.training_loss or math.nan)
+    if not (rise >= VALIDATION_RISE and fall >= STUCK_FALL):
+        return
+    yield Finding(
+        rule="overfitting",
+        version=1,
+        severity="warning",
+        layer=None,
+        step=validations.lowest_step,
+        message=f"the validation loss has risen by {format_share(rise)} since its lowest, {validations.lowest:.3g} at "
+        f"step {validations.lowest_step}, while the training loss fell from {validations.training_loss:.3g} to "
+        f"{history.usual.loss:.3g}",
+        evidence={
+            "validation_rise": rise,
+            "validation_loss_lowest": validations.lowest,
+            "validation_loss": newest,
+            "training_fall": fall,
+        },
+        advice="Keep the weights of that step (`keras.callbacks.EarlyStopping(restore_best_weights=True)`), or make "
+        "it harder to learn the training data by heart: dropout, weight decay, augmentation, fewer units, more data.",
     )
 
 

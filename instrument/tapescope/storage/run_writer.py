@@ -31,7 +31,7 @@ from tapescope.storage.printable import describe, printable
 from tapescope.storage.resume import Resume
 from tapescope.storage.rows import Rows, recorded_rows
 from tapescope.storage.run_index import IndexFile
-from tapescope.storage.scalars import ScalarReader
+from tapescope.storage.scalars import ScalarReader, validation_loss
 from tapescope.storage.sinks import Sink, SinkThread, choose_scalars, join_all, start_sinks
 from tapescope.storage.summaries import Step
 from tapescope.storage.unit_ledger import Ledger
@@ -42,6 +42,9 @@ from tensorboard_plugin_tapescope.series.spikes import RunSpikes
 
 JUDGED_TAGS = tuple(metadata.tag(family) for family in ("variables", "layers", "step", "replicas", "data"))
 """Tags of the families whose columns the rules use."""
+
+_VALIDATION_LOSS = "validation_loss"
+"""Name of an array in the state."""
 
 RESERVED = {"state", "reason", "lost", "left_out", "skipped", "started", "tensorflow", "keras"}
 """Fields of a status that `about` cannot set."""
@@ -87,6 +90,7 @@ class RunWriter:
         self._index = IndexFile(logdir)
         self._spikes = RunSpikes()
         self._gradients = ConsecutiveGradients(self._resume.state)
+        self._validation_loss = float(self._resume.state.get(_VALIDATION_LOSS, math.nan))
         self._recorded_columns: dict[str, tuple[str, ...]] = {}
         """Columns of each family in the records from which the run goes on: another version may have had others."""
         self._status: dict[str, Any] = {}
@@ -161,7 +165,8 @@ class RunWriter:
         """Return what a later RunWriter needs to go on."""
         if self._ledger is None:
             return dict(self._resume.state)
-        return self._ledger.state() | self._gradients.state()
+        validation = {_VALIDATION_LOSS: np.array(self._validation_loss)}
+        return self._ledger.state() | self._gradients.state() | validation
 
     def close(self) -> None:
         """Close the file, and end the run in the sinks."""
@@ -204,9 +209,12 @@ class RunWriter:
                 )
             self._last_measured = step.number
             step = step._replace(
-                loss=numbers.get("loss", math.nan), optimizer_called=self._probe_state.optimizer_called
+                loss=numbers.get("loss", math.nan),
+                optimizer_called=self._probe_state.optimizer_called,
+                validation_loss=self._validation_loss,
             )
             values, rows_grew = self._reading_values(step, summaries.to_host(reading), slow)
+        self._validation_loss = validation_loss(numbers, self._validation_loss)
         values += [event_file.scalar(tag, number) for tag, number in numbers.items()]
         columns = self._judged_columns(values)
         if rows_grew:

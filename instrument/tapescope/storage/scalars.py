@@ -1,5 +1,6 @@
 """Numbers among what a program logs. What is not one number is left out, and logged once by tag."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from tapescope.storage.printable import describe, describe_error, one_line
 from tensorboard_plugin_tapescope import metadata
 
 _OWN_PREFIX = f"{metadata.PLUGIN_NAME}/"
+_VALIDATION_LOSS = re.compile(r"(val|valid|validation|eval|evaluation|dev|test)[/_. -]?loss", re.IGNORECASE)
 _NO_NUMBERS = "SUMmc"
 """Kinds of NumPy types that are not real numbers: text, times and complex numbers."""
 
@@ -47,6 +49,16 @@ class ScalarReader:
                 one_line(tag),
                 describe_error(error),
             )
+
+
+def validation_loss(numbers: Mapping[str, float], before: float) -> float:
+    """Return the loss of a validation among the numbers, by its tag: `validation/loss`, `val_loss` and the like.
+
+    Args:
+      numbers: by tag.
+      before: what is returned where there is none.
+    """
+    return next((number for tag, number in numbers.items() if _VALIDATION_LOSS.fullmatch(tag)), before)
 
 
 def _to_float(value: Any) -> float:

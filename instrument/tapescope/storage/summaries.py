@@ -42,6 +42,7 @@ class Step(NamedTuple):
     optimizer_called: bool = False
     """Whether one of Keras' optimizers was called in the measured step."""
     gradient_cosine_total: float = math.nan
+    validation_loss: float = math.nan
 
 
 def to_host(reading: Reading) -> Any:
@@ -188,6 +189,7 @@ def _make_step(step: Step, reading: Any, examples: float, verdict: Verdict | Non
         "optimizer_called": float(step.optimizer_called),
         "closer_look": float(step.is_closer),
         "gradient_cosine_total": step.gradient_cosine_total,
+        "validation_loss": step.validation_loss,
         **{column: reading.column(column) for column in readings.STEP_COLUMNS if column != "examples"},
     }
     if math.isnan(row["loss"]):  # the program has not given the batch's own one to the reading

@@ -197,6 +197,51 @@ def test_a_loss_that_falls_in_spite_of_a_warning_is_noted():
     assert findings[1].advice == "Fixing the problems above may speed up training."
 
 
+def validated(losses, every=5):
+    """Validate before every fifth record; the loss of the training falls by 3 % a record."""
+
+    def change(t, columns):
+        columns["validation_loss"] = np.float64(NAN if t < every else losses[min(t // every, len(losses)) - 1])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("losses", "step"),
+    [
+        ([1.0, 0.8, 0.9, 1.0, 1.1], 40),
+        ([1.0, 0.8, 1.5, 0.9, 1.2], 40),  # the median of the last three
+        ([0.5, 0.8, 0.9, 1.0], 20),
+        ([-1.0, -2.0, -1.5, -1.4, -1.3], 40),  # such as a likelihood
+    ],
+)
+def test_a_validation_loss_that_rises_while_the_training_loss_falls_is_overfitting(losses, step):
+    finding = only_finding(find(60, validated(losses)), "overfitting")
+    assert (finding.layer, finding.step, finding.severity) == (None, step, "warning")
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [1.0, 0.8, 0.7, 0.6, 0.5],
+        [1.0, 0.8, 0.9, 1.0],  # two after the lowest
+        [1.0, 0.8, 1.5, 0.9, 0.9],
+        [1.0, 0.8, NAN, NAN, NAN],
+        [0.0, 0.8, 0.9, 1.0, 1.1],
+    ],
+)
+def test_a_validation_loss_that_may_fall_again_is_not_reported(losses):
+    assert find(60, validated(losses)) == []
+
+
+def test_a_validation_loss_that_rises_with_the_training_loss_is_not_overfitting():
+    def rising(t, columns):
+        columns["loss"] = np.float64(2.3 * (0.97**t if t < 10 else 0.97 ** (20 - t)))
+
+    found = find(60, both(validated([1.0, 0.8, 0.9, 1.0, 1.1]), rising))
+    assert "overfitting" not in [f.rule for f in found]
+
+
 def line(fall, ratio=1e-3):
     """Return a change to a loss that falls in a line, by a share of itself a record."""
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from scripts.testbed.records import eager_steps, loaded_steps
 
 import tapescope
-from tapescope.storage.scalars import ScalarReader
+from tapescope.storage.scalars import ScalarReader, validation_loss
 
 
 class Unprintable:
@@ -93,3 +93,13 @@ def test_no_record_is_lost_whatever_its_scalars_are(tmp_path):
     assert recorder.lost == 0
     assert tapescope.Run(tmp_path)["loss"].tolist() == [0.5, 0.5, 0.5]
     assert loaded_steps(tmp_path, "7") == [0, 1, 2]
+
+
+@pytest.mark.parametrize("tag", ["validation/loss", "val_loss", "Eval/Loss", "test_loss", "validation loss", "valloss"])
+def test_the_loss_of_a_validation_is_known_by_its_tag(tag):
+    assert validation_loss({"loss": 1.0, tag: 2.0}, before=3.0) == 2.0
+
+
+@pytest.mark.parametrize("tag", ["loss", "val_accuracy", "val_head_loss", "interval_loss", "validation/loss/head"])
+def test_other_tags_leave_the_loss_of_the_validation_before(tag):
+    assert validation_loss({tag: 2.0}, before=3.0) == 3.0
