@@ -163,6 +163,7 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
         "units_saturated": np.zeros(depth),
         "units_revived": np.floor(0.1 * dead),
         "loss": 2.3 * np.exp(-3 * progress) + 0.05,
+        "validation_loss": 2.3 * np.exp(-3 * progress) + 0.25 if spec.replicas == 1 else math.nan,
         "examples_seen": 128 * (step + 1),
         "window_examples": 1024,
         "measure_ms": 3.1,

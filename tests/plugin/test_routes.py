@@ -95,6 +95,11 @@ def test_the_overview_has_the_last_loss(rows):
     assert rows["vanishing"]["loss"] == pytest.approx(2.3 * math.exp(-3) + 0.05)
 
 
+def test_the_overview_has_the_last_validation(rows):
+    assert rows["vanishing"]["validation_loss"] == pytest.approx(2.3 * math.exp(-3) + 0.25)
+    assert rows["two replicas"]["validation_loss"] is None
+
+
 def test_each_run_has_its_own_colour(rows):
     assert len({row["colour"] for row in rows.values()}) == 4
 

@@ -98,10 +98,15 @@ function facts(run) {
   const share = run.steps ? Math.min(1, (run.step + 1) / run.steps) : null;
   const total = run.steps ? h("small", {}, ` of ${formatNumber(run.steps, 9)}`) : null;
   const profile = [sparkline(run.profile, run.colour, FLAT_DECADES), h("small", {}, `${formatNumber(lostDecades(run), 2)} decades`)];
+  const validation = run.validation_loss === null ? null : h("small", {}, ` validation ${formatNumber(run.validation_loss)}`);
   const overhead = [`${formatNumber(100 * run.overhead, 2)} %`, h("small", {}, ` ${formatNumber(run.measure_ms, 2)} ms a record`)];
   return [
     fact("Step", [formatNumber(run.step, 9), total, share === null ? null : progress(share, run.colour)], "The last recorded step"),
-    fact("Loss", [formatNumber(run.loss), sparkline(run.losses, run.colour)], "The loss that the program passed to the recorder"),
+    fact(
+      "Loss",
+      [formatNumber(run.loss), sparkline(run.losses, run.colour), validation],
+      "The loss that the program passed to the recorder, and that of the last validation before the last record",
+    ),
     fact(
       "Gradient from input to loss",
       run.profile.length > 1 ? profile : "–",

@@ -52,6 +52,7 @@ def summarize_run(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
     """Return the summary of one run, whose fields http_api.md documents; unknown numbers are None."""
     run = snapshot.runs[name]
     step = snapshot.sample(name, "step")
+    validation = _last_value(step, "validation_loss")
     status_table = snapshot.last_record(name, "status")
     status = tables.status(status_table) if status_table is not None else {}
     findings_table = snapshot.last_record(name, "findings")
@@ -70,6 +71,7 @@ def summarize_run(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
         "replicas": tables.count(status.get("replicas")),
         "loss": _last_value(step, "loss"),
         "losses": _sparkline(_values(step, "loss")),
+        "validation_loss": None if validation == "nan" else validation,
         "profile": gradient_profile(snapshot, name),
         "overhead": measuring_overhead(step),
         "measure_ms": _median(step, "measure_ms"),
