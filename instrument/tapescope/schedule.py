@@ -105,6 +105,14 @@ class Schedule:
     def __init__(self, decide: Callable[[int], bool], clock: Callable[[], float] = time.perf_counter):
         self._decide = decide
         self._clock = clock
+        self._before_measured: Callable[[], None] | None = None
+        """Called before each measured step, within its time: a Recorder that captures steps copies the weights."""
+        self._percent_of_closer: float | None = None
+        """Time for measuring every step after findings, in per cent of all time; None: the schedule does not do so."""
+        self._begin_run()
+
+    def _begin_run(self) -> None:
+        """Forget the steps so far: a schedule serves for one training after another."""
         self._start: float | None = None
         """Start of the step under way, in seconds; None where its time does not count."""
         self._since = _FOLLOWING + 1
@@ -112,15 +120,11 @@ class Schedule:
         self._untraced = {False, True}
         """Kinds of steps of which none has run yet. Its first one is also traced, so its time does not count."""
         self._share = _Share()
-        self._before_measured: Callable[[], None] | None = None
-        """Called before each measured step, within its time: a Recorder that captures steps copies the weights."""
         self._times = [deque[float](maxlen=_KEPT_TIMES) for _ in range(_FOLLOWING + 2)]
         """Times of the last steps by `_since`, in milliseconds: of measured ones, of those that follow, of others."""
         self._has_coarse_clock: bool | None = None
         """True if the clock's tick is coarse, None until as many plain times are known as are kept: a tick does not
         change, and to look for it takes longer than all medians."""
-        self._percent_of_closer: float | None = None
-        """Time for measuring every step after findings, in per cent of all time; None: the schedule does not do so."""
         self._next_step = 0
         self._closer_until = 0
         """The step before which every one is measured, because of a finding."""
@@ -133,8 +137,10 @@ class Schedule:
         """Return whether to measure a step; call it once at the start of every step.
 
         Args:
-          step: the number of the step.
+          step: the number of the step. One below the last one begins another training.
         """
+        if step < self._next_step - 1:
+            self._begin_run()
         now = self._clock()
         self._next_step = step + 1
         is_closer = step < self._closer_until
@@ -270,6 +276,9 @@ class _Auto(Schedule):
     def __init__(self, percent: float, clock: Callable[[], float]):
         super().__init__(self._decide_step, clock)
         self._percent = self._percent_of_closer = percent
+
+    def _begin_run(self) -> None:
+        super()._begin_run()
         self._chosen: list[tuple[int, int]] = []
         """First step and interval of the choice, and of each correction."""
         self._on_trial = True
@@ -285,6 +294,10 @@ class _Auto(Schedule):
     def _decide_step(self, step: int) -> bool:
         if step < DENSE_STEPS:
             return True
+        if step == DENSE_STEPS:
+            # A step that follows a measured one has the measuring's data in the caches: it is not like a later one.
+            self.pause()
+            self._forget_times()
         if not self._chosen:
             if step >= DENSE_STEPS + TIMED_STEPS and self._knows_cost():
                 self._choose(step)
@@ -294,13 +307,6 @@ class _Auto(Schedule):
             if step >= first:
                 return step % interval == 0
         return (step - DENSE_STEPS) % TIMED_INTERVAL == 0
-
-    def __call__(self, step: int) -> bool:
-        if step == DENSE_STEPS:
-            # A step that follows a measured one has the measuring's data in the caches: it is not like a later one.
-            self.pause()
-            self._forget_times()
-        return super().__call__(step)
 
     def _choose(self, step: int) -> None:
         cost = self.cost
@@ -340,11 +346,15 @@ class _Auto(Schedule):
     def restore(self, about: Mapping[str, Any]) -> None:
         if about.get("measure_percent") != self._percent:  # with another limit the run chooses anew
             return
+        chosen = []
         for suffix in reversed(_CHOICES):
             interval = about.get(f"measure_interval{suffix}")
             if isinstance(interval, (int, float)) and interval >= 1:
-                self._chosen.append((int(about.get(f"measure_interval{suffix}_from", 0)), int(interval)))
-                self._on_trial = False
+                chosen.append((int(about.get(f"measure_interval{suffix}_from", 0)), int(interval)))
+        if chosen and chosen != self._chosen:
+            self._begin_run()
+            self._chosen = chosen
+            self._on_trial = False
 
 
 def auto(percent: float = 2.0, clock: Callable[[], float] = time.perf_counter) -> Schedule:
@@ -433,6 +443,9 @@ class _Budget(Schedule):
     def __init__(self, percent: float, clock: Callable[[], float]):
         super().__init__(self._allows, clock)
         self._percent = self._percent_of_closer = percent
+
+    def _begin_run(self) -> None:
+        super()._begin_run()
         self._next_measured = 0
 
     def _allows(self, step: int) -> bool:

@@ -396,3 +396,32 @@ def test_schedules_with_fixed_steps_do_not_look_closer(schedule, clock):
     schedule(0)
     assert schedule._look_closer() == 0
     assert take(schedule, clock, range(1, 4)) == []
+
+
+def choose(schedule, clock, steps=400):
+    """Train so that measuring a step takes 2 ms of 10, and return the measured steps."""
+    measured = []
+    for step in range(steps):
+        if schedule(step):
+            measured.append(step)
+            clock.now += 0.002
+        clock.now += 0.010
+    return measured
+
+
+@pytest.mark.parametrize("make", [tapescope.auto, tapescope.budget])
+def test_a_schedule_begins_anew_with_another_training(clock, make):
+    schedule = make(2.0, clock)
+    first = choose(schedule, clock, 3000)
+    schedule._look_closer()
+    clock.now = 0.0
+    assert choose(schedule, clock, 3000) == first
+
+
+def test_what_was_chosen_may_be_restored_twice(clock):
+    schedule = tapescope.auto(2.0, clock)
+    choose(schedule, clock)
+    about = schedule.about()
+    for _ in range(3):
+        schedule.restore(about)
+    assert schedule.about() == about
