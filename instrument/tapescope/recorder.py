@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
@@ -188,7 +189,7 @@ class Recorder:
         self._check(reading)
         if reading is not None and self._copies is not None:
             self._copies.offer(int(step), batch, indices)
-        numbers = dict(scalars or {})
+        numbers = {tag: _read_now(value) for tag, value in (scalars or {}).items()}
         record_step = Step(int(step), examples_seen=math.nan if examples is None else float(examples))
         size = _SCALARS_BYTES
         is_first_nonfinite = False
@@ -315,7 +316,8 @@ class Recorder:
                         self.logdir,
                     )
                 self._closed = True
-                self.when._before_measured = None
+                if self._copies is not None and self.when._before_measured == self._copies.copy_state:
+                    self.when._before_measured = None  # unless it is another Recorder's by now
                 self._writer.end(reason)
                 atexit.unregister(self._close_at_exit)
             self._writer.join()
@@ -362,6 +364,13 @@ class Recorder:
 
     def _close_at_exit(self) -> None:
         self.close("the program ended without closing its recorder")
+
+
+def _read_now(value: Any) -> Any:
+    """Return a scalar that the program does not change later, when the recorder's thread reads it."""
+    if isinstance(value, (tf.Variable, keras.Variable)):
+        return tf.convert_to_tensor(value)
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _count_bytes(part: Any) -> int:

@@ -81,7 +81,7 @@ class StepCopies:
             step,
             Offer(
                 make_batch=partial(captured_step.to_arrays, kept, _to_host),
-                indices=None if indices is None else np.array(_to_host(indices)),
+                indices=None if indices is None else _indices_to_host(indices),
                 model=state.model,
                 optimizer=state.optimizer,
                 replicas=[len(part) for part in parts[0]] if parts else (),
@@ -103,6 +103,14 @@ def _copy_variables(variables: Sequence[Any]) -> list[SavedVariable] | None:
     if not variables:
         return None
     return [SavedVariable(getattr(v, "path", None) or v.name, np.array(v.numpy())) for v in variables]
+
+
+def _indices_to_host(indices: Any) -> np.ndarray:
+    is_array = isinstance(indices, (tf.distribute.DistributedValues, tf.Tensor, tf.Variable))
+    array = np.array(_to_host(indices) if is_array else indices)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"`indices` must be integers, one for each example of the batch; got {array.dtype}")
+    return array
 
 
 def _to_host(leaf: Any) -> Any:

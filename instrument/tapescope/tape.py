@@ -4,8 +4,9 @@ A number goes one way. The tape keeps layer calls and backward passes; `reading`
 Partial, and completes that to a Reading.
 """
 
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import tensorflow as tf
@@ -106,6 +107,7 @@ class MeasuringTape(Tape):
         self._capture: Capture | None = None
         self._passes: list[BackwardPass] = []
         self._entered: bool = False
+        self._takes_jacobian: bool = False
         self.objective = Objective()
         """What the step is trained for, as far as the program says it."""
         self.closed: bool = False
@@ -165,6 +167,9 @@ class MeasuringTape(Tape):
         Raises:
           ValueError: the tape was not entered.
         """
+        unconnected_gradients = tf.UnconnectedGradients(unconnected_gradients)
+        if self._takes_jacobian:
+            return super().gradient(target, sources, output_gradients, unconnected_gradients)
         if not self._entered:
             raise misuse_error(
                 "`tape.gradient` must be called after a step; got a tape that was not entered: "
@@ -188,6 +193,27 @@ class MeasuringTape(Tape):
         if failure is not None:  # an error in the user's own code was raised by the plain pass just now
             failsafe.give_up(failure)
         return plain
+
+    @without_autograph
+    def jacobian(self, *args: Any, **options: Any) -> Any:
+        """Return what `tf.GradientTape.jacobian` returns. It is not measured: its rows are not the loss's gradient."""
+        with self._jacobian():
+            return super().jacobian(*args, **options)
+
+    @without_autograph
+    def batch_jacobian(self, *args: Any, **options: Any) -> Any:
+        """Return what `tf.GradientTape.batch_jacobian` returns, which is not measured either."""
+        with self._jacobian():
+            return super().batch_jacobian(*args, **options)
+
+    @contextlib.contextmanager
+    def _jacobian(self) -> Iterator[None]:
+        """Leave out the gradients that are taken in this block."""
+        self._takes_jacobian = True
+        try:
+            yield
+        finally:
+            self._takes_jacobian = False
 
     def _measured_gradient(
         self,

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -402,3 +403,37 @@ def test_without_histograms_the_numbers_read_off_them_are_unknown(tmp_path):
     assert np.isnan(run["activation_kurtosis"]).all()
     assert np.isnan(run["gradient_below_e4m3"]).all()
     assert np.isfinite(run["activation_rms"]).all()
+
+
+@pytest.mark.parametrize("kind", [tf.Variable, keras.Variable, np.array])
+def test_a_scalar_is_that_of_its_step_although_the_program_changes_it(tmp_path, kind):
+    probe, step = eager_steps()
+    rate = kind(0.0)
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        for n in range(20):
+            if kind is np.array:
+                rate[...] = n
+            else:
+                rate.assign(n)
+            recorder.write(n, step(n), {"loss": rate})
+    assert tapescope.Run(tmp_path)["loss"].tolist() == list(range(20))
+
+
+def test_closing_one_recorder_leaves_the_captures_of_another(tmp_path):
+    probe, _ = eager_steps()
+    when = tapescope.every(1)
+    with tapescope.Recorder(tmp_path / "a", probe, when, capture="on_finding"):
+        with tapescope.Recorder(tmp_path / "b", probe, when):
+            pass
+        assert when._before_measured is not None
+    assert when._before_measured is None
+
+
+def test_a_pattern_without_a_layer_is_said_for_a_model_that_is_built_later(caplog):
+    model = keras.Sequential([keras.layers.Dense(2)])
+    probe = tapescope.Probe(model, layers="nosuch")
+    with probe.tape(True) as tape:
+        loss = tf.reduce_sum(model(tf.ones([2, 2])))
+    tape.gradient(loss, model.trainable_variables)
+    tape.reading()
+    assert "none of the model's matches 'nosuch'" in caplog.text

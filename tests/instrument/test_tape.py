@@ -124,3 +124,33 @@ def test_reading_rejects_tapes_of_another_probe():
     (_, gen_tape), (_, dis_tape) = measure_with_two_probes()
     with pytest.raises(ValueError, match="`others` must be measuring tapes of the same Probe"):
         gen_tape.reading(dis_tape)
+
+
+def test_unconnected_gradients_may_be_asked_for_by_their_value():
+    used, unused = tf.Variable(tf.ones([2])), tf.Variable(tf.ones([3]))
+    with tapescope.Probe([used, unused]).tape(True) as tape:
+        loss = tf.reduce_sum(used)
+    gradients = tape.gradient(loss, [used, unused], unconnected_gradients="zero")
+    assert [g.numpy().tolist() for g in gradients] == [[1, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_jacobian_is_not_taken_for_the_gradient(compiled):
+    def step(measure):
+        with probe.tape(measure, persistent=True) as tape:
+            inputs = tf.identity(REAL)
+            tape.watch(inputs)
+            hidden = tf.tanh(inputs @ weights)
+            loss = tf.reduce_sum(hidden**2)
+        jacobian = tape.jacobian(tf.reduce_sum(hidden, 0), weights)
+        gradient = tape.gradient(loss, weights)
+        rows = tape.batch_jacobian(hidden, inputs)
+        return jacobian, gradient, rows, tape.reading()
+
+    weights = tf.Variable(tf.ones([2, 3]))
+    probe = tapescope.Probe(weights, strict=True)
+    run = tf.function(step) if compiled else step
+    plain, measured = run(False), run(True)
+    for left, right in zip(plain[:3], measured[:3], strict=True):
+        np.testing.assert_array_equal(left, right)
+    np.testing.assert_allclose(measured[3].column("gradient_norm"), [np.linalg.norm(plain[1])], rtol=1e-6)

@@ -134,7 +134,9 @@ def describe_layer(layer: keras.layers.Layer) -> Activation:
             return _differentiated_relu(layer.negative_slope, layer.max_value, layer.threshold)
         return _RELU if layer.max_value is None else _clipped_relu(float(layer.max_value))
     if isinstance(layer, keras.layers.LeakyReLU):
-        return Activation("leaky_relu") if abs(layer.negative_slope) >= SATURATED_SHARE else _RELU
+        if abs(layer.negative_slope) >= SATURATED_SHARE:
+            return Activation("leaky_relu")
+        return _RELU._replace(name="leaky_relu", nonnegative=False)
     if isinstance(layer, keras.layers.ELU):
         return _elu("elu", float(layer.alpha))
     if isinstance(layer, keras.layers.Softmax):

@@ -41,8 +41,8 @@ def merge_names(known: Names, names: Names) -> Names:
     Rows are matched by name and never change their place: new ones come last. A layer keeps the activation, units and
     sources of the step that it was first seen in, so that each source comes before its layer.
     """
-    variables = known.variables + tuple(name for name in names.variables if name not in set(known.variables))
-    layers = known.layers + tuple(name for name in names.layers if name not in set(known.layers))
+    variables = tuple(dict.fromkeys(known.variables + names.variables))
+    layers = tuple(dict.fromkeys(known.layers + names.layers))
     variable_index = {name: i for i, name in enumerate(variables)}
     layer_index = {name: i for i, name in enumerate(layers)}
     first = {name: i for i, name in enumerate(names.layers)}
@@ -82,6 +82,7 @@ class Selection:
                     "`model` must be a Keras model, a tf.Module, a variable, or a list of these; "
                     f"got {type(m).__name__}"
                 )
+        self.pattern = pattern
         try:
             self._pattern = None if pattern is None else re.compile(pattern)
         except re.error as error:

@@ -160,7 +160,16 @@ class ProbeState:
         """Fix the rows of data at the first trace, and return their names. A later step may lack some of them."""
         if self.data is None:
             self.data = data._replace(tensors=(), weights=())
-        return [row.name for row in self.data.rows]
+        names = [row.name for row in self.data.rows]
+        if further := [row.name for row in data.rows if row.name not in names]:
+            logging.log_first_n(
+                logging.WARNING,
+                "tapescope: `%s` is not recorded, because the first measured step did not have it: pass the same "
+                "`targets` and `outputs` to `tape.reading()` in every step",
+                1,
+                further[0],
+            )
+        return names
 
     def _set_skipped(self, calls: Sequence[LayerCall], captures: Sequence[Capture]) -> None:
         self.skipped = {layer: reason for capture in captures for layer, reason in capture.skipped.items()}
@@ -171,5 +180,7 @@ class ProbeState:
         for layer, (path, _) in chosen.items():
             if layer not in called:
                 self.skipped.setdefault(path, _NOT_SEEN)
+        if not chosen and self.selection.pattern is not None:
+            logging.warning("tapescope measures no layer: none of the model's matches %r", self.selection.pattern)
         if chosen and not calls:
             logging.warning("tapescope measures no layer: %s", "; ".join(map(": ".join, self.skipped.items())))

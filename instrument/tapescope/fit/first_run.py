@@ -26,6 +26,7 @@ class FirstRun:
 
     def __init__(self, iterator: Any):
         self._copies: list[tuple[Any, np.ndarray]] | None = None
+        self._was_traced = False
         if isinstance(iterator, list):
             self._batches: Any = iterator
             return
@@ -40,16 +41,17 @@ class FirstRun:
 
     def copy_state(self, model: Any) -> None:
         """Copy variables to the host when `train_step` was traced: all have been made, and none has changed."""
+        self._was_traced = True
         with tf.init_scope():
             variables = _variables(model)
             if sum(v.dtype.size * (v.shape.num_elements() or 0) for v in variables) <= MAX_STATE_BYTES:
                 self._copies = [(v, np.array(v.numpy())) for v in variables]
 
     def undo(self) -> bool:
-        """Give the variables the values before the run; return whether there are copies of them."""
+        """Give the variables the values before the run; return whether that is possible."""
         for variable, value in self._copies or ():
             variable.assign(value)
-        return self._copies is not None
+        return self._copies is not None or not self._was_traced
 
 
 def can_be_undone(model: Any, iterator: Any) -> bool:

@@ -6,8 +6,9 @@ counted, and the last one removes it. README.md in this folder lists all patches
 """
 
 import contextlib
+import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -197,13 +198,27 @@ def record_loss_scales(optimizer: Any) -> Iterator[list[Any]]:
 class _RecordedComputeLoss(_Recorded):
     """A model's `compute_loss` that also records its arguments and its value."""
 
-    def __call__(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **options: Any
-    ) -> Any:
-        value = self.method(x, y, y_pred, sample_weight, **options)
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        value = self.method(*args, **options)
         if _use.losses is not None:
-            _use.losses.append(LossCall(targets=y, outputs=y_pred, sample_weights=sample_weight, value=value))
+            given = _by_name(self.method, args) | options
+            _use.losses.append(
+                LossCall(
+                    targets=given.get("y"),
+                    outputs=given.get("y_pred"),
+                    sample_weights=given.get("sample_weight"),
+                    value=value,
+                )
+            )
         return value
+
+
+def _by_name(method: Callable[..., Any], args: Sequence[Any]) -> dict[str, Any]:
+    """Return positional arguments of a `compute_loss` by name: a model's own one may have other parameters."""
+    parameters = inspect.signature(method).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names += ("x", "y", "y_pred", "sample_weight")[len(names) :]  # it passes `*args` on to that of Keras
+    return dict(zip(names, args, strict=False))
 
 
 @contextlib.contextmanager

@@ -77,10 +77,11 @@ def _input_verdict(row: DataRow, pooled: Pooled, history: History) -> tuple[str,
     if not enough:
         return None
     if has_offset:
+        times = f"{abs(pooled.mean) / pooled.std:.0f}" if pooled.std else "more than a million"  # lost in rounding
         return (
             "warning",
-            f"{held}: its mean of {pooled.mean:.3g} is {abs(pooled.mean) / pooled.std:.0f} times its standard "
-            "deviation, so examples hardly differ for the first layer",
+            f"{held}: its mean of {pooled.mean:.3g} is {times} times its standard deviation, so examples hardly "
+            "differ for the first layer",
             standardize,
         )
     largest = max(abs(pooled.low), abs(pooled.high))

@@ -5,6 +5,7 @@ so; see `capture/keras_replica_issues.py`. The rules judge by the numbers whethe
 says what to do instead.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -149,12 +150,18 @@ def _clipping(history: History, setting: str, limit: float, replicas: int) -> Fi
 def _clips(view: RecordView, setting: str, limit: float) -> bool:
     """Return whether some replica's gradient was clipped.
 
-    For `clipvalue` only where it is certain: the records have the largest element of the sum only.
+    Only where it is certain: for `clipvalue` the records have the largest element of the sum only, and for `clipnorm`,
+    with many replicas, the norm of all variables together.
     """
     if setting == "clipvalue":
         replicas = len(view.columns["replica_norm"])
         return bool(np.nanmax(view.columns["gradient_max"], initial=0) > limit * replicas)
-    norms = _replica_norms(view) if setting == "clipnorm" else _whole_norms(view)
+    if setting != "clipnorm":
+        return bool(np.any(_whole_norms(view) > limit))
+    norms = _replica_norms(view)
+    variables = len(view.columns["gradient_norm"])
+    if norms.shape[1] < variables:  # of all together: the largest of V norms is at least this one over the root of V
+        limit *= math.sqrt(variables)
     return bool(np.any(norms > limit))
 
 

@@ -204,7 +204,8 @@ def norm_rows(
         return as_float(norm), as_float(counts)
     nonzero, nonfinite = unpack_counts(counts)
     sizes = _wide(element_counts(groups))
-    rows = norm, nonfinite, found["max"], (sizes - nonzero - nonfinite) / sizes
+    largest = tf.maximum(found["max"], constant(0.0))  # that of no elements is -Inf
+    rows = norm, nonfinite, largest, (sizes - nonzero - nonfinite) / sizes
     return tuple(map(as_float, rows))
 
 

@@ -108,11 +108,12 @@ def scale_finite(x: tf.Tensor, mask: tf.Tensor, axes: tf.Tensor) -> tuple[tf.Ten
       axes: all axes but the first.
 
     Returns:
-      The scaled elements, 0 where not finite, of the shape of `x`; the largest magnitudes, [n, 1, ...]; and 1 for
-      each element that is not finite, else 0, of the shape of `x`.
+      The scaled elements, 0 where not finite, of the shape of `x`; the largest magnitudes, [n, 1, ...], 0 of no
+      elements; and 1 for each element that is not finite, else 0, of the shape of `x`.
     """
     values = fusion_barrier(tf.raw_ops.SelectV2(condition=mask, t=x, e=0.0))
     largest = tf.raw_ops.Max(input=fusion_barrier(tf.raw_ops.Abs(x=values)), axis=axes, keep_dims=True)
+    largest = tf.raw_ops.Maximum(x=largest, y=constant(0.0))  # that of no elements is -Inf
     scaled = tf.raw_ops.DivNoNan(x=values, y=largest)
     nonfinite = fusion_barrier(tf.raw_ops.Cast(x=tf.raw_ops.LogicalNot(x=mask), DstT=tf.float32))
     return scaled, largest, nonfinite

@@ -127,7 +127,8 @@ class BackgroundWriter:
                 job(self.run_writer)
                 if failing and not self.run_writer.failing:
                     failing = False
-                    self._write_status("training", "")
+                    if not self.run_writer.has_ended:
+                        self._write_status("training", "")
                     logging.info("tapescope writes to %s again; %d records are lost", self.run_writer.logdir, self.lost)
             except Exception as error:  # any failure of a job: the thread must go on as long as training does
                 failing = failing or self.run_writer.failing

@@ -116,7 +116,11 @@ class Captures:
         for number in sorted(sizes):
             if number == newest or (len(sizes) <= MAX_STEPS and sum(sizes.values()) <= MAX_BYTES):
                 continue
-            os.remove(captured_step.path(self._logdir, number))
+            try:
+                os.remove(captured_step.path(self._logdir, number))
+            except OSError as error:  # the records go on
+                logging.warning("tapescope: a captured step cannot be removed: %s", describe_error(error))
+                return
             del sizes[number]
             logging.warning(
                 "tapescope: the captured step %d of %s is removed: at most %d steps and %d MB are kept",

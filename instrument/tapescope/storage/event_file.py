@@ -8,6 +8,7 @@ docs/decisions/0005-events-written-whole.md.
 import contextlib
 import functools
 import itertools
+import math
 import os
 import re
 import socket
@@ -286,6 +287,11 @@ class EventFile:
         """Append the start of a program at `step`: a reader that already has later steps drops them."""
         self._ensure_file()
         self._append(event_pb2.Event(step=step, wall_time=time.time(), session_log=_START))
+
+    def retry(self) -> None:
+        """Let the next event be tried at once, although one has just failed."""
+        if self._failure:
+            self._failure = -math.inf, self._failure[1]
 
     def close(self) -> None:
         """Close the file. Nothing is lost without it, because every record is on disk already."""

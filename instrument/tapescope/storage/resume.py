@@ -11,7 +11,7 @@ from absl import logging
 
 from tapescope.rules import engine
 from tapescope.rules.record_view import run_layout
-from tapescope.storage import event_reader, tfrecord
+from tapescope.storage import captured_step, event_reader, tfrecord
 from tapescope.storage.printable import describe_error, one_line
 from tapescope.storage.run import Run
 from tapescope.storage.run_index import Progress, read_progress, read_spikes
@@ -95,6 +95,8 @@ def cut_records(directory: str | os.PathLike[str], step: int) -> None:
 def set_aside(directory: str, paths: Sequence[str]) -> None:
     """Move the files of an earlier run to the folder REPLACED, under names that no reader takes for event files.
 
+    Its captured steps go with them: a replay would take them for the new run's.
+
     The description of a tag holds for all files of a directory. With another model's files beside them, the records of
     the new run could not be read.
 
@@ -107,6 +109,12 @@ def set_aside(directory: str, paths: Sequence[str]) -> None:
         os.makedirs(folder, exist_ok=True)
         for path in paths:
             os.replace(path, os.path.join(folder, os.path.basename(path).replace(".tfevents.", ".")))
+        if captured_step.list_captured(directory):
+            number = sum(name.startswith(captured_step.FOLDER) for name in os.listdir(folder))
+            os.rename(
+                captured_step.directory(directory),
+                os.path.join(folder, f"{captured_step.FOLDER}_{number}" if number else captured_step.FOLDER),
+            )
     except OSError as error:
         logging.warning(
             "tapescope: the earlier records of %s stay there, and may hide the new ones (%s): use another directory",

@@ -40,6 +40,8 @@ class Rows:
 
     def add(self, names: Names) -> bool:
         """Add the rows of a record, and return whether the run has other rows or units than before."""
+        if names == self.names:
+            return False
         before = self.names, len(self._ended)
         self.names = merge_names(self.names, names)
         units = dict(zip(self.names.layers, self.names.units, strict=True))

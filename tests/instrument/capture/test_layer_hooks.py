@@ -217,3 +217,18 @@ def test_the_model_is_left_as_it_was():
     read(model, x(8, 4))
     assert [layer.activation for layer in model.layers] == before
     assert model.get_config() == config
+
+
+def test_a_leaky_relu_of_a_small_slope_is_saturated_below_0():
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), keras.layers.LeakyReLU(0.005)])
+    probe = tapescope.Probe(model)
+    x = tf.random.stateless_normal([32, 6], [1, 2])
+    with probe.tape(True) as tape:
+        loss = tf.reduce_sum(model(x))
+    tape.gradient(loss, model.trainable_variables)
+    reading = tape.reading()
+    outputs = model(x).numpy()
+    assert float(reading.column("saturated")[-1]) == pytest.approx(np.mean(outputs < 0))
+    assert 0.2 < np.mean(outputs < 0) < 0.8
+    assert probe._state.names is not None
+    assert probe._state.names.activations[-1] == "leaky_relu"

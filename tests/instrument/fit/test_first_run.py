@@ -96,3 +96,16 @@ def test_an_error_of_the_step_itself_is_raised_and_not_called_one_of_measuring(t
     with pytest.raises(tf.errors.InvalidArgumentError, match="valid range"):
         model.fit(X, np.full([24], 7), verbose=0, callbacks=[tapescope.Monitor(tmp_path)])
     assert "measuring failed" not in caplog.text
+
+
+def test_a_measured_step_that_cannot_be_traced_leaves_the_plain_one(monkeypatch, tmp_path, caplog):
+    def fail(*args):
+        raise TypeError("no such trace")
+
+    plain, history = fit()
+    monkeypatch.setattr(MeasuringTape, "__enter__", fail)
+    measured, measured_history = fit([tapescope.Monitor(tmp_path)])
+    assert measured_history == history
+    for left, right in zip(all_values(plain), all_values(measured), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert "no such trace" in caplog.text

@@ -1,8 +1,10 @@
 """The patches that a measured `train_step` runs under: what they see, and that they are put back."""
 
 import threading
+from typing import Any
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from scripts.testbed.steps import dense_chain
@@ -128,3 +130,61 @@ def test_the_last_user_puts_scale_loss_back():
             pass
         assert "scale_loss" in vars(optimizer)
     assert "scale_loss" not in vars(optimizer)
+
+
+class Pairs(keras.Model):
+    """A model whose loss is of its two outputs, as that of a dual encoder; it has parameters of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = keras.layers.Dense(3, "relu")
+        self.right = keras.layers.Dense(3)
+
+    def compute_loss(self, left, right):
+        return tf.reduce_mean((left - right) ** 2)
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(self.left(data), self.right(data))
+        self.optimizer.apply_gradients(
+            zip(tape.gradient(loss, self.trainable_variables), self.trainable_variables, strict=True)
+        )
+        return {"loss": loss}
+
+
+def test_a_loss_with_other_parameters_is_measured(tmp_path):
+    model: Any = Pairs()
+    model.compile("adam")
+    model.fit(np.ones([8, 2], "f"), batch_size=4, verbose=0, callbacks=[tapescope.Monitor(tmp_path, strict=True)])
+    assert np.isfinite(tapescope.Run(tmp_path)["gradient_norm"]).all()
+
+
+class Wrapping:
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return 1.0
+
+
+class Passing(Wrapping):
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs)
+
+
+class Renaming:
+    def compute_loss(self, inputs, y, *, y_pred):
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "options", "expected"),
+    [
+        (Wrapping(), ("x", "y", "p", None, False), {}, ("y", "p", None)),
+        (Wrapping(), (), {"y": "y", "y_pred": "p", "sample_weight": "w"}, ("y", "p", "w")),
+        (Passing(), ("x", "y", "p", "w"), {}, ("y", "p", "w")),
+        (Renaming(), ("x", "y"), {"y_pred": "p"}, ("y", "p", None)),
+    ],
+)
+def test_what_a_loss_is_given_is_known_by_its_parameters(model, args, options, expected):
+    with train_step_hooks.record_losses(model) as calls:
+        assert model.compute_loss(*args, **options) == 1.0
+    (call,) = calls
+    assert (call.targets, call.outputs, call.sample_weights, call.value) == (*expected, 1.0)

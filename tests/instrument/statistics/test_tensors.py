@@ -50,6 +50,16 @@ def test_nonfinite_elements_are_counted_and_left_out(jit_compile):
     assert row == pytest.approx({"norm": np.sqrt(14), "max": 3, "zero": 1 / 7, "nonfinite": 3, "elements": 7})
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_tensor_without_elements_has_norm_0(platform, monkeypatch):
+    monkeypatch.setenv(batched_ops.PLATFORM_VARIABLE, platform)
+    empty, other = tf.zeros([0, 3]), tf.ones([4])
+    rows, _, _ = run(tensors.gradient_rows([empty, other]))
+    columns = dict(zip(tensors.GRADIENT_ROWS, rows.numpy(), strict=True))
+    assert [columns[name].tolist() for name in ("norm", "max", "nonfinite")] == [[0, 2], [0, 1], [0, 0]]
+    assert run(tensors.norms([empty, other])).numpy().tolist() == [0, 2]
+
+
 def test_an_absent_gradient_is_nan():
     rows, _, _ = run(tensors.gradient_rows([None, 2 * tf.ones([4])]))
     np.testing.assert_array_equal(rows, [[np.nan, 4], [np.nan, 2], [np.nan, 0], [np.nan, 0], [np.nan, 4]])

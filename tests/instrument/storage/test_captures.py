@@ -109,3 +109,18 @@ def test_a_batch_that_cannot_be_stored_costs_the_capture_only(tmp_path, caplog):
 def test_another_mode_is_refused():
     with pytest.raises(ValueError, match="'on_finding' or 'never'; got 'always'"):
         captures.check_mode("always")
+
+
+def test_a_step_that_cannot_be_removed_costs_no_record(tmp_path, monkeypatch, caplog):
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(captures, "MAX_STEPS", 1)
+    kept = captures.Captures(str(tmp_path))
+    kept.offer(1, offer())
+    kept.judge(1, "a spike", 1.0, {})
+    monkeypatch.setattr(captures.os, "remove", refuse)
+    kept.offer(2, offer())
+    kept.judge(2, "a spike", 1.0, {})
+    assert "a captured step cannot be removed" in caplog.text
+    assert captured_step.list_captured(tmp_path) == [1, 2]

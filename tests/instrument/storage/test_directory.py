@@ -16,7 +16,8 @@ from scripts.testbed.synthetic import Spec
 from tensorboard.compat.proto import event_pb2
 
 import tapescope
-from tapescope.storage import event_file, event_reader, tfrecord
+from tapescope.storage import captured_step, event_file, event_reader, tfrecord
+from tapescope.storage.captured_step import CapturedStep
 from tapescope.storage.event_reader import find_event_files, is_own_file
 from tapescope.storage.resume import cut_records
 from tensorboard_plugin_tapescope.metadata import Family
@@ -32,6 +33,17 @@ def train(logdir, first, last, resume=None, each=lambda n: None):
             recorder.write(n, step(n), {"loss": 1.0})
             each(n)
         return recorder.state()
+
+
+def test_captured_steps_of_an_earlier_run_are_set_aside(tmp_path):
+    step = CapturedStep(9, "a spike", 1.0, {}, (np.zeros(2),), None, None, None, ())
+    for _ in range(2):
+        train(tmp_path, 0, 2)
+        captured_step.write(str(tmp_path), step)
+    train(tmp_path, 0, 2)
+    assert captured_step.list_captured(tmp_path) == []
+    folders = [tmp_path / "replaced" / name / "step-9.npz" for name in ("captures", "captures_1")]
+    assert all(path.is_file() for path in folders)
 
 
 def test_an_open_writer_of_the_program_goes_on_when_a_run_is_continued(tmp_path):

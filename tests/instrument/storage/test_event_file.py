@@ -384,3 +384,17 @@ def test_a_killed_program_leaves_whole_records_and_no_lock(tmp_path):
     assert len(run.steps) >= len(printed) - 20  # some were queued and not yet written
     assert run.status["state"] == "training"
     wait_until_free(tmp_path)
+
+
+def test_the_end_of_a_run_is_recorded_as_soon_as_the_disk_has_room(tmp_path, disk, monkeypatch):
+    monkeypatch.setattr(event_file, "RETRY_SECONDS", 3600.0)
+    probe, step = eager_steps()
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        recorder.write(0, step(0))
+        recorder._wait()
+        disk.full = True
+        recorder.write(1, step(1))
+        recorder._wait()
+        disk.full = False
+    assert recorder.lost == 1
+    assert tapescope.Run(tmp_path).status["state"] == "ended"
