@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import keras
 import tensorflow as tf
 
 from tapescope.capture import (
@@ -108,6 +109,7 @@ class MeasuringTape(Tape):
         self._passes: list[BackwardPass] = []
         self._entered: bool = False
         self._takes_jacobian: bool = False
+        self._took_jacobian: bool = False
         self.objective = Objective()
         """What the step is trained for, as far as the program says it."""
         self.closed: bool = False
@@ -175,7 +177,7 @@ class MeasuringTape(Tape):
                 "`tape.gradient` must be called after a step; got a tape that was not entered: "
                 "use `with probe.tape(measure) as tape:` first"
             )
-        variables = {id(v): v for v in self._state.variables()}
+        variables = self._variables_by_source()
         others = [s for s in tf.nest.flatten(sources) if id(s) not in variables and is_variable(s)]
         self._state.note_unmeasured(others)
         failsafe = self._state.failsafe
@@ -194,6 +196,12 @@ class MeasuringTape(Tape):
             failsafe.give_up(failure)
         return plain
 
+    def _variables_by_source(self) -> dict[int, Any]:
+        """Return the V variables by the ids of what may be a source: a variable of Keras, or the one behind it."""
+        variables = self._state.variables()
+        behind = {id(v.value): v for v in variables if isinstance(v, keras.Variable)}
+        return behind | {id(v): v for v in variables}
+
     @without_autograph
     def jacobian(self, *args: Any, **options: Any) -> Any:
         """Return what `tf.GradientTape.jacobian` returns. It is not measured: its rows are not the loss's gradient."""
@@ -209,7 +217,7 @@ class MeasuringTape(Tape):
     @contextlib.contextmanager
     def _jacobian(self) -> Iterator[None]:
         """Leave out the gradients that are taken in this block."""
-        self._takes_jacobian = True
+        self._takes_jacobian = self._took_jacobian = True
         try:
             yield
         finally:
@@ -223,7 +231,10 @@ class MeasuringTape(Tape):
         output_gradients: Any,
         unconnected_gradients: tf.UnconnectedGradients,
     ) -> Any:
-        """Return the gradients that were asked for; keep them, and those of the layers, as a pass."""
+        """Return the gradients that were asked for; keep them, and those of the layers, as a pass.
+
+        `variables` are by the ids of their sources.
+        """
         flat_sources = tf.nest.flatten(sources)
         tensors = [t for call in self.calls for t in (call.a, call.z, call.input)]
         present = [t for t in tensors if t is not None]
@@ -242,9 +253,11 @@ class MeasuringTape(Tape):
             calls=calls,
             attention=attention,
             stream=stream,
-            gradients={id(s): g for s, g in zip(flat_sources, requested, strict=True) if id(s) in variables},
-            variables=variables,
-            weights={v: tf.convert_to_tensor(variable) for v, variable in variables.items()},
+            gradients={
+                id(variables[id(s)]): g for s, g in zip(flat_sources, requested, strict=True) if id(s) in variables
+            },
+            variables={id(v): v for v in variables.values()},
+            weights={id(v): tf.convert_to_tensor(v) for v in variables.values()},
         )
         self._passes.append(backward_pass)
         optimizer_hooks.start_recording(keeps_gradients=replicas.context()[1] > 1)
@@ -285,6 +298,8 @@ class MeasuringTape(Tape):
         for tape in (self, *others):
             if not isinstance(tape, MeasuringTape) or tape._state is not self._state:
                 raise misuse_error("`others` must be measuring tapes of the same Probe and the same step")
+            if not tape._passes and tape._took_jacobian:
+                raise ValueError("a jacobian is not measured, and this step has no gradient besides")
             if not tape._passes:
                 raise misuse_error(
                     "`tape.reading()` must be called after `tape.gradient()`; this tape has no gradient yet"

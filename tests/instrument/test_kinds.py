@@ -171,7 +171,11 @@ KINDS = {
         SEQUENCES,
         ("both/forward_rnn", "both/backward_rnn", "out"),
     ),
-    "own_cell": (lambda: sequential((5, 4), layers.RNN(Cell(), name="rnn"), dense(1, "out")), SEQUENCES, ("out",)),
+    "own_cell": (
+        lambda: sequential((5, 4), layers.RNN(Cell(), name="rnn"), dense(1, "out")),
+        SEQUENCES,
+        ("rnn", "out"),
+    ),
     "time_distributed": (
         lambda: sequential((5, 4), layers.TimeDistributed(dense(3, "d", "relu"), name="td"), dense(1, "out")),
         SEQUENCES,

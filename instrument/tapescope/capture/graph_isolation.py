@@ -39,7 +39,9 @@ _SOURCES = {"Const", "Placeholder", "ReadVariableOp"}
 _SUMS = {"Add", "AddN", "AddV2"}
 _ADDITIVE = {"Add", "AddV2", "BiasAdd", "Sub"}
 _PRODUCTS = {"Mul", "RealDiv"}
-_CONTRACTIONS = {"Conv2D", "MatMul"}
+_CONTRACTIONS = {"Conv2D", "DepthwiseConv2dNative", "MatMul"}
+_FUSED_WITH_SUM = {"DepthwiseConv2dNative", "MatMul"}
+"""Those that a kernel adds a tensor of the same shape to, behind their bias."""
 _GRADIENT_READS_RESULT = {"LRN", "MaxPool", "MaxPool3D"}
 """Operations whose gradient kernel depends on which operation made their result."""
 _FUSED_ACTIVATIONS = {"Elu", "Sigmoid", "Tanh"}
@@ -47,7 +49,9 @@ _FUSED_ACTIVATIONS = {"Elu", "Sigmoid", "Tanh"}
 _MARK = "_tapescope"
 """Attribute of operations that only measuring needs."""
 _TWIN = "tapescope_twin"
-"""Name of twins, and attribute of operations of the step that it does not read any more."""
+"""Name of twins."""
+_UNREAD = "_tapescope_twin"
+"""Attribute of operations of the step that it does not read any more."""
 
 
 @contextlib.contextmanager
@@ -103,7 +107,7 @@ def flatten_gradient_sums(gradients: Sequence[Any], input_positions: Sequence[in
             total = tf.raw_ops.AddN(inputs=terms, name=outer.name)
         _redirect_consumers(former, total, former.consumers())
         for op in (part.op, outer):
-            private_api.mark_operation(op, _TWIN)
+            private_api.mark_operation(op, _UNREAD)
         result = [total if gradient is former else gradient for gradient in result]
     return result
 
@@ -155,7 +159,7 @@ def _is_broadcast_sum(op: tf.Operation) -> bool:
 
 def _is_measuring_op(op: tf.Operation) -> bool:
     """Return whether the step does not read it: a twin, or a sum that `flatten_gradient_sums` replaced."""
-    return _TWIN in op.name or _TWIN in op.node_def.attr
+    return _TWIN in op.name or _UNREAD in op.node_def.attr
 
 
 def _is_in_large_sum(op: tf.Operation) -> bool:
@@ -211,7 +215,8 @@ def _is_fused_with_consumer(tensor: tf.Tensor) -> bool:
     if not kinds <= _SUMS:
         return kinds <= _FUSED_ACTIVATIONS
     same_shape = all(str(t.shape) == str(tensor.shape) for t in consumers[0].inputs)
-    return "MatMul" in contractions and same_shape and not _is_in_large_sum(consumers[0])
+    is_fused = not contractions.isdisjoint(_FUSED_WITH_SUM)
+    return is_fused and same_shape and not _is_in_large_sum(consumers[0])
 
 
 def _is_bias_sum(op: tf.Operation) -> bool:

@@ -191,7 +191,8 @@ def named_layers(model: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[
 
 def has_activation(layer: keras.layers.Layer) -> bool:
     """Return whether a layer is measured unless the user chose others."""
-    return isinstance(layer, activations.FUNCTION_LAYERS) or callable(getattr(layer, "activation", None))
+    kinds = (*activations.FUNCTION_LAYERS, keras.layers.RNN)
+    return isinstance(layer, kinds) or callable(getattr(layer, "activation", None))
 
 
 class _Thread(threading.local):
@@ -263,7 +264,7 @@ def _observe_activation(layer: keras.layers.Layer) -> Iterator[None]:
     finally:
         with _lock:
             observed.users -= 1
-            if not observed.users:
+            if not observed.users and attributes.get("activation") is observed:  # else the call has set another one
                 attributes["activation"] = observed.function
 
 

@@ -5,7 +5,7 @@ Only what the program says is kept. Monitor says all of it; in a loop of one's o
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -128,10 +128,12 @@ def describe_loss(loss: Any) -> Loss:
     if isinstance(loss, keras.losses.Loss):
         name = _CLASSES.get(type(loss))
         options = loss.get_config() if name else {}
-    elif callable(loss) and loss in _TENSORFLOW:
-        return Loss(_TENSORFLOW[loss], from_logits=True)
-    else:
+    elif isinstance(loss, Hashable):
+        if loss in _TENSORFLOW:
+            return Loss(_TENSORFLOW[loss], from_logits=True)
         name = _FUNCTIONS.get(loss)
+    else:
+        name = None
     if name is None:
         return Loss("custom")
     return Loss(

@@ -87,7 +87,7 @@ class Selection:
             self._pattern = None if pattern is None else re.compile(pattern)
         except re.error as error:
             raise ValueError(f"`layers` must be a valid regular expression; got {pattern!r} ({error})") from None
-        built = all(getattr(m, "built", True) for m in self.models)
+        built = all(map(_is_built, self.models))
         if built and not self.variables():
             raise ValueError(
                 "`model` must have a trainable variable; got none. Build it first, or set `trainable = True` on a layer"
@@ -97,11 +97,12 @@ class Selection:
             raise ValueError(f"`layers` must match a layer's path; got {pattern!r}, the layers are: {paths or 'none'}")
 
     def variables(self) -> list[Any]:
-        """Return the V trainable variables, each once, in the models' order."""
+        """Return the V trainable variables, each once, in the models' order; those of text are none."""
         found: dict[int, Any] = {}
         for m in self.models:
             for variable in [m] if is_variable(m) else m.trainable_variables:
-                found.setdefault(id(variable), variable)
+                if variable.dtype != tf.string:
+                    found.setdefault(id(variable), variable)
         return list(found.values())
 
     def all_variables(self) -> list[Any]:
@@ -182,7 +183,11 @@ class Selection:
         models = self._keras_models()
         found = []
         for name, m in models.items():
-            found.extend(layer_hooks.named_layers(m, f"{name}/" if len(models) > 1 else ""))
+            if not isinstance(m, keras.Model):  # a layer without a model around it
+                found.append((name, m))
+            if not isinstance(m, keras.layers.RNN):
+                prefix = f"{name}/" if len(models) > 1 or not isinstance(m, keras.Model) else ""
+                found.extend(layer_hooks.named_layers(m, prefix))
         return found
 
     def keras_models(self) -> list[keras.layers.Layer]:
@@ -192,6 +197,13 @@ class Selection:
     def _keras_models(self) -> dict[str, keras.layers.Layer]:
         found = self.keras_models()
         return dict(zip(number_equal_names(m.name for m in found), found, strict=True))
+
+
+def _is_built(model: Any) -> bool:
+    """Return whether a model has all of its variables: one may say so before its layers are built."""
+    if not isinstance(model, keras.layers.Layer):
+        return True
+    return model.built and all(layer.built for _, layer in layer_hooks.named_layers(model))
 
 
 def _number_of_units(output: tf.Tensor) -> int | None:

@@ -45,7 +45,9 @@ class FirstRun:
         with tf.init_scope():
             variables = _variables(model)
             if sum(v.dtype.size * (v.shape.num_elements() or 0) for v in variables) <= MAX_STATE_BYTES:
-                self._copies = [(v, np.array(v.numpy())) for v in variables]
+                copies = [(v, np.array(v.numpy())) for v in variables]
+                if all(v.shape.is_compatible_with(value.shape) for v, value in copies):  # else one has no value yet
+                    self._copies = copies
 
     def undo(self) -> bool:
         """Give the variables the values before the run; return whether that is possible."""

@@ -124,7 +124,11 @@ class Monitor(keras.callbacks.Callback):
         self._learning_rate: float | None = None
         """Of the optimizer, when the first fit began."""
         self._executions = 0
-        """Executions begun, in all fits."""
+        """Executions ended, in all fits."""
+        self._asked = -1
+        """The last execution that the schedule was asked about."""
+        self._wanted = False
+        """Its answer, until that execution has ended."""
         self._batches = 0
         """Batches ended, in all fits."""
         self._batches_before_epoch = 0
@@ -291,12 +295,21 @@ class Monitor(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Choose the train function of this execution."""
         model: Any = self.model
-        execution = self._executions
-        self._executions += 1
         if self._measured_function is None or self._probe is None or self._probe.failure:
             return
-        if self._when(execution):
-            self._due = True
+        plain_function = _without_monitors(model.train_function)
+        if plain_function is not None and plain_function is not self._plain_function:  # a callback has made it anew
+            self._plain_function = plain_function
+            self._has_run = False
+            with self._probe._state.failsafe.contain():
+                self._make_measured_function(self._probe)
+        # Keras also begins a batch that does not come, where it did not know the number of them.
+        if self._executions != self._asked:
+            self._asked = self._executions
+            self._wanted = self._when(self._executions)
+        else:
+            self._when.pause()
+        self._due = self._due or self._wanted
         is_free = model.train_function is self._plain_function  # another Monitor may measure this one
         if self._due and is_free and optimizer_steps.next_batch_updates(model.optimizer, model.steps_per_execution):
             self._due = False
@@ -308,6 +321,8 @@ class Monitor(keras.callbacks.Callback):
         Keras before 3.11 gives the number of its first batch, newer versions that of its last one.
         """
         model: Any = self.model
+        self._executions += 1
+        self._wanted = False
         executions = self._executions - self._executions_before_epoch
         step = self._batches_before_epoch + max(batch, executions * model.steps_per_execution - 1)
         self._batches = step + 1
@@ -494,13 +509,14 @@ def _objective(model: Any, calls: Sequence[LossCall]) -> Objective:
     if len(calls) != 1:
         return Objective()
     call = calls[0]
+    is_number = tf.is_tensor(call.value) and call.value.shape.rank == 0  # a model's own may return several
     return Objective(
         loss=model.loss,
         targets=call.targets,
         outputs=call.outputs,
         metrics=[m.name for group in model.metrics for m in getattr(group, "metrics", ())],
         sample_weights=call.sample_weights,
-        loss_value=call.value,
+        loss_value=call.value if is_number else None,
         output_names=getattr(model, "output_names", None) or (),
     )
 

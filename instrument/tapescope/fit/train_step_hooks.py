@@ -127,8 +127,10 @@ def measure_tapes(probe: Probe) -> Iterator[list[MeasuringTape]]:
 class _Recorded:
     """A method of one object that also records its use; it takes the method's place as an attribute of the object."""
 
-    def __init__(self, method: Any):
+    def __init__(self, method: Any, is_own: bool):
         self.method = method
+        self.is_own = is_own
+        """Whether it was an attribute of the object, and not of its class."""
         self.users = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -151,7 +153,7 @@ def _recorded(owner: Any, name: str, recorded_class: type[_Recorded], use: str) 
     attributes = vars(owner)
     with _lock:
         if not isinstance(attributes.get(name), recorded_class):
-            attributes[name] = recorded_class(getattr(owner, name))
+            attributes[name] = recorded_class(getattr(owner, name), name in attributes)
         patch = attributes[name]
         patch.users += 1
     found: list[Any] = []
@@ -162,7 +164,9 @@ def _recorded(owner: Any, name: str, recorded_class: type[_Recorded], use: str) 
         setattr(_use, use, None)
         with _lock:
             patch.users -= 1
-            if not patch.users:
+            if not patch.users and patch.is_own:
+                attributes[name] = patch.method
+            elif not patch.users:
                 del attributes[name]
 
 

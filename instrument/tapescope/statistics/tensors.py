@@ -306,6 +306,14 @@ def as_float32(tensor: tf.Tensor) -> tf.Tensor:
     return tf.cast(tensor, tf.float32)
 
 
+def _subtract(after: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+    """Return the change of a variable; of one whose size may have changed, that of the rows that it has kept."""
+    if not after.shape.is_fully_defined() and after.shape.rank:
+        kept = tf.minimum(tf.shape(after)[0], tf.shape(before)[0])
+        after, before = after[:kept], before[:kept]
+    return tf.raw_ops.Sub(x=after, y=before)
+
+
 def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> Reduction[tf.Tensor]:
     """Return the statistics of each variable and of its change in a step.
 
@@ -328,12 +336,12 @@ def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> Redu
         start[i] = tf.zeros_like(end[i])
     if for_gpu():
         # A change that is read later than the optimizer's kernel would keep a copy of the weights before it.
-        change = [tf.raw_ops.Sub(x=n, y=o) for o, n in zip(start, end, strict=True)]
+        change = [_subtract(n, o) for o, n in zip(start, end, strict=True)]
         change = group_by_shape(_in_memory_order(change))
     else:
         start_groups = group_by_shape(start) if wide else old
         change = [
-            o._replace(tensor=tf.raw_ops.Sub(x=n.tensor, y=o.tensor))
+            o._replace(tensor=_subtract(n.tensor, o.tensor))
             for o, n in zip(start_groups, group_by_shape(end), strict=True)
         ]
     # The weights before the step are in memory anyway.

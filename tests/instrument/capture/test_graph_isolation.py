@@ -122,6 +122,12 @@ BLOCKS = {
     "sum, plus a constant": (DENSE, lambda x: layers.Add(name="sum")([x, _biased(x)]) + 0.3, "sum"),
     "convolution, minus a constant": (IMAGE, lambda x: layers.Conv2D(8, 3, bias_initializer="normal")(x) - 1, None),
     "residual": (DENSE, lambda x: x + layers.Dense(32)(x), None),
+    "depthwise convolution": (IMAGE, lambda x: layers.Activation("elu")(layers.DepthwiseConv2D(3)(x)), None),
+    "residual depthwise convolution": (
+        IMAGE,
+        lambda x: layers.BatchNormalization()(layers.Add()([x, layers.DepthwiseConv2D(3, padding="same")(x)])),
+        None,
+    ),
     "residual convolution": (IMAGE, lambda x: x + layers.Conv2D(8, 3, padding="same")(x), None),
     "branches of which some are measured": (IMAGE, _inception, None),
     "pooled, in sums": (IMAGE, _pooled, "pool"),

@@ -258,3 +258,99 @@ def test_monitor_measures_under_a_check_of_all_numbers(check_numerics, tmp_path)
     model.compile("sgd", "mse")
     model.fit(X, X[:, :2], verbose=0, callbacks=[tapescope.Monitor(tmp_path, tapescope.every(1))])
     assert np.isfinite(tapescope.Run(tmp_path)["gradient_norm"]).all()
+
+
+class Annealed(keras.layers.Layer):
+    """A layer that changes its activation in its third call."""
+
+    def __init__(self):
+        super().__init__(name="annealed")
+        self.activation, self.calls = keras.activations.relu, 0
+        self.w = self.add_weight(shape=(6, 4), name="w")
+
+    def call(self, x):
+        self.calls += 1
+        if self.calls == 3:
+            self.activation = keras.activations.tanh
+        return self.activation(x @ self.w)
+
+
+def test_an_activation_that_is_set_in_the_call_stays():
+    layer = Annealed()
+    probe = tapescope.Probe(keras.Sequential([layer]), strict=True)
+    for _ in range(4):
+        with probe.tape(True):
+            layer(X)
+    assert layer.activation is keras.activations.tanh
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_variables_of_text_are_left_out(compiled):
+    net = tf.Module()
+    net.w, net.label = tf.Variable(tf.ones([6, 2])), tf.Variable("v1")
+    probe = tapescope.Probe(net, strict=True)
+
+    def step():
+        with probe.tape(True) as tape:
+            loss = tf.reduce_sum(X @ net.w)
+        tape.gradient(loss, net.trainable_variables)
+        return tape.reading()
+
+    assert len(column((tf.function(step) if compiled else step)(), "gradient_norm")) == 1
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_variable_may_grow_in_a_step(platform, monkeypatch):
+    monkeypatch.setenv("TAPESCOPE_PLATFORM", platform)
+    grown = tf.Variable(tf.ones([2, 6]), shape=(None, 6))
+    probe = tapescope.Probe(grown, strict=True)
+
+    @tf.function
+    def step():
+        with probe.tape(True) as tape:
+            loss = tf.reduce_sum(grown**2)
+        gradient = tape.gradient(loss, grown)
+        grown.assign(tf.concat([grown - 0.1 * gradient, tf.zeros([1, 6])], 0))
+        return tape.reading()
+
+    np.testing.assert_allclose(column(step(), "update_norm"), [0.2 * np.sqrt(12)], rtol=1e-5)
+    assert grown.shape[0] is None
+
+
+def test_gradients_may_be_taken_of_the_variables_behind_those_of_keras():
+    model = with_hidden(Dense(5, "relu", name="hidden"))
+    probe = tapescope.Probe(model, strict=True)
+    with probe.tape(True) as tape:
+        loss = tf.reduce_sum(model(X) ** 2)
+    gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    norms = [np.linalg.norm(g) for g in gradients]
+    np.testing.assert_allclose(column(tape.reading(), "gradient_norm"), norms, rtol=1e-5)
+
+
+def test_layers_without_a_model_are_measured():
+    keras.utils.set_random_seed(0)
+    hidden, recurrent = Dense(6, "relu", name="a"), keras.layers.LSTM(3, name="r")
+    model = keras.Sequential([keras.Input((3,)), Dense(2, name="out")])
+    hidden.build((None, 6))
+    recurrent.build((None, 1, 6))
+    probe = tapescope.Probe([hidden, recurrent, model], strict=True)
+    with probe.tape(True) as tape:
+        loss = tf.reduce_sum(model(recurrent(hidden(X)[:, None])) ** 2)
+    tape.gradient(loss, [v for m in (hidden, recurrent, model) for v in m.trainable_variables])
+    tape.reading()
+    assert (probe.layers, probe.skipped) == (("a", "r", f"{model.name}/out"), {})
+
+
+class SaysBuilt(Lazy):
+    def __init__(self):
+        super().__init__("relu")
+        self.built = True
+
+
+def test_a_model_that_says_it_is_built_before_its_layers_are_is_measured():
+    model = SaysBuilt()
+    probe = tapescope.Probe(model, strict=True)
+    with probe.tape(True) as tape:
+        loss = tf.reduce_sum(model(X))
+    tape.gradient(loss, model.trainable_variables)
+    assert np.all(column(tape.reading(), "gradient_norm") > 0)

@@ -412,3 +412,48 @@ def test_skipped_steps_are_an_info_and_not_an_explosion(overflowing):
 
 def test_gradients_are_recorded_without_the_loss_scale(overflowing):
     assert np.nanmax(overflowing["gradient_norm"][overflowing["skipped"] != 1]) < 100
+
+
+class Unfreezing(keras.callbacks.Callback):
+    """What Keras asks for where a layer is trained from now on: the model is compiled, and its train function made."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            model: Any = self.model
+            model.layers[0].trainable = True
+            model.compile(keras.optimizers.SGD(0.01), "mse")
+            model.make_train_function(force=True)
+
+
+def test_a_train_function_that_a_callback_makes_anew_is_measured(tmp_path):
+    def train(callbacks):
+        keras.utils.set_random_seed(0)
+        model: Any = dense_chain([5, 2], ["relu", "linear"], 6)
+        model.layers[0].trainable = False
+        model.compile("adam", "mse")
+        model.fit(x, x[:, :2], batch_size=8, epochs=3, verbose=0, callbacks=[Unfreezing(), *callbacks])
+        return model.get_weights()
+
+    x = np.random.default_rng(0).normal(size=(48, 6)).astype("f")
+    plain, measured = train([]), train([tapescope.Monitor(tmp_path, tapescope.every(2), strict=True)])
+    for left, right in zip(plain, measured, strict=True):
+        np.testing.assert_array_equal(left, right)
+    run = tapescope.Run(tmp_path)
+    assert run.steps.tolist() == list(range(0, 18, 2))
+    assert np.isfinite(run["gradient_norm"][-1]).all()
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras says so of every such data set
+@pytest.mark.parametrize("make", [lambda: tapescope.every(2), lambda: tapescope.every(5)])
+def test_a_data_set_of_unknown_size_is_measured_as_one_of_known_size(tmp_path, make):
+    """Keras begins a batch more than there are, in the first epoch."""
+    x = np.ones((40, 6), "f")
+    signature = (tf.TensorSpec((None, 6)), tf.TensorSpec((None, 2)))
+    data: Any = tf.data.Dataset.from_generator(
+        lambda: ((x[:8], x[:8, :2]) for _ in range(5)), output_signature=signature
+    )
+    model: Any = dense_chain([2], ["linear"], 6)
+    model.compile("sgd", "mse")
+    when = make()
+    model.fit(data, epochs=3, verbose=0, shuffle=False, callbacks=[tapescope.Monitor(tmp_path, when)])
+    assert tapescope.Run(tmp_path).steps.tolist() == [n for n in range(15) if make()(n)]

@@ -188,3 +188,64 @@ def test_what_a_loss_is_given_is_known_by_its_parameters(model, args, options, e
         assert model.compute_loss(*args, **options) == 1.0
     (call,) = calls
     assert (call.targets, call.outputs, call.sample_weights, call.value) == (*expected, 1.0)
+
+
+@pytest.mark.parametrize("name", ["compute_loss", "scale_loss"])
+def test_a_method_that_is_set_on_the_object_is_put_back(tmp_path, name):
+    def train(callbacks):
+        keras.utils.set_random_seed(0)
+        model: Any = dense_chain([5, 2], ["relu", "linear"], 6)
+        model.compile("sgd", "mse")
+        if name == "compute_loss":
+            model.compute_loss = lambda x=None, y=None, y_pred=None, *more, **options: 3 * tf.reduce_mean(
+                tf.abs(y - y_pred)
+            )
+        else:
+            model.optimizer.scale_loss = lambda loss: 2.0 * loss
+        model.fit(x, x[:, :2], batch_size=8, shuffle=False, verbose=0, callbacks=callbacks)
+        return model
+
+    x = np.random.default_rng(0).normal(size=(48, 6)).astype("f")
+    plain, measured = train([]), train([tapescope.Monitor(tmp_path, tapescope.every(2), strict=True)])
+    assert name in vars(measured if name == "compute_loss" else measured.optimizer)
+    for left, right in zip(plain.get_weights(), measured.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+class Parts(keras.Model):
+    """A model whose `compute_loss` returns several numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = keras.layers.Dense(2, "relu")
+
+    def call(self, x):
+        return self.out(x)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        mse = tf.reduce_mean((y - y_pred) ** 2)
+        return {"total": mse + 0.1 * tf.reduce_mean(y_pred**2), "mse": mse}
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            losses = self.compute_loss(*data, self(data[0]))
+        self.optimizer.apply(tape.gradient(losses["total"], self.trainable_variables), self.trainable_variables)
+        return losses
+
+
+class Unhashable:
+    """A loss function that cannot be a key."""
+
+    __hash__: Any = None
+
+    def __call__(self, y, p):
+        return keras.ops.mean((y - p) ** 2, -1)
+
+
+@pytest.mark.parametrize("loss", ["mse", Unhashable()])
+def test_a_loss_of_any_kind_is_measured(tmp_path, loss):
+    model: Any = Parts() if isinstance(loss, str) else dense_chain([2], ["linear"], 6)
+    model.compile("sgd", loss)
+    monitor = tapescope.Monitor(tmp_path, tapescope.every(1), strict=True)
+    model.fit(np.ones([16, 6], "f"), np.ones([16, 2], "f"), batch_size=8, verbose=0, callbacks=[monitor])
+    assert len(tapescope.Run(tmp_path).steps) == 2
