@@ -87,7 +87,7 @@ def read_events(path: str) -> Iterator[event_pb2.Event]:
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: a record is whole but not an event.
+      ValueError: a record is damaged, or whole but not an event.
     """
     for record in tfrecord.read(path):
         yield parse_event(path, record)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -79,13 +80,19 @@ def cut_records(directory: str | os.PathLike[str], step: int) -> None:
 
     No reader then needs to know that there was a restart. TensorBoard's two loaders handle one differently, by tag or
     not at all. Each file is replaced atomically, so the process may be killed at any time. Files of other programs stay
-    as they are.
+    as they are. Of a file that is damaged a copy is left in the folder REPLACED: a part of it may still be read.
 
     Raises:
       OSError: a file cannot be read or written.
     """
     for path in event_reader.find_event_files(directory).own:
-        sizes = [len(record) + tfrecord.FRAMING_BYTES for record in _kept_records(path, step)]
+        damage: list[str] = []
+        sizes = [len(record) + tfrecord.FRAMING_BYTES for record in _kept_records(path, step, damage)]
+        if damage:
+            folder = os.path.join(directory, REPLACED)
+            os.makedirs(folder, exist_ok=True)
+            copy = shutil.copy2(path, os.path.join(folder, _unread_name(path)))
+            logging.warning("tapescope: the run goes on without the rest of %s: %s. A copy is %s", path, damage[0], copy)
         if len(sizes) <= 1:  # the version alone
             os.remove(path)
         elif os.path.getsize(path) != sum(sizes):
@@ -108,7 +115,7 @@ def set_aside(directory: str, paths: Sequence[str]) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
         for path in paths:
-            os.replace(path, os.path.join(folder, os.path.basename(path).replace(".tfevents.", ".")))
+            os.replace(path, os.path.join(folder, _unread_name(path)))
         if captured_step.list_captured(directory):
             number = sum(name.startswith(captured_step.FOLDER) for name in os.listdir(folder))
             os.rename(
@@ -125,21 +132,34 @@ def set_aside(directory: str, paths: Sequence[str]) -> None:
         logging.info("tapescope: %s is recorded anew; its earlier records are in %s", directory, folder)
 
 
+def _unread_name(path: str) -> str:
+    """Return a name for an event file that no reader takes for one."""
+    return os.path.basename(path).replace(".tfevents.", ".")
+
+
 def _replace(path: str, temporary: str, step: int) -> None:
     try:
-        tfrecord.write(temporary, _kept_records(path, step))
+        tfrecord.write(temporary, _kept_records(path, step, []))
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
 
 
-def _kept_records(path: str, step: int) -> Iterator[bytes]:
-    """Yield the records of a file before `step`, without statuses. Truncated and damaged ones are left out."""
-    for record in tfrecord.read(path):
+def _kept_records(path: str, step: int, damage: list[str]) -> Iterator[bytes]:
+    """Yield the records of a file before `step`, without statuses; append to `damage` what cannot be read, and why."""
+    records = tfrecord.read(path)
+    while True:
         try:
+            record = next(records)
             event = event_reader.parse_event(path, record)
-        except ValueError:
+        except StopIteration:
+            return
+        except tfrecord.DamagedError as error:
+            damage.append(str(error))
+            return
+        except ValueError as error:
+            damage.append(str(error))
             continue
         if event.step >= step and not event.file_version:
             continue

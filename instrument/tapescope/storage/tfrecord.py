@@ -27,6 +27,10 @@ _POLYNOMIAL = 0x82F63B78
 """Castagnoli's, with the lowest bit first."""
 
 
+class DamagedError(ValueError):
+    """A record in the middle of a file is not what was written."""
+
+
 def read(path: str | os.PathLike[str]) -> Iterator[bytes]:
     """Yield the data of each record of a file, up to the first that is truncated or has a wrong checksum.
 
@@ -35,12 +39,15 @@ def read(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
     Raises:
       OSError: the file cannot be read.
+      DamagedError: it was read up to a wrong checksum. The last record of a program that was killed is truncated, which
+        is no error.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         position = 0
         batch_bytes = FIRST_BATCH_BYTES
         whole = True
+        damaged = False
         while whole:
             frames = []
             taken = 0
@@ -51,17 +58,25 @@ def read(path: str | os.PathLike[str]) -> Iterator[bytes]:
                     break
                 length, _ = _HEADER.unpack(header)
                 # A damaged length may be anything: compare before reading.
-                position += length + FRAMING_BYTES
-                if position > size or (length > LARGEST_BATCH_BYTES and not _has_valid_length(header)):
-                    whole = False
-                    break
+                end = position + length + FRAMING_BYTES
+                if end > size or length > LARGEST_BATCH_BYTES:
+                    damaged = not _has_valid_length(header)
+                    whole = end <= size and not damaged
+                    if not whole:
+                        break
                 frames.append((header, file.read(length), file.read(_CHECKSUM.size)))
+                position = end
                 taken += length
             valid = _count_valid(frames)
             for _, data, _ in frames[:valid]:
                 yield data
-            whole = whole and valid == len(frames)
+            if valid < len(frames):
+                whole = False
+                damaged = bool(frames[valid][2])  # else the file was truncated while it is read
+                position -= sum(len(data) + FRAMING_BYTES for _, data, _ in frames[valid:])
             batch_bytes = min(4 * batch_bytes, LARGEST_BATCH_BYTES)
+        if damaged:
+            raise DamagedError(f"it is damaged at byte {position} of {size}, and no record from there on can be read")
 
 
 def frame(records: Sequence[bytes]) -> bytes:

@@ -35,6 +35,22 @@ def train(logdir, first, last, resume=None, each=lambda n: None):
         return recorder.state()
 
 
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_a_damaged_file_of_a_run_that_goes_on_is_kept(tmp_path, share, caplog):
+    state = train(tmp_path, 0, 6)
+    (path,) = tmp_path.glob("*.tfevents.*")
+    damaged = bytearray(path.read_bytes())
+    damaged[int(share * len(damaged))] ^= 1
+    path.write_bytes(damaged)
+    if share == 0.5:
+        assert "is damaged at byte" in str(tapescope.Run(tmp_path).problems)
+    train(tmp_path, 6, 8, tapescope.Resume(6, state))
+    (copy,) = (tmp_path / "replaced").iterdir()
+    assert copy.read_bytes() == damaged
+    assert f"A copy is {copy}" in caplog.text
+    assert tapescope.Run(tmp_path).steps.tolist()[-2:] == [6, 7]
+
+
 def test_captured_steps_of_an_earlier_run_are_set_aside(tmp_path):
     step = CapturedStep(9, "a spike", 1.0, {}, (np.zeros(2),), None, None, None, ())
     for _ in range(2):
