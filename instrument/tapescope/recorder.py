@@ -22,7 +22,7 @@ from absl import logging
 
 from tapescope.probe import Probe
 from tapescope.rules.finding import Finding
-from tapescope.schedule import Schedule, auto
+from tapescope.schedule import Schedule, as_schedule
 from tapescope.slow_measurement import SLOW_STEPS, SlowMeasurement, check_slow_every
 from tapescope.statistics import replicas
 from tapescope.statistics.reading import STEP_COLUMNS, Reading
@@ -97,6 +97,8 @@ class Recorder:
         capture_weights: bool = True,
         slow_every: int = SLOW_STEPS,
     ):
+        if not isinstance(probe, Probe):
+            raise ValueError(f"`probe` must be the tapescope.Probe of the model; got {type(probe).__name__}")
         check_sinks(sinks)
         captures.check_mode(capture)
         check_slow_every(slow_every)
@@ -104,7 +106,7 @@ class Recorder:
         self._probe_state = probe._state
         self._has_written = False
         self._measured_before = self._probe_state.tape_entered
-        self.when: Schedule = auto() if when is None else when
+        self.when: Schedule = as_schedule(when)
         """The schedule that decides which steps are measured."""
         self._slow = SlowMeasurement(self._probe_state, slow_every, resume)
         if resume is not None:

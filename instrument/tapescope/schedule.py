@@ -270,6 +270,24 @@ def _is_coarse(times: Collection[float]) -> bool:
     return median <= 0 or (others >= max(2, _COARSE * len(times)) and min(steps) > _COARSE * median)
 
 
+def as_schedule(when: Any) -> Schedule:
+    """Return a schedule: `auto` for None, and for a function one that also measures time.
+
+    Raises:
+      ValueError: it cannot be called.
+    """
+    if when is None:
+        return auto()
+    if isinstance(when, Schedule):
+        return when
+    if not callable(when):
+        raise ValueError(
+            "`when` must be a schedule, such as tapescope.every(10), or a function from a step's number to a bool; got "
+            f"{when!r}"
+        )
+    return Schedule(when)
+
+
 class _Auto(Schedule):
     """The schedule that `auto` returns."""
 

@@ -6,6 +6,7 @@ import math
 import pickle
 import random
 
+import keras
 import numpy as np
 import pytest
 
@@ -425,3 +426,20 @@ def test_what_was_chosen_may_be_restored_twice(clock):
     for _ in range(3):
         schedule.restore(about)
     assert schedule.about() == about
+
+
+def test_a_function_is_a_schedule(tmp_path):
+    probe = tapescope.Probe(keras.Variable(1.0))
+    with tapescope.Recorder(tmp_path, probe, lambda n: n < 3) as recorder:
+        assert [recorder.when(n) for n in range(5)] == [True, True, True, False, False]
+
+
+def test_what_is_no_schedule_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    probe = tapescope.Probe(keras.Variable(1.0))
+    message = r"`when` must be a schedule, such as tapescope.every\(10\).*; got 10"
+    with pytest.raises(ValueError, match=message):
+        tapescope.Recorder("unused", probe, 10)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        tapescope.Monitor("unused", 10)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ in it, does not grow with the width, and the change does not vanish either. G. Y
 appendix D.1.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -122,6 +123,8 @@ def check(
     Raises:
         ValueError: An argument cannot be right, or the model or the data cannot be used.
     """
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"`learning_rate` must be a positive number; got {learning_rate}")
     if len(widths) < 2 or sorted(set(widths)) != list(widths) or widths[0] < 1:
         raise ValueError(f"--widths must be at least two rising whole numbers, such as 64,128,256; got {widths}")
     import_tensorflow()

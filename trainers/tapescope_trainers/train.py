@@ -125,9 +125,16 @@ def run(options: Options, received: list[str] | None = None) -> None:
 def train(options: Options, training: Training, received: list[str]):
     """Train to the end, or to the next step after `received` gets a signal's name.
 
+    The run that this one replaces is removed after the first step. Where that fails, it is put back.
+
     Returns:
         The `loop.Result`.
     """
+    with training.earlier:
+        return _train(options, training, received)
+
+
+def _train(options: Options, training: Training, received: list[str]):
     from tapescope_trainers.distributed import strategy
     from tapescope_trainers.training import loop
     from tapescope_trainers.training.progress import Progress
@@ -168,6 +175,7 @@ def train(options: Options, training: Training, received: list[str]):
             metrics=training.metrics,
             save=training.save,
             save_every=training.save_every,
+            begun=training.earlier.close,
         )
         recorder.close(reason=f"ended by {result.interrupted}" if result.interrupted else "all steps done")
     return result

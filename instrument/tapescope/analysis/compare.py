@@ -84,7 +84,7 @@ def compare(first: Run, second: Run, tolerance: float = 1e-3, by: Literal["step"
     Raises:
       ValueError: an argument is not valid, or the runs have no record or no row in common.
     """
-    if not tolerance > 0:
+    if not 0 < tolerance < math.inf:
         raise ValueError(f"`tolerance` must be a positive relative difference, such as 1e-3; got {tolerance}")
     if by not in ("step", "examples"):
         raise ValueError(f'`by` must be "step" or "examples"; got {by!r}')

@@ -22,7 +22,7 @@ from tapescope.fit.first_run import FirstRun
 from tapescope.fit.train_step_hooks import LossCall
 from tapescope.probe import Probe
 from tapescope.recorder import Recorder
-from tapescope.schedule import Schedule, auto
+from tapescope.schedule import Schedule, as_schedule
 from tapescope.slow_measurement import SLOW_STEPS, check_slow_every
 from tapescope.statistics import replicas
 from tapescope.statistics.layers import Examples
@@ -102,7 +102,7 @@ class Monitor(keras.callbacks.Callback):
         self._capture = capture
         self._slow_every = slow_every
         self._given_logdir = logdir
-        self._when = auto() if when is None else when
+        self._when = as_schedule(when)
         self._probe_options: dict[str, Any] = {
             "layers": layers,
             "window_examples": window_examples,

@@ -356,7 +356,8 @@ def exploding(history: History) -> Iterator[Finding]:
         return
     if history.layout.path and history.usual.total_gain >= PATH_DECADES:
         yield _exploding_over_depth(history)
-    if history.usual.norm >= 10**PATH_DECADES * history.early_norm and history.loss_rise >= 1:
+    has_grown = history.usual.norm > 0 and history.usual.norm >= 10**PATH_DECADES * history.early_norm
+    if has_grown and history.loss_rise >= 1:
         yield _exploding_over_time(history)
 
 

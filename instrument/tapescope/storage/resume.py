@@ -92,7 +92,9 @@ def cut_records(directory: str | os.PathLike[str], step: int) -> None:
             folder = os.path.join(directory, REPLACED)
             os.makedirs(folder, exist_ok=True)
             copy = shutil.copy2(path, os.path.join(folder, _unread_name(path)))
-            logging.warning("tapescope: the run goes on without the rest of %s: %s. A copy is %s", path, damage[0], copy)
+            logging.warning(
+                "tapescope: the run goes on without the rest of %s: %s. A copy is %s", path, damage[0], copy
+            )
         if len(sizes) <= 1:  # the version alone
             os.remove(path)
         elif os.path.getsize(path) != sum(sizes):

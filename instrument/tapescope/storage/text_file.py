@@ -7,6 +7,8 @@ import os
 def write_whole(path: str, text: str) -> None:
     """Replace a file by one with this text, in UTF-8; a reader sees the old file or the new one.
 
+    What is no file, such as /dev/stdout, is written to.
+
     Args:
       path: of the file. A link to it is replaced as well.
       text: its content. A lone surrogate, as a name may hold, is replaced.
@@ -14,11 +16,17 @@ def write_whole(path: str, text: str) -> None:
     Raises:
       OSError: the file cannot be written. The old one stays.
     """
-    temporary = f"{path}.new"
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+        return
+    temporary = f"{path}.{os.getpid()}.new"
     try:
         with open(temporary, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
         os.replace(temporary, path)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, path) from None
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)

@@ -66,10 +66,9 @@ def test_a_damaged_byte_ends_the_reading_as_in_tensorflow(path):
         damaged = bytearray(content)
         damaged[position] ^= 1 << RNG.integers(8)
         path.write_bytes(damaged)
-        read = []
+        read: list[bytes] = []
         with pytest.raises(tfrecord.DamagedError, match="it is damaged at byte") as raised:
-            for record in tfrecord.read(path):
-                read.append(record)
+            read.extend(tfrecord.read(path))
         assert len(read) == np.count_nonzero(ends <= position), position
         assert f"byte {ends[len(read) - 1] if read else 0} of {len(content)}" in str(raised.value)
         assert read == read_with_tensorflow(path), position

@@ -454,3 +454,18 @@ def test_every_variable_is_in_a_checkpoint_with_dropout_seeds(tmp_path):
         np.testing.assert_array_equal(a, b, err_msg=a.path)
     x = tf.ones([5, 4])
     np.testing.assert_array_equal(restored_model(x, training=True), model(x, training=True))
+
+
+@pytest.mark.parametrize("when", ["it is traced", "it runs"])
+def test_a_run_whose_first_step_fails_puts_the_earlier_one_back(earlier, monkeypatch, when):
+    @tf.function
+    def failing(x, y, measure):
+        if when == "it is traced":
+            raise RuntimeError("no such operation")
+        tf.debugging.assert_equal(tf.size(x), -1, "no such operation")
+
+    before = contents(earlier)
+    monkeypatch.setattr("tapescope_trainers.train.make_step", lambda *args: failing)
+    with pytest.raises((RuntimeError, tf.errors.InvalidArgumentError), match="no such operation"):
+        trainings.run(earlier, *NEVER)
+    assert contents(earlier) == before

@@ -55,8 +55,10 @@ class Training(NamedTuple):
     """Steps between checkpoints."""
     link: Link | None
     """Connection to the other workers."""
-    objective: Any = None
+    objective: Any
     """Loss and metrics of a model of the user; None for a preset."""
+    earlier: contextlib.ExitStack
+    """Closed, it removes the run that this one replaces; left by an exception before, it puts that run back."""
 
 
 def assemble(options: Options, continues: bool = False, link: Link | None = None) -> Parts:
@@ -193,6 +195,7 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
         )
         if link and chief:
             link.send(resume=start if continues else None)
+        earlier = stack.pop_all()
 
     def save(done: int, metrics: dict[str, float]) -> None:
         try:
@@ -218,6 +221,7 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
         save_every=save_every,
         link=link,
         objective=parts.objective,
+        earlier=earlier,
     )
 
 

@@ -39,6 +39,7 @@ def train(
     metrics: dict[str, float] | None = None,
     save: Callable[[int, dict[str, float]], None] | None = None,
     save_every: int | None = None,
+    begun: Callable[[], None] | None = None,
 ) -> Result:
     """Train up to step `steps`, or to the first step after a name appears in `received`.
 
@@ -53,13 +54,14 @@ def train(
         validate_every: Steps between validations.
         progress: Shows the number of steps and the loss.
         received: Names of signals that ask to stop, read between steps.
-        stop_on_error: Add each error that the rules find to `received`.
+        stop_on_error: Stop after an error that the rules find.
         should_stop: Of several workers: `should_stop(done, wish)` returns the same answer on all of them, so that all
             stop after the same step.
         start: Steps done before, in a run that continues.
         metrics: Of the last validation, in a run that continues.
         save: `save(done, metrics)` writes a checkpoint; called every `save_every` steps and at the end.
         save_every: Steps between checkpoints.
+        begun: Called after the first step.
 
     Returns:
         The steps done, the last metrics, and what stopped the training early.
@@ -67,8 +69,9 @@ def train(
     metrics = dict(metrics or {})
     done = start
     saved = start
+    errors: list[str] = []
     for x, y in batches:
-        stop = bool(received)
+        stop = bool(received or errors)
         if should_stop:
             stop = should_stop(done, stop)
         if stop or done >= steps:
@@ -78,8 +81,10 @@ def train(
             scalars = {"loss": outcome.loss, **outcome.metrics}
             recorder.write(done, outcome.reading, scalars=scalars, examples=(done + 1) * batch_size)
             if stop_on_error:
-                errors = [finding for finding in recorder.findings if finding.severity == "error"]
-                received += [f"{finding.rule} in {finding.layer or 'the loss'}" for finding in errors]
+                found = [finding for finding in recorder.findings if finding.severity == "error"]
+                errors = [f"{finding.rule} in {finding.layer or 'the loss'}" for finding in found]
+        if begun and done == start:
+            begun()
         done += 1
         progress.update(done, outcome.loss)
         if done % validate_every == 0 or done == steps:
@@ -94,8 +99,8 @@ def train(
         save(done, metrics)
     progress.close()
     interrupted = None
-    if received:
-        interrupted = received[0]
+    if received or errors:
+        interrupted = [*received, *errors][0]
     elif done < steps:
         interrupted = "another worker"
     return Result(done, metrics, interrupted)

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from tapescope.storage import captured_step, event_reader
+from tapescope.storage import captured_step, event_reader, run_index
 from tapescope.storage.text_file import write_whole
 from tapescope_trainers.flags import Options
 
@@ -136,7 +136,8 @@ def remove(path: str) -> None:
 
 
 def _files_by_directory(logdir: str) -> Iterator[tuple[str, list[str]]]:
-    yield logdir, event_files(logdir)
+    indexes = [os.path.join(logdir, name) for name in (run_index.JSON_NAME, run_index.MARKDOWN_NAME)]
+    yield logdir, [*event_files(logdir), *filter(os.path.isfile, indexes)]
     for directory in state_directories(logdir):
         names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
         yield directory, [os.path.join(directory, name) for name in names if _CHECKPOINT_FILE.fullmatch(name)]
