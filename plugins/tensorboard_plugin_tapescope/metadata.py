@@ -115,11 +115,11 @@ def _below_normal(family: str, elements: str) -> tuple[Column, ...]:
 
 
 SLOW_COLUMNS = (
-    Column("first_moment_norm", "L2 norm of the optimizer's first moment; by default every 500 steps", "", "log"),
-    Column("second_moment_norm", "L2 norm of the optimizer's second moment; by default every 500 steps", "", "log"),
+    Column("first_moment_norm", "L2 norm of the optimizer's first moment", "", "log"),
+    Column("second_moment_norm", "L2 norm of the optimizer's second moment", "", "log"),
     Column(
         "stable_rank",
-        "squared Frobenius norm over squared spectral norm of a weight matrix; by default every 500 steps",
+        "squared Frobenius norm over squared spectral norm of a weight matrix",
         "",
         "log",
     ),

@@ -147,6 +147,8 @@ class Monitor(keras.callbacks.Callback):
         self._reading: Reading | None = None
         self._batch: Any = None
         """Of the reading, where batches are captured."""
+        self._has_validated = False
+        """Whether there was a validation in this epoch."""
         self._claimed = False
         """Whether the directory is this Monitor's, in this fit."""
         self._recording = False
@@ -328,7 +330,8 @@ class Monitor(keras.callbacks.Callback):
         self._batches = step + 1
         if self._reading is None or self.recorder is None:
             return
-        self.recorder.write(step, self._reading, scalars=dict(logs or {}), batch=self._batch)
+        scalars = {name: value for name, value in (logs or {}).items() if name != "val_loss"}  # of an output `val`
+        self.recorder.write(step, self._reading, scalars=scalars, batch=self._batch)
         self._reading = None
         self._batch = None
         if self._on_finding == "stop" and any(f.severity == "error" for f in self.recorder.findings):
@@ -337,9 +340,13 @@ class Monitor(keras.callbacks.Callback):
     def on_test_begin(self, logs: Any = None) -> None:
         """Keep the time of validation out of the schedule's step times."""
         self._when.pause()
+        self._has_validated = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write the metrics of validation."""
+        if not self._has_validated:  # `val_loss` may be the loss of an output whose name is `val`
+            return
+        self._has_validated = False
         metrics = {k.replace("val_", "validation/", 1): v for k, v in (logs or {}).items() if k.startswith("val_")}
         if metrics and self.recorder is not None:
             self.recorder.scalars(max(0, self._batches - 1), metrics)

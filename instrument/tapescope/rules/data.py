@@ -63,7 +63,7 @@ def _input_verdict(row: DataRow, pooled: Pooled, history: History) -> tuple[str,
     has_offset = enough and pooled.high > pooled.low and abs(pooled.mean) >= OFFSET * pooled.std
     if pooled.rms >= LARGE_INPUT or (pooled.rms >= NOTABLE_INPUT and not has_offset):
         what = f"{held}: its root mean square is {pooled.rms:.3g}, where the first layer's initial weights suit about 1"
-        severity = "warning" if pooled.rms >= LARGE_INPUT else "info"
+        severity = "warning" if pooled.rms >= LARGE_INPUT or history.loss_stuck else "info"
         if pooled.low >= 0 and 200 <= pooled.high <= 255:
             return (
                 severity,

@@ -36,6 +36,8 @@ RULES: tuple[Rule, ...] = (
     training.update_too_small,
     training.always_clipped,
     training.overfitting,
+    training.validation_differs,
+    training.decayed_weights,
     replicas.replica_outlier,
 )
 """Rules about causes, in the order in which they run; README.md has the order of all rules."""
@@ -63,7 +65,7 @@ REVISED = {"update_too_large", "update_not_applied", "dead_units", "slow_learnin
 """Rules whose warnings are lowered to info once the network has learned in spite of them, or weights have moved. Errors
 stay."""
 
-LEARNING_GOES_ON = {*replica_issues.NAMES, "overfitting"}
+LEARNING_GOES_ON = {*replica_issues.NAMES, "overfitting", "validation_differs"}
 """Rules whose findings are no reason why a loss would not fall."""
 
 

@@ -86,6 +86,28 @@ def is_impossible(loss: float, layout: RunLayout) -> bool:
     return bool(names) and names <= NEVER_NEGATIVE and loss < -NEGATIVE_TOLERANCE
 
 
+def constant_loss(history: "History") -> float:
+    """Return the loss of the best answer that is the same for every input; NaN where it is not known.
+
+    Of a mean squared error it is the variance of the targets, of a binary cross-entropy the entropy of their mean, and
+    of a cross-entropy over classes log(units), which is that of classes that are equally frequent.
+    """
+    if len(history.layout.objectives) != 1:
+        return math.nan
+    (objective,) = history.layout.objectives
+    targets = history.data.pooled(objective.target)
+    if objective.units > 1 and objective.loss in ("categorical_crossentropy", "sparse_categorical_crossentropy"):
+        return math.log(objective.units)
+    if targets is None:
+        return math.nan
+    if objective.loss == "mean_squared_error":
+        return targets.std**2
+    if objective.loss == "binary_crossentropy" and 0 < targets.mean < 1:
+        share = targets.mean
+        return -(share * math.log(share) + (1 - share) * math.log(1 - share))
+    return math.nan
+
+
 class Usual(NamedTuple):
     """Medians over the window of the RecordView's fields of the same names, element by element; NaN if unknown."""
 
@@ -109,6 +131,7 @@ class Usual(NamedTuple):
 class Validations(NamedTuple):
     """The losses of the validations so far: the lowest, and the last ones since."""
 
+    count: int = 0
     lowest: float = math.inf
     lowest_step: int = 0
     """Of the first record after it."""
@@ -120,8 +143,8 @@ class Validations(NamedTuple):
     def add(self, loss: float, step: int, training_loss: float) -> "Validations":
         """Return what is known after one more validation."""
         if loss < self.lowest:
-            return Validations(loss, step, training_loss)
-        return self._replace(since=(*self.since, loss)[-RISEN_VALIDATIONS:])
+            return Validations(self.count + 1, loss, step, training_loss)
+        return self._replace(count=self.count + 1, since=(*self.since, loss)[-RISEN_VALIDATIONS:])
 
 
 _GROUP_VECTORS = ("gradient", "update_ratio")

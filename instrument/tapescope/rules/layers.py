@@ -59,11 +59,14 @@ def poor_initialization(history: History) -> Iterator[Finding]:
     only_in_total = abs(total_gain) >= PATH_DECADES and bool(np.all(np.abs(gain) < GAIN_DECADES))
     worst = index_of_largest(np.abs(gain)) if only_in_total else -1
     lowest, highest = _chance_decades(history)
+    # Where weights of 0 stop the gradient, and the first layer has one nonetheless, there is a way around them.
+    has_way_around = bool(np.any(first.layer_column("delta_norm")[layout.is_input] > 0))
     for layer in range(layout.layer_count):
         name = layout.groups[layer]
         is_input = bool(layout.is_input[layer])
         is_output = bool(layout.is_output[layer])
         too_small = gain[layer] <= -GAIN_DECADES - lowest[layer] and not is_output  # outputs may start at 0
+        too_small = too_small and not (has_way_around and np.isneginf(gain[layer]))
         saturated = first.saturated[layer]
         low, high = FIRST_STD_DECADES[0] - lowest[layer], FIRST_STD_DECADES[1] + highest[layer]
         if layer == worst:

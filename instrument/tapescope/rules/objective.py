@@ -58,8 +58,15 @@ MOST_OUTSIDE = 0.5
 """Of the targets: the network cannot learn its task."""
 OUTSIDE_DISTANCE = 0.1
 """In standard deviations of the targets: the nearest value that the output can give is as good."""
-SAME_LABELS = 64
-"""Labels that are all the same, from which on that is not due to chance."""
+SAME_LABELS = 1000
+"""Labels that are all the same: of a class that one example in 200 has, none is among them in one of 150 trainings."""
+SINGLE_CLASS_SHARE = 0.05
+"""Of the records with labels of one class only: eight labels of two classes are so by chance in one of 128."""
+MANY_OUTPUTS = 64
+"""Outputs that do not all lie between 0 and 1 by chance."""
+NEAR_ONE = 0.3
+"""By which the mean sum of an example's probabilities may differ from 1. Taken over the batch's axis it is the number of
+units over that of examples; dropout changes the mean of a few batches by less."""
 MOST_CLASSES = 100
 """Whole targets up to this may be classes; above it they are rather counts or amounts."""
 ACCURACIES = {
@@ -197,10 +204,40 @@ def _activation_verdicts(case: _Case) -> Iterator[_Verdict]:
         )
     elif kind == "softmax" and before in LOGITS_CUT:
         yield _Verdict(
-            "warning" if case.history.loss_stuck else "info",
+            "warning" if before == "relu" or case.history.loss_stuck else "info",
             f"{case.name} applies softmax to what {before} gave, which limits the logits",
             f"Leave out the {before} before the softmax.",
             units,
+        )
+
+    yield from _probability_verdicts(case)
+
+
+def _probability_verdicts(case: _Case) -> Iterator[_Verdict]:
+    """Yield what shows that the outputs of a softmax or sigmoid do not reach the loss as probabilities."""
+    objective = case.objective
+    outputs = case.outputs
+    kind = objective.activation
+    if outputs is None or outputs.nonfinite or objective.from_logits or objective.loss not in PROBABILITIES:
+        return
+    if kind in PROBABILITY_ACTIVATIONS and outputs.high > 1 + TOLERANCE:
+        yield _Verdict(
+            "warning",
+            f"{case.name} ends in {kind}, and its outputs go up to {outputs.high:.3g}: a layer behind it changes them, "
+            f"and {case.loss} takes them for probabilities",
+            f"Let nothing follow the {kind}: put Dropout and scaling before the last layer.",
+            {"output_max": outputs.high},
+        )
+    is_softmax = kind == "softmax" or (kind not in KNOWN_ACTIVATIONS and _are_probabilities(case))
+    total = outputs.mean * objective.units
+    is_many = objective.units > 1 and outputs.elements >= MANY_OUTPUTS
+    if is_softmax and objective.loss in CATEGORICAL | SPARSE and is_many and abs(total - 1) > NEAR_ONE:
+        yield _Verdict(
+            "warning",
+            f"the outputs of {case.name} lie between 0 and 1, and those of an example sum to {total:.3g} on average, "
+            f"while {case.loss} takes them for probabilities, whose sum is 1",
+            f'Use a softmax over the last axis: `Dense({objective.units}, activation="softmax")`.',
+            {"output_sum": total},
         )
 
 
@@ -292,6 +329,8 @@ def _range_verdicts(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
 def _unit_range_advice(case: _Case, targets: Pooled) -> str:
     if targets.whole >= 1 and targets.low == -1 and targets.high == 1:
         return "Use labels of 0 and 1: `(y + 1) / 2`."
+    if targets.whole >= 1 and (targets.low, targets.high) == (1, 2):
+        return "Use labels of 0 and 1: `y - 1`."
     if targets.whole >= 1 and targets.low >= 0 and case.objective.units == 1:
         return _classes_advice(targets)
     return "Scale the targets to 0 to 1, or use `mse` with an output without an activation."
@@ -316,7 +355,7 @@ def _label_verdicts(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
             "Pass the labels as they are, as whole numbers from 0 on: scale the inputs only.",
             evidence,
         )
-    if targets.single_classes >= WINDOW // 2:
+    if targets.single_classes >= max(WINDOW // 2, SINGLE_CLASS_SHARE * case.history.data.records):
         yield _Verdict(
             "warning",
             f"each of {targets.single_classes} batches has labels of one class only, not always the same: each step "
@@ -493,8 +532,23 @@ def _regression_verdicts(case: _Case) -> Iterator[_Verdict]:
             f'Use `Dense({objective.units}, activation="softplus")` or "exponential".',
             units,
         )
+    if targets is not None and case.certain:
+        yield from _relative_verdicts(case, targets)
     if objective.loss not in ERRORS or targets is None or not case.certain:
         return
+    outputs = case.outputs
+    if objective.units == objective.target_units == 1 and outputs is not None and not outputs.nonfinite:
+        ratio = outputs.elements / targets.elements
+        if ratio >= 2 and ratio == round(ratio):
+            yield _Verdict(
+                "warning",
+                f"{case.name} gives {ratio:.0f} numbers for each target, and {case.loss} compares all of them with the "
+                "same one",
+                "Give the output the shape of the targets: of a recurrent layer take the last step "
+                "(`return_sequences=False`), or flatten before the last layer.",
+                {"outputs_for_each_target": ratio},
+            )
+            return
     if objective.target_units == 1 and objective.units > 1:
         several = targets.whole >= 1 and targets.low >= 0
         classes = f'`Dense({objective.units}, activation="softmax")` with `sparse_categorical_crossentropy`'
@@ -507,6 +561,26 @@ def _regression_verdicts(case: _Case) -> Iterator[_Verdict]:
         )
         return
     yield from _classes_as_values(case, targets)
+
+
+def _relative_verdicts(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
+    """Yield what does not fit between targets and a loss of their ratio or logarithm."""
+    loss = case.objective.loss
+    if loss == "mean_absolute_percentage_error" and targets.zero >= SHARE_OUTSIDE:
+        yield _Verdict(
+            "warning",
+            f"{format_share(targets.zero)} of the targets are 0, and {case.loss} divides by the target: these examples "
+            "outweigh all others",
+            "Use `mae` or `huber`, or leave the targets of 0 out.",
+            {"share_zero": targets.zero},
+        )
+    if loss == "mean_squared_logarithmic_error" and targets.negative >= SHARE_OUTSIDE:
+        yield _Verdict(
+            "warning",
+            f"{format_share(targets.negative)} of the targets are below 0, and {case.loss} takes them for 0",
+            "Use `mse`, or targets of 0 and above.",
+            {"share_negative": targets.negative},
+        )
 
 
 def _classes_as_values(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
@@ -566,7 +640,7 @@ def _are_many(case: _Case) -> bool:
     """Return whether so many different outputs were seen that their range is not due to chance."""
     outputs = case.outputs
     several = case.history.data.records >= WINDOW // 2
-    return several and outputs is not None and outputs.elements >= SAME_LABELS and outputs.high > outputs.low
+    return several and outputs is not None and outputs.elements >= MANY_OUTPUTS and outputs.high > outputs.low
 
 
 def _class_name(loss: str) -> str:

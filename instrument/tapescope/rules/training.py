@@ -17,6 +17,7 @@ from tapescope.rules.history import (
     STUCK_FALL,
     WINDOW,
     History,
+    constant_loss,
     is_impossible,
 )
 from tapescope.rules.record_view import index_of_largest, lower_median
@@ -27,6 +28,10 @@ SMALL_UPDATE = 1e-4
 """Of the weights' norm: at this rate weights need 10,000 steps in one direction to be replaced."""
 OUTLIER_FACTOR = 10.0
 """A layer whose update ratio is this many times that of most others is named; else all layers are meant."""
+STOPPED_SHARE = 0.01
+"""Of the largest update of most layers: below it, weights that moved stand still."""
+STILL_ARRIVES = 0.3
+"""Of the first gradient, in the norm of most layers."""
 FROZEN_SHARE = 1e-3
 """Of the update ratio of most other layers."""
 UNMOVED_STEPS = 20
@@ -37,6 +42,8 @@ LITTLE_KEPT = 0.03
 """Share of the gradient's norm that is left: below it the clipping, and not the gradient, determines the step size.
 Clipped at 1, a tenth is left of the early gradients of many a sound training."""
 
+USUAL_UPDATE = 1e-3
+"""Of the weights' norm: the usual size of an update."""
 SLOW_UPDATE = 3e-3
 """Of the weights' norm: at this rate weights need 300 steps in one direction to be replaced."""
 SLOW_FALL = 1e-3
@@ -53,6 +60,12 @@ OVERSHOT = -0.5
 learning rate r, so that one which turns round is of directions in which the rate is at its limit."""
 VALIDATION_RISE = 0.2
 """Of the lowest validation loss. The estimate of a few hundred examples is off by about a tenth of it."""
+DECAYED_SHARE = 0.4
+"""Of the first norm. Training rather lets weights grow."""
+USELESS_SHARES = (0.85, 1.2)
+"""Of the loss of the best constant answer. A loss far above it is that of a training that diverges."""
+NEVER_FELL = 0.9
+"""Of the first training loss."""
 SELDOM_ZERO = {"binary_crossentropy", "categorical_crossentropy", "sparse_categorical_crossentropy"}
 """Losses that are exactly 0 only where every output is as sure as float32 can say."""
 
@@ -95,7 +108,7 @@ def update_too_large(history: History) -> Iterator[Finding]:
     if rate < 0:
         advice = f"The learning rate is {rate:.3g}: below 0 each step climbs along the gradient. Use one above 0, "
         advice += "such as 0.001."
-    elif harmful and _rose_at_once(history):
+    elif harmful and math.isnan(rate) and _rose_at_once(history):
         advice += " If it is as small as intended, check its sign: a negative one climbs along the gradient."
     yield Finding(
         rule="update_too_large",
@@ -188,6 +201,7 @@ def update_too_small(history: History) -> Iterator[Finding]:
     if not history.weights_moved and history.unmoved_records:
         return  # `update_not_applied` says more
     largest = _of_layers(history.largest_update, history)
+    yield from _stopped_updates(history, largest)
     if not (largest <= SMALL_UPDATE).any():
         return
     rising = _rising_updates(history, first.update_ratio)
@@ -230,6 +244,27 @@ def update_too_small(history: History) -> Iterator[Finding]:
     )
 
 
+def _stopped_updates(history: History, largest: np.ndarray) -> Iterator[Finding]:
+    """Report updates that have shrunk to nothing while the gradient and the loss have not."""
+    usual = float(lower_median(_of_layers(history.usual.update_ratio, history)))
+    most = float(lower_median(largest))
+    first = (history.first or history.latest).gradient
+    arrives = lower_median(history.usual.gradient) >= STILL_ARRIVES * lower_median(first) > 0
+    if not (history.loss_stuck and arrives and usual <= min(STOPPED_SHARE * most, SMALL_UPDATE)):
+        return
+    yield Finding(
+        rule="update_too_small",
+        version=2,
+        severity="warning",
+        layer=None,
+        step=history.latest.step,
+        message=f"the weights of most layers once changed by {most:.2g} of their norm in a step, and now by "
+        f"{usual:.2g}, although the gradient arrives as before and the loss has not fallen",
+        evidence={"update_ratio": usual, "update_ratio_largest": most},
+        advice="Look at the schedule of the learning rate: it falls before the network has learned.",
+    )
+
+
 def _rising_updates(history: History, first: np.ndarray) -> np.ndarray:
     """Return whether a group's updates are growing, [G], as while a learning rate is warmed up."""
     with np.errstate(invalid="ignore"):
@@ -248,10 +283,12 @@ def always_clipped(history: History) -> Iterator[Finding]:
     usual = history.usual.share_kept
     if not largest < 0.99:
         return
+    # An optimizer such as Adam divides by the gradient's size, and steps as far with a clipped one.
+    moves = bool(lower_median(_of_layers(history.usual.update_ratio, history)) >= USUAL_UPDATE)
     yield Finding(
         rule="always_clipped",
         version=1,
-        severity="warning" if usual <= LITTLE_KEPT else "info",
+        severity="warning" if usual <= LITTLE_KEPT and not moves else "info",
         layer=None,
         step=history.first_step(lambda view: view.share_kept < 0.99),
         message=f"the gradient is clipped at every measured step, and keeps {usual:.2g} of its norm",
@@ -282,9 +319,25 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
             "way": distance,
             "records": float(history.records),
         },
-        advice="Check what a gradient does not show: whether the labels belong to these examples, whether the loss is "
-        "the right one, and whether the learning rate is too high.",
+        advice=(_LINEAR_ADVICE if _is_linear(history) else "")
+        + "Check what a gradient does not show: whether the labels belong to these examples, whether the loss is the "
+        "right one, and whether the learning rate is too high.",
     )
+
+
+_LINEAR_ADVICE = (
+    "No layer before the output has an activation, so all of them together are no more than one linear layer: give "
+    'them one, such as `activation="relu"`. '
+)
+
+
+def _is_linear(history: History) -> bool:
+    """Return whether there are layers before the output, and none of them has an activation."""
+    layout = history.layout
+    hidden = [
+        activation for activation, is_output in zip(layout.activations, layout.is_output, strict=False) if not is_output
+    ]
+    return bool(hidden) and all(activation == "linear" for activation in hidden)
 
 
 def overfitting(history: History) -> Iterator[Finding]:
@@ -314,6 +367,56 @@ def overfitting(history: History) -> Iterator[Finding]:
         },
         advice="Keep the weights of that step (`keras.callbacks.EarlyStopping(restore_best_weights=True)`), or make "
         "it harder to learn the training data by heart: dropout, weight decay, augmentation, fewer units, more data.",
+    )
+
+
+def decayed_weights(history: History) -> Iterator[Finding]:
+    """Report weights that a penalty or a decay has taken away, in a network that answers the same for every input."""
+    first = history.first
+    if first is None or not history.had_time or history.loss_became_nonfinite:
+        return
+    with np.errstate(all="ignore"):
+        kept = float(lower_median(_of_layers(history.latest.weight / first.weight, history)))
+    constant = constant_loss(history)
+    low, high = USELESS_SHARES
+    is_useless = history.loss_stuck
+    if math.isfinite(constant):
+        is_useless = low * constant <= history.usual.loss <= high * constant
+    if not (kept <= DECAYED_SHARE and is_useless):
+        return
+    yield Finding(
+        rule="decayed_weights",
+        version=1,
+        severity="warning",
+        layer=None,
+        step=history.latest.step,
+        message=f"the weights of most layers have shrunk to {format_share(kept)} of their first norm, and the loss of "
+        f"{history.usual.loss:.3g} is that of a network that does not look at its input",
+        evidence={"share_kept": kept, "loss": history.usual.loss, "loss_of_constant_answer": constant},
+        advice="Lower the weight decay, or the L1 or L2 penalty of the layers, at least tenfold.",
+    )
+
+
+def validation_differs(history: History) -> Iterator[Finding]:
+    """Report a validation loss that never fell although that of the training did."""
+    validations = history.validations
+    first = history.first.loss if history.first else math.nan
+    if validations.count < RISEN_VALIDATIONS or not history.learned or not first > 0:
+        return
+    if not validations.lowest >= NEVER_FELL * first:
+        return
+    yield Finding(
+        rule="validation_differs",
+        version=1,
+        severity="warning",
+        layer=None,
+        step=history.latest.step,
+        message=f"the training loss fell from {first:.3g} to {history.usual.loss:.3g}, and the validation loss was "
+        f"never below {validations.lowest:.3g}",
+        evidence={"validation_loss_lowest": validations.lowest, "loss_first": first, "loss": history.usual.loss},
+        advice="Check that the validation data are prepared as the training data are: the same scaling, the same "
+        "labels. Batch normalization whose moving averages lag behind (`momentum` close to 1) also gives other outputs "
+        "there; else the network only learns its training data by heart.",
     )
 
 

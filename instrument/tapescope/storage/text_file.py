@@ -7,7 +7,7 @@ import os
 def write_whole(path: str, text: str) -> None:
     """Replace a file by one with this text, in UTF-8; a reader sees the old file or the new one.
 
-    What is no file, such as /dev/stdout, is written to.
+    A device or a pipe, such as /dev/stdout, is written to.
 
     Args:
       path: of the file. A link to it is replaced as well.

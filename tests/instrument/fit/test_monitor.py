@@ -415,7 +415,7 @@ def test_gradients_are_recorded_without_the_loss_scale(overflowing):
 
 
 class Unfreezing(keras.callbacks.Callback):
-    """What Keras asks for where a layer is trained from now on: the model is compiled, and its train function made."""
+    """Training of a layer from now on, as Keras asks for it: the model is compiled, and its train function made."""
 
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 1:
@@ -457,3 +457,24 @@ def test_a_data_set_of_unknown_size_is_measured_as_one_of_known_size(tmp_path, m
     when = make()
     model.fit(data, epochs=3, verbose=0, shuffle=False, callbacks=[tapescope.Monitor(tmp_path, when)])
     assert tapescope.Run(tmp_path).steps.tolist() == [n for n in range(15) if make()(n)]
+
+
+def test_an_output_whose_name_is_val_is_no_validation(tmp_path):
+    inputs = keras.Input((4,))
+    outputs = [keras.layers.Dense(1, name="val")(inputs), keras.layers.Dense(1, name="other")(inputs)]
+    model: Any = keras.Model(inputs, outputs)
+    model.compile("sgd", ["mse", "mse"])
+    x, y = np.ones([16, 4], "f"), np.ones([16, 1], "f")
+    model.fit(x, [y, y], batch_size=8, epochs=2, verbose=0, callbacks=[tapescope.Monitor(tmp_path, tapescope.every(1))])
+    assert np.isnan(tapescope.Run(tmp_path)["validation_loss"]).all()
+
+
+def test_the_loss_of_a_validation_is_recorded(tmp_path):
+    model: Any = dense_chain([2], ["linear"], 4)
+    model.compile("sgd", "mse")
+    x, y = np.ones([16, 4], "f"), np.ones([16, 2], "f")
+    monitor = tapescope.Monitor(tmp_path, tapescope.every(1))
+    history = model.fit(x, y, batch_size=8, epochs=3, verbose=0, validation_data=(x, y), callbacks=[monitor])
+    known = history.history["val_loss"]
+    expected = [np.nan, np.nan, known[0], known[0], known[1], known[1]]
+    np.testing.assert_allclose(tapescope.Run(tmp_path)["validation_loss"], expected)

@@ -143,6 +143,10 @@ def test_a_dead_output_without_any_gradient_is_one_finding():
     only_finding(find(20, dead, RELU_OUTPUT), "no_gradient")
 
 
+NOTHING_ARRIVES = put("delta_norm", 0, 0.0)
+"""What weights of 0 do to the layers before them."""
+
+
 def narrow(units, source):
     """Return the layout with other numbers of units in hidden_2 and in the layer that feeds it."""
     return LAYOUT._replace(units=np.array([source, units, 20, 5]))
@@ -157,7 +161,7 @@ def test_the_weights_of_a_wide_layer_are_not_small_by_chance():
 
 
 def test_weights_of_0_in_a_narrow_layer_are_reported():
-    only_finding(find(1, put("flow_weight", 1, -np.inf), narrow(units=1, source=2)), "poor_initialization")
+    only_finding(find(1, both(put("flow_weight", 1, -np.inf), NOTHING_ARRIVES), narrow(1, 2)), "poor_initialization")
 
 
 def test_the_first_outputs_of_a_narrow_layer_may_be_small_by_chance():
@@ -212,8 +216,12 @@ def test_first_weights_that_are_too_large_are_reported():
     assert only_finding(find(1, put("flow_weight", 2, 1.3)), "poor_initialization").layer == "hidden_3"
 
 
+def test_first_weights_of_0_that_the_gradient_gets_around_are_not_reported():
+    assert find(1, put("flow_weight", 1, -np.inf)) == []
+
+
 def test_first_weights_of_0_are_reported():
-    finding = only_finding(find(1, put("flow_weight", 1, -np.inf)), "poor_initialization")
+    finding = only_finding(find(1, both(put("flow_weight", 1, -np.inf), NOTHING_ARRIVES)), "poor_initialization")
     assert finding.layer == "hidden_2"
     assert finding.message == "the first weights of `hidden_2` make the gradient that passes them 0"
 

@@ -38,12 +38,30 @@ def own_sigmoid():
     return dense(1, lambda x: 1 / (1 + keras.ops.exp(-x)))
 
 
+def dropped():
+    """Return a model with a Dropout behind its output."""
+    model = dense(3, "softmax")
+    model.add(keras.layers.Dropout(0.5, seed=0))
+    return model
+
+
+def over_the_batch():
+    """Return a model whose softmax is over the examples."""
+    return keras.Sequential([keras.Input((4,)), *dense(3).layers, keras.layers.Softmax(axis=0)])
+
+
+def sequence():
+    """Return a model with an output for each of three steps."""
+    layers = [keras.layers.RepeatVector(3), keras.layers.Dense(1, name="out")]
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), *layers])
+
+
 def own_logits():
     return dense(1, lambda x: 3 * x)
 
 
 def find(model, loss, targets, tmp_path, severity="warning", outputs=None, x=X):
-    """Return the findings about data and objective after six records of one step."""
+    """Return the findings about data and objective after forty records of one step."""
     probe = tapescope.Probe(model, loss=loss, histograms=False)
     with probe.tape(True) as tape:
         result = model(x, training=True)
@@ -51,7 +69,7 @@ def find(model, loss, targets, tmp_path, severity="warning", outputs=None, x=X):
     tape.gradient(value, model.trainable_variables)
     reading = tape.reading(targets=targets, outputs=outputs and outputs(result))
     with tapescope.Recorder(tmp_path, probe) as recorder:
-        for n in range(6):
+        for n in range(40):
             recorder.write(n, reading)
     about = {rule.__name__ for rule in engine.OBJECTIVE_RULES}
     return [f for f in recorder.findings if f.rule in about and f.severity in at_least(severity)]
@@ -131,6 +149,9 @@ FAULTY = {
     "softmax twice": (dense(3, "softmax", "softmax"), "categorical_crossentropy", ONE_HOT, OUTPUT_WARNING),
     "sigmoid of ReLU": (dense(1, "relu", "sigmoid"), "binary_crossentropy", BINARY, OUTPUT_WARNING),
     "softmax of sigmoid": (dense(3, "sigmoid", "softmax"), "sparse_categorical_crossentropy", CLASSES, OUTPUT_WARNING),
+    "softmax of ReLU": (dense(3, "relu", "softmax"), "sparse_categorical_crossentropy", CLASSES, OUTPUT_WARNING),
+    "dropout of a softmax": (dropped(), "sparse_categorical_crossentropy", CLASSES, OUTPUT_WARNING),
+    "softmax over the batch": (over_the_batch(), "sparse_categorical_crossentropy", CLASSES, OUTPUT_WARNING),
     # The loss.
     "logits into binary": (dense(1), "binary_crossentropy", BINARY, LOSS_WARNING),
     "logits into categorical": (dense(3), "categorical_crossentropy", ONE_HOT, LOSS_WARNING),
@@ -151,6 +172,9 @@ FAULTY = {
     "values below 0 into Poisson": (dense(1), "poisson", COUNTS, LOSS_WARNING),
     "a sigmoid of one's own into logits": (own_sigmoid(), from_logits("BinaryCrossentropy"), BINARY, LOSS_WARNING),
     "logits of one's own into binary": (own_logits(), "binary_crossentropy", BINARY, LOSS_WARNING),
+    "a sequence for one value": (sequence(), "mse", NORMAL, LOSS_WARNING),
+    "percentages of 0": (dense(1), "mean_absolute_percentage_error", BINARY, LOSS_WARNING),
+    "logarithms of values below 0": (dense(1), "mean_squared_logarithmic_error", NORMAL, LOSS_WARNING),
     # The range of the targets.
     "classes for a sigmoid": (dense(1, "sigmoid"), "binary_crossentropy", CLASSES.astype("float32"), RANGE_ERROR),
     "signs for a sigmoid": (dense(1, "sigmoid"), "binary_crossentropy", 2 * BINARY - 1, RANGE_ERROR),

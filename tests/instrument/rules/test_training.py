@@ -149,7 +149,56 @@ def test_updates_that_grow_are_a_warm_up():
 
 
 def test_clipping_that_leaves_little_is_a_warning():
-    assert only_finding(find(30, put("applied_norm", ALL, 1e-4)), "always_clipped").layer is None
+    clipped = both(put("applied_norm", ALL, 1e-4), put("update_ratio", ALL, 3e-4))
+    assert only_finding(find(30, clipped), "always_clipped").layer is None
+
+
+def test_clipping_that_leaves_the_updates_their_size_is_info():
+    assert find(30, put("applied_norm", ALL, 1e-4)) == []
+
+
+def stopping(t, columns):
+    """Let updates die away after ten records, of a loss that does not fall."""
+    noisy_flat(t, columns)
+    columns["update_ratio"][:] = 2e-3 if t < 10 else 1e-6
+
+
+def test_updates_that_stop_before_the_loss_has_fallen_are_reported():
+    assert "schedule" in only_finding(find(60, stopping), "update_too_small").advice
+
+
+def test_updates_may_stop_once_the_loss_has_fallen():
+    def learned(t, columns):
+        columns["update_ratio"][:] = 2e-3 if t < 40 else 1e-6
+
+    assert find(60, learned) == []
+
+
+def shrinking(t, columns):
+    columns["weight_norm"][::2] *= 0.95**t
+
+
+def test_weights_that_decay_while_nothing_is_learned_are_reported():
+    found = find(60, both(noisy_flat, shrinking, put("update_ratio", KERNELS, 5e-2)))
+    assert "decayed_weights" in [f.rule for f in found]
+
+
+def test_weights_may_shrink_while_the_loss_falls():
+    assert find(60, shrinking) == []
+
+
+def test_a_validation_loss_that_never_falls_is_reported():
+    assert only_finding(find(60, validated([2.5, 2.4, 2.45, 2.4])), "validation_differs").layer is None
+
+
+def test_a_validation_loss_that_falls_with_the_other_is_not_reported():
+    assert find(60, validated([2.0, 1.6, 1.2, 0.9, 0.6])) == []
+
+
+def test_a_network_without_activations_is_named_where_the_loss_does_not_fall():
+    layout = LAYOUT._replace(activations=("linear",) * 4)
+    assert "no more than one linear layer" in only_finding(find(60, noisy_flat, layout), "loss_not_falling").advice
+    assert "linear layer" not in only_finding(find(60, noisy_flat), "loss_not_falling").advice
 
 
 def test_clipping_at_every_record_that_leaves_half_is_info():
