@@ -285,7 +285,8 @@ def as_schedule(when: Any) -> Schedule:
             "`when` must be a schedule, such as tapescope.every(10), or a function from a step's number to a bool; got "
             f"{when!r}"
         )
-    return Schedule(when)
+    decide: Any = when
+    return Schedule(decide)
 
 
 class _Auto(Schedule):

@@ -131,7 +131,7 @@ class Usual(NamedTuple):
 class Validations(NamedTuple):
     """The losses of the validations so far: the lowest, and the last ones since."""
 
-    count: int = 0
+    seen: int = 0
     lowest: float = math.inf
     lowest_step: int = 0
     """Of the first record after it."""
@@ -143,8 +143,8 @@ class Validations(NamedTuple):
     def add(self, loss: float, step: int, training_loss: float) -> "Validations":
         """Return what is known after one more validation."""
         if loss < self.lowest:
-            return Validations(self.count + 1, loss, step, training_loss)
-        return self._replace(count=self.count + 1, since=(*self.since, loss)[-RISEN_VALIDATIONS:])
+            return Validations(self.seen + 1, loss, step, training_loss)
+        return self._replace(seen=self.seen + 1, since=(*self.since, loss)[-RISEN_VALIDATIONS:])
 
 
 _GROUP_VECTORS = ("gradient", "update_ratio")

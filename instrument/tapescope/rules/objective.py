@@ -65,7 +65,7 @@ SINGLE_CLASS_SHARE = 0.05
 MANY_OUTPUTS = 64
 """Outputs that do not all lie between 0 and 1 by chance."""
 NEAR_ONE = 0.3
-"""By which the mean sum of an example's probabilities may differ from 1. Taken over the batch's axis it is the number of
+"""By which the mean sum of an example's probabilities may differ from 1. Over the batch's axis it is the number of
 units over that of examples; dropout changes the mean of a few batches by less."""
 MOST_CLASSES = 100
 """Whole targets up to this may be classes; above it they are rather counts or amounts."""

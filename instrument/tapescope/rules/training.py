@@ -401,7 +401,7 @@ def validation_differs(history: History) -> Iterator[Finding]:
     """Report a validation loss that never fell although that of the training did."""
     validations = history.validations
     first = history.first.loss if history.first else math.nan
-    if validations.count < RISEN_VALIDATIONS or not history.learned or not first > 0:
+    if validations.seen < RISEN_VALIDATIONS or not history.learned or not first > 0:
         return
     if not validations.lowest >= NEVER_FELL * first:
         return

@@ -39,7 +39,7 @@ def read(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
     Raises:
       OSError: the file cannot be read.
-      DamagedError: it was read up to a wrong checksum. A truncated last record, as of a killed program, is not an error.
+      DamagedError: it was read up to a wrong checksum. A truncated last record, as a kill leaves, is left out.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
