@@ -57,6 +57,7 @@ def take_steps(logdir: Path, steps: int, *arguments: str, measure: Callable[[int
     options = parse(logdir, "--resume=never", *arguments)
     training = build.prepare(options)
     training.recorder.close()
+    training.earlier.close()
     train_step = build.make_step(options, training)
     batches = training.strategy.experimental_distribute_dataset(training.batches)
     readings = []

@@ -174,6 +174,8 @@ def named_layers(model: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[
 
     Recurrent cells are not layers here. Equal names in one model are numbered: `dense`, `dense_2`.
     """
+    if isinstance(model, keras.layers.RNN):
+        return
     taken: set[str] = set()
     for layer in private_api.sublayers(model):
         if isinstance(layer, keras.layers.InputLayer):
@@ -185,8 +187,7 @@ def named_layers(model: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[
             number += 1
         taken.add(name)
         yield name, layer
-        if not isinstance(layer, keras.layers.RNN):
-            yield from named_layers(layer, f"{name}/")
+        yield from named_layers(layer, f"{name}/")
 
 
 def has_activation(layer: keras.layers.Layer) -> bool:

@@ -183,11 +183,10 @@ class Selection:
         models = self._keras_models()
         found = []
         for name, m in models.items():
-            if not isinstance(m, keras.Model):  # a layer without a model around it
+            is_bare = not isinstance(m, keras.Model)  # a layer without a model around it
+            if is_bare:
                 found.append((name, m))
-            if not isinstance(m, keras.layers.RNN):
-                prefix = f"{name}/" if len(models) > 1 or not isinstance(m, keras.Model) else ""
-                found.extend(layer_hooks.named_layers(m, prefix))
+            found.extend(layer_hooks.named_layers(m, f"{name}/" if is_bare or len(models) > 1 else ""))
         return found
 
     def keras_models(self) -> list[keras.layers.Layer]:

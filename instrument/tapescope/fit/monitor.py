@@ -125,10 +125,8 @@ class Monitor(keras.callbacks.Callback):
         """Of the optimizer, when the first fit began."""
         self._executions = 0
         """Executions ended, in all fits."""
-        self._asked = -1
-        """The last execution that the schedule was asked about."""
-        self._wanted = False
-        """Its answer, until that execution has ended."""
+        self._wanted: bool | None = None
+        """The schedule's answer for the next execution to end; None before it was asked."""
         self._batches = 0
         """Batches ended, in all fits."""
         self._batches_before_epoch = 0
@@ -148,7 +146,7 @@ class Monitor(keras.callbacks.Callback):
         self._batch: Any = None
         """Of the reading, where batches are captured."""
         self._has_validated = False
-        """Whether there was a validation in this epoch."""
+        """True after a validation in this epoch."""
         self._claimed = False
         """Whether the directory is this Monitor's, in this fit."""
         self._recording = False
@@ -306,8 +304,7 @@ class Monitor(keras.callbacks.Callback):
             with self._probe._state.failsafe.contain():
                 self._make_measured_function(self._probe)
         # Keras also begins a batch that does not come, where it did not know the number of them.
-        if self._executions != self._asked:
-            self._asked = self._executions
+        if self._wanted is None:
             self._wanted = self._when(self._executions)
         else:
             self._when.pause()
@@ -324,7 +321,7 @@ class Monitor(keras.callbacks.Callback):
         """
         model: Any = self.model
         self._executions += 1
-        self._wanted = False
+        self._wanted = None
         executions = self._executions - self._executions_before_epoch
         step = self._batches_before_epoch + max(batch, executions * model.steps_per_execution - 1)
         self._batches = step + 1

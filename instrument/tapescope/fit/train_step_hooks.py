@@ -130,7 +130,7 @@ class _Recorded:
     def __init__(self, method: Any, is_own: bool):
         self.method = method
         self.is_own = is_own
-        """Whether it was an attribute of the object, and not of its class."""
+        """True if it was an attribute of the object, and not of its class."""
         self.users = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

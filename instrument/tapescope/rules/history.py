@@ -134,7 +134,7 @@ class Validations(NamedTuple):
     seen: int = 0
     lowest: float = math.inf
     lowest_step: int = 0
-    """Of the first record after it."""
+    """Step of the first record after it."""
     training_loss: float = math.nan
     """Median over the window of records at that step."""
     since: tuple[float, ...] = ()
@@ -201,7 +201,7 @@ class History:
         """Step and cosine of the whole gradient to that of the step before, where both were recorded."""
         self.validations = Validations()
         self._validation_loss = math.nan
-        """Of the last record."""
+        """Loss of the last validation."""
         self.gradient_seen: bool = False
         """Whether any record had a gradient that was not 0."""
         self.highest_norm: float = 0.0

@@ -61,12 +61,12 @@ OUTSIDE_DISTANCE = 0.1
 SAME_LABELS = 1000
 """Labels that are all the same: of a class that one example in 200 has, none is among them in one of 150 trainings."""
 SINGLE_CLASS_SHARE = 0.05
-"""Of the records with labels of one class only: eight labels of two classes are so by chance in one of 128."""
+"""Share of the records with labels of one class only: eight labels of two classes are so by chance in one of 128."""
 MANY_OUTPUTS = 64
 """Outputs that do not all lie between 0 and 1 by chance."""
 NEAR_ONE = 0.3
-"""By which the mean sum of an example's probabilities may differ from 1. Over the batch's axis it is the number of
-units over that of examples; dropout changes the mean of a few batches by less."""
+"""Difference from 1 that the mean sum of an example's probabilities may have. Over the batch's axis it is the number
+of units over that of examples; dropout changes the mean of a few batches by less."""
 MOST_CLASSES = 100
 """Whole targets up to this may be classes; above it they are rather counts or amounts."""
 ACCURACIES = {

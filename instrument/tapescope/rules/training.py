@@ -29,9 +29,9 @@ SMALL_UPDATE = 1e-4
 OUTLIER_FACTOR = 10.0
 """A layer whose update ratio is this many times that of most others is named; else all layers are meant."""
 STOPPED_SHARE = 0.01
-"""Of the largest update of most layers: below it, weights that moved stand still."""
+"""Share of the largest update of most layers: below it, weights that moved stand still."""
 STILL_ARRIVES = 0.3
-"""Of the first gradient, in the norm of most layers."""
+"""Share of the norm of the first gradient, in most layers."""
 FROZEN_SHARE = 1e-3
 """Of the update ratio of most other layers."""
 UNMOVED_STEPS = 20
@@ -156,6 +156,11 @@ def _of_layers(values: np.ndarray, history: History) -> np.ndarray:
     return np.where(is_layer | (layers == 0), np.where(np.isinf(values), np.nan, values), np.nan)
 
 
+def _of_most_layers(values: np.ndarray, history: History) -> float:
+    """Return the median of the values of layers; NaN where none is known."""
+    return float(lower_median(_of_layers(values, history)))
+
+
 def _start_at_full_size(history: History) -> np.ndarray:
     """Return whether a group's first weights had a usual norm, [G].
 
@@ -246,7 +251,7 @@ def update_too_small(history: History) -> Iterator[Finding]:
 
 def _stopped_updates(history: History, largest: np.ndarray) -> Iterator[Finding]:
     """Report updates that have shrunk to nothing while the gradient and the loss have not."""
-    usual = float(lower_median(_of_layers(history.usual.update_ratio, history)))
+    usual = _of_most_layers(history.usual.update_ratio, history)
     most = float(lower_median(largest))
     first = (history.first or history.latest).gradient
     arrives = lower_median(history.usual.gradient) >= STILL_ARRIVES * lower_median(first) > 0
@@ -284,7 +289,7 @@ def always_clipped(history: History) -> Iterator[Finding]:
     if not largest < 0.99:
         return
     # An optimizer such as Adam divides by the gradient's size, and steps as far with a clipped one.
-    moves = bool(lower_median(_of_layers(history.usual.update_ratio, history)) >= USUAL_UPDATE)
+    moves = _of_most_layers(history.usual.update_ratio, history) >= USUAL_UPDATE
     yield Finding(
         rule="always_clipped",
         version=1,
@@ -302,7 +307,7 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
     """Report a loss that stands still although the weights move; only where no other rule gives a reason."""
     if not history.loss_stuck:
         return
-    distance = float(lower_median(_of_layers(history.distance, history)))
+    distance = _of_most_layers(history.distance, history)
     if not distance >= FAR_DISTANCE:
         return
     yield Finding(
@@ -376,7 +381,7 @@ def decayed_weights(history: History) -> Iterator[Finding]:
     if first is None or not history.had_time or history.loss_became_nonfinite:
         return
     with np.errstate(all="ignore"):
-        kept = float(lower_median(_of_layers(history.latest.weight / first.weight, history)))
+        kept = _of_most_layers(history.latest.weight / first.weight, history)
     constant = constant_loss(history)
     low, high = USELESS_SHARES
     is_useless = history.loss_stuck

@@ -93,8 +93,6 @@ class RunWriter:
         self._validation_loss = float(self._resume.state.get(_VALIDATION_LOSS, math.nan))
         self._recorded_columns: dict[str, tuple[str, ...]] = {}
         """Columns of each family in the records from which the run goes on: another version may have had others."""
-        self.has_ended = False
-        """Whether the end of the run is written."""
         self._status: dict[str, Any] = {}
         self._published: tuple[finding.Finding, ...] = ()
         """Findings that the sinks have got."""
@@ -134,6 +132,11 @@ class RunWriter:
         """True if the last record was not taken."""
         return self._file.failing
 
+    @property
+    def has_ended(self) -> bool:
+        """True once the last status is that of the end."""
+        return self._status.get("state") == "ended"
+
     def write_status(self, state: str, reason: str = "", lost: int = 0, left_out: int = 0) -> None:
         """Write the state of the run, with the numbers of records that were lost or left out."""
         if state != "training":
@@ -148,7 +151,6 @@ class RunWriter:
         self._file.add(
             max(0, self._last_step), [event_file.text(Family("status"), json.dumps(status, default=describe))]
         )
-        self.has_ended = state == "ended"
         self._update_index(now=True)
 
     def add_about(self, fields: Mapping[str, Any]) -> None:
