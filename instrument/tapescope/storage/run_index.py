@@ -25,6 +25,7 @@ from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import spikes, tables
 from tensorboard_plugin_tapescope.series.findings import at_least, count_severities
 from tensorboard_plugin_tapescope.series.spikes import RunSpikes
+from tensorboard_plugin_tapescope.series.worst_layers import FIRST_NONFINITE, NORM, Reason, rank_layers
 
 JSON_NAME = "index.json"
 MARKDOWN_NAME = "index.md"
@@ -222,10 +223,7 @@ def _layer_at(layers: Sequence[str], index: float) -> str | None:
 def worst_layers(
     layers: Sequence[str], units: Sequence[int], columns: Mapping[str, np.ndarray], findings: Sequence[Finding]
 ) -> list[dict[str, Any]]:
-    """Return at most WORST_LAYERS layers that deserve a look, the worst first, with why and their last numbers.
-
-    Those that a warning or an error names come first, then the first ones with a NaN or Inf. The others are those with
-    the smallest gradient at their output.
+    """Return the first WORST_LAYERS layers of `rank_layers`, with why and their last numbers.
 
     Args:
       layers: names of the L layers.
@@ -233,19 +231,12 @@ def worst_layers(
       columns: of the last record.
       findings: the most important first.
     """
-    reasons: dict[str, tuple[str, str | None]] = {}
-    for found in findings:
-        if found.layer in layers and found.severity != "info":
-            reasons.setdefault(str(found.layer), (found.rule, found.severity))
-    for direction in ("forward", "backward"):
-        layer = _layer_at(layers, _at(columns, f"first_nonfinite_{direction}"))
-        if layer is not None:
-            reasons.setdefault(layer, ("first_nonfinite", None))
-    norms = np.asarray(columns.get("delta_norm", np.zeros(0)), np.float64)
-    if norms.shape == (len(layers),) and np.isfinite(norms).any():
-        for index in tables.worst_first("delta_norm", norms[None]):
-            if norms[index] >= 0:
-                reasons.setdefault(layers[int(index)], ("smallest_gradient", None))
+    reasons = rank_layers(
+        layers,
+        [(found.layer, Reason(found.rule, found.severity)) for found in findings],
+        [_at(columns, column) for column in FIRST_NONFINITE],
+        np.asarray(columns.get(NORM, np.zeros(0)), np.float64),
+    )
     indices = {name: index for index, name in enumerate(layers)}
     return [
         {"layer": name, "reason": reason, "severity": severity, "units": int(units[indices[name]])}

@@ -117,7 +117,7 @@ function facts(run) {
       largestSpikeText(run),
       `Share of steps whose loss, or whose gradient norm, is more than six standard deviations above the 128 before it: ${spikeText(run)}`,
     ),
-    fact("Worst layer", worstLayer(run), "The layer of the most severe finding, or else the layer with the smallest gradient norm at the last step"),
+    fact("Worst layer", worstLayer(run), "The layer of the most severe finding, or else the layer with the smallest gradient norm at its output at the last step"),
     fact(
       "Measuring overhead",
       run.overhead === null ? "–" : overhead,

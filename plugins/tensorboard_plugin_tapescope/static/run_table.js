@@ -38,7 +38,7 @@ export const COLUMNS = {
   spikes: { title: "Spikes", help: "The larger share of steps whose loss, or whose gradient norm, is more than six standard deviations above the 128 before it", value: spikes, largest: true },
   findings: { title: "Findings", help: "Errors, warnings and notes of the rules", value: ({ findings }) => findings.error * 1e6 + findings.warning * 1e3 + findings.info, largest: true },
   decades: { title: "Decades lost", help: "Decades between the smallest and the largest gradient norm at the outputs of the layers at the last step", value: lostDecades, largest: true },
-  worst: { title: "Worst layer", help: "The layer of the most severe finding, or else the layer with the smallest gradient norm at the last step", value: (run) => run.worst?.layer ?? null, text: true },
+  worst: { title: "Worst layer", help: "The layer of the most severe finding, or else the layer with the smallest gradient norm at its output at the last step", value: (run) => run.worst?.layer ?? null, text: true },
   overhead: { title: "Overhead", help: "Median time of measuring a step, over the time of training between two records", value: percent, largest: true },
 };
 

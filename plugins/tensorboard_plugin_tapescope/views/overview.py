@@ -12,7 +12,8 @@ from tensorboard_plugin_tapescope.data.listing import Run
 from tensorboard_plugin_tapescope.data.table_cache import SMALL_READ_RUNS, Snapshot
 from tensorboard_plugin_tapescope.series import findings, spikes, tables
 from tensorboard_plugin_tapescope.series.tables import Table
-from tensorboard_plugin_tapescope.views.grid import GRID_FAMILIES, row_owners
+from tensorboard_plugin_tapescope.series.worst_layers import FIRST_NONFINITE, NORM, Reason, describe_norm, rank_layers
+from tensorboard_plugin_tapescope.views.grid import GRID_FAMILIES
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def summarize_runs(snapshot: Snapshot, now: float | None = None) -> list[dict[st
     for start in range(0, len(missing), SMALL_READ_RUNS):
         part = missing[start : start + SMALL_READ_RUNS]
         snapshot.preload(part, ("step",), "sample")
-        snapshot.preload(part, ("step", "status", "findings", "variables", "layers"), "last record")
+        snapshot.preload(part, ("step", "status", "findings", "layers"), "last record")
         for name in part:
             cached[name] = snapshot.cache_summary(name, _summarize_any_run(snapshot, name, time_now))
     return [summary for summary in cached.values() if summary is not None]
@@ -140,38 +141,43 @@ def steps_between_records(steps: np.ndarray, is_closer: np.ndarray) -> float:
 
 
 def worst_layer(snapshot: Snapshot, name: str, found: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the layer of the most severe finding, or else the one with the smallest gradient at the last step.
+    """Return the layer that deserves a look first, see `rank_layers`.
 
     Returns:
-      A dict of `layer`, `words` (the reason), `step` and `column`; None if the run has no gradients.
+      A dict of `layer`, `words` (the reason), `step` and `column`; None if the run has no layers.
     """
-    for finding in found:
-        if finding["layer"] and finding["severity"] != "info":
-            words = finding["rule"].replace("_", " ")
-            return {"layer": finding["layer"], "words": words, "step": finding["step"], "column": None}
-    last = snapshot.last_record(name, "variables")
-    if last is None or not len(last.values) or "gradient_norm" not in last.family.columns:
+    last = snapshot.last_record(name, "layers")
+    if last is None:
         return None
-    norms = tables.column(last, "gradient_norm")[-1].astype(np.float64)
-    norms[norms < 0] = np.nan  # in a damaged file
-    if not len(norms) or np.isnan(norms).all():
+    layers = last.family.names
+    norms = _last_norms(last)
+    reasons = rank_layers(
+        layers,
+        [(finding["layer"], Reason(finding["rule"], finding["severity"])) for finding in found],
+        _first_nonfinite(snapshot.last_record(name, "step")),
+        norms,
+    )
+    if not reasons:
         return None
-    index = int(tables.worst_first("gradient_norm", norms[None])[0])
-    return {
-        "layer": row_owners(snapshot, name, "variables")[index],
-        "words": _describe_norm(norms[index], norms),
-        "step": int(last.steps[-1]),
-        "column": "gradient_norm",
-    }
+    layer, reason = next(iter(reasons.items()))
+    if reason.name == "smallest_gradient":
+        words = describe_norm(norms[layers.index(layer)], norms)
+        return {"layer": layer, "words": words, "step": int(last.steps[-1]), "column": NORM}
+    steps = [finding["step"] for finding in found if (finding["layer"], finding["rule"]) == (layer, reason.name)]
+    words = "first NaN or Inf" if reason.name == "first_nonfinite" else reason.name.replace("_", " ")
+    return {"layer": layer, "words": words, "step": min(steps, default=int(last.steps[-1])), "column": None}
 
 
-def _describe_norm(norm: float, norms: np.ndarray) -> str:
-    if not math.isfinite(norm):
-        return "gradient is not finite"
-    if norm == 0:
-        return "gradient is exactly 0"
-    largest = float(np.nanmax(norms[np.isfinite(norms)], initial=0))
-    return f"smallest gradient, {math.log10(largest / norm):.1f} decades below the largest"
+def _last_norms(layers: Table) -> np.ndarray:
+    """Return the gradient norm at each layer's output in the last record, [L]; empty if it is not known."""
+    if not len(layers.values) or NORM not in layers.family.columns:
+        return np.zeros(0)
+    return tables.column(layers, NORM)[-1].astype(np.float64)
+
+
+def _first_nonfinite(step: Table | None) -> list[float]:
+    """Return the numbers of the first layers with a NaN or Inf in the last record, -1 for none."""
+    return [float(values[-1]) for name in FIRST_NONFINITE if len(values := _values(step, name))]
 
 
 def describe_run(snapshot: Snapshot, name: str) -> dict[str, Any]:
@@ -234,9 +240,7 @@ def _median(step: Table | None, name: str) -> float | None:
 def gradient_profile(snapshot: Snapshot, name: str) -> list[float]:
     """Return log10 of the gradient norm at each layer's output at the last step, without those that are 0 or absent."""
     last = snapshot.last_record(name, "layers")
-    if last is None or not len(last.values) or "delta_norm" not in last.family.columns:
-        return []
-    norms = tables.column(last, "delta_norm")[-1].astype(np.float64)
+    norms = np.zeros(0) if last is None else _last_norms(last)
     return _sparkline(np.log10(norms[norms > 0]))
 
 
