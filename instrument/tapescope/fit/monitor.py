@@ -1,25 +1,22 @@
 """The Monitor: the records of a Recorder, from `model.fit`, as a Keras callback.
 
-Measured batches run a second train function. Keras makes and compiles it as it does fit's own, around the model's
-`train_step`. All other batches run fit's own. README.md in this folder lists what is patched, when, and until when.
+Measured batches run a second train function, see `train_functions`. All other batches run fit's own. README.md in this
+folder lists what is patched, when, and until when.
 """
 
-import contextlib
+import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
-import tensorflow as tf
 from absl import logging
 
 from tapescope.capture import private_api
-from tapescope.capture.objective import Objective
-from tapescope.fit import first_run, optimizer_steps, run_directory, train_step_hooks
-from tapescope.fit.first_run import FirstRun
-from tapescope.fit.train_step_hooks import LossCall
+from tapescope.fit import optimizer_steps, run_directory, train_functions
+from tapescope.fit.train_functions import TrainFunctions
 from tapescope.probe import Probe
 from tapescope.recorder import Recorder
 from tapescope.schedule import Schedule, as_schedule
@@ -30,8 +27,8 @@ from tapescope.statistics.reading import Reading
 from tapescope.storage.captures import check_mode
 from tapescope.storage.event_file import absolute
 from tapescope.storage.resume import Resume
+from tapescope.storage.scalars import is_validation_loss
 from tapescope.storage.sinks import Sink, check_sinks
-from tapescope.tape import MeasuringTape
 
 _lock = threading.Lock()
 _monitors: "weakref.WeakValueDictionary[str, Monitor]" = weakref.WeakValueDictionary()
@@ -133,15 +130,8 @@ class Monitor(keras.callbacks.Callback):
         self._executions_before_epoch = 0
         self._due = False
         """Whether the schedule has asked for a measured batch that has not run yet."""
-        self._plain_function: Any = None
-        self._measured_function: Any = None
+        self._functions: TrainFunctions | None = None
         """None in a fit that is not measured."""
-        self._measured_step: Any = None
-        """The `train_step` of `_measured_function`."""
-        self._first_run: FirstRun | None = None
-        """While the measured train function runs for the first time."""
-        self._has_run = False
-        """True once the measured train function has run in this fit."""
         self._reading: Reading | None = None
         self._batch: Any = None
         """Of the reading, where batches are captured."""
@@ -182,8 +172,7 @@ class Monitor(keras.callbacks.Callback):
         """Make the measured train function."""
         model: Any = self.model
         self._close_recorder("interrupted")  # still open where the fit before has raised
-        self._measured_function = None
-        self._has_run = False
+        self._functions = None
         self._reading = None
         if self._probe is not None and model is not self._probed_model:
             self._begin_next_run()
@@ -193,28 +182,14 @@ class Monitor(keras.callbacks.Callback):
         if self._probe is None or not self._claim_directory(self._probe):
             return
         if self._learning_rate is None:
-            self._learning_rate = _learning_rate(model.optimizer)
+            self._learning_rate = train_functions.learning_rate(model.optimizer)
         self._when.pause()
         if model.train_function is None:  # a loop of `train_on_batch` that calls its callbacks itself
             model.make_train_function()
-        self._plain_function = _without_monitors(model.train_function)
-        if model.train_function is not self._plain_function:  # a fit raised before a measured batch ran
+        plain = _without_monitors(model.train_function)
+        if model.train_function is not plain:  # a fit raised before a measured batch ran
             self._due = True
-        with self._probe._state.failsafe.contain():
-            self._make_measured_function(self._probe)
-
-    def _make_measured_function(self, probe: Probe) -> None:
-        """Make the train function of measured batches, and put fit's own back."""
-        model: Any = self.model
-        # A graph of a `train_step` that is a tf.function has no measuring tape, or would keep one.
-        train_step = private_api.python_function(model.train_step)
-        self._measured_step = self._measured_train_step(probe, train_step)
-        try:
-            with train_step_hooks.patch_attribute(model, "train_step", self._measured_step):
-                model.make_train_function(force=True)
-            self._measured_function = model.train_function
-        finally:
-            model.train_function = self._plain_function
+        self._functions = TrainFunctions(model, self._probe, plain, self._learning_rate)
 
     def _make_probe(self, model: Any) -> Probe | None:
         """Return the probe of a model; None, and a warning, where it cannot be measured."""
@@ -295,24 +270,21 @@ class Monitor(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Choose the train function of this execution."""
         model: Any = self.model
-        if self._measured_function is None or self._probe is None or self._probe.failure:
+        if self._functions is None or self._probe is None or self._probe.failure:
             return
-        plain_function = _without_monitors(model.train_function)
-        if plain_function is not None and plain_function is not self._plain_function:  # a callback has made it anew
-            self._plain_function = plain_function
-            self._has_run = False
-            with self._probe._state.failsafe.contain():
-                self._make_measured_function(self._probe)
+        plain = _without_monitors(model.train_function)
+        if plain is not None and plain is not self._functions.plain:  # a callback has made it anew
+            self._functions = TrainFunctions(model, self._probe, plain, self._learning_rate)
         # Keras also begins a batch that does not come, where it did not know the number of them.
         if self._wanted is None:
             self._wanted = self._when(self._executions)
         else:
             self._when.pause()
         self._due = self._due or self._wanted
-        is_free = model.train_function is self._plain_function  # another Monitor may measure this one
+        is_free = model.train_function is self._functions.plain  # another Monitor may measure this one
         if self._due and is_free and optimizer_steps.next_batch_updates(model.optimizer, model.steps_per_execution):
             self._due = False
-            model.train_function = self._run_measured_once
+            model.train_function = _MeasuredOnce(self._run_measured, self._functions)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Write the reading of this execution, if it has one.
@@ -327,7 +299,7 @@ class Monitor(keras.callbacks.Callback):
         self._batches = step + 1
         if self._reading is None or self.recorder is None:
             return
-        scalars = {name: value for name, value in (logs or {}).items() if name != "val_loss"}  # of an output `val`
+        scalars = {_training_tag(name): value for name, value in (logs or {}).items()}
         self.recorder.write(step, self._reading, scalars=scalars, batch=self._batch)
         self._reading = None
         self._batch = None
@@ -359,174 +331,31 @@ class Monitor(keras.callbacks.Callback):
         self._recording = False
         self._claimed = False
 
-    def _run_measured_once(self, iterator: Any) -> Any:
-        """Run the measured train function in place of `model.train_function`, which is put back before.
-
-        Older versions of Keras look `train_step` up when the function is traced, newer ones when it is made.
-        """
+    def _run_measured(self, functions: TrainFunctions, iterator: Any) -> Any:
+        """Run the measured train function in place of `model.train_function`, which is put back before."""
         model: Any = self.model
-        model.train_function = self._plain_function
-        private_api.trace_train_function(self._plain_function, iterator)
+        model.train_function = functions.plain
+        private_api.trace_train_function(functions.plain, iterator)
         copies = self.recorder and self.recorder._copies
         if copies:
             self._batch = next(iterator)
             copies.copy_state()
             iterator = [self._batch]
-        assert self._probe is not None
-        with train_step_hooks.patch_attribute(model, "train_step", self._measured_step):
-            outputs = self._run_first(self._probe, iterator) if not self._has_run else self._measured_function(iterator)
-        self._has_run = True
-        if self._probe.failure or not isinstance(outputs, dict):
-            return outputs
-        self._take_reading(self._probe, outputs)
+        outputs, self._reading = functions.measure(iterator)
         return outputs
 
-    def _run_first(self, probe: Probe, iterator: Any) -> Any:
-        """Run the measured train function for the first time; if it fails, undo it and run fit's own."""
-        failsafe = probe._state.failsafe
-        if failsafe.strict or not first_run.can_be_undone(self.model, iterator):
-            return self._measured_function(iterator)
-        self._first_run = FirstRun(iterator)
-        try:
-            return self._measured_function(self._first_run.batch())
-        except Exception as error:
-            if not self._first_run.undo():
-                raise
-            outputs = self._plain_function(self._first_run.batch())  # raises what is wrong with the step itself
-            failsafe.give_up(error)
-            return outputs
-        finally:
-            self._first_run = None
 
-    def _take_reading(self, probe: Probe, outputs: dict[str, Any]) -> None:
-        """Take the reading out of the outputs of the measured train function."""
-        fields: list[Any] = [outputs.pop(_OUTPUT_PREFIX + field, None) for field in Reading._fields]
-        with probe._state.failsafe.contain():
-            if all(field is None for field in fields):
-                raise ValueError(
-                    f"the train function of {type(self.model).__name__} does not run its `train_step`, or that returns "
-                    "no dict: write the loop with tapescope.Probe instead of Monitor"
-                )
-            self._reading = Reading(*fields)
-
-    def _measured_train_step(self, probe: Probe, train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return a `train_step` that also returns the fields of its reading, as further outputs."""
-
-        def measured_train_step(data: Any) -> Any:
-            model: Any = self.model
-            sums_before = optimizer_steps.accumulated_sums(model.optimizer)
-            with (
-                train_step_hooks.record_loss_scales(model.optimizer) as loss_scales,
-                train_step_hooks.record_losses(model) as loss_calls,
-                train_step_hooks.measure_tapes(probe) as tapes,
-            ):
-                outputs = train_step(data)
-            used_tapes = [tape for tape in tapes if tape.has_gradient]
-            if self._first_run is not None:
-                with contextlib.suppress(Exception):  # variables of an unbuilt model, in the first of its two traces
-                    self._first_run.copy_state(model)
-            if probe.failure or not isinstance(outputs, dict):
-                return outputs
-            reading = None
-            with probe._state.failsafe.contain():
-                reading = self._read(probe, used_tapes, loss_calls, loss_scales, sums_before)
-            fields = {} if reading is None else reading._asdict()
-            return {**outputs, **{_OUTPUT_PREFIX + name: value for name, value in fields.items()}}
-
-        return measured_train_step
-
-    def _read(
-        self,
-        probe: Probe,
-        tapes: Sequence[MeasuringTape],
-        loss_calls: Sequence[LossCall],
-        loss_scales: Sequence[Any],
-        sums_before: Mapping[int, tf.Tensor],
-    ) -> Reading | None:
-        """Return the reading of a `train_step` that used these tapes."""
-        model: Any = self.model
-        if not tapes:
-            raise ValueError(
-                f"the train_step of {type(model).__name__} must take the gradient of its trainable variables from "
-                "a tf.GradientTape; it took no gradient, or in a tf.function of its own: write the loop with "
-                "tapescope.Probe instead of Monitor"
-            )
-        last_tape, *other_tapes = reversed(tapes)
-        last_tape.objective = _objective(model, loss_calls)._replace(learning_rate=self._learning_rate)
-        loss_scale = loss_scales[-1] if loss_scales else None
-        variables, gradients = zip(*last_tape.variable_gradients(*other_tapes), strict=True)
-        aggregated, applied = optimizer_steps.aggregated_and_applied(
-            model,
-            sums_before,
-            variables=variables,
-            gradients=gradients,
-            loss_scale=loss_scale,
-        )
-        return last_tape.reading(*other_tapes, aggregated=aggregated, applied=applied, loss_scale=loss_scale)
-
-
-def measured_step(model: Any) -> tuple[Callable[[Any], Reading], Probe]:
-    """Return a function that trains a compiled model on one batch, as `fit` does, and returns its reading.
-
-    Args:
-      model: compiled; its weights and optimizer change with each call.
-
-    Returns:
-      The function and the probe of its readings.
-
-    Raises:
-      ValueError: the model is not compiled. In a call: it cannot be measured.
-    """
-    if getattr(model, "optimizer", None) is None:
-        raise ValueError(f"the model {model.name} must be compiled, as it was for `fit`: call model.compile first")
-    monitor = Monitor(os.curdir)
-    monitor.set_model(model)
-    probe = Probe(model, strict=True)
-    monitor._learning_rate = _learning_rate(model.optimizer)
-    monitor._plain_function = _without_monitors(model.train_function)
-    monitor._make_measured_function(probe)
-
-    def step(batch: Any) -> Reading:
-        outputs = monitor._measured_function([batch])
-        monitor._take_reading(probe, outputs)
-        assert monitor._reading is not None
-        return monitor._reading
-
-    return step, probe
-
-
-def _learning_rate(optimizer: Any) -> float | None:
-    """Return the learning rate of an optimizer as it is now; None where it has none that is a number."""
-    try:
-        rate: Any = keras.ops.convert_to_tensor(optimizer.learning_rate)
-        return float(rate)
-    except Exception:  # an optimizer of the user's own may have anything
-        return None
-
-
-def _objective(model: Any, calls: Sequence[LossCall]) -> Objective:
-    """Return what a model is trained for, from the calls of its `compute_loss` in one step.
-
-    A `train_step` that calls it several times compares outputs with other targets than the data set's, as that of a GAN
-    does: nothing is said then.
-    """
-    if len(calls) != 1:
-        return Objective()
-    call = calls[0]
-    is_number = tf.is_tensor(call.value) and call.value.shape.rank == 0  # a model's own may return several
-    return Objective(
-        loss=model.loss,
-        targets=call.targets,
-        outputs=call.outputs,
-        metrics=[m.name for group in model.metrics for m in getattr(group, "metrics", ())],
-        sample_weights=call.sample_weights,
-        loss_value=call.value if is_number else None,
-        output_names=getattr(model, "output_names", None) or (),
-    )
+class _MeasuredOnce(functools.partial[Any]):
+    """The train function of a model until it is called; its first argument has the model's own."""
 
 
 def _without_monitors(train_function: Any) -> Any:
     """Return fit's own train function, also where a callback that raised has left a Monitor's in its place."""
-    while isinstance(getattr(train_function, "__self__", None), Monitor):
-        train_function = train_function.__self__._plain_function
+    while isinstance(train_function, _MeasuredOnce):
+        train_function = train_function.args[0].plain
     return train_function
+
+
+def _training_tag(name: str) -> str:
+    """Return the tag of a batch's metric: the loss of an output that is named `val` or `test` is not a validation's."""
+    return f"training/{name}" if is_validation_loss(name) else name

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tapescope.capture.selection import Selection
-from tapescope.fit.monitor import measured_step
+from tapescope.capture.selection import Selection, variable_path
+from tapescope.fit.train_functions import measured_step
 from tapescope.probe import Probe
 from tapescope.replays import answer, step_function, trainers
 from tapescope.replays.answer import Example, MeasuredStep, Recorded, Replay, Variant
@@ -298,7 +298,7 @@ def _match(what: str, variables: Sequence[Any], saved: Sequence[SavedVariable]) 
     Raises:
       ValueError: they have other names or shapes than those that were captured.
     """
-    now = [(getattr(v, "path", None) or v.name, tuple(v.shape)) for v in variables]
+    now = [(variable_path(v), tuple(v.shape)) for v in variables]
     then = [(variable.name, variable.value.shape) for variable in saved]
     for (name, shape), (name_then, shape_then) in zip(now, then, strict=False):
         if shape != shape_then or _NUMBER.sub("", name) != _NUMBER.sub("", name_then):

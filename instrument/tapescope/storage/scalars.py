@@ -58,7 +58,12 @@ def validation_loss(numbers: Mapping[str, float], before: float) -> float:
       numbers: by tag.
       before: what is returned where there is none.
     """
-    return next((number for tag, number in numbers.items() if _VALIDATION_LOSS.fullmatch(tag)), before)
+    return next((number for tag, number in numbers.items() if is_validation_loss(tag)), before)
+
+
+def is_validation_loss(tag: str) -> bool:
+    """Return whether a tag is that of a validation's loss."""
+    return _VALIDATION_LOSS.fullmatch(tag) is not None
 
 
 def _to_float(value: Any) -> float:

@@ -10,6 +10,7 @@ from scripts.testbed.steps import dense_chain, mirrored
 from scripts.testbed.webhooks import webhook
 
 import tapescope
+from tapescope.storage.run_index import read_index
 
 RNG = np.random.default_rng(2)
 X = RNG.normal(size=[96, 6]).astype(np.float32)
@@ -459,14 +460,19 @@ def test_a_data_set_of_unknown_size_is_measured_as_one_of_known_size(tmp_path, m
     assert tapescope.Run(tmp_path).steps.tolist() == [n for n in range(15) if make()(n)]
 
 
-def test_an_output_whose_name_is_val_is_no_validation(tmp_path):
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_the_loss_of_an_output_is_not_a_validations(tmp_path, name):
     inputs = keras.Input((4,))
-    outputs = [keras.layers.Dense(1, name="val")(inputs), keras.layers.Dense(1, name="other")(inputs)]
+    outputs = [keras.layers.Dense(1, name=name)(inputs), keras.layers.Dense(1, name="other")(inputs)]
     model: Any = keras.Model(inputs, outputs)
     model.compile("sgd", ["mse", "mse"])
     x, y = np.ones([16, 4], "f"), np.ones([16, 1], "f")
-    model.fit(x, [y, y], batch_size=8, epochs=2, verbose=0, callbacks=[tapescope.Monitor(tmp_path, tapescope.every(1))])
+    monitor = tapescope.Monitor(tmp_path, tapescope.every(1))
+    model.fit(x, [y, y], batch_size=8, epochs=2, verbose=0, callbacks=[monitor])
     assert np.isnan(tapescope.Run(tmp_path)["validation_loss"]).all()
+    index = read_index(tmp_path)
+    assert index is not None
+    assert f"training/{name}_loss" in index["scalars"]
 
 
 def test_the_loss_of_a_validation_is_recorded(tmp_path):
