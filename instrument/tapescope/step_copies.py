@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tapescope.capture.selection import variable_path
 from tapescope.capture.state import ProbeState
 from tapescope.storage import captured_step
 from tapescope.storage.captured_step import SavedVariable
@@ -102,7 +103,7 @@ def _copy_variables(variables: Sequence[Any]) -> list[SavedVariable] | None:
     """Return copies on the host; None where there is nothing to copy yet."""
     if not variables:
         return None
-    return [SavedVariable(getattr(v, "path", None) or v.name, np.array(v.numpy())) for v in variables]
+    return [SavedVariable(variable_path(v), np.array(v.numpy())) for v in variables]
 
 
 def _indices_to_host(indices: Any) -> np.ndarray:

@@ -16,8 +16,8 @@ from scripts.testbed.steps import dense_chain, measured, mirrored
 import tapescope
 from tapescope.statistics import batched_ops, reading
 from tapescope.storage import event_file, summaries, unit_ledger
-from tapescope.storage.rows import Rows
 from tensorboard_plugin_tapescope import metadata
+from tensorboard_plugin_tapescope.series.spikes import RunSpikes
 
 HOST = {"PyFunc", "EagerPyFunc", "PyFuncStateless", "Print", "PrintV2", "_Send", "_HostSend", "Recv", "WriteSummary"}
 
@@ -161,7 +161,14 @@ def second_record(tmp_path, host_reading):
     ledger = unit_ledger.Ledger(probe.names.units, 16)
     file = event_file.EventFile(tmp_path)
     for n in range(2):
-        values = summaries.make_families(summaries.Step(n, 1.0, 16.0), read, Rows(probe.names), ledger, {})
+        ledger.add(read.units, read.elements, 16)
+        values = [
+            summaries.variables_family(read, probe.names, {}),
+            summaries.step_family(summaries.Step(n, 1.0, 16.0), read, ledger.verdict, RunSpikes()),
+            summaries.layers_family(read, probe.names, ledger.verdict, {}),
+            summaries.units_family(probe.names, ledger.verdict),
+            *summaries.histogram_families(read, probe.names),
+        ]
         file.add(n, values)
     yield file, values
     file.close()

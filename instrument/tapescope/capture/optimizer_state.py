@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tapescope.capture import private_api
+from tapescope.capture.selection import variable_path
 
 FIRST_MOMENT = ("average_gradient", "momentum")
 """Names that optimizers give it; of RMSprop(centered=True), which has both, it is the former."""
@@ -55,7 +56,7 @@ def _of_variables(trained: Sequence[Any], kept: dict[str, list[Any]], name: str)
     found = {}
     seen: dict[str, int] = {}
     for variable in trained:
-        path = getattr(variable, "path", None) or variable.name
+        path = variable_path(variable)
         full_name = f"{path.replace('/', '_').replace(':', '_')}_{name}"
         number = seen.get(full_name, 0)
         seen[full_name] = number + 1

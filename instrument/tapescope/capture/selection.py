@@ -118,7 +118,7 @@ class Selection:
     def variable_names(self, variables: Iterable[Any] | None = None) -> tuple[str, ...]:
         """Return the paths of the V variables, or of those; equal ones are numbered: `#2`, `#3`, ..."""
         named = self.variables() if variables is None else variables
-        return number_equal_names(getattr(v, "path", None) or v.name.removesuffix(":0") for v in named)
+        return number_equal_names(variable_path(v).removesuffix(":0") for v in named)
 
     def layers(self) -> dict[int, tuple[str, Activation]]:
         """Return path and activation by layer id. Without a pattern, every layer that has an activation is chosen."""
@@ -215,6 +215,11 @@ def _enclosing_paths(path: str) -> Iterator[str]:
     while path:
         yield path
         path = path.rpartition("/")[0]
+
+
+def variable_path(variable: Any) -> str:
+    """Return the path of a variable of Keras; the name of one of TensorFlow."""
+    return getattr(variable, "path", None) or variable.name
 
 
 def number_equal_names(names: Iterable[str]) -> tuple[str, ...]:

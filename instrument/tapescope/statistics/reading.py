@@ -8,7 +8,7 @@ Letters: B bins, C columns, H attention heads, K statistics, L layers, M small b
 of the residual stream, R replicas, U units, V variables.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,8 @@ VARIABLE_COLUMNS = tuple(c.name for c in metadata.VARIABLE_COLUMNS)
 STEP_COLUMNS = ("examples", "first_nonfinite_forward", "first_nonfinite_backward", "noise_scale_total", "loss")
 
 NAN = float("nan")
+ByName = Mapping[str, tf.Tensor]
+"""Statistics by name."""
 
 
 class Reading(NamedTuple):
@@ -317,21 +319,8 @@ def complete(
     else:
         noise, noise_total = replicas.noise_scale(squares, gradient["norm"], examples, count)
     weight = dict(zip(tensor_statistics.WEIGHT_ROWS, tf.unstack(weight_rows), strict=True))
-    variables = {
-        "gradient_norm": gradient["norm"],
-        "applied_norm": gradient["norm"] if applied_norm is None else applied_norm,
-        "weight_norm": weight["norm"],
-        "gradient_max": gradient["max"],
-        "gradient_zero": gradient["zero"],
-        "gradient_nonfinite": gradient["nonfinite"],
-        "update_ratio": weight["change"] / weight["norm"],
-        "noise_scale": noise,
-        "update_norm": weight["change"],
-    }
-    # The input and the weights of a layer count as well as its output: ReLU turns NaN into 0.
-    of_layers = tf.stack([layers["activation_nonfinite"] + layers["input_nonfinite"], layers["delta_nonfinite"]])
-    of_variables = tf.stack([weight["nonfinite"], gradient["nonfinite"]])
-    first = _first_nonfinite(of_layers + _count_variables(of_variables, names.layer_variables))
+    variables = _variable_columns(gradient, applied_norm, weight, noise)
+    first = _first_nonfinite(layers, weight, gradient, names)
     step = {
         "examples": examples,
         "first_nonfinite_forward": first[0],
@@ -354,6 +343,23 @@ def complete(
         layout=tf.constant(layout, tf.int32),
         gradient_sample=_or_empty(partial.gradient_sample, tf.float32),
     )
+
+
+def _variable_columns(
+    gradient: ByName, applied_norm: tf.Tensor | None, weight: ByName, noise_scale: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """Return VARIABLE_COLUMNS by name, each [V]."""
+    return {
+        "gradient_norm": gradient["norm"],
+        "applied_norm": gradient["norm"] if applied_norm is None else applied_norm,
+        "weight_norm": weight["norm"],
+        "gradient_max": gradient["max"],
+        "gradient_zero": gradient["zero"],
+        "gradient_nonfinite": gradient["nonfinite"],
+        "update_ratio": weight["change"] / weight["norm"],
+        "noise_scale": noise_scale,
+        "update_norm": weight["change"],
+    }
 
 
 def _or_empty(tensor: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
@@ -412,11 +418,21 @@ def _gather(
     return merged, rows, squares
 
 
-def _first_nonfinite(counts: tf.Tensor) -> tf.Tensor:
-    """Return the first layer in the forward pass with a count above 0, and in the backward pass: [2, L] to float32 [2].
+def _first_nonfinite(layers: ByName, weight: ByName, gradient: ByName, names: Names) -> tf.Tensor:
+    """Return the first layer with a NaN or Inf in the forward pass, and in the backward pass: float32 [2].
 
-    The backward pass goes through the layers from the last one on. Where no count is above 0 the result is -1.
+    The backward pass goes through the layers from the last one on. Without a NaN or Inf the result is -1. The input and
+    the weights of a layer count as well as its output: ReLU turns NaN into 0.
+
+    Args:
+      layers: columns by name, [L].
+      weight: rows by name, [V].
+      gradient: rows by name, [V].
+      names: which variables each layer has.
     """
+    of_layers = tf.stack([layers["activation_nonfinite"] + layers["input_nonfinite"], layers["delta_nonfinite"]])
+    of_variables = tf.stack([weight["nonfinite"], gradient["nonfinite"]])
+    counts = of_layers + _count_variables(of_variables, names.layer_variables)
     count = counts.shape[1] or 0
     rank = np.stack([np.arange(count, 0, -1), np.arange(1, count + 1)])  # the largest of a row is found first
     found = tf.raw_ops.Cast(x=tf.raw_ops.Greater(x=counts, y=constant(0.0)), DstT=tf.float32)

@@ -19,7 +19,7 @@ FOLDER = "captures"
 FORMAT = 1
 _FILE = re.compile(r"step-(\d+)\.npz")
 _ABOUT = "about"
-_UNPORTABLE = "fiubc"
+_PORTABLE = "fiubc"
 """Kinds of arrays that NumPy itself stores; others of a fixed size are stored as bytes, with the name of their type."""
 
 
@@ -118,7 +118,7 @@ def write(logdir: str, captured: CapturedStep) -> int:
     def store(array: np.ndarray) -> dict[str, Any]:
         name = f"array_{len(arrays)}"
         entry = {"array": name}
-        if array.dtype.kind not in _UNPORTABLE + "SUMm":
+        if array.dtype.kind not in _PORTABLE + "SUMm":
             entry["type"] = array.dtype.name  # such as bfloat16, which NumPy does not know
             array = array.view(f"u{array.dtype.itemsize}")
         arrays[name] = array

@@ -288,19 +288,36 @@ class RunWriter:
         values = [rows.describe(state.skipped)] if rows_grew else []
         cosines, total = self._gradients.add(step.number, reading.gradient_sample, reading.column("gradient_norm"))
         further = {"gradient_cosine": cosines} | ({} if slow is None else slow.columns(rows.names.variables))
-        values += summaries.make_families(
-            step._replace(gradient_cosine_total=total),
-            reading,
-            rows,
-            ledger,
-            state.skipped,
-            state.replica_issues,
-            state.data,
-            self._spikes,
-            further,
-        )
+        values += self._families_of(step._replace(gradient_cosine_total=total), reading, rows, ledger, further)
         values += summaries.make_builtin(reading, rows, names, ledger.verdict)
         return values, rows_grew
+
+    def _families_of(
+        self, step: Step, reading: Any, rows: Rows, ledger: Ledger, further: Mapping[str, np.ndarray]
+    ) -> list[Value]:
+        """Return the step's tensors under tapescope's own tags; `further` has columns that are not in the reading."""
+        state = self._probe_state
+        examples = reading.column("examples")
+        counts_units = bool(rows.names.layers) and math.isfinite(examples)  # not where a step has none of the layers
+        closes_window = counts_units and ledger.add(reading.units, reading.elements, int(examples))
+        values = [
+            summaries.variables_family(reading, rows.first, further),
+            summaries.step_family(step, reading, ledger.verdict, self._spikes),
+        ]
+        if rows.names.layers:
+            values.append(summaries.layers_family(reading, rows.first, ledger.verdict, state.skipped))
+        if closes_window and ledger.verdict:
+            values.append(summaries.units_family(rows.first, ledger.verdict))
+        values += summaries.histogram_families(reading, rows.first)
+        if reading.replicas is not None:
+            values.append(summaries.replicas_family(reading, rows.first, state.replica_issues or ()))
+        if state.data is not None and state.data.rows:
+            values.append(summaries.data_family(reading, state.data))
+        if rows.names.heads:
+            values.append(summaries.heads_family(reading, rows.first))
+        if rows.names.residual:
+            values.append(summaries.residual_family(reading, rows.first))
+        return values
 
     def _make_ledger(self, names: Names) -> Ledger:
         ledger = Ledger(names.units, self._probe_state.window_examples)

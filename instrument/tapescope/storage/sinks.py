@@ -71,7 +71,6 @@ class SinkThread:
         self._make = make
         self._waiting: deque[tuple[str, tuple[Any, ...]]] = deque()
         self._changed = threading.Condition()
-        self._ending = False
         self._thread = threading.Thread(target=self._run, name=f"tapescope-sink-{name}", daemon=True)
         self._thread.start()
 
@@ -82,7 +81,6 @@ class SinkThread:
                 del self._waiting[1]  # not the first, which begins the run
                 self.left_out += 1
             self._waiting.append((method, arguments))
-            self._ending = self._ending or method == "end"
             self._changed.notify()
 
     def join(self, seconds: float) -> None:

@@ -18,7 +18,7 @@ from tapescope.statistics.replicas import are_few
 from tapescope.storage import event_file
 from tapescope.storage.event_file import Value
 from tapescope.storage.rows import Rows
-from tapescope.storage.unit_ledger import Ledger, Verdict
+from tapescope.storage.unit_ledger import Verdict
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import precision, spikes
@@ -69,84 +69,76 @@ def first_replica(value: Any) -> Any:
     return value.values[0] if isinstance(value, tf.distribute.DistributedValues) else value
 
 
-def make_families(
-    step: Step,
-    reading: Any,
-    rows: Rows,
-    ledger: Ledger,
-    skipped: Mapping[str, str],
-    faults: Sequence[Sequence[Any]] | None = None,
-    data: DataTensors | None = None,
-    run_spikes: RunSpikes | None = None,
-    further: Mapping[str, np.ndarray] | None = None,
-) -> list[Value]:
-    """Return the step's tensors under tapescope's own tags.
+# Families. `reading` is from `to_host` and has all rows of the run. `names` are those of the run's first record, which
+# describes each tag. `verdict` is that of the last closed window.
 
-    Args:
-      step: the host's part of the record.
-      reading: from `to_host`, with all rows of the run.
-      rows: of the run.
-      ledger: takes the units of this step.
-      skipped: layers that could not be measured, and why.
-      faults: what Keras does differently in this step with several replicas.
-      data: the rows of data and what the program says about them.
-      run_spikes: takes the loss and the gradient of this step.
-      further: columns of the variables that are not in the reading, [V] by name; NaN where there is none.
-    """
-    names = rows.first
-    examples = reading.column("examples")
-    counts_units = bool(rows.names.layers) and math.isfinite(examples)  # not where a step has none of the layers
-    closes_window = counts_units and ledger.add(reading.units, reading.elements, int(examples))
-    verdict = ledger.verdict
+
+def variables_family(reading: Any, names: Names, further: Mapping[str, np.ndarray]) -> Value:
+    """Return the columns of the variables; `further` has those that are not in the reading, [V] by name."""
     unknown = np.full(reading.variables.shape[1], np.nan)
     derived = {column.name: unknown for column in metadata.DERIVED_VARIABLE_COLUMNS}
     derived |= precision.columns_of(
         "gradient", reading.gradient_counts, reading.column("gradient_zero"), reading.column("gradient_nonfinite")
     )
-    derived |= further or {}
-    values = [
-        _make_family(
-            "variables",
-            (*readings.VARIABLE_COLUMNS, *derived),
-            names.variables,
-            _with_rows(reading.variables, derived.values()),
-        ),
-        _make_step(step, reading, examples, verdict, run_spikes or RunSpikes()),
-    ]
-    if rows.names.layers:
-        unknown = np.full(len(rows.names.layers), np.nan, np.float32)
-        counts = [verdict.counts[column] if verdict else unknown for column in readings.UNIT_COLUMNS]
-        details = {
-            "units": names.units,
-            "activations": names.activations,
-            "variables": names.layer_variables,
-            "sources": names.sources,
-            "skipped": dict(skipped),
-        }
-        of_layers = _derived_layer_columns(reading)
-        columns = (*readings.LAYER_COLUMNS, *readings.UNIT_COLUMNS, *of_layers)
-        rows_of_layers = _with_rows(reading.layers, [*counts, *of_layers.values()])
-        values.append(_make_family("layers", columns, names.layers, rows_of_layers, details))
-    if closes_window and verdict:
-        values.append(_make_family("units", (), names.layers, verdict.state, {"units": names.units}))
+    derived |= further
+    columns = (*readings.VARIABLE_COLUMNS, *derived)
+    return _make_family("variables", columns, names.variables, _with_rows(reading.variables, derived.values()))
+
+
+def layers_family(reading: Any, names: Names, verdict: Verdict | None, skipped: Mapping[str, str]) -> Value:
+    """Return the columns of the layers; `skipped` has those that could not be measured, and why."""
+    unknown = np.full(reading.layers.shape[1], np.nan, np.float32)
+    counts = {column: verdict.counts[column] if verdict else unknown for column in readings.UNIT_COLUMNS}
+    further = counts | _derived_layer_columns(reading)
+    details = {
+        "units": names.units,
+        "activations": names.activations,
+        "variables": names.layer_variables,
+        "sources": names.sources,
+        "skipped": dict(skipped),
+    }
+    columns = (*readings.LAYER_COLUMNS, *further)
+    return _make_family("layers", columns, names.layers, _with_rows(reading.layers, further.values()), details)
+
+
+def units_family(names: Names, verdict: Verdict) -> Value:
+    """Return the states of all units in a window that has just closed."""
+    return _make_family("units", (), names.layers, verdict.state, {"units": names.units})
+
+
+def histogram_families(reading: Any, names: Names) -> list[Value]:
+    """Return the histograms of gradients and activations; none where the probe takes none."""
+    values = []
     if reading.gradient_counts is not None:
         values.append(_make_family("gradient_histogram", (), names.variables, reading.gradient_counts))
     if reading.activation_counts is not None:
         values.append(_make_family("activation_histogram", (), names.layers, reading.activation_counts))
-    if reading.replicas is not None:
-        columns = tuple(c.name for c in metadata.REPLICA_COLUMNS)
-        by_replica = reading.replicas.reshape(-1, reading.replicas.shape[-1])
-        details = {"replicas": reading.replicas.shape[1], "faults": faults or ()}
-        compared = names.variables if are_few(reading.replicas.shape[1]) else (metadata.ALL_VARIABLES,)
-        values.append(_make_family("replicas", columns, compared, by_replica, details))
-    if data is not None and data.rows:
-        details = {"data_rows": [row._asdict() for row in data.rows], "objectives": data.objectives}
-        values.append(_make_family("data", DATA_COLUMNS, [row.name for row in data.rows], reading.data, details))
-    if rows.names.heads:
-        values.append(_make_family("heads", attention.HEAD_COLUMNS, names.heads, reading.heads))
-    if rows.names.residual:
-        values.append(_make_family("residual", attention.RESIDUAL_COLUMNS, names.residual, reading.residual))
     return values
+
+
+def replicas_family(reading: Any, names: Names, faults: Sequence[Sequence[Any]]) -> Value:
+    """Return the columns of several replicas; `faults` is what Keras does differently with them."""
+    columns = tuple(c.name for c in metadata.REPLICA_COLUMNS)
+    by_replica = reading.replicas.reshape(-1, reading.replicas.shape[-1])
+    details = {"replicas": reading.replicas.shape[1], "faults": faults}
+    compared = names.variables if are_few(reading.replicas.shape[1]) else (metadata.ALL_VARIABLES,)
+    return _make_family("replicas", columns, compared, by_replica, details)
+
+
+def data_family(reading: Any, data: DataTensors) -> Value:
+    """Return the columns of inputs, targets and outputs, with what the program says about them."""
+    details = {"data_rows": [row._asdict() for row in data.rows], "objectives": data.objectives}
+    return _make_family("data", DATA_COLUMNS, [row.name for row in data.rows], reading.data, details)
+
+
+def heads_family(reading: Any, names: Names) -> Value:
+    """Return the columns of the attention heads."""
+    return _make_family("heads", attention.HEAD_COLUMNS, names.heads, reading.heads)
+
+
+def residual_family(reading: Any, names: Names) -> Value:
+    """Return the columns of the points of the residual stream."""
+    return _make_family("residual", attention.RESIDUAL_COLUMNS, names.residual, reading.residual)
 
 
 def _with_rows(array: np.ndarray, rows: Iterable[np.ndarray]) -> np.ndarray:
@@ -179,7 +171,9 @@ def is_skipped(reading: Any) -> bool:
     return bool(reading.column("gradient_nonfinite").any() and not np.any(reading.column("update_ratio") > 0))
 
 
-def _make_step(step: Step, reading: Any, examples: float, verdict: Verdict | None, run_spikes: RunSpikes) -> Value:
+def step_family(step: Step, reading: Any, verdict: Verdict | None, run_spikes: RunSpikes) -> Value:
+    """Return the columns of the step. `run_spikes` takes its loss and its gradient."""
+    examples = reading.column("examples")
     row = {
         "examples_seen": (step.number + 1) * examples if math.isnan(step.examples_seen) else step.examples_seen,
         "window_examples": verdict.examples if verdict else math.nan,

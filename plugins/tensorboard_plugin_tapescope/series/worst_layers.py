@@ -48,9 +48,9 @@ def rank_layers(
         if 0 <= index < len(layers):
             reasons.setdefault(layers[int(index)], Reason("first_nonfinite", None))
     if norms.shape == (len(layers),) and np.isfinite(norms).any():
-        for index in tables.worst_first(NORM, norms[None]).tolist():
+        for index in tables.worst_first(NORM, norms[None]):
             if norms[index] >= 0:  # neither NaN nor a damaged file's
-                reasons.setdefault(layers[index], Reason("smallest_gradient", None))
+                reasons.setdefault(layers[int(index)], Reason("smallest_gradient", None))
     return reasons
 
 
