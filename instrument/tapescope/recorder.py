@@ -22,7 +22,7 @@ from absl import logging
 
 from tapescope.probe import Probe
 from tapescope.rules.finding import Finding
-from tapescope.schedule import Schedule, as_schedule
+from tapescope.schedule import WORKERS_INTERVAL, Schedule, as_schedule, every, uses_clock
 from tapescope.slow_measurement import SLOW_STEPS, SlowMeasurement, check_slow_every
 from tapescope.statistics import replicas
 from tapescope.statistics.reading import STEP_COLUMNS, Reading
@@ -59,7 +59,7 @@ class Recorder:
       logdir: the run's directory, made if it does not exist. It stays the same one when the program changes its own.
       probe: whose readings are recorded.
       when: the schedule that decides, and that the loop calls; each record states what measuring cost. By default
-        `tapescope.auto()`, as `recorder.when`.
+        `tapescope.auto()`, as `recorder.when`; with several workers `tapescope.every(10)`.
       about: fields of the run's status: anything that JSON can hold. Its state, its reason and its numbers of records
         stay tapescope's own.
       resume: where the run goes on, if it was recorded here before. Records of that step and later ones are removed.
@@ -79,7 +79,8 @@ class Recorder:
 
     Raises:
       OSError: the directory cannot be written, or another Recorder writes there.
-      ValueError: `resume` is of a run of another model; nothing is removed.
+      ValueError: `resume` is of a run of another model; nothing is removed. Or several workers train, and `when`
+        depends on the clock.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Recorder:
         self._probe_state = probe._state
         self._has_written = False
         self._measured_before = self._probe_state.tape_entered
-        self.when: Schedule = as_schedule(when)
+        self.when: Schedule = self._choose_schedule(when)
         """The schedule that decides which steps are measured."""
         self._slow = SlowMeasurement(self._probe_state, slow_every, resume)
         if resume is not None:
@@ -144,6 +145,18 @@ class Recorder:
         self._looked_at = {finding.rule for finding in self.findings}
         atexit.register(self._close_at_exit)
 
+    def _choose_schedule(self, when: Schedule | None) -> Schedule:
+        """Return the schedule; of several workers all must measure the same steps."""
+        schedule = as_schedule(when)
+        if not uses_clock(schedule) or not replicas.has_other_workers(self._probe_state.variables()):
+            return schedule
+        if when is None:
+            return every(WORKERS_INTERVAL)
+        raise ValueError(
+            "`when` must choose the same steps in all workers of a MultiWorkerMirroredStrategy; got a schedule that "
+            f"depends on each one's own clock: use tapescope.every({WORKERS_INTERVAL})"
+        )
+
     @property
     def findings(self) -> tuple[Finding, ...]:
         """The findings so far; a record or two behind the training."""
@@ -178,7 +191,8 @@ class Recorder:
           reading: of the step; under a strategy, what `strategy.run` returned. None records the scalars only.
           scalars: by tag, floats or tensors with one element; "loss" is also shown in the Gradients tab. What is not
             one real number is left out, and logged once.
-          examples: number of examples trained on so far; (step + 1) times the examples of this step if None.
+          examples: number of examples trained on so far. If None, those of the recorded steps are counted, and a step
+            between them as the largest one.
           batch: what the step was given, such as `(x, y)`: tensors or arrays in nested tuples, lists and dicts. It is
             kept if the Recorder captures the step, and costs nothing otherwise.
           indices: of the batch's examples in the training data, integers [B], by which a replay then names them.
@@ -196,7 +210,7 @@ class Recorder:
         size = _SCALARS_BYTES
         is_first_nonfinite = False
         if reading is not None:
-            reading = Reading(*map(summaries.first_replica, reading))
+            reading = Reading(*map(_to_tensor, reading))
             self._reading_bytes = self._reading_bytes or sum(_count_bytes(part) for part in reading)
             nonfinite = _is_known_nonfinite(reading)
             is_first_nonfinite = nonfinite and not self._was_nonfinite
@@ -373,6 +387,12 @@ def _read_now(value: Any) -> Any:
     if isinstance(value, (tf.Variable, keras.Variable)):
         return tf.convert_to_tensor(value)
     return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _to_tensor(part: Any) -> Any:
+    """Return a part of a reading as a tensor: of all replicas the first one's; a coordinator fetches arrays."""
+    part = summaries.first_replica(part)
+    return tf.constant(part) if isinstance(part, np.ndarray | np.generic) else part
 
 
 def _count_bytes(part: Any) -> int:

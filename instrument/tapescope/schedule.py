@@ -39,6 +39,8 @@ CLOSER_STEPS = 50
 """Most steps that are all measured after a finding."""
 LEAST_CLOSER_STEPS = 10
 """Steps that are all measured after a finding, whatever they cost."""
+WORKERS_INTERVAL = 10
+"""Steps from one measured one to the next where several processes train together and nobody has chosen."""
 INTERVALS = (*(digit * 10**power for power in range(4) for digit in (1, 2, 5)), _LONGEST_INTERVAL)
 """The intervals that `auto` chooses from."""
 _CHOICES = ("", "_before", *(f"_before_{n}" for n in range(2, len(INTERVALS))))
@@ -287,6 +289,11 @@ def as_schedule(when: Any) -> Schedule:
         )
     decide: Any = when
     return Schedule(decide)
+
+
+def uses_clock(when: Schedule) -> bool:
+    """Return whether a schedule chooses by the time that steps take: each process that trains may choose others."""
+    return isinstance(when, (_Auto, _Budget))
 
 
 class _Auto(Schedule):

@@ -364,14 +364,58 @@ def test_a_run_that_goes_on_does_not_look_at_old_findings_again(looked_closer):
     assert not tapescope.Run(looked_closer.logdir)["closer_look"][-3:].any()
 
 
-def test_several_workers_do_not_look_closer():
-    class Variable:
-        def __init__(self, strategy):
-            self.distribute_strategy = strategy
+class Variable:
+    def __init__(self, strategy):
+        self.distribute_strategy = strategy
 
+
+def test_several_workers_do_not_look_closer():
     assert replicas.is_single_worker([])
     assert replicas.is_single_worker([Variable(mirrored(2))])
     assert not replicas.is_single_worker([Variable(tf.distribute.MultiWorkerMirroredStrategy())])
+
+
+@pytest.fixture
+def _several_workers(monkeypatch):
+    monkeypatch.setattr(replicas, "has_other_workers", lambda variables: True)
+
+
+@pytest.mark.usefixtures("_several_workers")
+def test_several_workers_measure_the_same_steps_by_default(tmp_path):
+    probe, _ = eager_steps()
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        assert [n for n in range(31) if recorder.when(n)] == [0, 10, 20, 30]
+
+
+@pytest.mark.usefixtures("_several_workers")
+@pytest.mark.parametrize("make", [tapescope.auto, tapescope.budget])
+def test_several_workers_refuse_a_schedule_by_the_clock(tmp_path, make):
+    probe, _ = eager_steps()
+    with pytest.raises(ValueError, match=r"must choose the same steps in all workers.*use tapescope.every\(10\)"):
+        tapescope.Recorder(tmp_path, probe, make())
+
+
+def test_one_worker_has_no_others():
+    assert not replicas.has_other_workers([])
+    assert not replicas.has_other_workers([Variable(mirrored(2))])
+    assert not replicas.has_other_workers([Variable(tf.distribute.MultiWorkerMirroredStrategy())])
+
+
+def test_the_workers_of_a_cluster_are_known(monkeypatch):
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"chief": ["127.0.0.1:1"], "worker": ["127.0.0.1:2"], "evaluator": ["127.0.0.1:3"]})
+    )
+    monkeypatch.setattr(type(strategy), "cluster_resolver", resolver)
+    assert replicas.has_other_workers([Variable(strategy)])
+
+
+def test_a_reading_of_arrays_is_recorded(tmp_path):
+    probe, step = eager_steps()
+    reading = tapescope.Reading(*(part.numpy() for part in step(0)))
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        recorder.write(0, reading)
+    np.testing.assert_array_equal(tapescope.Run(tmp_path)["gradient_norm"][0], reading.column("gradient_norm"))
 
 
 def test_numbers_read_off_the_histograms_are_those_of_the_tensors(tmp_path):

@@ -53,8 +53,15 @@ def model_issues(model: Any) -> Iterator[ReplicaIssue]:
         name = names.get(id(layer), layer.name)
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable and not layer.synchronized:
             yield ReplicaIssue("batch_norm", name, None)
-        if private_api.seed_generators(layer) and not getattr(layer, "own_random", False):
+        if _draws(layer) and not getattr(layer, "own_random", False):
             yield ReplicaIssue("random_numbers", name, None)
+
+
+def _draws(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer draws random numbers: a cell of an RNN has a generator also if it drops nothing."""
+    rates = [getattr(layer, name, None) for name in ("dropout", "recurrent_dropout")]
+    known = [rate for rate in rates if isinstance(rate, (int, float))]
+    return bool(private_api.seed_generators(layer)) and (not known or any(known))
 
 
 def optimizer_issues(optimizer: Any) -> Iterator[ReplicaIssue]:

@@ -7,7 +7,6 @@ folder lists what is patched, when, and until when.
 import functools
 import os
 import threading
-import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from tapescope.fit import optimizer_steps, run_directory, train_functions
 from tapescope.fit.train_functions import TrainFunctions
 from tapescope.probe import Probe
 from tapescope.recorder import Recorder
-from tapescope.schedule import Schedule, as_schedule
+from tapescope.schedule import WORKERS_INTERVAL, Schedule, as_schedule, every, uses_clock
 from tapescope.slow_measurement import SLOW_STEPS, check_slow_every
 from tapescope.statistics import replicas
 from tapescope.statistics.layers import Examples
@@ -31,8 +30,8 @@ from tapescope.storage.scalars import is_validation_loss
 from tapescope.storage.sinks import Sink, check_sinks
 
 _lock = threading.Lock()
-_monitors: "weakref.WeakValueDictionary[str, Monitor]" = weakref.WeakValueDictionary()
-"""The last Monitor of this process that recorded in each directory."""
+_monitors: "dict[str, Monitor]" = {}
+"""The Monitors of this process that have claimed a directory: also one whose fit has raised."""
 _OUTPUT_PREFIX = "tapescope/"
 """Prefix of a reading's fields among the outputs of the measured train function."""
 
@@ -51,9 +50,9 @@ class Monitor(keras.callbacks.Callback):
     Args:
       logdir: the run's directory. By default a new one in `runs`, named by the model and the time; the first fit makes
         it, and prints how to look at it.
-      when: which batches to measure, counted from the first; `tapescope.auto()` by default. With `steps_per_execution`
-        above 1, it is asked once for each execution and counts executions. The record is then of the execution's last
-        batch.
+      when: which batches to measure, counted from the first; `tapescope.auto()` by default. Several workers have
+        `tapescope.every(10)` in the place of a schedule that depends on the clock. With `steps_per_execution` above 1,
+        it is asked once for each execution and counts executions. The record is then of the execution's last batch.
       on_finding: "stop" ends the training when the rules find an error; "continue" only records it.
       layers: as for `tapescope.Probe`.
       window_examples: as for `tapescope.Probe`.
@@ -137,8 +136,8 @@ class Monitor(keras.callbacks.Callback):
         """Of the reading, where batches are captured."""
         self._has_validated = False
         """True after a validation in this epoch."""
-        self._claimed = False
-        """Whether the directory is this Monitor's, in this fit."""
+        self._claimed: str | None = None
+        """The directory that is this Monitor's in this fit; None before it is claimed."""
         self._recording = False
         """Whether the recorder is open."""
         self._resume: Resume | None = None
@@ -181,6 +180,9 @@ class Monitor(keras.callbacks.Callback):
             self._probed_model = model
         if self._probe is None or not self._claim_directory(self._probe):
             return
+        if uses_clock(self._when) and replicas.has_other_workers(self._probe._state.variables()):
+            logging.info("tapescope: with several workers every %d batches are measured", WORKERS_INTERVAL)
+            self._when = every(WORKERS_INTERVAL)
         if self._learning_rate is None:
             self._learning_rate = train_functions.learning_rate(model.optimizer)
         self._when.pause()
@@ -217,13 +219,13 @@ class Monitor(keras.callbacks.Callback):
         directory = os.path.realpath(absolute(self.logdir))
         with _lock:
             other = _monitors.get(directory)
-            if other is not None and other is not self and other._claimed:
+            if other is not None and other is not self:
                 if other.params is self.params:
                     logging.warning("tapescope: two Monitors of one fit write to %s; only the first records", directory)
                     return False
                 other._close_recorder("interrupted")
             _monitors[directory] = self
-            self._claimed = True
+            self._claimed = directory
         return True
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -329,7 +331,9 @@ class Monitor(keras.callbacks.Callback):
             self._resume = Resume(self._batches, self.recorder.state())
             self.recorder.close(reason)
         self._recording = False
-        self._claimed = False
+        if self._claimed and _monitors.get(self._claimed) is self:
+            del _monitors[self._claimed]
+        self._claimed = None
 
     def _run_measured(self, functions: TrainFunctions, iterator: Any) -> Any:
         """Run the measured train function in place of `model.train_function`, which is put back before."""

@@ -23,7 +23,8 @@ def replica_outlier(history: History) -> Iterator[Finding]:
         return
     steps = [step for step, _ in history.replica_differences]
     differences = np.stack([difference for _, difference in history.replica_differences])  # [T, 2, R]
-    usual = lower_median(differences)
+    low, high = lower_median(differences), -lower_median(-differences)
+    usual = np.where(np.abs(low) <= np.abs(high), low, high)  # of two replicas, the same with another sign
     one_sided = np.mean(np.sign(differences) == np.sign(usual), axis=0) >= ONE_SIDED_SHARE
     norm_limit = OUTLIER_NORM_DECADES if len(differences) < LONG else OUTLIER_NORM_DECADES_LONG
     limits = np.array([norm_limit, OUTLIER_COSINE])

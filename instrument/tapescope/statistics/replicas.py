@@ -66,6 +66,15 @@ def is_single_worker(variables: Sequence[Any]) -> bool:
     return strategy is None or isinstance(strategy, (tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy))
 
 
+def has_other_workers(variables: Sequence[Any]) -> bool:
+    """Return whether other processes run the steps that train these variables, and must run the same program."""
+    strategy = _strategy(variables)
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return False
+    cluster = strategy.cluster_resolver.cluster_spec()
+    return sum(cluster.num_tasks(job) for job in cluster.jobs if job in ("chief", "worker")) > 1
+
+
 def are_few(replica_count: int) -> bool:
     """Return whether so many replicas send all of their rows."""
     return replica_count <= FEW

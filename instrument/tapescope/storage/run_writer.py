@@ -26,6 +26,7 @@ from tapescope.storage import resume as resuming
 from tapescope.storage.captures import Captures
 from tapescope.storage.consecutive_gradients import ConsecutiveGradients
 from tapescope.storage.event_file import Value
+from tapescope.storage.examples_seen import ExamplesSeen
 from tapescope.storage.heatmap import COLUMN, Heatmap, HeatmapHistory
 from tapescope.storage.printable import describe, printable
 from tapescope.storage.resume import Resume
@@ -90,6 +91,7 @@ class RunWriter:
         self._index = IndexFile(logdir)
         self._spikes = RunSpikes()
         self._gradients = ConsecutiveGradients(self._resume.state)
+        self._examples_seen = ExamplesSeen(self._resume.state)
         self._validation_loss = float(self._resume.state.get(_VALIDATION_LOSS, math.nan))
         self._recorded_columns: dict[str, tuple[str, ...]] = {}
         """Columns of each family in the records from which the run goes on: another version may have had others."""
@@ -173,7 +175,7 @@ class RunWriter:
         if self._ledger is None:
             return dict(self._resume.state)
         validation = {_VALIDATION_LOSS: np.array(self._validation_loss)}
-        return self._ledger.state() | self._gradients.state() | validation
+        return self._ledger.state() | self._gradients.state() | self._examples_seen.state() | validation
 
     def close(self) -> None:
         """Close the file, and end the run in the sinks."""
@@ -288,7 +290,9 @@ class RunWriter:
         values = [rows.describe(state.skipped)] if rows_grew else []
         cosines, total = self._gradients.add(step.number, reading.gradient_sample, reading.column("gradient_norm"))
         further = {"gradient_cosine": cosines} | ({} if slow is None else slow.columns(rows.names.variables))
-        values += self._families_of(step._replace(gradient_cosine_total=total), reading, rows, ledger, further)
+        seen = self._examples_seen.add(step.number, float(reading.column("examples")), step.examples_seen)
+        step = step._replace(gradient_cosine_total=total, examples_seen=seen)
+        values += self._families_of(step, reading, rows, ledger, further)
         values += summaries.make_builtin(reading, rows, names, ledger.verdict)
         return values, rows_grew
 

@@ -28,7 +28,7 @@ class ScalarReader:
         """Return the numbers by tag. Values that are not one real number are left out.
 
         Args:
-          scalars: by tag, numbers of any type or tensors with one element; of several replicas, the first one's counts.
+          scalars: by tag, numbers of any type or tensors with one element, which all replicas have alike.
         """
         numbers = {}
         for key, value in scalars.items():
@@ -68,7 +68,10 @@ def is_validation_loss(tag: str) -> bool:
 
 def _to_float(value: Any) -> float:
     if isinstance(value, tf.distribute.DistributedValues):
-        value = value.values[0]
+        numbers = np.array([_to_float(of_replica) for of_replica in value.values])
+        value = numbers[0]
+        if not np.array_equal(numbers, np.full_like(numbers, value), equal_nan=True):
+            raise ValueError("it differs between replicas: sum or average it with `strategy.reduce`")
     # np.asarray fails for a bfloat16 tensor, whose own method does not.
     array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
     if array.dtype.kind in _NO_NUMBERS or (array.dtype == object and isinstance(array.item(), str | bytes)):

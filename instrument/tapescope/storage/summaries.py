@@ -34,7 +34,7 @@ class Step(NamedTuple):
     number: int
     loss: float = math.nan
     examples_seen: float = math.nan
-    """NaN: (number + 1) times the examples of this step."""
+    """Up to and with this step; NaN where it is not known."""
     step_ms: float = math.nan
     measure_ms: float = math.nan
     is_closer: bool = False
@@ -173,9 +173,8 @@ def is_skipped(reading: Any) -> bool:
 
 def step_family(step: Step, reading: Any, verdict: Verdict | None, run_spikes: RunSpikes) -> Value:
     """Return the columns of the step. `run_spikes` takes its loss and its gradient."""
-    examples = reading.column("examples")
     row = {
-        "examples_seen": (step.number + 1) * examples if math.isnan(step.examples_seen) else step.examples_seen,
+        "examples_seen": step.examples_seen,
         "window_examples": verdict.examples if verdict else math.nan,
         "measure_ms": step.measure_ms,
         "step_ms": step.step_ms,

@@ -484,3 +484,11 @@ def test_the_loss_of_a_validation_is_recorded(tmp_path):
     known = history.history["val_loss"]
     expected = [np.nan, np.nan, known[0], known[0], known[1], known[1]]
     np.testing.assert_allclose(tapescope.Run(tmp_path)["validation_loss"], expected)
+
+
+def test_the_examples_of_uneven_batches_are_counted(tmp_path):
+    model: Any = dense_chain([2], ["linear"], 4)
+    model.compile("sgd", "mse")
+    x, y = np.ones([10, 4], "f"), np.ones([10, 2], "f")
+    model.fit(x, y, batch_size=4, epochs=2, verbose=0, callbacks=[tapescope.Monitor(tmp_path, tapescope.every(1))])
+    assert tapescope.Run(tmp_path)["examples_seen"].tolist() == [4, 8, 10, 14, 18, 20]

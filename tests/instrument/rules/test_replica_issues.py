@@ -109,6 +109,19 @@ def test_layers_that_draw_the_same_numbers_are_counted(uncured):
     assert "and 1 more draw the same random numbers on all 2 replicas" in found.message
 
 
+@pytest.mark.parametrize(
+    ("cell", "issues"),
+    [
+        (keras.layers.LSTM(2), []),
+        (keras.layers.GRU(2, dropout=0.1), ["random_numbers"]),
+        (keras.layers.SimpleRNN(2, recurrent_dropout=0.1), ["random_numbers"]),
+    ],
+)
+def test_a_recurrent_layer_draws_numbers_if_it_drops(cell, issues):
+    model = keras.Sequential([keras.Input((3, 2)), cell])
+    assert [issue.kind for issue in keras_replica_issues.model_issues(model)] == issues
+
+
 def test_clipping_is_reported_with_how_often_it_acts(uncured):
     evidence = uncured[1]["clipped_before_sum"].evidence
     assert evidence["global_clipnorm"] == pytest.approx(1e-3)

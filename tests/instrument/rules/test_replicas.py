@@ -27,6 +27,13 @@ def test_a_replica_with_a_much_longer_gradient_is_named():
     assert 3 < finding.evidence["norm_ratio"] < 7
 
 
+@pytest.mark.parametrize("replica", [0, 1])
+@pytest.mark.parametrize("records", [10, 11])
+def test_of_two_replicas_the_one_with_the_longer_gradient_is_named(replica, records):
+    finding = only_finding(find(records, longer(replica, 9), replicas=2), "replica_outlier")
+    assert finding.evidence["replica"] == replica
+
+
 def test_twice_the_norm_may_be_chance_in_a_few_records():
     assert find(20, longer(0, 2), replicas=4) == []
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from scripts.testbed.records import eager_steps, loaded_steps
+from scripts.testbed.steps import mirrored
 
 import tapescope
 from tapescope.storage.scalars import ScalarReader, validation_loss
@@ -103,3 +104,10 @@ def test_the_loss_of_a_validation_is_known_by_its_tag(tag):
 @pytest.mark.parametrize("tag", ["loss", "val_accuracy", "val_head_loss", "interval_loss", "validation/loss/head"])
 def test_other_tags_leave_the_loss_of_the_validation_before(tag):
     assert validation_loss({tag: 2.0}, before=3.0) == 3.0
+
+
+@pytest.mark.parametrize(("losses", "read"), [([1.5, 1.5], {"x": 1.5}), ([1.5, 2.5], {})])
+def test_a_scalar_of_several_replicas_must_be_the_same_on_all(losses, read):
+    strategy = mirrored(2)
+    values = strategy.run(lambda: tf.constant(losses)[tf.distribute.get_replica_context().replica_id_in_sync_group])
+    assert ScalarReader().read({"x": values}) == read
