@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import pytest
@@ -128,6 +129,17 @@ def test_a_nan_under_two_replicas_is_replayed_and_its_example_named_first(tmp_pa
     assert len(found.examples) == 8
     assert found.first_layer is not None
     assert (found.first_layer.layer, found.first_layer.reason) == ("first", "not finite")
+
+
+@pytest.mark.slow
+def test_the_step_is_named_that_lost_the_weights_behind_a_relu(tmp_path, user_code):
+    train(tmp_path, user_code, "missing", "--steps=20", "--measure_every=7")
+    found = tapescope.replay(tmp_path, captured_spike(tmp_path))
+    assert found.variants == ()
+    (note,) = found.notes
+    match = re.match(r"the weights were not finite first at step (\d+): replay that one", note)
+    assert match, note
+    assert tapescope.replay(tmp_path, int(match[1])).examples[0].index == PLANTED
 
 
 @pytest.mark.slow

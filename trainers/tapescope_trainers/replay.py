@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,14 @@ from tapescope.storage.run import Run
 from tapescope_trainers import flags
 from tapescope_trainers.flags import Options
 from tapescope_trainers.training import build, resume
+
+
+class Lost(NamedTuple):
+    """The first step that left something that is not finite."""
+
+    step: int
+    subject: str
+    """Of the sentence about it."""
 
 
 class Origin(NamedTuple):
@@ -103,14 +111,24 @@ def replay(logdir: str, step: int) -> Replay:
     with strategy.device_datasets_without_autotune():
         saved.restore(origin.steps)
         dataset = parts.strategy.experimental_distribute_dataset(parts.batches(origin.options, skip=origin.steps))
-        lost = None
+        lost: Lost | None = None
         for number, (x, y) in zip(itertools.count(origin.steps), dataset, strict=False):
             if number == step:
                 return _Replayer(run, origin.options, parts, train_step, step, lost).answer(x, y)
             loss = float(train_step(x, y, False).loss)
             if lost is None and not math.isfinite(loss):
-                lost = number
+                lost = Lost(number, "the loss was")
+            elif lost is None and not _are_finite(parts.model.variables):
+                lost = Lost(number, "the weights were")
     raise AssertionError("the batches are endless")
+
+
+def _are_finite(variables: Sequence[Any]) -> bool:
+    """Return whether variables have no NaN or Inf."""
+    import tensorflow as tf
+
+    tensors = [tf.convert_to_tensor(v) for v in variables]
+    return all(bool(tf.reduce_all(tf.math.is_finite(t))) for t in tensors if t.dtype.is_floating)
 
 
 def _check_step(run: Run, step: int) -> None:
@@ -146,7 +164,7 @@ class _Replayer:
         parts: build.Parts,
         train_step: Callable[..., Any],
         step: int,
-        lost: int | None,
+        lost: Lost | None,
     ):
         self._run = run
         self._options = options
@@ -154,7 +172,7 @@ class _Replayer:
         self._train_step = train_step
         self._step = step
         self._lost = lost
-        """First step since the checkpoint whose loss was not finite, if it is before this one."""
+        """Since the checkpoint and before this step; None if all was finite."""
         variables = {id(v): v for v in (*parts.model.variables, *parts.optimizer.variables)}
         self._variables = list(variables.values())
         self._before = [np.array(v.numpy()) for v in self._variables]
@@ -170,7 +188,8 @@ class _Replayer:
         if recorded is None:
             notes.append(f"step {self._step} was not measured in the run, so there is nothing to compare it with")
         if self._lost is not None:
-            notes.append(f"the loss was not finite first at step {self._lost}: replay that one to see the cause")
+            step, subject = self._lost
+            notes.append(f"{subject} not finite first at step {step}: replay that one to see the cause")
         found = answer.make_answer(
             self._run,
             self._step,

@@ -120,7 +120,7 @@ def compare(first: Run, second: Run, tolerance: float = 1e-3, by: Literal["step"
                     relative=float(relative[t, i]),
                 )
                 deviations.append((rows.first[i], deviation))
-    if not ratios:
+    if not any(column in ratios for column in FORWARD + BACKWARD):  # data have the same names in all runs
         raise ValueError(f"{first.logdir} and {second.logdir} have no layer or variable in common")
     return Comparison(
         aligned=len(first_at),
@@ -191,8 +191,9 @@ def _owners(run: Run, column: str) -> tuple[str, ...]:
 
 
 def _unmatched_names(first: Run, second: Run, column: str, rows: _Rows) -> list[str]:
-    only_first = [name for i, name in enumerate(first.rows(column)) if i not in set(rows.first)]
-    only_second = [name for i, name in enumerate(second.rows(column)) if i not in set(rows.second)]
+    matched = set(rows.first), set(rows.second)
+    only_first = [name for i, name in enumerate(first.rows(column)) if i not in matched[0]]
+    only_second = [name for i, name in enumerate(second.rows(column)) if i not in matched[1]]
     return sorted({*only_first, *only_second})
 
 
@@ -221,7 +222,8 @@ def comparison_text(comparison: Comparison, tolerance: float) -> str:
     if comparison.unmatched:
         lines.append(f"only in one of the two runs: {', '.join(comparison.unmatched)}")
     if comparison.equal:
-        return "\n".join([*lines, f"equal within {tolerance:g}"])
+        where = ", in what both runs have" if comparison.unmatched else ""
+        return "\n".join([*lines, f"equal within {tolerance:g}{where}"])
     lines.append(f"{comparison.beyond} numbers differ by more than {tolerance:g}")
     for order, deviation in (("forward", comparison.forward), ("backward", comparison.backward)):
         if deviation:

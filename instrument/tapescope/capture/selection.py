@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -106,13 +106,24 @@ class Selection:
         return list(found.values())
 
     def all_variables(self) -> list[Any]:
-        """Return all variables of the models, each once: also those that are not trained, such as random state."""
+        """Return all variables of the models, each once: also those that are not trained, such as random state.
+
+        Those of `uncounted_variables` come last.
+        """
         if not all(getattr(m, "built", True) for m in self.models):
             return []
         found: dict[int, Any] = {}
         for m in self.models:
             for variable in [m] if is_variable(m) else [*m.trainable_variables, *getattr(m, "variables", ())]:
                 found.setdefault(id(variable), variable)
+        return [*found.values(), *(v for v in self.uncounted_variables() if id(v) not in found)]
+
+    def uncounted_variables(self) -> list[Any]:
+        """Return what layers keep out of Keras' lists: the states of a stateful RNN, and their own `tf.Variable`s."""
+        found = {id(v): v for _, layer in self._all_layers() for v in _attribute_variables(layer)}
+        for m in self.models:
+            for variable in () if is_variable(m) else [*m.trainable_variables, *getattr(m, "variables", ())]:
+                found.pop(id(variable), None)
         return list(found.values())
 
     def variable_names(self, variables: Iterable[Any] | None = None) -> tuple[str, ...]:
@@ -215,6 +226,13 @@ def _enclosing_paths(path: str) -> Iterator[str]:
     while path:
         yield path
         path = path.rpartition("/")[0]
+
+
+def _attribute_variables(layer: Any) -> Iterator[Any]:
+    """Yield the variables that a layer has as attributes, or in lists and dicts that are attributes."""
+    for value in vars(layer).values():
+        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
+        yield from (part for part in parts if is_variable(part) and part.dtype != tf.string)
 
 
 def variable_path(variable: Any) -> str:

@@ -74,15 +74,20 @@ class _Program(NamedTuple):
 
     call: Callable[[Any], tuple[float | None, Any]]
     """From a batch to loss and reading."""
-    variables: Sequence[Any] | None
-    """All variables of the models; None where the models are not known."""
-    optimizer: Any
+    models: Selection | None
+    """None where the models are not known."""
+    optimizers: Sequence[Any]
     probe: Probe | None
+
+    @property
+    def variables(self) -> list[Any]:
+        """All variables of the models; none before they are built."""
+        return [] if self.models is None else self.models.all_variables()
 
     @property
     def strategy(self) -> Any:
         """The strategy of the variables; None without one."""
-        values = [getattr(v, "value", v) for v in self.variables or ()]  # of a Keras variable
+        values = [getattr(v, "value", v) for v in self.variables]  # of a Keras variable
         return next((s for v in values if (s := getattr(v, "distribute_strategy", None)) is not None), None)
 
     def scope(self) -> Any:
@@ -95,23 +100,20 @@ def _make_program(step_fn: Any, captured: CapturedStep, model: Any, optimizer: A
         if not step_fn.built:
             step_fn(_to_tensors(captured.batch[0]))
         call, probe = measured_step(step_fn)
-        optimizer = step_fn.optimizer
-        variables = Selection(step_fn, None).all_variables()
-        return _Program(lambda batch: (None, call(batch)), variables, optimizer, probe)
+        return _Program(lambda batch: (None, call(batch)), Selection(step_fn, None), [step_fn.optimizer], probe)
     if not callable(step_fn):
         raise ValueError(f"`step_fn` must be a function of a batch or a compiled model; got {type(step_fn).__name__}")
     owners = step_function.find_owners(step_fn)
     probe = owners.probes[0] if owners.probes else None
     if model is not None:
-        variables = Selection(model, None).all_variables()
+        models = Selection(model, None)
     elif probe is not None:
-        variables = probe._state.selection.all_variables()
+        models = probe._state.selection
     else:
-        variables = Selection(owners.models, None).all_variables() if owners.models else None
-    if optimizer is None and len(owners.optimizers) == 1:
-        optimizer = owners.optimizers[0]
+        models = Selection(owners.models, None) if owners.models else None
+    optimizers = owners.optimizers if optimizer is None else [optimizer]
     bound = step_function.bind(step_fn, captured.batch)
-    return _Program(lambda batch: step_function.split_result(bound(batch)), variables, optimizer, probe)
+    return _Program(lambda batch: step_function.split_result(bound(batch)), models, optimizers, probe)
 
 
 class _Replayer:
@@ -124,36 +126,60 @@ class _Replayer:
         self._notes: list[str] = []
         self._saved: list[tuple[Any, np.ndarray]] = []
         """Variables and their values before the step."""
+        self._was_lost = False
+        """Whether the weights before the step were not finite already."""
         self._match_model()
-        self._match_optimizer()
+        self._match_optimizers()
 
     def _match_model(self) -> None:
         saved = self._captured.model
         if saved is None:
             self._notes.append("the weights before the step were not captured: those of the model as it is are used")
-            if self._program.variables:
-                self._saved += [(v, np.array(v.numpy())) for v in self._program.variables]
+            self._saved += _as_they_are(self._program.variables)
             return
-        if self._program.variables is None:
+        models = self._program.models
+        if models is None:
             raise ValueError(
                 "the model of the step is not found among the variables that `step_fn` uses: pass it, as in "
                 "tapescope.replay(run, step, step_fn, model=model, optimizer=optimizer)"
             )
-        self._saved += _match("model", self._program.variables, saved)
+        if not self._program.variables:
+            self._run_on(self._captured.batch)  # the first step builds the model
+        variables = self._program.variables
+        counted = len(variables) - len(models.uncounted_variables())
+        known = counted if len(saved) == counted else len(variables)  # earlier versions captured no others
+        self._saved += _match("model", variables[:known], saved)
+        self._saved += _as_they_are(variables[known:])
+        self._was_lost = not all(np.isfinite(one.value.astype(float)).all() for one in saved)
+        if self._was_lost:
+            self._notes.append("the weights before the step are not finite already: an earlier step has the cause")
 
-    def _match_optimizer(self) -> None:
-        optimizer = self._program.optimizer
-        if optimizer is None:
-            return
-        if not optimizer.built and self._program.variables:
-            with self._program.scope():
-                optimizer.build([v for v in self._program.variables if v.trainable])
+    def _match_optimizers(self) -> None:
+        """Set the optimizer whose state was captured to it; others are always put back to what they are now."""
+        optimizers = self._program.optimizers
         saved = self._captured.optimizer
-        if saved is None:
+        if len(optimizers) == 1 and not optimizers[0].built and self._program.variables:
+            with self._program.scope():
+                optimizers[0].build([v for v in self._program.variables if v.trainable])
+        chosen = None
+        if saved is None and optimizers:
             self._notes.append("the state of the optimizer was not captured: that of the optimizer as it is is used")
-            self._saved += [(v, np.array(v.numpy())) for v in optimizer.variables]
-            return
-        self._saved += _match("optimizer", optimizer.variables, saved)
+        elif saved is not None:
+            chosen = next((o for o in optimizers if _difference(o.variables, saved) is None), None)
+            if chosen is None and len(optimizers) == 1:
+                chosen = optimizers[0]  # the error says what differs
+            if chosen is None:
+                self._notes.append(
+                    "the optimizer whose state was captured is not found, so no change to the step is tried: pass it, "
+                    "as in tapescope.replay(run, step, step_fn, model=model, optimizer=optimizer)"
+                )
+        for optimizer in optimizers:
+            if optimizer is chosen and saved is not None:
+                self._saved += _match("optimizer", optimizer.variables, saved)
+            else:
+                self._saved += _as_they_are(optimizer.variables)
+        self._optimizer = chosen or next(iter(optimizers), None)
+        self._knows_optimizer = saved is None or chosen is not None
 
     def _restore(self) -> None:
         with self._program.scope():
@@ -220,7 +246,8 @@ class _Replayer:
         places = np.arange(_count_examples(captured.batch))
         by_place = list(self._examples(places))
         examples = answer.order_examples(by_place)
-        variants = tuple(self._variants(examples, measured)) if len(examples) > 1 else ()
+        is_changed = len(examples) > 1 and self._knows_optimizer and not self._was_lost
+        variants = tuple(self._variants(examples, measured)) if is_changed else ()
         self._restore()
         found = answer.make_answer(
             self._run,
@@ -270,11 +297,11 @@ class _Replayer:
         _, without = self._run_step(others)
         name = self._named(examples)[0].index
         yield Variant(f"without example {name}", without.applied_norm, self._run_on(others)[0])
-        rate = _learning_rate(self._program.optimizer)
+        rate = _learning_rate(self._optimizer)
         if rate is not None:
             self._restore()
             with self._program.scope():
-                self._program.optimizer.learning_rate = rate / 10
+                self._optimizer.learning_rate = rate / 10
             self._run_on(batch)
             yield Variant(f"learning rate {rate / 10:g}", measured.applied_norm, self._run_on(others)[0])
 
@@ -298,20 +325,30 @@ def _match(what: str, variables: Sequence[Any], saved: Sequence[SavedVariable]) 
     Raises:
       ValueError: they have other names or shapes than those that were captured.
     """
+    difference = _difference(variables, saved)
+    if difference is not None:
+        raise ValueError(f"the {what} has changed since the step was captured: {difference}: build it as it was")
+    return [(v, one.value) for v, one in zip(variables, saved, strict=True)]
+
+
+def _difference(variables: Sequence[Any], saved: Sequence[SavedVariable]) -> str | None:
+    """Return how variables differ from captured ones in names and shapes; None if they do not."""
     now = [(variable_path(v), tuple(v.shape)) for v in variables]
     then = [(variable.name, variable.value.shape) for variable in saved]
     for (name, shape), (name_then, shape_then) in zip(now, then, strict=False):
-        if shape != shape_then or _NUMBER.sub("", name) != _NUMBER.sub("", name_then):
-            raise ValueError(
-                f"the {what} has changed since the step was captured: {name} {list(shape)} was {name_then} "
-                f"{list(shape_then)}: build it as it was"
-            )
-    if len(now) != len(then):
-        raise ValueError(
-            f"the {what} has changed since the step was captured: it has {len(now)} variables, and had {len(then)}: "
-            "build it as it was"
-        )
-    return [(v, one.value) for v, one in zip(variables, saved, strict=True)]
+        if shape != shape_then or _plain_name(name) != _plain_name(name_then):
+            return f"{name} {list(shape)} was {name_then} {list(shape_then)}"
+    return None if len(now) == len(then) else f"it has {len(now)} variables, and had {len(then)}"
+
+
+def _plain_name(path: str) -> str:
+    """Return a path without Keras' numbers, and without the scope that a loss scale adds where `fit` builds it."""
+    return _NUMBER.sub("", path).removeprefix("loss_scale_optimizer/")
+
+
+def _as_they_are(variables: Sequence[Any]) -> list[tuple[Any, np.ndarray]]:
+    """Return variables with their values."""
+    return [(v, np.array(v.numpy())) for v in variables]
 
 
 def _to_tensors(batch: Any) -> Any:

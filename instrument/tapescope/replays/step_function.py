@@ -51,8 +51,9 @@ def _collect(value: Any, found: dict[int, Any], depth: int) -> None:
         found[id(value)] = None
         for part in vars(value).values():
             _collect(part, found, depth - 1)
-    function = getattr(value, "python_function", value)  # of a tf.function
+    function = inspect.unwrap(getattr(value, "python_function", value))  # of a tf.function
     owner = getattr(function, "__self__", None)
+    owner = getattr(owner, "target", owner)  # of a method that is a tf.function
     if owner is not None and not inspect.ismodule(owner) and hasattr(owner, "__dict__"):
         for part in vars(owner).values():
             _collect(part, found, depth - 1)

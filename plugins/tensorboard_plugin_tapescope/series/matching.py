@@ -4,6 +4,7 @@ A variable's name may begin with its model's: `relu_sigmoid/hidden/kernel` in on
 the other. The layer that owns it is recorded without the model's name, so rows are matched by layer and last part.
 """
 
+import re
 from collections.abc import Sequence
 
 
@@ -52,14 +53,51 @@ def match_rows(
 ) -> list[tuple[int, int]]:
     """Return pairs of rows of two runs that stand for the same variable or layer, in the order of the first run.
 
-    Rows of equal names match. Of the others those match whose `matching_keys` are equal.
+    Rows of equal names match. Of the others those match whose `matching_keys` are equal. If the keys without the
+    numbers of Keras match more rows, they do instead: `dense_2` may be the `dense` of a model that was built before.
     """
-    second_rows = {name: row for row, name in enumerate(second_names)}
-    keys = matching_keys(second_names, second_owners)
-    rows_by_key = {key: row for row, key in enumerate(keys) if second_names[row] not in set(first_names)}
-    pairs: list[tuple[int, int]] = []
-    for row, (name, key) in enumerate(zip(first_names, matching_keys(first_names, first_owners), strict=True)):
-        match = second_rows.get(name, rows_by_key.get(key))
-        if match is not None:
-            pairs.append((row, match))
-    return pairs
+    first_keys = matching_keys(first_names, first_owners)
+    second_keys = matching_keys(second_names, second_owners)
+    known = set(first_names)
+    rows_by_key = {key: row for row, key in enumerate(second_keys) if second_names[row] not in known}
+    rows = rows_by_key | {name: row for row, name in enumerate(second_names)}
+    pairs = [
+        (row, match)
+        for row, (name, key) in enumerate(zip(first_names, first_keys, strict=True))
+        if (match := rows.get(name, rows_by_key.get(key))) is not None
+    ]
+    if len(pairs) == min(len(first_names), len(second_names)):
+        return pairs
+    rows = {key: row for row, key in enumerate(renumber(second_keys))}
+    renumbered = [(row, rows[key]) for row, key in enumerate(renumber(first_keys)) if key in rows]
+    return max(pairs, renumbered, key=len)
+
+
+_NUMBERED = re.compile(r"(.*?)(?:_(\d+))?(#\d+)?", re.DOTALL)
+"""A part of a name: with Keras' number, and with that of a call of a shared layer."""
+
+
+def renumber(keys: Sequence[str]) -> list[str]:
+    """Return keys with Keras' numbers counted from 0 among the equal names of one model, as if it was built first."""
+    parts = [key.split("/") for key in keys]
+    numbers: dict[tuple[str, ...], set[int]] = {}
+    for names in parts:
+        for depth, name in enumerate(names):
+            base, number, _ = _split(name)
+            numbers.setdefault((*names[:depth], base), set()).add(number)
+    ranks = {name: {number: rank for rank, number in enumerate(sorted(found))} for name, found in numbers.items()}
+    renumbered = []
+    for names in parts:
+        plain = []
+        for depth, name in enumerate(names):
+            base, number, call = _split(name)
+            plain.append(f"{base}_{ranks[(*names[:depth], base)][number]}{call}")
+        renumbered.append("/".join(plain))
+    return renumbered
+
+
+def _split(name: str) -> tuple[str, int, str]:
+    """Return a part of a name as base, number and call."""
+    match = _NUMBERED.fullmatch(name)
+    assert match is not None  # it matches every text
+    return match[1], int(match[2] or 0), match[3] or ""

@@ -114,6 +114,72 @@ def test_a_replay_that_cannot_be_is_refused(logdir, change, message):
         tapescope.replay(logdir, change.get("step", 7), change.get("step_fn", step), model=model)
 
 
+def test_the_optimizer_is_the_one_whose_state_was_captured(logdir):
+    model = make_model()
+    other, optimizer = keras.optimizers.SGD(0.1, momentum=0.9), keras.optimizers.Adam(1e-3)
+    for each in (other, optimizer):
+        each.build(model.trainable_variables)
+    _, step = make_step(model, optimizer)
+
+    def with_two(x, y):
+        assert other
+        return step(x, y, measure=True)
+
+    assert tapescope.replay(logdir, 7, with_two).notes == ()
+    assert int(optimizer.iterations) == 7
+
+
+def test_without_its_optimizer_no_change_to_a_step_is_tried(logdir):
+    model = make_model()
+    optimizer = keras.optimizers.Adam(1e-3)
+    _, step = make_step(model, optimizer)
+    hidden = type("Hidden", (), {"__slots__": ("call",)})()
+    hidden.call = step
+    found = tapescope.replay(logdir, 7, lambda batch: hidden.call(*batch, measure=True), model=model)
+    assert (found.reproduced, found.variants) == (True, ())
+    assert "the optimizer whose state was captured is not found" in found.notes[0]
+
+
+class Counted(keras.layers.Layer):
+    """A layer whose output depends on a variable that Keras does not count."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = tf.Variable(1.0, trainable=False)
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x * self.calls
+
+
+def make_lazy_model():
+    keras.utils.set_random_seed(1)
+
+    class Lazy(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first = keras.layers.Dense(8, "relu")
+            self.counted = Counted()
+            self.last = keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.last(self.counted(self.first(x)))
+
+    return Lazy()
+
+
+def test_a_model_that_its_first_step_builds_is_replayed_with_the_state_of_its_layers(tmp_path):
+    probe, step = make_step(make_lazy_model(), keras.optimizers.SGD(0.01))
+    when = tapescope.every(1)
+    with tapescope.Recorder(tmp_path, probe, when, capture="on_finding") as recorder:
+        for n, index in enumerate(BATCHES):
+            loss, reading = step(X[index], Y[index], when(n))
+            recorder.write(n, reading, scalars={"loss": loss}, batch=(X[index], Y[index]))
+    (captured,) = captured_step.list_captured(tmp_path)
+    _, step = make_step(make_lazy_model(), keras.optimizers.SGD(0.01))
+    assert tapescope.replay(tmp_path, captured, step).reproduced
+
+
 @pytest.mark.slow
 def test_a_nan_is_captured_without_weights_and_replayed_with_those_given(tmp_path):
     model = train(tmp_path, spoil=lambda x: np.where(np.abs(x) > 1e3, np.nan, x), capture_weights=False)
@@ -152,6 +218,21 @@ def test_fit_is_captured_and_replayed_by_the_compiled_model(tmp_path):
     found = tapescope.replay(tmp_path, 7, compiled())
     assert found.reproduced
     assert found.examples[0].index == 5  # its place in the batch
+
+
+@pytest.mark.slow
+def test_fit_with_a_loss_scale_is_replayed_by_a_new_model(tmp_path):
+    def compiled():
+        model = make_model(dropout=0.1)
+        model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(1e-3)), LOSS)
+        return model
+
+    order = np.concatenate(BATCHES)
+    monitor = tapescope.Monitor(tmp_path, tapescope.every(1), capture="on_finding", histograms=False)
+    compiled().fit(X[order], Y[order], batch_size=8, shuffle=False, verbose=0, callbacks=[monitor])
+    found = tapescope.replay(tmp_path, 7, compiled())
+    assert found.reproduced
+    assert found.notes == ()
 
 
 def two_replicas():
@@ -203,6 +284,10 @@ def test_a_nan_under_two_replicas_is_replayed_in_a_loop_that_asks_no_schedule(tm
 class Program:
     """A program that keeps all in one object."""
 
+    @tf.function
+    def compiled_step(self, x, y):
+        return self.step(x, y, measure=True)
+
     def __init__(self):
         self.model = make_model()
         self.optimizer = keras.optimizers.Adam(1e-3)
@@ -210,13 +295,14 @@ class Program:
         self.probe, self.step = make_step(self.model, self.optimizer)
 
 
-@pytest.mark.parametrize("form", ["method", "attribute", "partial"])
+@pytest.mark.parametrize("form", ["method", "attribute", "partial", "compiled method"])
 def test_the_model_is_found_in_the_objects_of_a_program(logdir, form):
     program = Program()
     forms = {
         "method": lambda batch: program.step(*batch, measure=True),
         "attribute": program.step,
         "partial": functools.partial(program.step, measure=True),
+        "compiled method": program.compiled_step,
     }
     owners = step_function.find_owners(forms[form])
     assert owners.probes == [program.probe]

@@ -1,5 +1,7 @@
 """Rows of two runs matched without the names of their models."""
 
+import pytest
+
 from tensorboard_plugin_tapescope.series import matching
 
 
@@ -53,3 +55,33 @@ def test_equal_names_match_where_keys_would_not_be_unique():
 
 def test_runs_without_rows_have_no_match():
     assert matching.match_rows([], [], *rows("m")) == []
+
+
+def match_layers(first, second):
+    return [(first[i], second[j]) for i, j in matching.match_rows(first, first, second, second)]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [["dense_2", "norm_1", "dense_3"], ["dense_1", "norm_2", "dense_2"], ["dense_9", "norm", "dense_11"]],
+)
+def test_a_model_that_was_built_later_has_other_numbers(second):
+    first = ["dense", "norm", "dense_1"]
+    assert match_layers(first, second) == list(zip(first, second, strict=True))
+
+
+def test_numbers_of_nested_models_and_calls_are_counted_by_model():
+    first = ["encoder/dense", "encoder/dense#2", "decoder/dense"]
+    second = ["encoder_1/dense_3", "encoder_1/dense_3#2", "decoder_1/dense_7"]
+    assert match_layers(first, second) == list(zip(first, second, strict=True))
+
+
+def test_equal_names_count_where_they_match_as_many():
+    assert match_layers(["conv_1", "conv_2", "conv_3"], ["conv_1", "conv_3"]) == [
+        ("conv_1", "conv_1"),
+        ("conv_3", "conv_3"),
+    ]
+
+
+def test_other_names_do_not_match_by_their_number():
+    assert match_layers(["dense"], ["conv_2"]) == []
