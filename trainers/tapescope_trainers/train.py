@@ -8,13 +8,15 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import absl.flags
 from absl import app
 
-from tapescope_trainers import flags, logs, serve
+from tapescope.storage.text_file import write_whole
+from tapescope_trainers import flags, logs, serve, user_code
 from tapescope_trainers.distributed import cluster
 from tapescope_trainers.distributed.link import Link, join
 from tapescope_trainers.flags import Options
@@ -94,7 +96,7 @@ def run(options: Options, received: list[str] | None = None) -> None:
         except (ValueError, OSError) as error:
             if link:
                 link.end(str(error))
-            _exit(error)
+            _exit(_with_traceback(error, options.logdir))
         except ModuleNotFoundError as error:
             _exit(ValueError(f"the package {error.name} is missing: pip install 'tapescope[trainers]'"))
         except Exception:  # of TensorFlow, when another worker ends while they build the model together
@@ -110,7 +112,10 @@ def run(options: Options, received: list[str] | None = None) -> None:
                 _exit_after_failure(link, training, error)
             if options.strict_io and isinstance(error, OSError):
                 _exit(error, EXIT_NOT_WRITTEN)
-            raise
+            failure = user_code.find_failure(error)
+            if failure is None:
+                raise
+            _exit(_with_traceback(ValueError(failure), options.logdir, error))
         if link:
             link.end()
         if not chief:
@@ -202,6 +207,19 @@ def _exit_without_worker(line: str, training: Training) -> NoReturn:
         print(f"tapescope-train: {line}; start all workers again to continue", file=sys.stderr, flush=True)
     finally:
         os._exit(EXIT_WORKER_LOST)
+
+
+def _with_traceback(error: Exception, logdir: str, cause: BaseException | None = None) -> Exception:
+    """Return an error that also says where the traceback of its cause, a failure in the user's code, was written."""
+    cause = cause or error.__cause__
+    if cause is None:
+        return error
+    path = os.path.join(logdir, "traceback.txt")
+    try:
+        write_whole(path, "".join(traceback.format_exception(cause)))
+    except OSError:  # the line says the most
+        return error
+    return ValueError(f"{str(error).rstrip('.')}. Its traceback is in {path}")
 
 
 def _exit(error: Exception, code: int = EXIT_BAD_INPUT) -> NoReturn:

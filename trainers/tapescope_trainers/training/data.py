@@ -109,8 +109,13 @@ def _split(name: str, arrays: dict[str, np.ndarray], scale: float | None, seed: 
             raise ValueError(
                 f"data {name}: examples must be [N, ...] and labels [N]; got {examples.shape} and {labels.shape}"
             )
-        if not np.issubdtype(labels.dtype, np.integer) or (labels.size and labels.min() < 0):
-            raise ValueError(f"data {name}: labels must be integers from 0; got type {labels.dtype}")
+        is_integer = np.issubdtype(labels.dtype, np.integer)
+        if not is_integer or (labels.size and labels.min() < 0):
+            got = labels.min() if is_integer else f"type {labels.dtype}"
+            raise ValueError(
+                f"data {name}: labels must be integers from 0; got {got}: number the classes from 0, such as with "
+                f"numpy.unique(y, return_inverse=True)"
+            )
         if labels.size and labels.max() >= MAX_CLASSES:
             raise ValueError(
                 f"data {name}: labels must be below {MAX_CLASSES:,}; got {labels.max()}: number the classes from 0, "
