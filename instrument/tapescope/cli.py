@@ -8,14 +8,17 @@ command but `replay` and `coordinates` needs TensorFlow. What a command needs is
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+from tapescope import __version__
 from tapescope.storage.printable import describe_error, one_line, printable, to_json
 
 if TYPE_CHECKING:
@@ -28,9 +31,22 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the nearest value where one of several is required."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit."""
+        invalid = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        nearest = difflib.get_close_matches(invalid[1], re.findall(r"[\w-]+", invalid[2]), 1) if invalid else []
+        suggestion = f" (did you mean {nearest[0]}?)" if nearest else ""
+        _print_error(f"{message}{suggestion}: see {self.prog} --help")
+        sys.exit(BAD_INPUT)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser("tapescope", description="Read recorded runs.")
+    parser = _Parser("tapescope", description="Read recorded runs.")
+    parser.add_argument("--version", action="version", version=f"tapescope {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     check = commands.add_parser(

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import absl.flags
 from absl import app
 
+import tapescope
 from tapescope.storage.text_file import write_whole
 from tapescope_trainers import flags, logs, serve, user_code
 from tapescope_trainers.distributed import cluster
@@ -58,6 +59,9 @@ def parse_flags(argv: list[str]) -> Options:
     """Return the parsed command line; print the help text or one line for a bad flag, and exit."""
     if flags.HELP & set(argv[1:]):
         print(f"{__doc__}\n{flags.help_text()}")
+        sys.exit(0)
+    if flags.VERSION in argv[1:]:
+        print(f"tapescope-train {tapescope.__version__}")
         sys.exit(0)
     absl.flags.FLAGS.mark_as_parsed()  # `app.run` expects it; our flags are in `flags.FLAGS`
     try:

@@ -68,6 +68,8 @@ def parse(text: str) -> Cluster:
         task = fields["task"]
         chiefs = jobs.get("chief", [])
         workers = jobs.get("worker", [])
+        if not re.fullmatch(r"-?\d+", str(task["index"])):
+            raise ValueError(f"index {json.dumps(task['index'])} is not a whole number")
         index = int(task["index"]) + (len(chiefs) if task["type"] == "worker" else 0)
         colleagues = {**jobs, "chief": chiefs, "worker": workers}[task["type"]]
         addresses = tuple(map(str, (*chiefs, *workers)))
@@ -78,9 +80,13 @@ def parse(text: str) -> Cluster:
         raise ValueError(f"TF_CONFIG={text!r} cannot be parsed ({reason}): it must be like {EXAMPLE}") from None
     except LookupError as error:
         raise ValueError(f"TF_CONFIG={text!r}: {error}: indices count from 0") from None
-    malformed = [address for address in addresses if not re.fullmatch(r".+:\d{1,5}", address)]
+    ports = {address: re.fullmatch(r".+:(\d{1,5})", address) for address in addresses}
+    malformed = [address for address, port in ports.items() if not port or not 0 < int(port[1]) < 65536]
     if malformed:
-        raise ValueError(f"TF_CONFIG={text!r}: {malformed[0]!r} is not host:port: it must be like {EXAMPLE}")
+        raise ValueError(
+            f"TF_CONFIG={text!r}: {malformed[0]!r} is not host:port, with a port from 1 to 65535: it must be like "
+            f"{EXAMPLE}"
+        )
     if len(set(addresses)) < len(addresses):
         raise ValueError(f"TF_CONFIG={text!r}: two workers have the same address: it must be like {EXAMPLE}")
     return Cluster(addresses, index)
