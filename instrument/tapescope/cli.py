@@ -331,12 +331,19 @@ def _scaling(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from tapescope.analysis import report
 
+    _check_output(options.output)
     report.write_report([_read_run(run) for run in options.runs], options.output)
     if options.json:
         _print(to_json({"output": options.output, "runs": options.runs}))
     else:
         _print(f"wrote {options.output}")
     return SUCCESS
+
+
+def _check_output(path: str) -> None:
+    """Raise ValueError if a page cannot be written to a path, before what takes long."""
+    if not os.path.isdir(os.path.dirname(path) or ".") or os.path.isdir(path) or not path:
+        raise ValueError(f"--output must be a file in a directory that exists; got {path!r}")
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -369,6 +376,7 @@ def _replay(options: argparse.Namespace) -> int:
 def _coordinates(options: argparse.Namespace) -> int:
     if min(options.steps, options.seeds, options.batch_size) < 1:
         raise ValueError("--steps, --seeds and --batch_size must be at least 1")
+    _check_output(options.output)
     try:  # the library is below the trainers and does not import them
         module = importlib.import_module("tapescope_trainers.coordinates")
         fields = ("width_argument", "steps", "seeds", "batch_size", "optimizer", "learning_rate", "loss")

@@ -100,7 +100,7 @@ def _row(index: Mapping[str, Any]) -> tuple[str, ...]:
         format_number(index["loss"].get("last")),
         _spikes(index.get("spikes")),
         *(str(index["counts"][severity]) for severity in ("error", "warning", "info")),
-        one_line(f"{worst[0]['layer']}: {worst[0]['reason'].replace('_', ' ')}") if worst else "-",
+        one_line(f"{worst[0]['layer']}: {str(worst[0]['reason']).replace('_', ' ')}") if worst else "-",
         reason,
     )
 

@@ -19,7 +19,7 @@ from tapescope.rules import causes
 from tapescope.rules.finding import SEVERITIES, Finding, from_json
 from tapescope.storage.printable import describe_error, one_line, to_json
 from tapescope.storage.run import Run
-from tapescope.storage.text_file import write_whole
+from tapescope.storage.text_file import check_regular, write_whole
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import spikes, tables
@@ -330,7 +330,7 @@ def write_index(directory: str, index: Mapping[str, Any]) -> None:
 def read_index(directory: str) -> dict[str, Any] | None:
     """Return the index of a run as it was written last; None where there is none of this format that can be read."""
     try:
-        with open(os.path.join(directory, JSON_NAME), encoding="utf-8") as file:
+        with open(check_regular(os.path.join(directory, JSON_NAME)), encoding="utf-8") as file:
             index: Any = json.load(file)
     except (OSError, ValueError, RecursionError):
         return None
@@ -355,6 +355,9 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 
 def _is_whole(index: Mapping[str, Any]) -> bool:
     if not all(isinstance(index.get(name), kind) for name, kind in _TYPES.items()):
+        return False
+    layers: list[Any] = index["worst_layers"]
+    if not all(isinstance(layer, dict) and {"layer", "reason"} <= layer.keys() for layer in layers):
         return False
     counts = cast("Mapping[str, Any]", index["counts"])
     return all(isinstance(counts.get(severity), int) for severity in SEVERITIES)

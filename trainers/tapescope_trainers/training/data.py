@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tapescope.storage.printable import describe_error
+from tapescope.storage.text_file import check_regular
 
 VALIDATION_SHARE = 0.2
 """Share of the examples held out for validation if a data set has no test part."""
@@ -160,9 +161,7 @@ def _digits() -> dict[str, np.ndarray]:
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise ValueError("it is not a file")  # a FIFO would be waited for
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with open(check_regular(path), "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _NAMES if name in file}
             names = ", ".join(file.files)
     except Exception as error:  # the boundary of a file: each kind of damage raises another type
