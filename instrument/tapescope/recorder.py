@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -277,12 +278,10 @@ class Recorder:
         """Record the run's hyperparameters for TensorBoard's HParams tab.
 
         Args:
-          hparams: bool, float, int or str by name; other values are converted to str.
+          hparams: bool, float, int or str by name; other values are converted to str, and so is an int that is too
+            large for a float.
         """
-        plain = {
-            name: value if isinstance(value, (bool, int, float, str)) else describe(value)
-            for name, value in hparams.items()
-        }
+        plain = {_as_hparam(str(name)): _as_hparam(value) for name, value in hparams.items()}
         self._put(lambda run_writer: run_writer.write_hparams(plain))
 
     def graph(self, graph: tf.Graph) -> None:
@@ -373,6 +372,13 @@ def _read_now(value: Any) -> Any:
     if isinstance(value, (tf.Variable, keras.Variable)):
         return tf.convert_to_tensor(value)
     return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _as_hparam(value: Any) -> Any:
+    """Return a value that TensorBoard can hold as a hyperparameter."""
+    if isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) <= sys.float_info.max):
+        return value
+    return describe(value).encode(errors="backslashreplace").decode()  # a path may not be UTF-8
 
 
 def _count_bytes(part: Any) -> int:

@@ -330,7 +330,7 @@ def test_a_run_goes_on_only_with_the_same_model(tmp_path, own):
         ('--model={own}net --model_args={{"depth":3}}', "failed: TypeError: net() got an unexpected keyword"),
         ("--model={own}frozen", "must return a model with trainable variables"),
         ("--model={own}net", "--loss is needed"),
-        ("--model={own}net --loss=mean_square", "--loss=mean_square is not a loss of Keras"),
+        ("--model={own}net --loss=mean_square", "function: did you mean mean_squared_error?"),
         ("--model={own}net --loss={own}number", "must be a Keras loss or a function; got int"),
         ("--model={own}net --loss={own}bad_loss", "--loss does not fit: the targets are int32 [N], and"),
         ("--model={own}named --loss=mse", "--model does not fit --data, whose training examples are float32 [N, 4]"),

@@ -125,8 +125,12 @@ def run(options: Options, received: list[str] | None = None) -> None:
         if not chief:
             return
         outcome = f"Stopped by {result.interrupted} after {result.steps} steps" if result.interrupted else "Done"
+        advice = ""
+        if not result.interrupted and training.start >= training.steps:
+            outcome = f"Nothing to do: {training.start} steps of {training.steps} were done before"
+            advice = ". To go on, use a larger --steps or --epochs; to start over, --resume=never"
         metrics = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items())
-        print(f"{outcome}{metrics}. Records: {options.logdir}", file=sys.stderr, flush=True)
+        print(f"{outcome}{metrics}. Records: {options.logdir}{advice}", file=sys.stderr, flush=True)
         if address:
             serve.wait_for_signal(address, received)
 

@@ -163,6 +163,7 @@ def describe(
     ordered = causes.by_cause(findings)
     worst = worst_layers(layers, units, progress.columns, [found for found, _ in ordered])
     path = os.path.abspath(logdir)
+    last_step = tables.count(status.get("last_step"), largest=2**53)  # also of scalars, and as old as the status
     median_gap = float(np.median(progress.gaps)) if progress.gaps else math.nan
     return {
         "format": FORMAT,
@@ -172,6 +173,7 @@ def describe(
         "reason": str(status.get("reason") or ""),
         "started": _number(status.get("started")),
         "step": progress.step,
+        "last_step": max((step for step in (progress.step, last_step) if step is not None), default=None),
         "steps": tables.count(status.get("steps"), largest=2**53),
         "records": progress.records,
         "last_record": progress.wall_time,
@@ -271,11 +273,12 @@ def to_markdown(index: Mapping[str, Any]) -> str:
     state = " ".join(part for part in (index["state"], index["reason"]) if part)
     steps = f" of {index['steps']}" if index["steps"] else ""
     loss = index["loss"]
+    last = "none yet" if index["last_step"] is None else index["last_step"]
     lines = [
         f"# {os.path.basename(index['run'])}",
         "",
         f"- state: {state}",
-        f"- step: {'none yet' if index['step'] is None else index['step']}{steps}, {index['records']} records",
+        f"- step: {last}{steps}, {index['records']} records",
         "- loss: " + ", ".join(f"{name} {format_number(loss[name])}" for name in ("first", "last", "lowest")),
         f"- spikes: {spikes.describe_shares(index['spikes']) or 'too few records'}",
         *(f"- {tag}: {format_number(value)}" for tag, value in index["scalars"].items() if tag != "loss"),

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tapescope.capture.objective import suggest
 from tapescope_trainers import user_code
 from tapescope_trainers.training.user_data import UserData
 
@@ -166,7 +167,9 @@ def _get_loss(where: str, name: str) -> Any:
     try:
         return keras.losses.get(name)
     except (ValueError, TypeError):
-        raise ValueError(f"{where}={name} is not a loss of Keras: write its name, or {user_code.FORM}") from None
+        raise ValueError(
+            f"{where}={name} is not a loss of Keras: write its name, or {user_code.FORM}{suggest(name)}"
+        ) from None
 
 
 def _find_metric(name: str, y: Any, outputs: Any) -> keras.metrics.Metric:
