@@ -437,6 +437,21 @@ def test_a_function_that_fails_is_one_line_with_a_traceback_in_a_file(tmp_path, 
     assert "own_code.py" in (tmp_path / "traceback.txt").read_text()
 
 
+@pytest.mark.parametrize("function", ["prepare", "train"])
+def test_a_lack_of_memory_is_one_line(tmp_path, monkeypatch, capsys, function):
+    def fail(*args):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[65536,65536]")
+
+    options = trainings.parse(tmp_path, "--preset=mlp", "--depth=1", "--steps=1")
+    monkeypatch.setattr(train, function, fail)
+    with pytest.raises(SystemExit) as raised:
+        train.run(options)
+    assert raised.value.code == train.EXIT_BAD_INPUT
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("tapescope-train"))
+    assert "not enough memory: lower --batch_size" in line
+    assert "shape[65536,65536]" in line
+
+
 def test_a_preset_that_is_too_deep_for_keras_is_one_line():
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack(0)) + 80)

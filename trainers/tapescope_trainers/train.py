@@ -103,10 +103,11 @@ def run(options: Options, received: list[str] | None = None) -> None:
             _exit(_with_traceback(error, options.logdir))
         except ModuleNotFoundError as error:
             _exit(ValueError(f"the package {error.name} is missing: pip install 'tapescope[trainers]'"))
-        except Exception:  # of TensorFlow, when another worker ends while they build the model together
-            if not link or not link.loss():
-                raise
-            _exit(RuntimeError(link.loss()), EXIT_WORKER_LOST)
+        except Exception as error:
+            if link and link.loss():  # another worker has ended while they build the model together
+                _exit(RuntimeError(link.loss()), EXIT_WORKER_LOST)
+            _exit_if_explained(error, options.logdir)
+            raise
         finally:
             waiting.close()
         try:
@@ -116,10 +117,8 @@ def run(options: Options, received: list[str] | None = None) -> None:
                 _exit_after_failure(link, training, error)
             if options.strict_io and isinstance(error, OSError):
                 _exit(error, EXIT_NOT_WRITTEN)
-            failure = user_code.find_failure(error)
-            if failure is None:
-                raise
-            _exit(_with_traceback(ValueError(failure), options.logdir, error))
+            _exit_if_explained(error, options.logdir)
+            raise
         if link:
             link.end()
         if not chief:
@@ -215,6 +214,19 @@ def _exit_without_worker(line: str, training: Training) -> NoReturn:
         print(f"tapescope-train: {line}; start all workers again to continue", file=sys.stderr, flush=True)
     finally:
         os._exit(EXIT_WORKER_LOST)
+
+
+def _exit_if_explained(error: Exception, logdir: str) -> None:
+    """Exit with one line if there is not enough memory, or a function of the user has failed."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # of TensorFlow
+        line = (
+            f"there is not enough memory: lower --batch_size, add --accumulate_steps, or make the model smaller "
+            f"({user_code.describe(error)})"
+        )
+    else:
+        line = user_code.find_failure(error)
+    if line is not None:
+        _exit(_with_traceback(ValueError(line), logdir, error))
 
 
 def _with_traceback(error: Exception, logdir: str, cause: BaseException | None = None) -> Exception:
