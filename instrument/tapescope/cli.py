@@ -225,7 +225,7 @@ def _describe(error: Exception) -> str:
     if isinstance(error, (OSError, ValueError)):
         return str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"this cannot be done with this run: {describe_error(error)}, at {place.filename}:{place.lineno}"
+    return f"this cannot be done: {describe_error(error)}, at {place.filename}:{place.lineno}"
 
 
 def _print(text: str, clear: str = "") -> None:

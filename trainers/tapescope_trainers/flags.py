@@ -226,6 +226,14 @@ class _Data(_Choice):
         return argument
 
 
+def check_data(value: str) -> None:
+    """Raise ValueError unless a text can be the value of --data."""
+    try:
+        _Data().parse(value)
+    except ValueError as error:
+        raise ValueError(f"--data={value} {error}") from None
+
+
 class _Reference(flags.ArgumentParser):
     """The place of a function."""
 

@@ -83,6 +83,14 @@ def test_a_malformed_tf_config_is_refused(text, message):
         cluster.parse(text)
 
 
+@pytest.mark.parametrize("source", ["slurm", "kubernetes"])
+@pytest.mark.parametrize("port", ["", "0", "65536", "http"])
+def test_a_port_that_is_none_is_refused_at_once(monkeypatch, source, port):
+    monkeypatch.setenv("TAPESCOPE_PORT", port)
+    with pytest.raises(ValueError, match="TAPESCOPE_PORT must be a port from 1 to 65535; got "):
+        cluster.find(source, workers=2)
+
+
 def test_slurm_needs_its_environment():
     with pytest.raises(ValueError, match=r"--cluster=slurm: SLURM_PROCID not found .* start it inside a job"):
         cluster.find("slurm")

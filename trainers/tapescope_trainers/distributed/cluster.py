@@ -92,13 +92,22 @@ def parse(text: str) -> Cluster:
     return Cluster(addresses, index)
 
 
+def _port() -> int:
+    """Return the port that the workers listen on, where the job scheduler does not say it."""
+    text = os.environ.get("TAPESCOPE_PORT", "8888")
+    if not re.fullmatch(r"\d{1,5}", text) or not 0 < int(text) < 65536:
+        raise ValueError(f"TAPESCOPE_PORT must be a port from 1 to 65535; got {text!r}")
+    return int(text)
+
+
 def _slurm() -> Cluster:
+    port = _port()
     tf = import_tensorflow()
     try:
         # Slurm assigns the GPUs itself (--gpus-per-task). The resolver would do so too, but fails if there is none; so
         # it is given more than enough of them, and does not set them.
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            port_base=int(os.environ.get("TAPESCOPE_PORT", 8888)),
+            port_base=port,
             gpus_per_node=4096,
             gpus_per_task=1,
             auto_set_gpu=False,
@@ -131,7 +140,7 @@ def _kubernetes(workers: int | None, patience_s: float) -> Cluster:
     if not workers:
         raise ValueError("--cluster=kubernetes needs --workers=N, the number of pods to wait for")
     label = os.environ.get("TAPESCOPE_PODS", "app=tapescope-train")
-    port = os.environ.get("TAPESCOPE_PORT", "8888")
+    port = _port()
     tf = import_tensorflow()
     try:
         from kubernetes import client, config  # pyright: ignore[reportMissingImports]
@@ -142,7 +151,7 @@ def _kubernetes(workers: int | None, patience_s: float) -> Cluster:
         try:
             config.load_incluster_config()
             resolver = tf.distribute.cluster_resolver.KubernetesClusterResolver(
-                {"worker": [label]}, int(port), override_client=_PodApi(client.CoreV1Api())
+                {"worker": [label]}, port, override_client=_PodApi(client.CoreV1Api())
             )
             # Sorted, because each worker asks by itself and all must number the pods alike.
             addresses = tuple(sorted(resolver.cluster_spec().job_tasks("worker")))
