@@ -197,3 +197,13 @@ def test_help_and_errors_need_no_tensorflow(program, argument, code):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == f"{code} set()"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("program", ["tapescope_trainers.train", "tapescope_trainers.study", "tapescope.cli"])
+def test_help_that_nobody_reads_is_not_an_error(program):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", program, "--help"], stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")

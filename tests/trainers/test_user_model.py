@@ -462,6 +462,13 @@ def test_a_preset_that_is_too_deep_for_keras_is_one_line():
         sys.setrecursionlimit(limit)
 
 
+def test_an_error_of_ours_is_not_called_the_users(own):
+    user_code.load("model", f"{own}net")
+    with pytest.raises(ValueError, match="is not a loss of Keras") as raised:
+        objective._get_loss("--loss", "mze")
+    assert user_code.find_failure(raised.value) is None
+
+
 def test_a_loss_in_float16_is_summed_in_float32():
     goal = objective.Objective(lambda y, outputs: tf.constant([6e4, 6e4], tf.float16), ())
     assert goal.mean(None, None).numpy() == pytest.approx(6e4, rel=1e-3)

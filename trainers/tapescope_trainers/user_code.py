@@ -16,20 +16,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tapescope
-from tapescope.storage.printable import describe as to_text
-from tapescope.storage.printable import one_line
+from tapescope.storage import printable
 
 FORM = "package.module:function or path/to/file.py:function"
 
-_FOREIGN = tuple(
-    os.path.join(directory, "")
-    for directory in (
-        os.path.dirname(os.path.abspath(__file__)),
-        os.path.dirname(os.path.abspath(str(tapescope.__file__))),
-        sysconfig.get_path("stdlib"),
-    )
-)
-"""Directories of files that are not the user's, beside those of packages."""
+_OURS = tuple(os.path.join(os.path.dirname(os.path.abspath(path)), "") for path in (__file__, str(tapescope.__file__)))
+_PYTHONS = os.path.join(sysconfig.get_path("stdlib"), "")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 """A frame in the message of an error of TensorFlow, which may come from another thread or from a traced function."""
 _NOISE = re.compile(
@@ -39,8 +31,8 @@ _NOISE = re.compile(
 """Beginnings of lines that TensorFlow and Keras put before what is wrong."""
 _MARKUP = re.compile(r"\x1b\[\d*m|\{\{function_node [^}]*\}\} ?|\[Op:\w+\]( name:)?")
 
-_directories: set[str] = set()
-"""Where the modules lie that were loaded."""
+_loaded: set[str] = set()
+"""Beginnings of the paths of what was loaded: a directory, or a file that lies among installed packages."""
 
 
 class Place(NamedTuple):
@@ -80,7 +72,9 @@ def load(flag: str, reference: str) -> Any:
         value = _import_file(source) if source.endswith(".py") else _import_module(source)
     except (Exception, SystemExit) as error:
         raise ValueError(f"--{flag}={reference} cannot be imported: {describe(error, source)}") from error
-    _directories.add(os.path.dirname(os.path.abspath(str(getattr(value, "__file__", None) or source))))
+    path = os.path.abspath(str(getattr(value, "__file__", None) or source))
+    folder = os.path.dirname(path)
+    _loaded.add(path if folder.endswith("-packages") else os.path.join(folder, ""))
     for part in name.split("."):
         if not hasattr(value, part):
             raise ValueError(f"--{flag}={reference}: {source} has no {name}: write {FORM}")
@@ -139,7 +133,7 @@ def call(flag: str, reference: str, **arguments: Any) -> Any:
 
 def find_failure(error: BaseException) -> str | None:
     """Return a line about an error from a function of the user; None if it is not from a module that was loaded."""
-    places = [place for place in _places(error) if _is_loaded(place.path)]
+    places = [place for place in _places(error) if place.path.startswith(tuple(_loaded))]
     return f"your function {places[-1].function} failed: {describe(error)}" if places else None
 
 
@@ -156,12 +150,12 @@ def describe(error: BaseException, source: str = "") -> str:
     missing = isinstance(error, ModuleNotFoundError) and error.name is not None
     if missing and source and source.split(".")[0] == str(error.name).split(".")[0]:
         hint = f": write {FORM}, and run it where the package can be imported"
-    return one_line(f"{type(error).__name__}: {_reason(error) or 'without a message'}{place}{hint}")
+    return printable.one_line(f"{type(error).__name__}: {_reason(error) or 'without a message'}{place}{hint}")
 
 
 def _reason(error: BaseException) -> str:
     """Return the first line of a message that says what is wrong: TensorFlow and Keras may put others before it."""
-    lines = [line.strip() for line in _MARKUP.sub("", to_text(error)).splitlines()]
+    lines = [line.strip() for line in _MARKUP.sub("", printable.describe(error)).splitlines()]
     # The line after a frame is its source.
     told = [line for before, line in zip(["", *lines], lines, strict=False) if line and not before.startswith('File "')]
     return next((line for line in told if not _NOISE.match(line)), "".join(told[:1]))
@@ -170,10 +164,11 @@ def _reason(error: BaseException) -> str:
 def _places(error: BaseException) -> list[Place]:
     """Return the places of an error, the last call last, without ours, Python's, and those in packages of others."""
     frames = [Place(f.filename, f.lineno or 0, f.name) for f in traceback.extract_tb(error.__traceback__)]
-    frames += [Place(path, int(line), name) for path, line, name in _FRAME.findall(to_text(error))]
-    frames = [f for f in frames if not f.path.startswith((*_FOREIGN, "<"))]
-    return [f for f in frames if "-packages" not in f.path or _is_loaded(f.path)]
+    frames += [Place(path, int(line), name) for path, line, name in _FRAME.findall(printable.describe(error))]
+    return [frame for frame in frames if _is_of_user(frame.path)]
 
 
-def _is_loaded(path: str) -> bool:
-    return any(path.startswith(directory + os.sep) for directory in _directories)
+def _is_of_user(path: str) -> bool:
+    if path.startswith((*_OURS, "<")):
+        return False
+    return path.startswith(tuple(_loaded)) if "-packages" in path else not path.startswith(_PYTHONS)
