@@ -203,11 +203,13 @@ class _NumberAutoOrNever(_NumberOrNever):
 class _Boolean(flags.BooleanParser):
     """absl's parser of a truth value, with a message as the others have."""
 
+    syntactic_help = "true or false"
+
     def parse(self, argument: str | int) -> bool:
         try:
             return super().parse(argument)
         except ValueError:
-            raise ValueError("must be true or false") from None
+            raise ValueError(f"must be {self.syntactic_help}") from None
 
 
 class _Data(_Choice):
