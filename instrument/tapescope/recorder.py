@@ -7,6 +7,7 @@ themselves as soon as the disk is fast and has room again: see storage/README.md
 
 import atexit
 import contextlib
+import json
 import math
 import os
 import sys
@@ -80,7 +81,7 @@ class Recorder:
 
     Raises:
       OSError: the directory cannot be written, or another Recorder writes there.
-      ValueError: `resume` is of a run of another model; nothing is removed.
+      ValueError: an argument cannot be right, or `resume` is of a run of another model; nothing is removed.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Recorder:
         check_sinks(sinks)
         captures.check_mode(capture)
         check_slow_every(slow_every)
+        _check_about(about or {})
         self.logdir: str = absolute(logdir)
         self._probe_state = probe._state
         self._has_written = False
@@ -365,6 +367,15 @@ class Recorder:
 
     def _close_at_exit(self) -> None:
         self.close("the program ended without closing its recorder")
+
+
+def _check_about(about: Mapping[str, Any]) -> None:
+    try:
+        json.dumps(dict(about), default=describe)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"`about` must be a mapping of what JSON can hold, with names as keys ({error}): convert it to text"
+        ) from None
 
 
 def _read_now(value: Any) -> Any:

@@ -151,6 +151,13 @@ def test_tensorboard_shows_the_graph(tensorboard):
     assert tensorboard.Graph() is not None
 
 
+@pytest.mark.parametrize("about", [{"a": 10**5000}, {(1, 2): 3}, 3])
+def test_what_json_cannot_hold_is_refused(tmp_path, about):
+    with pytest.raises(ValueError, match="`about` must be a mapping of what JSON can hold"):
+        tapescope.Recorder(tmp_path / "run", eager_steps()[0], about=about)
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_hyperparameter_costs_the_others(tmp_path):
     probe, _ = eager_steps()
     with tapescope.Recorder(tmp_path, probe) as recorder:
