@@ -8,14 +8,17 @@ command but `replay` and `coordinates` needs TensorFlow. What a command needs is
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+from tapescope import __version__
 from tapescope.storage.printable import describe_error, one_line, printable, to_json
 
 if TYPE_CHECKING:
@@ -28,9 +31,22 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the nearest value where one of several is required."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit."""
+        invalid = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        nearest = difflib.get_close_matches(invalid[1], re.findall(r"[\w-]+", invalid[2]), 1) if invalid else []
+        suggestion = f" (did you mean {nearest[0]}?)" if nearest else ""
+        _print_error(f"{message}{suggestion}: see {self.prog} --help")
+        sys.exit(BAD_INPUT)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser("tapescope", description="Read recorded runs.")
+    parser = _Parser("tapescope", description="Read recorded runs.")
+    parser.add_argument("--version", action="version", version=f"tapescope {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     check = commands.add_parser(
@@ -209,7 +225,7 @@ def _describe(error: Exception) -> str:
     if isinstance(error, (OSError, ValueError)):
         return str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"this cannot be done with this run: {describe_error(error)}, at {place.filename}:{place.lineno}"
+    return f"this cannot be done: {describe_error(error)}, at {place.filename}:{place.lineno}"
 
 
 def _print(text: str, clear: str = "") -> None:
@@ -315,12 +331,19 @@ def _scaling(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from tapescope.analysis import report
 
+    _check_output(options.output)
     report.write_report([_read_run(run) for run in options.runs], options.output)
     if options.json:
         _print(to_json({"output": options.output, "runs": options.runs}))
     else:
         _print(f"wrote {options.output}")
     return SUCCESS
+
+
+def _check_output(path: str) -> None:
+    """Raise ValueError if a page cannot be written to a path, before what takes long."""
+    if not os.path.isdir(os.path.dirname(path) or ".") or os.path.isdir(path) or not path:
+        raise ValueError(f"--output must be a file in a directory that exists; got {path!r}")
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -353,6 +376,7 @@ def _replay(options: argparse.Namespace) -> int:
 def _coordinates(options: argparse.Namespace) -> int:
     if min(options.steps, options.seeds, options.batch_size) < 1:
         raise ValueError("--steps, --seeds and --batch_size must be at least 1")
+    _check_output(options.output)
     try:  # the library is below the trainers and does not import them
         module = importlib.import_module("tapescope_trainers.coordinates")
         fields = ("width_argument", "steps", "seeds", "batch_size", "optimizer", "learning_rate", "loss")

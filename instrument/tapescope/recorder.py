@@ -7,8 +7,10 @@ themselves as soon as the disk is fast and has room again: see storage/README.md
 
 import atexit
 import contextlib
+import json
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -79,8 +81,8 @@ class Recorder:
 
     Raises:
       OSError: the directory cannot be written, or another Recorder writes there.
-      ValueError: `resume` is of a run of another model; nothing is removed. Or several workers train, and `when`
-        depends on the clock.
+      ValueError: an argument cannot be right, or `resume` is of a run of another model; nothing is removed. Or several
+        workers train, and `when` depends on the clock.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Recorder:
         check_sinks(sinks)
         captures.check_mode(capture)
         check_slow_every(slow_every)
+        _check_about(about or {})
         self.logdir: str = absolute(logdir)
         self._probe_state = probe._state
         self._has_written = False
@@ -291,12 +294,10 @@ class Recorder:
         """Record the run's hyperparameters for TensorBoard's HParams tab.
 
         Args:
-          hparams: bool, float, int or str by name; other values are converted to str.
+          hparams: bool, float, int or str by name; other values are converted to str, and so is an int that is too
+            large for a float.
         """
-        plain = {
-            name: value if isinstance(value, (bool, int, float, str)) else describe(value)
-            for name, value in hparams.items()
-        }
+        plain = {_as_hparam(str(name)): _as_hparam(value) for name, value in hparams.items()}
         self._put(lambda run_writer: run_writer.write_hparams(plain))
 
     def graph(self, graph: tf.Graph) -> None:
@@ -382,6 +383,15 @@ class Recorder:
         self.close("the program ended without closing its recorder")
 
 
+def _check_about(about: Mapping[str, Any]) -> None:
+    try:
+        json.dumps(dict(about), default=describe)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"`about` must be a mapping of what JSON can hold, with names as keys ({error}): convert it to text"
+        ) from None
+
+
 def _read_now(value: Any) -> Any:
     """Return a scalar that the program does not change later, when the recorder's thread reads it."""
     if isinstance(value, (tf.Variable, keras.Variable)):
@@ -392,7 +402,14 @@ def _read_now(value: Any) -> Any:
 def _to_tensor(part: Any) -> Any:
     """Return a part of a reading as a tensor: of all replicas the first one's; a coordinator fetches arrays."""
     part = summaries.first_replica(part)
-    return tf.constant(part) if isinstance(part, np.ndarray | np.generic) else part
+    return part if tf.is_tensor(part) else tf.convert_to_tensor(part)
+
+
+def _as_hparam(value: Any) -> Any:
+    """Return a value that TensorBoard can hold as a hyperparameter."""
+    if isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) <= sys.float_info.max):
+        return value
+    return describe(value).encode(errors="backslashreplace").decode()  # a path may not be UTF-8
 
 
 def _count_bytes(part: Any) -> int:

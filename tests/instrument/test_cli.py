@@ -1,12 +1,14 @@
 """The command line: what it prints, and its exit codes, on which CI relies."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from scripts.testbed import synthetic
 from scripts.testbed.synthetic import Spec
 
+import tapescope
 from tapescope import cli
 from tapescope.rules.finding import from_json
 from tapescope.storage import event_file
@@ -122,6 +124,39 @@ def two_runs(tmp_path):
     synthetic.write(tmp_path / "one", Spec(depth=2, units=2), range(0, 50, 10))
     synthetic.write(tmp_path / "four", Spec(depth=2, units=2, replicas=4, seed=1), range(0, 50, 10))
     return tmp_path / "one", tmp_path / "four"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chek", "runs"], "invalid choice: 'chek' .*did you mean check\\?\\): see tapescope --help"),
+        (["check"], "the following arguments are required: RUN: see tapescope check --help"),
+        (["status", "runs", "--every=nan"], "must be a number of seconds from 0.1 to 86400; got nan: see "),
+    ],
+)
+def test_a_bad_argument_is_one_line(capsys, arguments, message):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(arguments)
+    out, error = capsys.readouterr()
+    assert (raised.value.code, out) == (cli.BAD_INPUT, "")
+    assert re.fullmatch(rf"tapescope: .*{message}.*\n", error)
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"tapescope {tapescope.__version__}\n"
+
+
+@pytest.mark.parametrize("output", ["", ".", "missing/report.html"])
+@pytest.mark.parametrize("command", ["report", "coordinates"])
+def test_a_page_that_cannot_be_written_is_refused_first(two_runs, tmp_path, monkeypatch, run_cli, command, output):
+    monkeypatch.chdir(tmp_path)
+    arguments = [command, two_runs[0]] if command == "report" else [command, "--steps=1000000"]
+    code, _, error = run_cli(*arguments, f"--output={output}")
+    assert code == cli.BAD_INPUT
+    assert error == f"tapescope: --output must be a file in a directory that exists; got {output!r}\n"
 
 
 def test_compare_of_a_run_with_itself_is_equal(two_runs, run_cli):

@@ -238,6 +238,8 @@ def test_replicas_have_the_reading_and_the_weights_of_one_device(replicas):
         ({"layers": "conv"}, "`layers` must match a layer's path; got 'conv', the layers are: layer0, layer1, layer2"),
         ({"layers": "("}, r"`layers` must be a valid regular expression; got '\(' \(missing \)"),
         ({"window_examples": 0}, "`window_examples` must be a positive number of examples; got 0"),
+        ({"loss": "mze"}, "`loss` must be the name of a loss of Keras, .*; got 'mze': did you mean mse?"),
+        ({"loss": ["mse", "crosentropy"]}, "`loss` must be the name of a loss of Keras, .*; got 'crosentropy'"),
         ({"model": "model"}, "`model` must be a Keras model, .*; got str"),
         (
             {"model": keras.Sequential([keras.Input((3,)), keras.layers.ReLU()])},

@@ -11,6 +11,7 @@ import tensorflow as tf
 from scripts.testbed.records import eager_steps, loaded_steps
 from scripts.testbed.steps import dense_chain, measured, mirrored
 from tensorboard.backend.event_processing import event_file_loader, plugin_event_accumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 import tapescope
 from tapescope.statistics import replicas
@@ -148,6 +149,27 @@ def test_the_status_has_the_error_that_ended_the_run(tmp_path, variable_probe):
 
 def test_tensorboard_shows_the_graph(tensorboard):
     assert tensorboard.Graph() is not None
+
+
+@pytest.mark.parametrize("about", [{"a": 10**5000}, {(1, 2): 3}, 3])
+def test_what_json_cannot_hold_is_refused(tmp_path, about):
+    with pytest.raises(ValueError, match="`about` must be a mapping of what JSON can hold"):
+        tapescope.Recorder(tmp_path / "run", eager_steps()[0], about=about)
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_hyperparameter_costs_the_others(tmp_path):
+    probe, _ = eager_steps()
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        recorder.hparams({"a": 10**400, "b": "\udcff", "c": 10**5000, 3: 1, "rate": 0.5})
+    assert recorder.lost == 0
+    accumulator = plugin_event_accumulator.EventAccumulator(str(tmp_path))
+    accumulator.Reload()
+    content = accumulator.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    hparams = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert {"a", "b", "c", "3", "rate"} == set(hparams)
+    assert hparams["b"].string_value == r"\udcff"
+    assert hparams["rate"].number_value == 0.5
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,17 @@ MODELS = """
         def call(self, inputs):
             return self.activation(self.scale * keras.ops.matmul(inputs, self.kernel))
 
+    class FailsInTraining(keras.Sequential):
+        def call(self, x, training=False):
+            if training:
+                raise RuntimeError("only in training")
+            return super().call(x)
+
+    def failing(width):
+        model = FailsInTraining(build(width).layers)
+        model.compile("adam", "sparse_categorical_crossentropy")
+        return model
+
     def maximal_update(width):
         '''The parametrization of Tensor Programs V for Adam, with multipliers in place of learning rates.'''
         model = keras.Sequential([
@@ -139,6 +150,8 @@ def test_the_figure_needs_no_network(models, tmp_path, capsys):
     [
         (["--model=relu_sigmoid"], "--model=relu_sigmoid has a fixed width"),
         (["--model=nothing"], "--model must be"),
+        (["--data=digit"], "--data=digit must be one of digits, "),
+        (["--loss=mse"], "--loss=mse is of your own model"),
         (["--widths=64"], "--widths must be at least two rising"),
         (["--widths=64,32"], "--widths must be at least two rising"),
         (["--steps=0"], "must be at least 1"),
@@ -150,3 +163,8 @@ def test_bad_input_is_one_line(arguments, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_function_that_fails_is_named(models, capsys):
+    assert cli.main(["coordinates", f"--model={models}:failing", "--widths=4,8"]) == cli.BAD_INPUT
+    assert "your function call failed: RuntimeError: only in training, at " in capsys.readouterr().err

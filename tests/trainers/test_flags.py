@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from tapescope_trainers import flags, train
+import tapescope
+from tapescope_trainers import demo, flags, train
 
 
 def parse(*arguments: str) -> flags.Options:
@@ -88,6 +89,7 @@ REFUSED = {
     "--presett=mlp": "Did you mean: preset",
     "mlp": "unexpected argument 'mlp': write every argument as --flag=value",
     "--width=8": "--width=8 does not apply to --preset=relu_sigmoid, .* use --preset=mlp",
+    "--serve=maybe": "--serve=maybe: must be true or false",
     "--logdir=/proc/none": "--logdir=/proc/none cannot be created (.*): use another directory",
 }
 """By argument what its message says; `.*` stands for any text."""
@@ -102,6 +104,19 @@ def test_bad_input_is_one_line_with_value_and_cure(argument, tmp_path, capsys):
     assert out == ""
     message = re.escape(REFUSED[argument]).replace(r"\.\*", ".*")
     assert re.fullmatch(rf"tapescope-train: .*{message}.*\n", error), error
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        train.main(["tapescope-train", "--version"])
+    assert not exit_info.value.code
+    assert capsys.readouterr().out == f"tapescope-train {tapescope.__version__}\n"
+
+
+def test_the_demo_explains_itself(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["demo", "--help"])
+    demo.main()
+    assert "three networks" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -182,3 +197,13 @@ def test_help_and_errors_need_no_tensorflow(program, argument, code):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == f"{code} set()"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("program", ["tapescope_trainers.train", "tapescope_trainers.study", "tapescope.cli"])
+def test_help_that_nobody_reads_is_not_an_error(program):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", program, "--help"], stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")

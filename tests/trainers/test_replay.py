@@ -212,3 +212,21 @@ def test_paths_are_those_of_the_directory_where_the_run_was_started(copy):
     path.write_text(json.dumps(flags | {"directory": "/lab", "model": "net.py:build", "data_dir": "data"}))
     options = replay.find_origin(str(copy), 3).options
     assert (options.model, options.data_dir) == ("/lab/net.py:build", "/lab/data")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ({"preset": "nope"}, "have --preset=nope, which must be one of relu_sigmoid, "),
+        ({"preset": 3}, "have --preset=3, which must be one of relu_sigmoid, "),
+        ({"batch_size": "x"}, "have --batch_size=x, which must be an integer in the range"),
+        ({"data": "nope"}, "have --data=nope, which must be one of digits, "),
+        ({"jit_compile": {}}, "have --jit_compile={}, which must be true or false"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_named(tmp_path, flag, message):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "ckpt-0.index").touch()
+    (tmp_path / "checkpoints" / "flags.json").write_text(json.dumps(flag))
+    with pytest.raises(ValueError, match=message):
+        replay.find_origin(str(tmp_path), 1)

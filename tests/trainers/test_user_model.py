@@ -1,6 +1,8 @@
 """A model, data, loss and metrics of the user: trained as by Keras itself, resumed exactly, and refused in one line."""
 
+import inspect
 import json
+import sys
 import textwrap
 from pathlib import Path
 
@@ -10,8 +12,8 @@ import pytest
 import tensorflow as tf
 
 import tapescope
-from tapescope_trainers import user_code
-from tapescope_trainers.training import build, objective, resume, user_data
+from tapescope_trainers import train, user_code
+from tapescope_trainers.training import build, models, objective, resume, user_data
 from tests.trainers import trainings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -52,6 +54,10 @@ def named():
     heads = {"p": keras.layers.Dense(1, name="p")(hidden), "q": keras.layers.Dense(1, name="q")(hidden)}
     return keras.Model({"a": a, "b": b}, heads)
 
+def two():
+    x = keras.Input((4,))
+    return keras.Model(x, [keras.layers.Dense(2)(x), keras.layers.Dense(2)(x)])
+
 def flat():
     return keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
 
@@ -83,6 +89,44 @@ def empty(): return dataset().take(0)
 def single(): return tf.data.Dataset.from_tensor_slices(X)
 def large_labels(): return X, Y + 5
 def one(): return X[:1], Y[:1]
+def text_labels(): return X, np.where(Y > 0, "yes", "no")
+def text_validation(): return (X, Y), (X, np.where(Y > 0, "yes", "no"))
+def wide_validation(): return (X, Y), (np.tile(X, 2), Y)
+def new_class(): return (X, Y), (X, Y + 1)
+def minus_one(): return X, Y - 1
+def dates(): return X, np.full(len(X), np.datetime64("2020-01-01"))
+def generated():
+    def examples():
+        yield X[0], Y[0]
+        raise RuntimeError("the disk is gone")
+    return tf.data.Dataset.from_generator(examples, output_types=(tf.float32, tf.int32), output_shapes=([4], []))
+
+class MeanOnly(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, x, training=False):
+        return tf.reduce_mean(self.dense(x))
+
+class FailsInTraining(Unbuilt):
+    def call(self, x, training=False):
+        if training:
+            raise RuntimeError("only in training")
+        return self.dense(x)
+
+class FailsWhenRun(Unbuilt):
+    def call(self, x, training=False):
+        if training:
+            tf.debugging.assert_greater(tf.reduce_sum(x), 1e9, message="too small")
+        return self.dense(x)
+
+class FailsLater(keras.metrics.Mean):
+    calls = 0
+    def update_state(self, y, outputs):
+        self.calls += 1
+        if self.calls > 1:
+            raise RuntimeError("only later")
 """
 
 
@@ -286,10 +330,11 @@ def test_a_run_goes_on_only_with_the_same_model(tmp_path, own):
         ('--model={own}net --model_args={{"depth":3}}', "failed: TypeError: net() got an unexpected keyword"),
         ("--model={own}frozen", "must return a model with trainable variables"),
         ("--model={own}net", "--loss is needed"),
-        ("--model={own}net --loss=mean_square", "--loss=mean_square is not a loss of Keras"),
+        ("--model={own}net --loss=mean_square", "function: did you mean mean_squared_error?"),
         ("--model={own}net --loss={own}number", "must be a Keras loss or a function; got int"),
-        ("--model={own}net --loss={own}bad_loss", "--loss does not fit: the targets are int32 [N, ]"),
-        ("--model={own}named --loss=mse", "--model does not fit --data, whose examples are float32 [N, 4]: "),
+        ("--model={own}net --loss={own}bad_loss", "--loss does not fit: the targets are int32 [N], and"),
+        ("--model={own}named --loss=mse", "--model does not fit --data, whose training examples are float32 [N, 4]"),
+        ("--model={own}MeanOnly --loss=mse", "must return an output for each example; the targets are int32 [N], and"),
         ("--model={own}net --loss={own}logits --metrics=accurate", "--metrics=accurate is not a metric of Keras"),
         ("--model={own}net --loss={own}logits --metrics={own}number", "must be a Keras metric or a function; got int"),
         ("--model={own}net --loss={own}logits --data={own}broken", "failed: RuntimeError"),
@@ -304,6 +349,18 @@ def test_a_run_goes_on_only_with_the_same_model(tmp_path, own):
             "--model={own}net --loss={own}logits --data={own}large_labels",
             "labels from 5 to 6, but --model has 2 outputs",
         ),
+        ("--model={own}net --loss={own}logits --data={own}new_class", "labels from 1 to 2, but --model has 2 outputs"),
+        ("--model={own}net --loss={own}logits --data={own}minus_one", "labels from -1 to 0, but --model has 2 outputs"),
+        ("--preset=mlp --data={own}minus_one", "labels must be integers from 0; got -1: number the classes"),
+        ("--model={own}net --loss={own}logits --data={own}text_labels", "has targets of text, such as '"),
+        ("--model={own}net --loss={own}logits --data={own}text_validation", "has targets of text, such as '"),
+        ("--model={own}net --loss={own}logits --data={own}wide_validation", "validation examples are float32 [N, 8]"),
+        (
+            "--model={own}net --loss={own}logits --data={own}dates",
+            "must return arrays of numbers or text; got type date",
+        ),
+        ("--model={own}net --loss={own}logits --data={own}generated", "RuntimeError: the disk is gone, at "),
+        ("--model={own}two --loss={own}logits", "must have a target for each output; the targets are int32 [N], and"),
         ("--model={own}net --loss={own}logits --data={own}one", "training and validation examples are needed"),
         ("--model={own}named --loss=mse --metrics=accuracy --data={own}named_pairs", "needs a model with one output"),
         ("--preset=mlp --data={own}named_pairs", "a preset takes one array of examples"),
@@ -358,6 +415,58 @@ def test_an_error_names_the_place_in_the_users_file(tmp_path):
     )
     with pytest.raises(ValueError, match=r"KeyError: 'width', at .*place\.py:3"):
         user_code.call("model", f"{path}:build")
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "message"),
+    [
+        ("FailsInTraining", "", "your function call failed: RuntimeError: only in training, at "),
+        ("FailsWhenRun", "", "your function call failed: InvalidArgumentError: assertion failed: [too small"),
+        ("net", "--metrics={own}FailsLater", "your function update_state failed: RuntimeError: only later, at "),
+        ("broken", "", "broken failed: RuntimeError: the file is, at "),
+    ],
+)
+def test_a_function_that_fails_is_one_line_with_a_traceback_in_a_file(tmp_path, own, capsys, model, more, message):
+    options = [f"--loss={own}logits", "--steps=2", "--batch_size=8", *more.format(own=own).split()]
+    with pytest.raises(SystemExit) as raised:
+        train.run(trainings.parse(tmp_path, f"--model={own}{model}", f"--data={own}arrays", *options))
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("tapescope-train: "))
+    assert raised.value.code == train.EXIT_BAD_INPUT
+    assert message in line
+    assert line.endswith(f". Its traceback is in {tmp_path / 'traceback.txt'}")
+    assert "own_code.py" in (tmp_path / "traceback.txt").read_text()
+
+
+@pytest.mark.parametrize("function", ["prepare", "train"])
+def test_a_lack_of_memory_is_one_line(tmp_path, monkeypatch, capsys, function):
+    def fail(*args):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[65536,65536]")
+
+    options = trainings.parse(tmp_path, "--preset=mlp", "--depth=1", "--steps=1")
+    monkeypatch.setattr(train, function, fail)
+    with pytest.raises(SystemExit) as raised:
+        train.run(options)
+    assert raised.value.code == train.EXIT_BAD_INPUT
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("tapescope-train"))
+    assert "not enough memory: lower --batch_size" in line
+    assert "shape[65536,65536]" in line
+
+
+def test_a_preset_that_is_too_deep_for_keras_is_one_line():
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 80)
+    try:
+        with pytest.raises(ValueError, match="--depth=100 of --preset=mlp is deeper than Keras can build"):
+            models.build("mlp", (4,), 2, depth=100)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_an_error_of_ours_is_not_called_the_users(own):
+    user_code.load("model", f"{own}net")
+    with pytest.raises(ValueError, match="is not a loss of Keras") as raised:
+        objective._get_loss("--loss", "mze")
+    assert user_code.find_failure(raised.value) is None
 
 
 def test_a_loss_in_float16_is_summed_in_float32():

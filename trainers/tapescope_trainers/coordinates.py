@@ -127,6 +127,7 @@ def check(
         raise ValueError(f"`learning_rate` must be a positive number; got {learning_rate}")
     if len(widths) < 2 or sorted(set(widths)) != list(widths) or widths[0] < 1:
         raise ValueError(f"--widths must be at least two rising whole numbers, such as 64,128,256; got {widths}")
+    flags.check_data(data)
     import_tensorflow()
     import keras
 
@@ -136,6 +137,8 @@ def check(
         raise ValueError(f"--model must be {', '.join(flags.PRESETS)} or package.module:build; got {model}")
     if model in flags.EXAMPLE_PRESETS:
         raise ValueError(f"--model={model} has a fixed width: use mlp, cnn, resnet, transformer or your own function")
+    if loss is not None and model in flags.PRESETS:
+        raise ValueError(f"--loss={loss} is of your own model: leave it out, or name a function by --model")
     values: dict[int, list[Any]] = {}
     names: list[str] = []
     for width in widths:
@@ -143,7 +146,13 @@ def check(
             keras.backend.clear_session()  # the same names at all widths
             keras.utils.set_random_seed(seed)
             train, x, y = _prepare(model, data, width_argument, width, seed, batch_size, optimizer, learning_rate, loss)
-            found, rms = _measure(train, x, y, steps)
+            try:
+                found, rms = _measure(train, x, y, steps)
+            except Exception as error:
+                failure = user_code.find_failure(error)
+                if failure is None:
+                    raise
+                raise ValueError(failure) from error
             names = names or found
             if len(found) != len(names):
                 raise ValueError(f"--model={model} must have as many layers at all widths; got {len(found)} at {width}")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tapescope_trainers import serve, train
+from tapescope_trainers import flags, serve, train
 from tapescope_trainers.flags import Options
 from tapescope_trainers.training import signals
 
@@ -25,6 +25,9 @@ ONE_DEVICE = ("default", "one_device")
 
 def main() -> None:
     """Train the networks; the exit codes are those of `tapescope-train`."""
+    if flags.HELP & set(sys.argv[1:2]):
+        print(__doc__)
+        return
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         print("usage: python -m tapescope_trainers.demo LOGDIR [FLAGS of tapescope-train]", file=sys.stderr)
         sys.exit(train.EXIT_BAD_INPUT)

@@ -56,6 +56,7 @@ PRECISIONS = ("none", "float16", "bfloat16")
 RESUME = ("auto", "never", "must")
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 """Arguments that ask for the help text."""
+VERSION = "--version"
 
 
 class Options(NamedTuple):
@@ -199,6 +200,18 @@ class _NumberAutoOrNever(_NumberOrNever):
         return "auto" if argument == "auto" else super().parse(argument)
 
 
+class _Boolean(flags.BooleanParser):
+    """absl's parser of a truth value, with a message as the others have."""
+
+    syntactic_help = "true or false"
+
+    def parse(self, argument: str | int) -> bool:
+        try:
+            return super().parse(argument)
+        except ValueError:
+            raise ValueError(f"must be {self.syntactic_help}") from None
+
+
 class _Data(_Choice):
     """The name of a data set, `npz:PATH`, or a reference to a function."""
 
@@ -213,6 +226,14 @@ class _Data(_Choice):
         if not os.path.isfile(argument.removeprefix("npz:")):
             raise ValueError("there is no such file; write one with numpy.savez(path, x_train=..., y_train=...)")
         return argument
+
+
+def check_data(value: str) -> None:
+    """Raise ValueError unless a text can be the value of --data."""
+    try:
+        _Data().parse(value)
+    except ValueError as error:
+        raise ValueError(f"--data={value} {error}") from None
 
 
 class _Reference(flags.ArgumentParser):
@@ -269,40 +290,49 @@ FLAGS = flags.FlagValues()
 """Our own, because TensorBoard takes over absl's global flags when it runs in the same process."""
 
 
-def _define(parser: flags.ArgumentParser, name: str, default: Any, text: str) -> None:
-    flags.DEFINE(parser, name, default, text, FLAGS, flags.ArgumentSerializer())
+def _define(
+    parser: flags.ArgumentParser, name: str, default: Any, meaning: str, values: flags.FlagValues = FLAGS
+) -> None:
+    flags.DEFINE(parser, name, default, meaning, values, flags.ArgumentSerializer())
 
 
-def _choice(name: str, default: str | None, choices: tuple[str, ...], text: str) -> None:
-    _define(_Choice(choices), name, default, text)
+def _choice(name: str, default: str | None, choices: tuple[str, ...], meaning: str) -> None:
+    _define(_Choice(choices), name, default, meaning)
 
 
-def _integer(name: str, default: int | None, text: str, low: int = 1, high: int = 10**9) -> None:
-    _define(_Number(flags.IntegerParser(low, high)), name, default, text)
+def integer(
+    name: str, default: int | None, meaning: str, low: int = 1, high: int = 10**9, values: flags.FlagValues = FLAGS
+) -> None:
+    """Define a flag with a bounded integer."""
+    _define(_Number(flags.IntegerParser(low, high)), name, default, meaning, values)
 
 
-def _integer_or_never(name: str, default: int | None, text: str) -> None:
-    _define(_NumberOrNever(flags.IntegerParser(1, 10**9)), name, default, text)
+def _integer_or_never(name: str, default: int | None, meaning: str) -> None:
+    _define(_NumberOrNever(flags.IntegerParser(1, 10**9)), name, default, meaning)
 
 
-def _float(name: str, default: float | None, text: str, low: float, high: float) -> None:
-    _define(_Number(flags.FloatParser(low, high)), name, default, text)
+def _float(name: str, default: float | None, meaning: str, low: float, high: float) -> None:
+    _define(_Number(flags.FloatParser(low, high)), name, default, meaning)
 
 
-def _boolean(name: str, default: bool, text: str) -> None:
-    flags.DEFINE_bool(name, default, text, FLAGS)
+def boolean(name: str, default: bool, meaning: str, values: flags.FlagValues = FLAGS) -> None:
+    """Define a flag that is true or false, as `--name` or `--noname`."""
+    flag = flags.BooleanFlag(name, default, meaning)
+    flag.parser = _Boolean()
+    flags.DEFINE_flag(flag, values)
 
 
-def _text(name: str, text: str) -> None:
-    flags.DEFINE_string(name, None, text, FLAGS)
+def text(name: str, default: str | None, meaning: str, values: flags.FlagValues = FLAGS) -> None:
+    """Define a flag with any text."""
+    flags.DEFINE_string(name, default, meaning, values)
 
 
 _choice("preset", "relu_sigmoid", PRESETS, "network; the first three take no shape flags")
 _define(_Reference(), "model", None, "a function that returns your own Keras model, in place of --preset")
 _define(_JsonObject(), "model_args", None, "arguments of that function by name")
-_text("loss", "loss of your own model: a name of Keras, or module:name; default: that with which it is compiled")
-_text("metrics", "metrics of your own model, separated by commas: names of Keras, or module:name")
-_text("logdir", "directory of the records; default runs/PRESET-DATE-TIME")
+text("loss", None, "loss of your own model: a name of Keras, or module:name; default: that with which it is compiled")
+text("metrics", None, "metrics of your own model, separated by commas: names of Keras, or module:name")
+text("logdir", None, "directory of the records; default runs/PRESET-DATE-TIME")
 _define(
     _Data(),
     "data",
@@ -311,27 +341,27 @@ _define(
     "tf.data.Dataset of examples",
 )
 flags.DEFINE_alias("dataset", "data", FLAGS)
-_text("data_dir", "directory with a copy of the data set (mnist.npz, ...); default: download it")
-_integer("batch_size", 64, "examples in a step, over all replicas; the last, smaller batch of an epoch is left out")
-_integer("epochs", 20, "passes over the training data")
-_integer("steps", None, "training steps, in place of --epochs")
-_integer("validate_every", None, "steps between validations; default: one epoch")
+text("data_dir", None, "directory with a copy of the data set (mnist.npz, ...); default: download it")
+integer("batch_size", 64, "examples in a step, over all replicas; the last, smaller batch of an epoch is left out")
+integer("epochs", 20, "passes over the training data")
+integer("steps", None, "training steps, in place of --epochs")
+integer("validate_every", None, "steps between validations; default: one epoch")
 _choice("optimizer", "adam", OPTIMIZERS, "optimizer")
 _float("learning_rate", 1e-3, "step size", 1e-12, 1e6)
 _float("clip_norm", None, "largest global gradient norm; default: no clipping", 1e-12, 1e12)
-_integer("accumulate_steps", 1, "parts of a batch, computed in sequence: the same step in less memory", high=10**4)
+integer("accumulate_steps", 1, "parts of a batch, computed in sequence: the same step in less memory", high=10**4)
 _choice("mixed_precision", "none", PRECISIONS, "compute type; variables and the output stay float32")
-_boolean("jit_compile", False, "compile forward pass, backward pass and measuring with XLA")
-_integer("seed", 0, "seed of the initial weights, the split and the order of examples", 0, 2**31 - 1)
+boolean("jit_compile", False, "compile forward pass, backward pass and measuring with XLA")
+integer("seed", 0, "seed of the initial weights, the split and the order of examples", 0, 2**31 - 1)
 _choice("activation", None, ACTIVATIONS, "activation of the hidden layers; default relu")
-_integer("depth", None, "number of hidden layers or blocks; default by preset", high=1000)
-_integer("width", None, "units, filters or features of a hidden layer; default by preset", high=65536)
+integer("depth", None, "number of hidden layers or blocks; default by preset", high=1000)
+integer("width", None, "units, filters or features of a hidden layer; default by preset", high=65536)
 _choice("initializer", None, INITIALIZERS, "initializer of the kernels; default glorot_uniform")
 _choice("strategy", "default", STRATEGIES, "mirrored: a replica a device; multi_worker: on several machines")
 _define(_Devices(), "devices", "all", "devices to use; cpu:4 makes four logical devices of one processor")
 _choice("collective", "auto", COLLECTIVES, "all-reduce algorithm: ring is for multi_worker, nccl for GPUs")
 _choice("cluster", "tf_config", CLUSTERS, "source of the list of workers for multi_worker")
-_integer("workers", None, "number of pods to wait for with --cluster=kubernetes", high=10**4)
+integer("workers", None, "number of pods to wait for with --cluster=kubernetes", high=10**4)
 _define(
     _NumberAutoOrNever(flags.IntegerParser(1, 10**9)),
     "measure_every",
@@ -351,12 +381,12 @@ _choice(
 _integer_or_never(
     "slow_every", 1000, "steps from one record with the slow columns, such as the stable rank, to the next; or never"
 )
-_integer("window_examples", 1024, "examples over which a unit must be silent to count as dead")
+integer("window_examples", 1024, "examples over which a unit must be silent to count as dead")
 _define(_Pattern(), "layers", None, "measure only the layers whose name has a match; default: all")
-_boolean("histograms", True, "record histograms of gradients and activations as well")
-_boolean("serve", False, "start TensorBoard during the training and print its address")
-_integer("port", 0, "port of --serve; 0: any free one", 0, 65535)
-_boolean("progress", True, "show progress on stderr: a bar in a terminal, otherwise a line every few seconds")
+boolean("histograms", True, "record histograms of gradients and activations as well")
+boolean("serve", False, "start TensorBoard during the training and print its address")
+integer("port", 0, "port of --serve; 0: any free one", 0, 65535)
+boolean("progress", True, "show progress on stderr: a bar in a terminal, otherwise a line every few seconds")
 _integer_or_never("checkpoint_every", None, "steps between checkpoints; default: none")
 _choice(
     "resume",
@@ -366,7 +396,7 @@ _choice(
     "--logdir; must: fail if there is no checkpoint",
 )
 flags.DEFINE_multi_string("sink", [], "tool that gets some numbers: wandb, mlflow, trackio or webhook:URL", FLAGS)
-_boolean("strict_io", False, "end when a record cannot be written; by default it is counted and training goes on")
+boolean("strict_io", False, "end when a record cannot be written; by default it is counted and training goes on")
 
 
 def parse(argv: list[str]) -> Options:
@@ -408,7 +438,7 @@ def parse(argv: list[str]) -> Options:
         options = options._replace(measure_every=10)
     name = user_code.short_name(options.model) if options.model else options.preset
     logdir = options.logdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    _make_directory(logdir)
+    make_directory("logdir", logdir, logdir)
     return options._replace(logdir=logdir)
 
 
@@ -434,14 +464,18 @@ def model_arguments(options: Options) -> dict[str, Any]:
     return json.loads(options.model_args or "{}")
 
 
-def _make_directory(logdir: str) -> None:
-    """Create the directory, so that a wrong one is reported before anything slow happens."""
+def make_directory(flag: str, value: str, directory: str) -> None:
+    """Create the directory of a flag, so that a wrong one is reported before anything slow happens.
+
+    Raises:
+        ValueError: It cannot be created, or not written to.
+    """
     try:
-        os.makedirs(logdir, exist_ok=True)
+        os.makedirs(directory, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--logdir={logdir} cannot be created ({error.strerror}): use another directory") from None
-    if not os.access(logdir, os.W_OK | os.X_OK):
-        raise ValueError(f"--logdir={logdir} is not writable: use another directory")
+        raise ValueError(f"--{flag}={value} cannot be created ({error.strerror}): use another directory") from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ValueError(f"--{flag}={value} is not writable: use another directory")
 
 
 def help_text() -> str:

@@ -69,7 +69,23 @@ def find_origin(logdir: str, step: int) -> Origin:
     options = _resolve_paths(options, str(stored.get("directory") or os.getcwd()))
     if options.strategy == "multi_worker":  # the same replicas in one process
         options = options._replace(strategy="mirrored", devices=f"cpu:{stored.get('replicas', 1)}")
+    _check_flags(options, directory)
     return Origin(options, directory, steps, stored.get("data_checksum"), stored.get("weight_shapes"))
+
+
+def _check_flags(options: Options, directory: str) -> None:
+    """Raise ValueError if a flag of a run has a value that the command line would not allow: its file was changed."""
+    for name, value in options._asdict().items():
+        if value is None or isinstance(value, list):
+            continue
+        parser = flags.FLAGS[name].parser
+        try:
+            parser.parse(value)
+        except (TypeError, ValueError) as error:
+            reason = error if isinstance(error, ValueError) else f"must be {parser.syntactic_help or 'text'}"
+            raise ValueError(
+                f"the flags in {directory} have --{name}={value}, which {reason}: put a copy of the file back"
+            ) from None
 
 
 def _resolve_paths(options: Options, directory: str) -> Options:

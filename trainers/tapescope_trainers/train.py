@@ -8,13 +8,16 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import absl.flags
 from absl import app
 
-from tapescope_trainers import flags, logs, serve
+import tapescope
+from tapescope.storage.text_file import write_whole
+from tapescope_trainers import flags, logs, serve, user_code
 from tapescope_trainers.distributed import cluster
 from tapescope_trainers.distributed.link import Link, join
 from tapescope_trainers.flags import Options
@@ -57,6 +60,9 @@ def parse_flags(argv: list[str]) -> Options:
     if flags.HELP & set(argv[1:]):
         print(f"{__doc__}\n{flags.help_text()}")
         sys.exit(0)
+    if flags.VERSION in argv[1:]:
+        print(f"tapescope-train {tapescope.__version__}")
+        sys.exit(0)
     absl.flags.FLAGS.mark_as_parsed()  # `app.run` expects it; our flags are in `flags.FLAGS`
     try:
         return flags.parse(argv)
@@ -94,13 +100,14 @@ def run(options: Options, received: list[str] | None = None) -> None:
         except (ValueError, OSError) as error:
             if link:
                 link.end(str(error))
-            _exit(error)
+            _exit(_with_traceback(error, options.logdir))
         except ModuleNotFoundError as error:
             _exit(ValueError(f"the package {error.name} is missing: pip install 'tapescope[trainers]'"))
-        except Exception:  # of TensorFlow, when another worker ends while they build the model together
-            if not link or not link.loss():
-                raise
-            _exit(RuntimeError(link.loss()), EXIT_WORKER_LOST)
+        except Exception as error:
+            if link and link.loss():  # another worker has ended while they build the model together
+                _exit(RuntimeError(link.loss()), EXIT_WORKER_LOST)
+            _exit_if_explained(error, options.logdir)
+            raise
         finally:
             waiting.close()
         try:
@@ -110,14 +117,19 @@ def run(options: Options, received: list[str] | None = None) -> None:
                 _exit_after_failure(link, training, error)
             if options.strict_io and isinstance(error, OSError):
                 _exit(error, EXIT_NOT_WRITTEN)
+            _exit_if_explained(error, options.logdir)
             raise
         if link:
             link.end()
         if not chief:
             return
         outcome = f"Stopped by {result.interrupted} after {result.steps} steps" if result.interrupted else "Done"
+        advice = ""
+        if not result.interrupted and training.start >= training.steps:
+            outcome = f"Nothing to do: {training.start} steps of {training.steps} were done before"
+            advice = ". To go on, use a larger --steps or --epochs; to start over, --resume=never"
         metrics = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items())
-        print(f"{outcome}{metrics}. Records: {options.logdir}", file=sys.stderr, flush=True)
+        print(f"{outcome}{metrics}. Records: {options.logdir}{advice}", file=sys.stderr, flush=True)
         if address:
             serve.wait_for_signal(address, received)
 
@@ -202,6 +214,32 @@ def _exit_without_worker(line: str, training: Training) -> NoReturn:
         print(f"tapescope-train: {line}; start all workers again to continue", file=sys.stderr, flush=True)
     finally:
         os._exit(EXIT_WORKER_LOST)
+
+
+def _exit_if_explained(error: Exception, logdir: str) -> None:
+    """Exit with one line if there is not enough memory, or a function of the user has failed."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # of TensorFlow
+        line = (
+            f"there is not enough memory: lower --batch_size, add --accumulate_steps, or make the model smaller "
+            f"({user_code.describe(error)})"
+        )
+    else:
+        line = user_code.find_failure(error)
+    if line is not None:
+        _exit(_with_traceback(ValueError(line), logdir, error))
+
+
+def _with_traceback(error: Exception, logdir: str, cause: BaseException | None = None) -> Exception:
+    """Return an error that also says where the traceback of its cause, a failure in the user's code, was written."""
+    cause = cause or error.__cause__
+    if cause is None:
+        return error
+    path = os.path.join(logdir, "traceback.txt")
+    try:
+        write_whole(path, "".join(traceback.format_exception(cause)))
+    except OSError:  # the line says the most
+        return error
+    return ValueError(f"{str(error).rstrip('.')}. Its traceback is in {path}")
 
 
 def _exit(error: Exception, code: int = EXIT_BAD_INPUT) -> NoReturn:

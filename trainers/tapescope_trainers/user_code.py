@@ -1,18 +1,46 @@
 """Functions of the user, named on the command line as `package.module:function` or `path/to/file.py:function`.
 
-What goes wrong in them is one line, with the place in the user's own file.
+What goes wrong in them is one line, with the place in the user's own file. The exception itself is the cause of the
+ValueError, so that a program can show its traceback.
 """
 
 import importlib
 import importlib.util
 import os
+import re
 import sys
+import sysconfig
 import traceback
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+
+import tapescope
+from tapescope.storage import printable
 
 FORM = "package.module:function or path/to/file.py:function"
+
+_OURS = tuple(os.path.join(os.path.dirname(os.path.abspath(path)), "") for path in (__file__, str(tapescope.__file__)))
+_PYTHONS = os.path.join(sysconfig.get_path("stdlib"), "")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+"""A frame in the message of an error of TensorFlow, which may come from another thread or from a traced function."""
+_NOISE = re.compile(
+    r"in user code:|Graph execution error:|Detected at node|File \"|Exception encountered when calling"
+    r"|\w+: Exception encountered when calling"
+)
+"""Beginnings of lines that TensorFlow and Keras put before what is wrong."""
+_MARKUP = re.compile(r"\x1b\[\d*m|\{\{function_node [^}]*\}\} ?|\[Op:\w+\]( name:)?")
+
+_loaded: set[str] = set()
+"""Beginnings of the paths of what was loaded: a directory, or a file that lies among installed packages."""
+
+
+class Place(NamedTuple):
+    """A line of the user's code."""
+
+    path: str
+    line: int
+    function: str
 
 
 def is_reference(text: str) -> bool:
@@ -43,7 +71,10 @@ def load(flag: str, reference: str) -> Any:
     try:
         value = _import_file(source) if source.endswith(".py") else _import_module(source)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"--{flag}={reference} cannot be imported: {describe(error, source)}") from None
+        raise ValueError(f"--{flag}={reference} cannot be imported: {describe(error, source)}") from error
+    path = os.path.abspath(str(getattr(value, "__file__", None) or source))
+    folder = os.path.dirname(path)
+    _loaded.add(path if folder.endswith("-packages") else os.path.join(folder, ""))
     for part in name.split("."):
         if not hasattr(value, part):
             raise ValueError(f"--{flag}={reference}: {source} has no {name}: write {FORM}")
@@ -97,19 +128,47 @@ def call(flag: str, reference: str, **arguments: Any) -> Any:
     try:
         return function(**arguments)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"--{flag}={reference} failed: {describe(error, '')}") from None
+        raise ValueError(f"--{flag}={reference} failed: {describe(error)}") from error
 
 
-def describe(error: BaseException, source: str) -> str:
-    """Return an exception as text, with the last place that is neither ours nor of Python's import system."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != __file__ and "importlib" not in frame.filename and "site-packages" not in frame.filename
-    ]
-    place = f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+def find_failure(error: BaseException) -> str | None:
+    """Return a line about an error from a function of the user; None if it is not from a module that was loaded."""
+    places = [place for place in _places(error) if place.path.startswith(tuple(_loaded))]
+    return f"your function {places[-1].function} failed: {describe(error)}" if places else None
+
+
+def describe(error: BaseException, source: str = "") -> str:
+    """Return an exception as one line, with the last place in the user's code.
+
+    Args:
+        error: The exception.
+        source: The module that was imported, where the error may be that it is missing.
+    """
+    places = _places(error)
+    place = f", at {places[-1].path}:{places[-1].line}" if places else ""
     hint = ""
     missing = isinstance(error, ModuleNotFoundError) and error.name is not None
     if missing and source and source.split(".")[0] == str(error.name).split(".")[0]:
         hint = f": write {FORM}, and run it where the package can be imported"
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'without a message'}{place}{hint}"
+    return printable.one_line(f"{type(error).__name__}: {_reason(error) or 'without a message'}{place}{hint}")
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of a message that says what is wrong: TensorFlow and Keras may put others before it."""
+    lines = [line.strip() for line in _MARKUP.sub("", printable.describe(error)).splitlines()]
+    # The line after a frame is its source.
+    told = [line for before, line in zip(["", *lines], lines, strict=False) if line and not before.startswith('File "')]
+    return next((line for line in told if not _NOISE.match(line)), "".join(told[:1]))
+
+
+def _places(error: BaseException) -> list[Place]:
+    """Return the places of an error, the last call last, without ours, Python's, and those in packages of others."""
+    frames = [Place(f.filename, f.lineno or 0, f.name) for f in traceback.extract_tb(error.__traceback__)]
+    frames += [Place(path, int(line), name) for path, line, name in _FRAME.findall(printable.describe(error))]
+    return [frame for frame in frames if _is_of_user(frame.path)]
+
+
+def _is_of_user(path: str) -> bool:
+    if path.startswith((*_OURS, "<")):
+        return False
+    return path.startswith(tuple(_loaded)) if "-packages" in path else not path.startswith(_PYTHONS)

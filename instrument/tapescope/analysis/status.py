@@ -91,7 +91,8 @@ def _row(index: Mapping[str, Any]) -> tuple[str, ...]:
     reason = reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 1] + "…"
     if index["state"] == "unreadable":
         return (one_line(index["name"]), index["state"], *["?"] * (len(_TITLES) - 3), reason)
-    step = "-" if index["step"] is None else str(index["step"])
+    last = index.get("last_step", index["step"])  # an index of an earlier version has the measured step only
+    step = "-" if last is None else str(last)
     worst = index["worst_layers"][:1]
     return (
         one_line(index["name"]),
@@ -100,7 +101,7 @@ def _row(index: Mapping[str, Any]) -> tuple[str, ...]:
         format_number(index["loss"].get("last")),
         _spikes(index.get("spikes")),
         *(str(index["counts"][severity]) for severity in ("error", "warning", "info")),
-        one_line(f"{worst[0]['layer']}: {worst[0]['reason'].replace('_', ' ')}") if worst else "-",
+        one_line(f"{worst[0]['layer']}: {str(worst[0]['reason']).replace('_', ' ')}") if worst else "-",
         reason,
     )
 

@@ -4,6 +4,7 @@ Only what the program says is kept. Monitor says all of it; in a loop of one's o
 `tape.reading(targets=...)` do.
 """
 
+import difflib
 import functools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ _LOSS_NAMES = {
     "SquaredHinge": "squared_hinge",
 }
 """The losses that are known, by the class of Keras; each is a function of the other name as well."""
+_SHORT_NAMES = ("mse", "mae", "mape", "msle", "bce", "kld")
 _CLASSES = {getattr(keras.losses, cls): name for cls, name in _LOSS_NAMES.items() if hasattr(keras.losses, cls)}
 _FUNCTIONS = {getattr(keras.losses, name): name for name in _LOSS_NAMES.values() if hasattr(keras.losses, name)}
 _TENSORFLOW = {
@@ -112,6 +114,19 @@ def check_loss(loss: Any) -> None:
                 "`loss` must be the loss function: the name of one of Keras', a keras.losses.Loss, or a function; got "
                 f"{type(each).__name__}. Pass the loss's value to `recorder.write(scalars={{'loss': loss}})`"
             )
+        if isinstance(each, str):
+            try:
+                keras.losses.get(each)
+            except ValueError:
+                raise misuse_error(
+                    f"`loss` must be the name of a loss of Keras, or the function itself; got {each!r}{suggest(each)}"
+                ) from None
+
+
+def suggest(name: str) -> str:
+    """Return the question whether the nearest name of a loss was meant; nothing if none is near."""
+    nearest = difflib.get_close_matches(name.lower(), [*_LOSS_NAMES.values(), *_SHORT_NAMES], 1)
+    return f": did you mean {nearest[0]}?" if nearest else ""
 
 
 def describe_loss(loss: Any) -> Loss:
@@ -120,7 +135,7 @@ def describe_loss(loss: Any) -> Loss:
     if isinstance(loss, str):
         try:
             loss = keras.losses.get(loss)
-        except ValueError:
+        except ValueError:  # Monitor's model may not use the loss that it was compiled with
             return Loss("custom")
     if isinstance(loss, functools.partial):
         options = loss.keywords

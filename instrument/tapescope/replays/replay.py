@@ -298,7 +298,7 @@ class _Replayer:
         name = self._named(examples)[0].index
         yield Variant(f"without example {name}", without.applied_norm, self._run_on(others)[0])
         rate = _learning_rate(self._optimizer)
-        if rate is not None:
+        if self._optimizer is not None and rate is not None:
             self._restore()
             with self._program.scope():
                 self._optimizer.learning_rate = rate / 10

@@ -34,7 +34,7 @@ VARIABLE_COLUMNS = tuple(c.name for c in metadata.VARIABLE_COLUMNS)
 STEP_COLUMNS = ("examples", "first_nonfinite_forward", "first_nonfinite_backward", "noise_scale_total", "loss")
 
 NAN = float("nan")
-ByName = Mapping[str, tf.Tensor]
+ByName = Mapping[Any, tf.Tensor]
 """Statistics by name."""
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tapescope.storage.printable import describe_error
+from tapescope.storage.text_file import check_regular
 
 FOLDER = "captures"
 """Of a run's directory."""
@@ -176,7 +177,7 @@ def read(logdir: str | os.PathLike[str], step: int) -> CapturedStep:
         )
     file = path(logdir, step)
     try:
-        with open(file, "rb") as opened, np.load(opened) as stored:
+        with open(check_regular(file), "rb") as opened, np.load(opened) as stored:
             return _from_arrays({name: stored[name] for name in stored.files})
     except Exception as error:  # the boundary of a file: each kind of damage raises another type
         raise ValueError(f"{file} is damaged ({describe_error(error)}): put a copy of it back") from None

@@ -136,7 +136,7 @@ def absolute(logdir: str | os.PathLike[str]) -> str:
     """Return a path that stays the same when the program changes its directory, with the home directory for `~`.
 
     Raises:
-      ValueError: it is a URL, such as of a bucket.
+      ValueError: it is a URL, such as of a bucket, or its name is not UTF-8.
     """
     path = os.fspath(logdir)
     if "://" in path:
@@ -144,7 +144,14 @@ def absolute(logdir: str | os.PathLike[str]) -> str:
             f"`logdir` must be a directory of this machine, where a file can be locked and appended to; got {path!r}: "
             "record to a local or a mounted directory, and copy it"
         )
-    return os.path.abspath(os.path.expanduser(path))
+    full = os.path.abspath(os.path.expanduser(path))
+    try:
+        full.encode()
+    except UnicodeEncodeError:  # a byte that is not UTF-8
+        raise ValueError(
+            f"`logdir` must have a name in UTF-8, as TensorFlow needs it; got {full!r}: rename it"
+        ) from None
+    return full
 
 
 class DirectoryLock:

@@ -312,7 +312,7 @@ class Run:
     def _find_series(self, column: str) -> Series:
         """Return the tensors that a column is part of."""
         families = {"unit_state": "units", "first_nonfinite": "step"}
-        for name, series in self._series.items():
+        for name, series in self._series.items() if isinstance(column, str) else ():
             is_whole_tensor = column.endswith("_histogram") and name == column
             if is_whole_tensor or name == families.get(column) or column in series.family.columns:
                 return series

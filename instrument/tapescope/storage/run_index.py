@@ -19,7 +19,7 @@ from tapescope.rules import causes
 from tapescope.rules.finding import SEVERITIES, Finding, from_json
 from tapescope.storage.printable import describe_error, one_line, to_json
 from tapescope.storage.run import Run
-from tapescope.storage.text_file import write_whole
+from tapescope.storage.text_file import check_regular, write_whole
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import spikes, tables
@@ -164,6 +164,7 @@ def describe(
     ordered = causes.by_cause(findings)
     worst = worst_layers(layers, units, progress.columns, [found for found, _ in ordered])
     path = os.path.abspath(logdir)
+    last_step = tables.count(status.get("last_step"), largest=2**53)  # also of scalars, and as old as the status
     median_gap = float(np.median(progress.gaps)) if progress.gaps else math.nan
     return {
         "format": FORMAT,
@@ -173,6 +174,7 @@ def describe(
         "reason": str(status.get("reason") or ""),
         "started": _number(status.get("started")),
         "step": progress.step,
+        "last_step": max((step for step in (progress.step, last_step) if step is not None), default=None),
         "steps": tables.count(status.get("steps"), largest=2**53),
         "records": progress.records,
         "last_record": progress.wall_time,
@@ -262,11 +264,12 @@ def to_markdown(index: Mapping[str, Any]) -> str:
     state = " ".join(part for part in (index["state"], index["reason"]) if part)
     steps = f" of {index['steps']}" if index["steps"] else ""
     loss = index["loss"]
+    last = "none yet" if index["last_step"] is None else index["last_step"]
     lines = [
         f"# {os.path.basename(index['run'])}",
         "",
         f"- state: {state}",
-        f"- step: {'none yet' if index['step'] is None else index['step']}{steps}, {index['records']} records",
+        f"- step: {last}{steps}, {index['records']} records",
         "- loss: " + ", ".join(f"{name} {format_number(loss[name])}" for name in ("first", "last", "lowest")),
         f"- spikes: {spikes.describe_shares(index['spikes']) or 'too few records'}",
         *(f"- {tag}: {format_number(value)}" for tag, value in index["scalars"].items() if tag != "loss"),
@@ -321,7 +324,7 @@ def write_index(directory: str, index: Mapping[str, Any]) -> None:
 def read_index(directory: str) -> dict[str, Any] | None:
     """Return the index of a run as it was written last; None where there is none of this format that can be read."""
     try:
-        with open(os.path.join(directory, JSON_NAME), encoding="utf-8") as file:
+        with open(check_regular(os.path.join(directory, JSON_NAME)), encoding="utf-8") as file:
             index: Any = json.load(file)
     except (OSError, ValueError, RecursionError):
         return None
@@ -346,6 +349,9 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 
 def _is_whole(index: Mapping[str, Any]) -> bool:
     if not all(isinstance(index.get(name), kind) for name, kind in _TYPES.items()):
+        return False
+    layers: list[Any] = index["worst_layers"]
+    if not all(isinstance(layer, dict) and {"layer", "reason"} <= layer.keys() for layer in layers):
         return False
     counts = cast("Mapping[str, Any]", index["counts"])
     return all(isinstance(counts.get(severity), int) for severity in SEVERITIES)

@@ -47,7 +47,7 @@ JUDGED_TAGS = tuple(metadata.tag(family) for family in ("variables", "layers", "
 _VALIDATION_LOSS = "validation_loss"
 """Name of an array in the state."""
 
-RESERVED = {"state", "reason", "lost", "left_out", "skipped", "started", "tensorflow", "keras"}
+RESERVED = {"state", "reason", "lost", "left_out", "last_step", "skipped", "started", "tensorflow", "keras"}
 """Fields of a status that `about` cannot set."""
 
 
@@ -148,6 +148,7 @@ class RunWriter:
             "reason": reason,
             "lost": lost,
             "left_out": left_out,
+            "last_step": self._last_step,
             "skipped": self._probe_state.skipped,
         }
         self._file.add(

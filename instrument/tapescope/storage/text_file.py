@@ -1,6 +1,7 @@
-"""Text files that are replaced as a whole."""
+"""Text files that are replaced as a whole, and files that can be read to their end."""
 
 import contextlib
+import errno
 import os
 
 
@@ -30,3 +31,14 @@ def write_whole(path: str, text: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+def check_regular(path: str) -> str:
+    """Return a path if it is not a FIFO, which would wait for its writer, nor a device, which may have no end.
+
+    Raises:
+      OSError: it is one of these, or a directory.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+    return path

@@ -86,9 +86,9 @@ def renumber(keys: Sequence[str]) -> list[str]:
             base, number, _ = _split(name)
             numbers.setdefault((*names[:depth], base), set()).add(number)
     ranks = {name: {number: rank for rank, number in enumerate(sorted(found))} for name, found in numbers.items()}
-    renumbered = []
+    renumbered: list[str] = []
     for names in parts:
-        plain = []
+        plain: list[str] = []
         for depth, name in enumerate(names):
             base, number, call = _split(name)
             plain.append(f"{base}_{ranks[(*names[:depth], base)][number]}{call}")

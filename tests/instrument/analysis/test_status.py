@@ -162,3 +162,29 @@ def test_report_prints_json(logdir, tmp_path, run_cli):
     page = tmp_path / "page.html"
     _, out, _ = run_cli("report", logdir / "good", f"--output={page}", "--json")
     assert json.loads(out) == {"output": str(page), "runs": [str(logdir / "good")]}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["FIFO", "device"])
+@pytest.mark.parametrize("name", [run_index.JSON_NAME, "events.out.tfevents.1.host.1.0.v2"])
+def test_only_regular_files_are_read(logdir, run_cli, make, name):
+    directory = logdir / "good"
+    (directory / name).unlink(missing_ok=True)
+    make(directory / name)
+    code, out, _ = run_cli("status", logdir)
+    assert code == cli.FOUND
+    assert out.splitlines()[2].split()[:2] == ["good", "ended"]
+
+
+@pytest.mark.parametrize("layers", [[1], [{}], [{"layer": 1, "reason": 2}]])
+def test_an_index_with_other_types_costs_no_line(logdir, run_cli, layers):
+    changed = run_index.describe_run(tapescope.Run(logdir / "good")) | {"worst_layers": layers, "updated": 9e9}
+    (logdir / "good" / run_index.JSON_NAME).write_text(run_index.to_json(changed))
+    code, out, _ = run_cli("status", logdir)
+    assert code == cli.FOUND
+    assert len(out.splitlines()) == 3
+
+
+def test_a_name_that_is_not_utf8_is_escaped(logdir, run_cli):
+    (logdir / "good").rename(os.fsdecode(os.fsencode(logdir) + b"/r\xff"))
+    _, out, _ = run_cli("status", logdir)
+    assert out.splitlines()[2].startswith(r"r\udcff")

@@ -295,3 +295,8 @@ def test_a_forked_helper_that_outlives_its_parent_does_not_hold_the_lock(tmp_pat
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
         parent.stdout.close()
+
+
+def test_a_directory_that_is_not_utf8_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`logdir` must have a name in UTF-8"):
+        event_file.absolute(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff"))

@@ -115,6 +115,13 @@ def test_an_unknown_column_is_an_error_that_lists_the_known_ones(run):
         run.frame("x")
 
 
+@pytest.mark.parametrize("column", [1, None, ["loss"], b"loss"])
+def test_a_column_that_is_not_a_name_is_the_same_error(run, column):
+    for read in (run.__getitem__, run.rows, run.frame, run.plot):
+        with pytest.raises(KeyError, match=r"no column .* in .*; it has: gradient_norm"):
+            read(column)
+
+
 def test_a_frame_without_pandas_is_an_error_with_the_cure(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"needs pandas: pip install pandas"):

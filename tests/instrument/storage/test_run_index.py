@@ -46,6 +46,17 @@ def test_the_index_has_the_state_and_the_last_step(index):
     assert (index["step"], index["steps"], index["records"]) == (2, 3, 3)
 
 
+def test_the_last_step_is_that_of_the_last_scalar(tmp_path):
+    probe, step = eager_steps()
+    with tapescope.Recorder(tmp_path, probe, about={"steps": 9}) as recorder:
+        recorder.write(2, step(2), {"loss": 1.0})
+        recorder.scalars(8, {"validation/loss": 1.0})
+    written = run_index.read_index(str(tmp_path))
+    described = run_index.describe_run(tapescope.Run(tmp_path))
+    assert [(index["step"], index["last_step"]) for index in (written, described) if index] == [(2, 8), (2, 8)]
+    assert "- step: 8 of 9, 1 records" in (tmp_path / "index.md").read_text()
+
+
 def test_the_index_has_the_loss_and_the_scalars(index):
     assert index["loss"] == {"first": 2.0, "last": 0.0, "lowest": 0.0, "lowest_step": 2}
     assert index["scalars"]["accuracy"] == 0.5

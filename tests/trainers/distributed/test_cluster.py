@@ -67,6 +67,13 @@ def test_a_chief_comes_before_the_workers():
         ('{"cluster": {"worker": ["a:1"]}}', "has no 'task'"),
         ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "not one of the .* count from 0"),
         ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "cannot be parsed"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": true}}', "index true is not a whole"),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0.5}}',
+            "index 0.5 is not a whole",
+        ),
+        ('{"cluster": {"worker": ["a:0"]}, "task": {"type": "worker", "index": 0}}', "with a port from 1 to 65535"),
+        ('{"cluster": {"worker": ["a:65536"]}, "task": {"type": "worker", "index": 0}}', "with a port from 1 to 65535"),
         ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', "'a' is not host:port"),
         ('{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}', "have the same address"),
     ],
@@ -74,6 +81,14 @@ def test_a_chief_comes_before_the_workers():
 def test_a_malformed_tf_config_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         cluster.parse(text)
+
+
+@pytest.mark.parametrize("source", ["slurm", "kubernetes"])
+@pytest.mark.parametrize("port", ["", "0", "65536", "http"])
+def test_a_port_that_is_none_is_refused_at_once(monkeypatch, source, port):
+    monkeypatch.setenv("TAPESCOPE_PORT", port)
+    with pytest.raises(ValueError, match="TAPESCOPE_PORT must be a port from 1 to 65535; got "):
+        cluster.find(source, workers=2)
 
 
 def test_slurm_needs_its_environment():

@@ -1,15 +1,18 @@
 """The study: its statistics against closed forms, its verdicts by their rules, resuming, and the table."""
 
 import os
+import queue
 import re
 import signal
 import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import tapescope
 from tapescope_trainers.study import claims, command, grid, measures, shortcut, table, trial, verdicts
 from tapescope_trainers.study.grid import Setup
 from tapescope_trainers.study.trial import Trial
@@ -321,19 +324,63 @@ def test_devices_are_assigned_to_workers_in_turn(monkeypatch, visible, workers, 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--seeds=1", "flag --seeds=1: 1 is not an integer in the range [2, 1000]"),
-        ("--workers=0", "flag --workers=0: 0 is not an integer in the range [1, 256]"),
+        ("--seeds=1", "flag --seeds=1: must be an integer in the range [2, 1000]"),
+        ("--seeds=nan", "flag --seeds=nan: must be an integer in the range [2, 1000]"),
+        ("--workers=0", "flag --workers=0: must be an integer in the range [1, 256]"),
+        ("--quick=maybe", "flag --quick=maybe: must be true or false"),
+        ("--logdir=", "--logdir= cannot be created"),
+        ("--table=/dev/null/study.md", "--table=/dev/null/study.md cannot be created"),
+        ("--table=/", "--table=/ must be a file; it is a directory"),
         ("--sedes=3", "Unknown command line flag 'sedes'. Did you mean: seeds ?"),
         ("runs", "unexpected argument 'runs'"),
     ],
 )
-def test_bad_input_is_one_line(flag, message, capsys):
+def test_bad_input_is_one_line(flag, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_info:
         command.main(["tapescope-study", flag])
     error = capsys.readouterr().err
     assert exit_info.value.code == command.EXIT_BAD_INPUT
     assert error.startswith(f"tapescope-study: {message}")
     assert error.count("\n") == 1
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        command.main(["tapescope-study", "--version"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out == f"tapescope-study {tapescope.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (BrokenProcessPool(), command.EXIT_STOPPED, "a worker was killed, perhaps for want of memory"),
+        (OSError(28, "No space left on device"), command.EXIT_BAD_INPUT, "No space left on device"),
+        (KeyboardInterrupt(), command.EXIT_INTERRUPTED, "stopped at once"),
+    ],
+)
+def test_a_failure_of_the_training_is_one_line(tmp_path, monkeypatch, capsys, error, code, message):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(command, "train", fail)
+    with pytest.raises(SystemExit) as exit_info:
+        command.main(["tapescope-study", f"--logdir={tmp_path}", "--quick"])
+    written = capsys.readouterr().err
+    assert exit_info.value.code == code
+    assert message in written
+    assert written.count("\n") == 1
+
+
+def test_workers_leave_signals_to_their_parent(monkeypatch):
+    ignored = {}
+    monkeypatch.setattr(signal, "signal", lambda number, handler: ignored.setdefault(number, handler))
+    devices = queue.Queue()
+    devices.put(None)
+    monkeypatch.setattr(command, "_shared", None)
+    command._start_worker(command._Shared(None, None), devices, 1)
+    assert ignored == dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN)
 
 
 @pytest.mark.process

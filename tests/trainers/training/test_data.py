@@ -109,7 +109,7 @@ X, Y = np.zeros([4, 2], np.float32), np.zeros([4], int)
         ({"images": X}, "must have x_train and y_train, and may have x_test and y_test; got images"),
         ({"x_train": X, "y_train": Y[:3]}, r"labels \[N\]; got \(4, 2\) and \(3,\)"),
         ({"x_train": X, "y_train": Y.astype(float)}, "labels must be integers from 0; got type float64"),
-        ({"x_train": X, "y_train": Y - 1}, "labels must be integers from 0; got type int64"),
+        ({"x_train": X, "y_train": Y - 1}, "labels must be integers from 0; got -"),
         ({"x_train": X.astype(complex), "y_train": Y}, "must be uint8 or floating; got type complex128"),
         ({"x_train": X[:1], "y_train": Y[:1]}, "are needed; got 0 and 1"),
         ({"x_train": X, "y_train": Y, "x_test": X[:, :1], "y_test": Y}, r"got \(4, 1\) and \(4,\)"),
@@ -271,5 +271,5 @@ def test_a_damaged_mnist_file_is_named(tmp_path, content):
 
 def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "data.npz")
-    with pytest.raises(ValueError, match="it is not a file"):
+    with pytest.raises(ValueError, match="it is not a regular file"):
         data.load(f"npz:{tmp_path}/data.npz")

@@ -121,6 +121,23 @@ def test_the_first_signal_is_collected_and_the_second_raises(number):
     assert signal.getsignal(number) is before
 
 
+def test_a_terminal_that_is_closed_stops_the_training_once():
+    with signals.catch() as received:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert received == ["SIGHUP"]
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.catch() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert received == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_outside_the_main_thread_no_signals_are_collected():
     received: list[list[str]] = []
 

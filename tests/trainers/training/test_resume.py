@@ -167,6 +167,17 @@ def test_resumed_weights_are_bit_identical(tmp_path, more):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_run_that_is_done_says_how_to_go_on(tmp_path, capsys):
+    command = (*MLP, "--steps=2", "--checkpoint_every=2")
+    trainings.run(tmp_path, *command)
+    train.run(trainings.parse(tmp_path, *command))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Nothing to do: 2 steps of 2 were done before, validation/loss ")
+    assert line.endswith(
+        f". Records: {tmp_path}. To go on, use a larger --steps or --epochs; to start over, --resume=never"
+    )
+
+
 @pytest.fixture
 def damaged(tmp_path):
     """Train 30 steps with three checkpoints, and damage the last two."""

@@ -68,6 +68,8 @@ def parse(text: str) -> Cluster:
         task = fields["task"]
         chiefs = jobs.get("chief", [])
         workers = jobs.get("worker", [])
+        if not re.fullmatch(r"-?\d+", str(task["index"])):
+            raise ValueError(f"index {json.dumps(task['index'])} is not a whole number")
         index = int(task["index"]) + (len(chiefs) if task["type"] == "worker" else 0)
         colleagues = {**jobs, "chief": chiefs, "worker": workers}[task["type"]]
         addresses = tuple(map(str, (*chiefs, *workers)))
@@ -78,21 +80,34 @@ def parse(text: str) -> Cluster:
         raise ValueError(f"TF_CONFIG={text!r} cannot be parsed ({reason}): it must be like {EXAMPLE}") from None
     except LookupError as error:
         raise ValueError(f"TF_CONFIG={text!r}: {error}: indices count from 0") from None
-    malformed = [address for address in addresses if not re.fullmatch(r".+:\d{1,5}", address)]
+    ports = {address: re.fullmatch(r".+:(\d{1,5})", address) for address in addresses}
+    malformed = [address for address, port in ports.items() if not port or not 0 < int(port[1]) < 65536]
     if malformed:
-        raise ValueError(f"TF_CONFIG={text!r}: {malformed[0]!r} is not host:port: it must be like {EXAMPLE}")
+        raise ValueError(
+            f"TF_CONFIG={text!r}: {malformed[0]!r} is not host:port, with a port from 1 to 65535: it must be like "
+            f"{EXAMPLE}"
+        )
     if len(set(addresses)) < len(addresses):
         raise ValueError(f"TF_CONFIG={text!r}: two workers have the same address: it must be like {EXAMPLE}")
     return Cluster(addresses, index)
 
 
+def _port() -> int:
+    """Return the port that the workers listen on, where the job scheduler does not say it."""
+    text = os.environ.get("TAPESCOPE_PORT", "8888")
+    if not re.fullmatch(r"\d{1,5}", text) or not 0 < int(text) < 65536:
+        raise ValueError(f"TAPESCOPE_PORT must be a port from 1 to 65535; got {text!r}")
+    return int(text)
+
+
 def _slurm() -> Cluster:
+    port = _port()
     tf = import_tensorflow()
     try:
         # Slurm assigns the GPUs itself (--gpus-per-task). The resolver would do so too, but fails if there is none; so
         # it is given more than enough of them, and does not set them.
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            port_base=int(os.environ.get("TAPESCOPE_PORT", 8888)),
+            port_base=port,
             gpus_per_node=4096,
             gpus_per_task=1,
             auto_set_gpu=False,
@@ -125,7 +140,7 @@ def _kubernetes(workers: int | None, patience_s: float) -> Cluster:
     if not workers:
         raise ValueError("--cluster=kubernetes needs --workers=N, the number of pods to wait for")
     label = os.environ.get("TAPESCOPE_PODS", "app=tapescope-train")
-    port = os.environ.get("TAPESCOPE_PORT", "8888")
+    port = _port()
     tf = import_tensorflow()
     try:
         from kubernetes import client, config  # pyright: ignore[reportMissingImports]
@@ -136,7 +151,7 @@ def _kubernetes(workers: int | None, patience_s: float) -> Cluster:
         try:
             config.load_incluster_config()
             resolver = tf.distribute.cluster_resolver.KubernetesClusterResolver(
-                {"worker": [label]}, int(port), override_client=_PodApi(client.CoreV1Api())
+                {"worker": [label]}, port, override_client=_PodApi(client.CoreV1Api())
             )
             # Sorted, because each worker asks by itself and all must number the pods alike.
             addresses = tuple(sorted(resolver.cluster_spec().job_tasks("worker")))

@@ -11,12 +11,16 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple, NoReturn
 
-from absl import flags, logging
+import absl.flags
+from absl import logging
 
-from tapescope_trainers.flags import HELP
-from tapescope_trainers.logs import import_tensorflow
+import tapescope
+from tapescope.storage.text_file import write_whole
+from tapescope_trainers import flags
+from tapescope_trainers.logs import import_tensorflow, protect_streams
 from tapescope_trainers.study import claims, shortcut, table, trial
 from tapescope_trainers.study.grid import Setup
 from tapescope_trainers.training import signals
@@ -27,13 +31,14 @@ QUICK_STEPS = 64
 QUICK_SEEDS = 2
 EXIT_STOPPED = 1
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
-_FLAGS = flags.FlagValues()
-flags.DEFINE_string("logdir", "runs/study", "directory of the runs, with one directory a set-up and seed", _FLAGS)
-flags.DEFINE_string("table", None, "file for the table; default: study.md in --logdir", _FLAGS)
-flags.DEFINE_integer("seeds", None, "runs of each set-up; default 5, with --quick 2", 2, 1000, _FLAGS)
-flags.DEFINE_integer("workers", min(8, os.cpu_count() or 1), "processes that train in parallel", 1, 256, _FLAGS)
-flags.DEFINE_bool("quick", False, "few set-ups, seeds and steps: shows that all works, decides nothing", _FLAGS)
+_FLAGS = absl.flags.FlagValues()
+flags.text("logdir", "runs/study", "directory of the runs, with one directory a set-up and seed", _FLAGS)
+flags.text("table", None, "file for the table; default: study.md in --logdir", _FLAGS)
+flags.integer("seeds", None, "runs of each set-up; default 5, with --quick 2", 2, 1000, _FLAGS)
+flags.integer("workers", min(8, os.cpu_count() or 1), "processes that train in parallel", 1, 256, _FLAGS)
+flags.boolean("quick", False, "few set-ups, seeds and steps: shows that all works, decides nothing", _FLAGS)
 
 
 class Options(NamedTuple):
@@ -49,14 +54,22 @@ class Options(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the console script `tapescope-study`.
 
-    Exit codes: 0 with a table, 1 if it was stopped before, 2 with one line for bad input.
+    Exit codes: 0 with a table, 1 if it was stopped before, 2 with one line for bad input, 130 after a second Ctrl-C.
     """
-    sys.exit(run(_parse(list(argv or sys.argv))))
+    protect_streams()
+    try:
+        sys.exit(run(_parse(list(argv or sys.argv))))
+    except KeyboardInterrupt:
+        print("tapescope-study: stopped at once", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def _parse(argv: list[str]) -> Options:
-    if HELP & set(argv[1:]):
+    if flags.HELP & set(argv[1:]):
         print(f"{__doc__}\n{_FLAGS.main_module_help() or _FLAGS.get_help()}")
+        sys.exit(0)
+    if flags.VERSION in argv[1:]:
+        print(f"tapescope-study {tapescope.__version__}")
         sys.exit(0)
     _FLAGS.unparse_flags()
     try:
@@ -65,10 +78,20 @@ def _parse(argv: list[str]) -> Options:
             raise ValueError(f"unexpected argument {rest[0]!r}: write every argument as --flag=value")
         values: dict[str, Any] = {name: _FLAGS[name].value for name in Options._fields}
         options = Options(**values)
-        os.makedirs(options.logdir, exist_ok=True)
+        flags.make_directory("logdir", options.logdir, options.logdir)
+        _check_table(options.table)
         return options
-    except (flags.Error, ValueError, OSError) as error:
+    except (absl.flags.Error, ValueError) as error:
         _exit(error)
+
+
+def _check_table(path: str | None) -> None:
+    """Raise ValueError if the table could not be written at the end."""
+    if path is None:
+        return
+    flags.make_directory("table", path, os.path.dirname(path) or ".")
+    if os.path.isdir(path) or not os.path.basename(path):
+        raise ValueError(f"--table={path} must be a file; it is a directory: add a name, such as study.md")
 
 
 def run(options: Options) -> int:
@@ -78,16 +101,25 @@ def run(options: Options) -> int:
     seeds = range(options.seeds or (QUICK_SEEDS if options.quick else SEEDS))
     setups = claims.setups(tested)
     with signals.catch() as received:
-        if not train(setups, seeds, steps, options.logdir, options.workers, received):
+        try:
+            complete = train(setups, seeds, steps, options.logdir, options.workers, received)
+        except BrokenProcessPool:
+            print(
+                "tapescope-study: a worker was killed, perhaps for want of memory: use fewer --workers; the same "
+                "command trains what is missing",
+                file=sys.stderr,
+            )
+            return EXIT_STOPPED
+        except OSError as error:
+            _exit(error)
+        if not complete:
             print(f"Stopped by {received[0]}. The same command trains what is missing.", file=sys.stderr, flush=True)
             return EXIT_STOPPED
     import_tensorflow()
     trials = {setup: [trial.load(setup, seed, steps, options.logdir) for seed in seeds] for setup in setups}
     path = options.table or os.path.join(options.logdir, "study.md")
     text = table.markdown(tested, trials, shortcut.measure(), steps, quick=options.quick)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+    write_whole(path, text)
     print(f"Table: {path}. To see the runs: tensorboard --logdir {options.logdir}", file=sys.stderr, flush=True)
     return 0
 
@@ -167,7 +199,8 @@ def _start_worker(shared: _Shared, devices: Any, workers: int) -> None:
 
     global _shared
     _shared = shared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and lets this worker end its run
+    for number in signals.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the parent gets it too, and lets this worker end its run
     device = devices.get()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tapescope.storage.text_file import check_regular
 from tapescope_trainers.study import grid
 from tapescope_trainers.study.grid import Setup
 
@@ -111,9 +112,9 @@ def path(setup: Setup, seed: int, logdir: str) -> str:
 def read_metrics(setup: Setup, seed: int, steps: int, logdir: str) -> dict[str, float] | None:
     """Return the validation metrics of a complete run; None if no run of this set-up and length is complete."""
     try:
-        with open(os.path.join(path(setup, seed, logdir), DONE)) as file:
+        with open(check_regular(os.path.join(path(setup, seed, logdir), DONE))) as file:
             fields = json.load(file)
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     metrics = fields.pop("metrics", None)
     return metrics if fields == setup._asdict() | {"seed": seed, "steps": steps} else None

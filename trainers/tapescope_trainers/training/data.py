@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tapescope.storage.printable import describe_error
+from tapescope.storage.text_file import check_regular
 
 VALIDATION_SHARE = 0.2
 """Share of the examples held out for validation if a data set has no test part."""
@@ -109,8 +110,13 @@ def _split(name: str, arrays: dict[str, np.ndarray], scale: float | None, seed: 
             raise ValueError(
                 f"data {name}: examples must be [N, ...] and labels [N]; got {examples.shape} and {labels.shape}"
             )
-        if not np.issubdtype(labels.dtype, np.integer) or (labels.size and labels.min() < 0):
-            raise ValueError(f"data {name}: labels must be integers from 0; got type {labels.dtype}")
+        is_integer = np.issubdtype(labels.dtype, np.integer)
+        if not is_integer or (labels.size and labels.min() < 0):
+            got = labels.min() if is_integer else f"type {labels.dtype}"
+            raise ValueError(
+                f"data {name}: labels must be integers from 0; got {got}: number the classes from 0, such as with "
+                f"numpy.unique(y, return_inverse=True)"
+            )
         if labels.size and labels.max() >= MAX_CLASSES:
             raise ValueError(
                 f"data {name}: labels must be below {MAX_CLASSES:,}; got {labels.max()}: number the classes from 0, "
@@ -155,9 +161,7 @@ def _digits() -> dict[str, np.ndarray]:
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise ValueError("it is not a file")  # a FIFO would be waited for
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with open(check_regular(path), "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _NAMES if name in file}
             names = ", ".join(file.files)
     except Exception as error:  # the boundary of a file: each kind of damage raises another type

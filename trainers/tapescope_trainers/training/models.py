@@ -38,7 +38,7 @@ def build(
         mixed_precision: A value from `flags.PRECISIONS`.
 
     Raises:
-        ValueError: The network cannot take examples of this shape.
+        ValueError: The network cannot take examples of this shape, or is deeper than Keras can build.
     """
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32" if mixed_precision == "none" else f"mixed_{mixed_precision}")
@@ -48,6 +48,8 @@ def build(
         make, default_depth, default_width = _SHAPED[preset]
         kernel = initializer or "glorot_uniform"
         return make(shape, classes, activation or "relu", depth or default_depth, width or default_width, kernel)
+    except RecursionError:  # Keras follows the layers by recursion
+        raise ValueError(f"--depth={depth} of --preset={preset} is deeper than Keras can build: use less") from None
     finally:
         keras.config.set_dtype_policy(policy)
 

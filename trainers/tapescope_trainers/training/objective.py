@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tapescope.capture.objective import suggest
 from tapescope_trainers import user_code
 from tapescope_trainers.training.user_data import UserData
 
@@ -72,44 +73,79 @@ def make(model: keras.Model, loss: str | None, metrics: str | None, data: UserDa
     Raises:
         ValueError: Model, loss and data do not fit each other, or there is no such loss or metric.
     """
-    x, y = (tf.nest.map_structure(lambda a: tf.constant(a[:_TRIED]), part) for part in (data.x_train, data.y_train))
-    try:
-        outputs = model(x, training=False)
-    except Exception as error:
-        raise ValueError(
-            f"--model does not fit --data, whose examples are {_shapes(data.x_train)}: {_first_line(error)}"
-        ) from None
+    outputs = _try_model(model, data.x_train, "training")
     if not model.trainable_variables:
         raise ValueError("--model must return a model with trainable variables; it has none")
     found = _find_loss(model, loss)
-    objective = Objective(found, ())
-    _check_labels(found, data, outputs)
-    described = f"{_shapes(data.y_train)}, and the model's outputs {_shapes(outputs)}"
-    if _is_of_keras(found) and len(tf.nest.flatten(outputs)) != len(tf.nest.flatten(y)):
-        raise ValueError(f"--loss must have a target for each output; the targets are {described}: pass a function")
-    try:
-        objective.mean(y, outputs)
-    except Exception as error:
-        raise ValueError(f"--loss does not fit: the targets are {described}: {_first_line(error)}") from None
+    _try_loss(found, data.y_train, outputs)
+    # Validation examples may have other shapes, such as longer sequences.
+    outputs = _try_model(model, data.x_valid, "validation")
+    _try_loss(found, data.y_valid, outputs)
+    y = _first(data.y_valid)
     names = [name.strip() for name in (metrics or "").split(",") if name.strip()]
     made = [_find_metric(name, y, outputs) for name in names]
     for metric in made:
         try:
             metric.update_state(y, outputs)
         except Exception as error:
-            raise ValueError(f"--metrics={metric.name} does not fit: the targets are {described}: {error}") from None
+            raise ValueError(
+                f"--metrics={metric.name} does not fit: the targets are {_describe(data.y_valid, outputs)}: "
+                f"{user_code.describe(error)}"
+            ) from error
         metric.reset_state()
-    return objective._replace(metrics=made)
+    return Objective(found, made)
+
+
+def _first(arrays: Any) -> Any:
+    """Return the first examples of arrays as tensors."""
+    return tf.nest.map_structure(lambda array: tf.constant(array[:_TRIED]), arrays)
+
+
+def _try_model(model: keras.Model, x: Any, use: str) -> Any:
+    """Return the outputs of the first examples."""
+    try:
+        return model(_first(x), training=False)
+    except Exception as error:
+        raise ValueError(
+            f"--model does not fit --data, whose {use} examples are {_shapes(x)}: {user_code.describe(error)}"
+        ) from error
+
+
+def _try_loss(loss: Any, y: Any, outputs: Any) -> None:
+    """Raise ValueError if a loss cannot be computed of the first examples."""
+    if _is_of_keras(loss):
+        if len(tf.nest.flatten(outputs)) != len(tf.nest.flatten(y)):
+            raise ValueError(
+                f"--loss must have a target for each output; the targets are {_describe(y, outputs)}: pass a function"
+            )
+        if any(output.shape.rank == 0 for output in tf.nest.flatten(outputs)):
+            raise ValueError(
+                f"--model must return an output for each example; the targets are {_describe(y, outputs)}: keep the "
+                "first axis"
+            )
+        texts = [array for array in tf.nest.flatten(y) if array.dtype.kind in "US"]
+        if texts:
+            raise ValueError(
+                f"--data has targets of text, such as {str(texts[0].flat[0])!r}, but a loss of Keras takes numbers: "
+                "number the classes from 0, such as with numpy.unique(y, return_inverse=True)"
+            )
+        _check_labels(loss, y, outputs)
+    try:
+        Objective(loss, ()).mean(_first(y), outputs)
+    except Exception as error:
+        raise ValueError(
+            f"--loss does not fit: the targets are {_describe(y, outputs)}: {user_code.describe(error)}"
+        ) from error
+
+
+def _describe(y: Any, outputs: Any) -> str:
+    return f"{_shapes(y)}, and the model's outputs {_shapes(outputs)}"
 
 
 def _shapes(structure: Any) -> str:
     leaves = tf.nest.flatten(structure)
-    return ", ".join(f"{tf.as_dtype(leaf.dtype).name} [N, {', '.join(map(str, leaf.shape[1:]))}]" for leaf in leaves)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    axes = [", ".join(["N", *map(str, leaf.shape[1:])]) if len(leaf.shape) else "" for leaf in leaves]
+    return ", ".join(f"{tf.as_dtype(leaf.dtype).name} [{text}]" for leaf, text in zip(leaves, axes, strict=True))
 
 
 def _find_loss(model: keras.Model, name: str | None) -> Any:
@@ -131,7 +167,9 @@ def _get_loss(where: str, name: str) -> Any:
     try:
         return keras.losses.get(name)
     except (ValueError, TypeError):
-        raise ValueError(f"{where}={name} is not a loss of Keras: write its name, or {user_code.FORM}") from None
+        raise ValueError(
+            f"{where}={name} is not a loss of Keras: write its name, or {user_code.FORM}{suggest(name)}"
+        ) from None
 
 
 def _find_metric(name: str, y: Any, outputs: Any) -> keras.metrics.Metric:
@@ -165,12 +203,12 @@ def _accuracy(y: Any, outputs: Any) -> keras.metrics.Metric:
     return keras.metrics.SparseCategoricalAccuracy("accuracy")
 
 
-def _check_labels(loss: Any, data: UserData, outputs: Any) -> None:
+def _check_labels(loss: Any, y: Any, outputs: Any) -> None:
     """Raise ValueError if a class is not among the outputs: a GPU would compute NaN, and a CPU fail at some step."""
     name = str(getattr(loss, "name", None) or getattr(loss, "__name__", ""))
     if name != "sparse_categorical_crossentropy" or getattr(loss, "ignore_class", None) is not None:
         return
-    for labels, output in zip(tf.nest.flatten(data.y_train), tf.nest.flatten(outputs), strict=True):
+    for labels, output in zip(tf.nest.flatten(y), tf.nest.flatten(outputs), strict=True):
         if np.min(labels) < 0 or np.max(labels) >= output.shape[-1]:
             raise ValueError(
                 f"--data has labels from {np.min(labels)} to {np.max(labels)}, but --model has {output.shape[-1]} "

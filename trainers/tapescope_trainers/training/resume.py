@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tapescope.storage import captured_step, event_reader, run_index
-from tapescope.storage.text_file import write_whole
+from tapescope.storage.text_file import check_regular, write_whole
 from tapescope_trainers.flags import Options
 
 CHANGEABLE = {
@@ -223,7 +223,7 @@ def read_flags(directory: str) -> dict[str, Any]:
     """
     path = os.path.join(directory, _FLAGS)
     try:
-        with open(path) as file:
+        with open(check_regular(path)) as file:
             fields = json.load(file)
         if not isinstance(fields, dict):
             raise ValueError(f"it holds {type(fields).__name__}")

@@ -1,9 +1,13 @@
-"""SIGINT and SIGTERM as requests to stop, so that the program can first write its last records."""
+"""SIGINT, SIGTERM and SIGHUP as requests to stop, so that the program can first write its last records."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+
+SIGHUP = getattr(signal, "SIGHUP", None)
+"""None on Windows."""
+SIGNALS = [number for number in (signal.SIGINT, signal.SIGTERM, SIGHUP) if number is not None]
 
 
 class Stopped(Exception):
@@ -31,7 +35,10 @@ def stoppable(received: Sequence[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def catch(received: list[str] | None = None) -> Iterator[list[str]]:
-    """Append the names of SIGINT and SIGTERM to a list; raise KeyboardInterrupt at the second signal.
+    """Append the names of signals to a list; raise KeyboardInterrupt at the second signal.
+
+    A terminal that is closed may send SIGHUP twice, so it is never the second. One that is ignored, as under `nohup`,
+    stays ignored.
 
     Args:
         received: The list to append to; by default a new one.
@@ -42,6 +49,8 @@ def catch(received: list[str] | None = None) -> Iterator[list[str]]:
     names: list[str] = [] if received is None else received
 
     def handle(number: int, frame: object) -> None:
+        if names and number == SIGHUP:
+            return
         if names:
             raise KeyboardInterrupt
         names.append(signal.Signals(number).name)
@@ -51,7 +60,8 @@ def catch(received: list[str] | None = None) -> Iterator[list[str]]:
     if threading.current_thread() is not threading.main_thread():
         yield names
         return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [number for number in SIGNALS if number != SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield names
     finally:
@@ -62,5 +72,5 @@ def catch(received: list[str] | None = None) -> Iterator[list[str]]:
 def take_back() -> None:
     """Install the handlers again, because TensorFlow's servers take SIGTERM for themselves."""
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, signal.getsignal(number))

@@ -77,7 +77,10 @@ def _read_dataset(where: str, dataset: tf.data.Dataset) -> tuple[Any, Any]:
     spec = dataset.element_spec
     if not isinstance(spec, tuple | list) or len(spec) != 2:
         raise ValueError(f"{where} must return a dataset of pairs (x, y); got elements of {spec}")
-    examples = list(dataset.as_numpy_iterator())
+    try:
+        examples = list(dataset.as_numpy_iterator())
+    except tf.errors.OpError as error:  # of a generator or a map function
+        raise ValueError(f"{where} failed while its dataset was read: {user_code.describe(error)}") from error
     if not examples:
         raise ValueError(f"{where} returned an empty dataset")
     try:
@@ -97,6 +100,13 @@ def _check(where: str, x: Any, y: Any) -> tuple[Any, Any]:
     leaves = tf.nest.flatten(arrays)
     if any(leaf.dtype == object for leaf in leaves):
         raise ValueError(f"{where} must return arrays of numbers or text; got ragged lists or objects: pad them")
+    for leaf in leaves:
+        try:
+            tf.as_dtype(leaf.dtype)
+        except TypeError:
+            raise ValueError(
+                f"{where} must return arrays of numbers or text; got type {leaf.dtype}: convert it"
+            ) from None
     if any(leaf.ndim == 0 for leaf in leaves) or len({len(leaf) for leaf in leaves}) > 1:
         shapes = ", ".join(str(leaf.shape) for leaf in leaves)
         raise ValueError(f"{where} must return as many examples as targets; got arrays of shape {shapes}")
