@@ -15,12 +15,13 @@ from tapescope.rules.history import (
     MIN_STEPS,
     RISEN_VALIDATIONS,
     STUCK_FALL,
+    USELESS_SHARES,
     WINDOW,
     History,
     constant_loss,
     is_impossible,
 )
-from tapescope.rules.record_view import index_of_largest, lower_median
+from tapescope.rules.record_view import RunLayout, index_of_largest, lower_median
 
 LARGE_UPDATE = 0.1
 """Of the weights' norm, at every step: ten such steps may replace the weights. A hundredth of that is usual."""
@@ -62,8 +63,6 @@ VALIDATION_RISE = 0.2
 """Of the lowest validation loss. The estimate of a few hundred examples is off by about a tenth of it."""
 DECAYED_SHARE = 0.4
 """Of the first norm. Training rather lets weights grow."""
-USELESS_SHARES = (0.85, 1.2)
-"""Of the loss of the best constant answer. A loss far above it is that of a training that diverges."""
 NEVER_FELL = 0.9
 """Of the first training loss."""
 SELDOM_ZERO = {"binary_crossentropy", "categorical_crossentropy", "sparse_categorical_crossentropy"}
@@ -305,7 +304,7 @@ def always_clipped(history: History) -> Iterator[Finding]:
 
 def loss_not_falling(history: History) -> Iterator[Finding]:
     """Report a loss that stands still although the weights move; only where no other rule gives a reason."""
-    if not history.loss_stuck:
+    if not history.loss_stuck or _is_adversarial(history.layout):
         return
     distance = _of_most_layers(history.distance, history)
     if not distance >= FAR_DISTANCE:
@@ -317,7 +316,8 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
         layer=None,
         step=history.latest.step,
         message=f"the loss has changed by {-100 * history.loss_fall:+.1f} % since the first records, although the "
-        f"gradient arrives and the weights of most layers moved by {format_factor(distance)} their norm",
+        f"gradient arrives and the weights of most layers moved by {format_factor(distance)} their norm"
+        + ("; it is that of the best answer that is the same for every input" if history.equals_constant else ""),
         evidence={
             "fall": history.loss_fall,
             "trend": history.loss_trend,
@@ -325,9 +325,29 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
             "records": float(history.records),
         },
         advice=(_LINEAR_ADVICE if _is_linear(history) else "")
-        + "Check what a gradient does not show: whether the labels belong to these examples, whether the loss is the "
-        "right one, and whether the learning rate is too high.",
+        + "Check what a gradient does not show: whether the labels belong to these examples, the inputs say anything "
+        "about them, the loss is the right one, and the learning rate or a dropout rate is too high.",
     )
+
+
+def _is_adversarial(layout: RunLayout) -> bool:
+    """Return whether layers are given both the data and what other layers made, as the discriminator of a GAN.
+
+    The losses of two such networks hold each other level. A layer that is called again on what it made itself, as a
+    cell that is unrolled, is not meant.
+    """
+    groups, variables = layout.owned
+    own = [frozenset(variables[groups == layer].tolist()) for layer in range(layout.layer_count)]
+    of_data = {own[layer] for layer in range(layout.layer_count) if layout.source[layer] < 0}
+    for layer in range(layout.layer_count):
+        source = layout.source[layer]
+        if not own[layer] or source < 0 or own[layer] not in of_data:
+            continue
+        while source >= 0 and not own[source] & own[layer]:
+            source = layout.source[source]
+        if source < 0:
+            return True
+    return False
 
 
 _LINEAR_ADVICE = (

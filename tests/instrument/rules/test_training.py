@@ -3,20 +3,26 @@
 import numpy as np
 import pytest
 
+from tapescope.rules.record_view import run_layout
 from tests.instrument.rules.records import (
     ALL,
+    DETAILS,
     FLAT,
     KERNELS,
     LAYER,
+    LAYERS,
     LAYOUT,
     NAN,
     OBJECTIVE,
+    VALUES,
+    VARIABLES,
     both,
     find,
     loss_noise,
     noisy_flat,
     only_finding,
     put,
+    targets,
 )
 
 
@@ -218,6 +224,35 @@ def test_clipping_at_some_records_is_not_reported():
 
 def test_a_loss_that_does_not_fall_though_weights_move_far_is_reported():
     assert only_finding(find(60, noisy_flat), "loss_not_falling").layer is None
+
+
+def test_a_loss_at_its_noise_floor_is_not_reported():
+    assert find(60, both(noisy_flat, targets(2.0)), VALUES) == []
+
+
+def test_a_loss_that_stands_still_at_that_of_a_constant_answer_is_reported():
+    finding = only_finding(find(60, both(noisy_flat, targets(1.515)), VALUES), "loss_not_falling")
+    assert "the same for every input" in finding.message
+
+
+def test_a_loss_that_falls_to_that_of_a_constant_answer_is_reported():
+    first = both(noisy_flat, lambda t, columns: columns.update(loss=columns["loss"] * (8 if t < 6 else 1)))
+    assert find(60, first) == []
+    only_finding(find(60, both(first, targets(1.515)), VALUES), "loss_not_falling")
+
+
+def called_again(*sources):
+    """Return a layout in which the last layer is hidden_2, called again on what these layers give."""
+    variables = [[0, 1], [2, 3], [4, 5], [2, 3]]
+    return run_layout(VARIABLES, LAYERS, {**DETAILS, "variables": variables, "sources": [[], [], [0], [*sources]]})
+
+
+def test_the_losses_of_a_network_and_of_one_that_judges_it_may_stand_still():
+    assert find(60, noisy_flat, called_again(2)) == []
+
+
+def test_the_loss_of_a_cell_that_is_unrolled_may_not_stand_still():
+    only_finding(find(60, noisy_flat, called_again(1)), "loss_not_falling")
 
 
 def test_a_loss_may_stand_still_at_first():
