@@ -34,10 +34,10 @@ CAUSES: Mapping[str, tuple[str, ...]] = {
     "replica_outlier": ("replicas_diverged",),
     "update_too_small": (*_OBJECTIVE, *_DATA, "no_gradient", "vanishing", "saturation", "dead_units"),
     "loss_not_falling": (
-        *(*_OBJECTIVE, *_DATA, "update_not_applied"),
+        *(*_OBJECTIVE, *_DATA, "update_not_applied", "frozen_layers"),
         *("update_too_large", "update_too_small", "always_clipped", "replicas_diverged"),
     ),
-    "slow_learning": (*_OBJECTIVE, *_DATA, "always_clipped"),
+    "slow_learning": (*_OBJECTIVE, *_DATA, "always_clipped", "frozen_layers"),
 }
 """What a rule's finding may follow from, the likeliest first. No rule follows, also through others, from itself."""
 RANK = {rule: rank for rank, rule in enumerate(("unscaled_data", "output_activation", "labels_degenerate", *CAUSES))}

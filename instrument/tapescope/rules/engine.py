@@ -38,6 +38,7 @@ RULES: tuple[Rule, ...] = (
     training.overfitting,
     training.validation_differs,
     training.decayed_weights,
+    training.frozen_layers,
     replicas.replica_outlier,
 )
 """Rules about causes, in the order in which they run; README.md has the order of all rules."""
@@ -61,7 +62,7 @@ RULES_PER_LAYER = {rule.__name__ for rule in OBJECTIVE_RULES} | {
 """Rules that may name several layers, each once. The others name the worst layer, once."""
 
 
-REVISED = {"update_too_large", "update_not_applied", "dead_units", "slow_learning"}
+REVISED = {"update_too_large", "update_not_applied", "dead_units", "frozen_layers", "slow_learning"}
 """Rules whose warnings are lowered to info once the network has learned in spite of them, or weights have moved. Errors
 stay."""
 

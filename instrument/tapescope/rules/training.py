@@ -35,6 +35,8 @@ STILL_ARRIVES = 0.3
 """Share of the norm of the first gradient, in most layers."""
 FROZEN_SHARE = 1e-3
 """Of the update ratio of most other layers."""
+FROZEN_DECADES = 1e-3
+"""Decades by which weights change the length of a gradient. Layers without weights leave it as it is, to rounding."""
 UNMOVED_STEPS = 20
 """Steps for which weights may stand still: a warm-up may begin with a learning rate of 0."""
 FAR_DISTANCE = 0.3
@@ -304,7 +306,7 @@ def always_clipped(history: History) -> Iterator[Finding]:
 
 def loss_not_falling(history: History) -> Iterator[Finding]:
     """Report a loss that stands still although the weights move; only where no other rule gives a reason."""
-    if not history.loss_stuck or _is_adversarial(history.layout):
+    if not history.loss_stuck or _are_several_networks(history.layout):
         return
     distance = _of_most_layers(history.distance, history)
     if not distance >= FAR_DISTANCE:
@@ -330,11 +332,31 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
     )
 
 
+def _are_several_networks(layout: RunLayout) -> bool:
+    """Return whether a step trains networks with losses of their own, as a GAN's, which hold each other level.
+
+    No loss is known then, and either one network is given what the other makes, or they are not connected.
+    """
+    return not layout.objectives and (_is_adversarial(layout) or _are_unconnected(layout))
+
+
+def _are_unconnected(layout: RunLayout) -> bool:
+    """Return whether there are trained layers which neither feed nor are fed by the others, nor share variables."""
+    groups, variables = layout.owned
+    parts: list[set[int]] = []
+    for layer in range(layout.layer_count):
+        near = {layer, layout.source[layer], int(layout.reader[layer])} - {-1}
+        near |= set(groups[np.isin(variables, variables[groups == layer])].tolist())
+        touched = [part for part in parts if part & near]
+        parts = [part for part in parts if not part & near] + [near.union(*touched)]
+    trained = set(groups.tolist())
+    return sum(bool(part & trained) for part in parts) > 1
+
+
 def _is_adversarial(layout: RunLayout) -> bool:
     """Return whether layers are given both the data and what other layers made, as the discriminator of a GAN.
 
-    The losses of two such networks hold each other level. A layer that is called again on what it made itself, as a
-    cell that is unrolled, is not meant.
+    A layer that is called again on what it made itself, as a cell that is unrolled, is not meant.
     """
     groups, variables = layout.owned
     own = [frozenset(variables[groups == layer].tolist()) for layer in range(layout.layer_count)]
@@ -395,6 +417,43 @@ def overfitting(history: History) -> Iterator[Finding]:
     )
 
 
+def frozen_layers(history: History) -> Iterator[Finding]:
+    """Note layers with weights that are not trained; a warning where the loss falls too slowly to get anywhere.
+
+    The layers of a record have the trained variables only. One without any still has weights if these change the
+    length of the gradient that passes.
+    """
+    first = history.first
+    layout = history.layout
+    if first is None or not history.settled:
+        return
+    trained = np.isin(np.arange(layout.layer_count), layout.owned[0])
+    frozen = ~trained & (np.abs(first.layer_column("flow_weight")) > FROZEN_DECADES)
+    if not frozen.any() or not trained.any():
+        return
+    slow = history.had_time and history.loss_fall <= SLOW_FALL * history.steps_since_first
+    harmful = slow and not history.learned and not history.beats_constant
+    at = int(np.flatnonzero(frozen)[0])
+    name = layout.groups[at]
+    count = int(frozen.sum())
+    every = count + int(trained.sum())
+    message = f"{count} of {every} layers with weights are not trained, the first of them `{name}`"
+    if harmful:
+        message += f", and the loss fell by {format_share(max(history.loss_fall, 0.0))} in "
+        message += f"{history.steps_since_first} steps"
+    yield Finding(
+        rule="frozen_layers",
+        version=1,
+        severity="warning" if harmful else "info",
+        layer=name,
+        step=first.step,
+        message=message,
+        evidence={"frozen": float(count), "layers": float(every), "fall": history.loss_fall},
+        advice="Freeze only layers whose weights were trained before: random ones need `trainable = True`, set before "
+        "`compile`, as does the last layer.",
+    )
+
+
 def decayed_weights(history: History) -> Iterator[Finding]:
     """Report weights that a penalty or a decay has taken away, in a network that answers the same for every input."""
     first = history.first
@@ -404,7 +463,7 @@ def decayed_weights(history: History) -> Iterator[Finding]:
         kept = _of_most_layers(history.latest.weight / first.weight, history)
     constant = constant_loss(history)
     low, high = USELESS_SHARES
-    is_useless = history.loss_stuck
+    is_useless = history.loss_stuck and not _are_several_networks(history.layout)
     if math.isfinite(constant):
         is_useless = low * constant <= history.usual.loss <= high * constant
     if not (kept <= DECAYED_SHARE and is_useless):

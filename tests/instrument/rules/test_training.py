@@ -189,6 +189,23 @@ def test_weights_that_decay_while_nothing_is_learned_are_reported():
     assert "decayed_weights" in [f.rule for f in found]
 
 
+UNTRAINED = run_layout(VARIABLES, LAYERS, {**DETAILS, "variables": [[0, 1], [], [4, 5], [6, 7]]})
+"""A layout of which hidden_2 has no trained variable."""
+
+
+def test_a_frozen_layer_is_noted():
+    finding = only_finding(find(60, layout=UNTRAINED, severity="info"), "frozen_layers")
+    assert (finding.severity, finding.layer) == ("info", "hidden_2")
+
+
+def test_a_frozen_layer_is_a_warning_if_the_loss_does_not_fall():
+    assert only_finding(find(60, noisy_flat, UNTRAINED), "frozen_layers").severity == "warning"
+
+
+def test_a_layer_without_weights_is_not_frozen():
+    assert find(60, put("flow_weight", 1, 1e-6), UNTRAINED, severity="info") == []
+
+
 def test_weights_may_shrink_while_the_loss_falls():
     assert find(60, shrinking) == []
 
@@ -244,11 +261,15 @@ def test_a_loss_that_falls_to_that_of_a_constant_answer_is_reported():
 def called_again(*sources):
     """Return a layout in which the last layer is hidden_2, called again on what these layers give."""
     variables = [[0, 1], [2, 3], [4, 5], [2, 3]]
-    return run_layout(VARIABLES, LAYERS, {**DETAILS, "variables": variables, "sources": [[], [], [0], [*sources]]})
+    return run_layout(VARIABLES, LAYERS, {**DETAILS, "variables": variables, "sources": [[], [], [0, 1], [*sources]]})
 
 
 def test_the_losses_of_a_network_and_of_one_that_judges_it_may_stand_still():
-    assert find(60, noisy_flat, called_again(2)) == []
+    assert find(60, noisy_flat, called_again(0)) == []
+
+
+def test_the_losses_of_networks_that_are_not_connected_may_stand_still():
+    assert find(60, noisy_flat, run_layout(VARIABLES, LAYERS, {**DETAILS, "sources": [[], [0], [], [2]]})) == []
 
 
 def test_the_loss_of_a_cell_that_is_unrolled_may_not_stand_still():
