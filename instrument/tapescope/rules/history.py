@@ -444,8 +444,9 @@ class History:
 
     @property
     def learned(self) -> bool:
-        """True if most of the loss is gone, and what is left is below the loss of a constant answer."""
-        if is_impossible(self.usual.loss, self.layout) or self.usual.loss >= constant_loss(self):
+        """True if most of the loss is gone, and what is left is less than that of a constant answer."""
+        useless = USELESS_SHARES[0] * constant_loss(self)
+        if is_impossible(self.usual.loss, self.layout) or self.usual.loss >= useless:
             return False
         return self.loss_fall >= LEARNED_FALL
 

@@ -311,6 +311,7 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
     distance = _of_most_layers(history.distance, history)
     if not distance >= FAR_DISTANCE:
         return
+    of_values = history.equals_constant and history.layout.objectives[0].units == 1
     yield Finding(
         rule="loss_not_falling",
         version=2,
@@ -328,7 +329,8 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
         },
         advice=(_LINEAR_ADVICE if _is_linear(history) else "")
         + "Check what a gradient does not show: whether the labels belong to these examples, the inputs say anything "
-        "about them, the loss is the right one, and the learning rate or a dropout rate is too high.",
+        "about them, the loss is the right one, and the learning rate or a dropout rate is too high."
+        + (_SHAPES_ADVICE if of_values else ""),
     )
 
 
@@ -372,6 +374,11 @@ def _is_adversarial(layout: RunLayout) -> bool:
     return False
 
 
+_SHAPES_ADVICE = (
+    " In a loss of your own, targets need the shape of the outputs: [N] less [N, 1] is [N, N], of which "
+    "the best answer is the same for every input."
+)
+
 _LINEAR_ADVICE = (
     "No layer before the output has an activation, so all of them together are no more than one linear layer: give "
     'them one, such as `activation="relu"`. '
@@ -390,7 +397,7 @@ def _is_linear(history: History) -> bool:
 def overfitting(history: History) -> Iterator[Finding]:
     """Report a validation loss that rises while the training loss goes on falling."""
     validations = history.validations
-    if len(validations.since) < RISEN_VALIDATIONS or not validations.lowest:
+    if len(validations.since) < RISEN_VALIDATIONS or not validations.lowest or _never_fell(history):
         return
     newest = float(np.median(validations.since))
     rise = (newest - validations.lowest) / abs(validations.lowest)
@@ -487,7 +494,7 @@ def validation_differs(history: History) -> Iterator[Finding]:
     first = history.first.loss if history.first else math.nan
     if validations.seen < RISEN_VALIDATIONS or not history.learned or not first > 0:
         return
-    if not validations.lowest >= NEVER_FELL * first:
+    if not _never_fell(history):
         return
     yield Finding(
         rule="validation_differs",
@@ -502,6 +509,12 @@ def validation_differs(history: History) -> Iterator[Finding]:
         "labels. Batch normalization whose moving averages lag behind (`momentum` close to 1) also gives other outputs "
         "there; else the network only learns its training data by heart.",
     )
+
+
+def _never_fell(history: History) -> bool:
+    """Return whether no validation was below where the training began: then it cannot have risen by overfitting."""
+    first = history.first.loss if history.first else math.nan
+    return first > 0 and history.validations.lowest >= NEVER_FELL * first
 
 
 def impossible_loss(history: History) -> Iterator[Finding]:

@@ -214,6 +214,10 @@ def test_a_validation_loss_that_never_falls_is_reported():
     assert only_finding(find(60, validated([2.5, 2.4, 2.45, 2.4])), "validation_differs").layer is None
 
 
+def test_a_validation_loss_that_never_fell_has_not_risen_by_overfitting():
+    only_finding(find(60, validated([2.5, 2.4, 3.5, 4.0, 4.5, 5.0])), "validation_differs")
+
+
 def test_a_validation_loss_that_falls_with_the_other_is_not_reported():
     assert find(60, validated([2.0, 1.6, 1.2, 0.9, 0.6])) == []
 
@@ -250,6 +254,7 @@ def test_a_loss_at_its_noise_floor_is_not_reported():
 def test_a_loss_that_stands_still_at_that_of_a_constant_answer_is_reported():
     finding = only_finding(find(60, both(noisy_flat, targets(1.515)), VALUES), "loss_not_falling")
     assert "the same for every input" in finding.message
+    assert "[N, N]" in finding.advice
 
 
 def test_a_loss_that_falls_to_that_of_a_constant_answer_is_reported():
