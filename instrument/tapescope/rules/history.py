@@ -41,6 +41,9 @@ USELESS_SHARES = (0.85, 1.2)
 """Of the loss of the best constant answer. A loss far above it is that of a training that diverges."""
 SURE_ERRORS = 3.0
 """Standard errors by which the mean of the newer losses lies below another number: by chance once in 700 runs."""
+FAR_BELOW = 0.95
+"""Of the loss of the best constant answer. A network that sees one step of twelve comes to 0.96 of it, and one whose
+labels are noise for the most part to 0.93."""
 FALLING_TREND = 1.0
 """Normal deviates by which the newer half of the losses lies lower: above it they may be falling slowly. A loss that
 does not fall exceeds it once in six times, so that it is soon recognized."""
@@ -405,20 +408,28 @@ class History:
         A network that comes to its noise floor, or begins there in a second training, has learned. Over classes the
         constant answer is only known for equally frequent ones, so their loss must be half as large.
         """
-        _, newer = self._halves()
-        constant = constant_loss(self)
-        if not math.isfinite(constant) or len(newer) < WINDOW // 2 or is_impossible(self.usual.loss, self.layout):
+        mean, error = self._newer_loss()
+        if is_impossible(self.usual.loss, self.layout):
             return False
-        is_exact = self.layout.objectives[0].loss in ("binary_crossentropy", "mean_squared_error")
-        highest = newer.mean() + SURE_ERRORS * newer.std() / math.sqrt(len(newer))
-        return bool(highest < (1 if is_exact else LEARNED_FALL) * constant)
+        objectives = self.layout.objectives
+        is_exact = len(objectives) == 1 and objectives[0].loss in ("binary_crossentropy", "mean_squared_error")
+        constant = (1 if is_exact else LEARNED_FALL) * constant_loss(self)
+        return mean < FAR_BELOW * constant and mean + SURE_ERRORS * error < constant
 
     @cached_property
     def equals_constant(self) -> bool:
         """True if the newer losses are about that of the best constant answer, and not below it."""
-        _, newer = self._halves()
+        mean, error = self._newer_loss()
         constant = constant_loss(self)
-        return len(newer) >= WINDOW // 2 and constant <= float(newer.mean()) <= USELESS_SHARES[1] * constant
+        highest = USELESS_SHARES[1] * constant
+        return SURE_ERRORS * error <= highest - constant and constant <= mean <= highest
+
+    def _newer_loss(self) -> tuple[float, float]:
+        """Return the mean of the newer half of the last losses and its standard error; NaN for too few."""
+        _, newer = self._halves()
+        if len(newer) < WINDOW // 2:
+            return math.nan, math.nan
+        return float(newer.mean()), float(newer.std()) / math.sqrt(len(newer))
 
     def _halves(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the older and the newer half of the last losses that are known."""

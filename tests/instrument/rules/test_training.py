@@ -257,6 +257,18 @@ def test_a_loss_that_stands_still_at_that_of_a_constant_answer_is_reported():
     assert "[N, N]" in finding.advice
 
 
+def test_a_loss_little_below_that_of_a_constant_answer_is_reported():
+    only_finding(find(60, both(noisy_flat, targets(1.54)), VALUES), "loss_not_falling")
+
+
+def test_a_loss_of_a_few_large_errors_is_not_compared_with_that_of_a_constant_answer():
+    def rare(t, columns):
+        columns["loss"] = np.float64(23.0 if t % 10 == 9 else 0.1 if t > 5 else 1.0)
+        columns["update_ratio"][::2] = 5e-3
+
+    assert find(60, both(rare, targets(1.515)), VALUES) == []
+
+
 def test_a_loss_that_falls_to_that_of_a_constant_answer_is_reported():
     first = both(noisy_flat, lambda t, columns: columns.update(loss=columns["loss"] * (8 if t < 6 else 1)))
     assert find(60, first) == []
