@@ -154,7 +154,7 @@ def _finding(history: History, row: DataRow, pooled: Pooled, severity: str, mess
     first = history.first or history.latest
     return Finding(
         rule="unscaled_data",
-        version=1,
+        version=2,
         severity=severity,
         layer=row.name,
         step=first.step,

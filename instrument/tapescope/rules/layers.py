@@ -116,7 +116,7 @@ def poor_initialization(history: History) -> Iterator[Finding]:
             advice = "Use random first weights, as the default `glorot_uniform` gives; only biases may start at 0."
         yield Finding(
             rule="poor_initialization",
-            version=2,
+            version=3,
             severity="warning",
             layer=name,
             step=first.step,
@@ -229,7 +229,7 @@ def dead_units(history: History) -> Iterator[Finding]:
             advice += " An output layer with ReLU can lose a class for good: use softmax or sigmoid."
         yield Finding(
             rule="dead_units" if many[layer] else "dying_units",
-            version=2,
+            version=3,
             severity=severity,
             layer=name,
             step=history.first_step(lambda view, layer=layer, limit=limit[layer]: view.dead_share[layer] >= limit),

@@ -314,7 +314,7 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
     of_values = history.equals_constant and history.layout.objectives[0].units == 1
     yield Finding(
         rule="loss_not_falling",
-        version=2,
+        version=3,
         severity="warning",
         layer=None,
         step=history.latest.step,
@@ -406,7 +406,7 @@ def overfitting(history: History) -> Iterator[Finding]:
         return
     yield Finding(
         rule="overfitting",
-        version=1,
+        version=2,
         severity="warning",
         layer=None,
         step=validations.lowest_step,
@@ -477,7 +477,7 @@ def decayed_weights(history: History) -> Iterator[Finding]:
         return
     yield Finding(
         rule="decayed_weights",
-        version=1,
+        version=2,
         severity="warning",
         layer=None,
         step=history.latest.step,
@@ -610,7 +610,7 @@ def falls_regardless(history: History) -> Iterator[Finding]:
         return
     yield Finding(
         rule="falls_regardless",
-        version=1,
+        version=2,
         severity="info",
         layer=None,
         step=history.latest.step,
