@@ -293,6 +293,12 @@ def test_the_loss_of_a_cell_that_is_unrolled_may_not_stand_still():
     only_finding(find(60, noisy_flat, called_again(1)), "loss_not_falling")
 
 
+def test_a_plateau_that_ended_is_lowered_to_an_info():
+    ended = both(noisy_flat, put("loss", None, 0.5, since=60))
+    finding = only_finding(find(100, ended, severity="info"), "loss_not_falling")
+    assert (finding.severity, "since then" in finding.message) == ("info", True)
+
+
 def test_a_loss_may_stand_still_at_first():
     assert find(20, noisy_flat) == []
 
