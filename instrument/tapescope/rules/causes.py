@@ -17,12 +17,16 @@ CAUSES: Mapping[str, tuple[str, ...]] = {
     "loss_mismatch": ("output_activation", "labels_degenerate", "targets_out_of_range"),
     "impossible_loss": ("labels_degenerate", "targets_out_of_range", "loss_mismatch", "output_activation"),
     "poor_initialization": ("unscaled_data",),
+    "decayed_weights": (*_DATA, *_OBJECTIVE),
     "update_too_large": (*_DATA, "poor_initialization", *_OBJECTIVE),
     "saturation": (*_DATA, "poor_initialization", "update_too_large", *_OBJECTIVE),
     "exploding": (*_DATA, "poor_initialization", "update_too_large", *_OBJECTIVE),
-    "dead_units": (*_DATA, "poor_initialization", "update_too_large", *_OBJECTIVE, "exploding"),
-    "dying_units": (*_DATA, "poor_initialization", "update_too_large", *_OBJECTIVE, "exploding"),
-    "vanishing": ("unscaled_data", "poor_initialization", "saturation", "dead_units", "update_too_large"),
+    "dead_units": (*_DATA, "poor_initialization", "update_too_large", *_OBJECTIVE, "exploding", "decayed_weights"),
+    "dying_units": (*_DATA, "poor_initialization", "update_too_large", *_OBJECTIVE, "exploding", "decayed_weights"),
+    "vanishing": (
+        *("unscaled_data", "poor_initialization", "saturation", "dead_units", "update_too_large"),
+        "decayed_weights",
+    ),
     "constant_output": (*_OBJECTIVE, *_DATA, "poor_initialization", "update_too_large", "dead_units", "vanishing"),
     "no_gradient": (
         *(*_OBJECTIVE, *_DATA, "poor_initialization", "update_too_large"),
@@ -34,10 +38,10 @@ CAUSES: Mapping[str, tuple[str, ...]] = {
     "replica_outlier": ("replicas_diverged",),
     "update_too_small": (*_OBJECTIVE, *_DATA, "no_gradient", "vanishing", "saturation", "dead_units"),
     "loss_not_falling": (
-        *(*_OBJECTIVE, *_DATA, "update_not_applied"),
+        *(*_OBJECTIVE, *_DATA, "update_not_applied", "frozen_layers"),
         *("update_too_large", "update_too_small", "always_clipped", "replicas_diverged"),
     ),
-    "slow_learning": (*_OBJECTIVE, *_DATA, "always_clipped"),
+    "slow_learning": (*_OBJECTIVE, *_DATA, "always_clipped", "frozen_layers"),
 }
 """What a rule's finding may follow from, the likeliest first. No rule follows, also through others, from itself."""
 RANK = {rule: rank for rank, rule in enumerate(("unscaled_data", "output_activation", "labels_degenerate", *CAUSES))}

@@ -6,7 +6,7 @@ Initialization and learning rates are made for inputs and targets of about 1. RE
 from collections.abc import Iterator
 
 from tapescope.rules.data_view import DataRow, Pooled
-from tapescope.rules.finding import Finding
+from tapescope.rules.finding import Finding, format_share
 from tapescope.rules.history import WINDOW, History
 from tapescope.rules.objective import ERRORS, RANGES
 
@@ -30,9 +30,11 @@ def unscaled_data(history: History) -> Iterator[Finding]:
     rows = history.layout.data
     for index, row in enumerate(rows):
         pooled = history.data.pooled(index)
-        if pooled is None or not _is_judged(row):
+        if pooled is None or row.kind != "input":
             continue
-        found = _input_verdict(row, pooled, history)
+        found = _embedding_verdict(row, pooled) or _alike_verdict(index, pooled, history)
+        if found is None and _is_judged(row):
+            found = _input_verdict(row, pooled, history)
         if found is not None:
             yield _finding(history, row, pooled, *found)
     for objective in history.layout.objectives:
@@ -44,6 +46,45 @@ def unscaled_data(history: History) -> Iterator[Finding]:
         found = _target_verdict(rows[objective.target], pooled, history)
         if found is not None:
             yield _finding(history, rows[objective.target], pooled, *found)
+
+
+def _embedding_verdict(row: DataRow, pooled: Pooled) -> tuple[str, str, str] | None:
+    """Return severity, message and advice where an embedding is given numbers that are not whole; else None."""
+    if "embedding" not in row.followers or pooled.whole >= 1:
+        return None
+    return (
+        "warning",
+        f"`{row.name}` goes from {pooled.low:.4g} to {pooled.high:.4g}, and {format_share(1 - pooled.whole)} of it is "
+        "not whole, while an embedding takes it for numbers of words or categories: all are cut off",
+        "Pass the numbers as they are, whole and from 0 on: scale only inputs that are measures.",
+    )
+
+
+def _alike_verdict(index: int, pooled: Pooled, history: History) -> tuple[str, str, str] | None:
+    """Return severity, message and advice where the only input is the same for all examples; else None.
+
+    A full batch is the same in each record too, but so are its targets then. Whole numbers may be one-hot rows, which
+    have the same mean in every batch, and a network that learns tells its examples apart.
+    """
+    rows = history.layout.data
+    if sum(row.kind == "input" for row in rows) != 1 or history.data.records < WINDOW // 2:
+        return None
+    name = rows[index].name
+    if pooled.low == pooled.high != 0 and pooled.elements >= FEW_ELEMENTS:
+        return "warning", f"`{name}` is {pooled.low:.4g} everywhere, so examples do not differ", _ALIKE_ADVICE
+    targets = [objective.target for objective in history.layout.objectives if objective.target >= 0]
+    learns = not history.had_time or history.learned or history.beats_constant
+    if learns or pooled.whole >= 1 or history.data.varies[index] or not history.data.varies[targets].any():
+        return None
+    return (
+        "warning",
+        f"`{name}` has the same mean, deviation and range in all {history.data.records} records, though the targets "
+        "differ: all examples seem to be alike",
+        _ALIKE_ADVICE,
+    )
+
+
+_ALIKE_ADVICE = "Look how the inputs are made: print some examples as the network gets them, beside their targets."
 
 
 def _is_judged(row: DataRow) -> bool:
@@ -113,7 +154,7 @@ def _finding(history: History, row: DataRow, pooled: Pooled, severity: str, mess
     first = history.first or history.latest
     return Finding(
         rule="unscaled_data",
-        version=1,
+        version=2,
         severity=severity,
         layer=row.name,
         step=first.step,

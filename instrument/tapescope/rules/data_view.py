@@ -149,6 +149,8 @@ MANY_LABELS = 8
 """Labels of a batch that are not all of one class by chance."""
 MAX_CLASSES = 1000
 """Classes that are told apart, so that the memory has a limit."""
+SAME_STATISTICS = 1e-5
+"""Of the root mean square: the order of additions changes a mean by less, and other examples change it by more."""
 _SHARES = ("zero", "whole", "negative", "above_one", "below_minus_one")
 _LOWS = ("min", "row_sum_min", "class_min")
 _HIGHS = ("max", "row_sum_max", "class_max")
@@ -165,6 +167,12 @@ class DataHistory:
         self._lows = {name: np.full(rows, np.inf) for name in _LOWS}
         self._highs = {name: np.full(rows, -np.inf) for name in _HIGHS}
         self._nonfinite = np.zeros(rows)
+        self.empty = np.zeros(rows, int)
+        """Number of records in which no element of a row counts, [D]."""
+        self.varies = np.zeros(rows, bool)
+        """Whether mean, deviation or range of a row differ between records, [D]."""
+        self._first = np.full([4, rows], np.nan)
+        """The first known ones, [4, D]."""
         self._single: list[dict[float, int]] = [{} for _ in range(rows)]
         """Number of records by the class that all labels of the record have, for each row."""
         self._pooled: dict[int, Pooled] = {}
@@ -195,6 +203,11 @@ class DataHistory:
             for name in _HIGHS:
                 self._highs[name] = np.fmax(self._highs[name], np.where(known, named[f"data_{name}"], np.nan))
             self._nonfinite += np.nan_to_num(named["data_nonfinite"])
+            self.empty += named["data_elements"] == 0
+            statistics = np.stack([np.broadcast_to(named[f"data_{n}"], shape) for n in ("mean", "std", "min", "max")])
+            self._first = np.where(np.isnan(self._first), statistics, self._first)
+            limit = SAME_STATISTICS * np.hypot(self._first[0], self._first[1])
+            self.varies |= (np.abs(statistics - self._first) > limit).any(0)
         self._add_classes(named)
 
     def _add_classes(self, columns: Mapping[str, np.ndarray]) -> None:

@@ -38,6 +38,7 @@ RULES: tuple[Rule, ...] = (
     training.overfitting,
     training.validation_differs,
     training.decayed_weights,
+    training.frozen_layers,
     replicas.replica_outlier,
 )
 """Rules about causes, in the order in which they run; README.md has the order of all rules."""
@@ -61,7 +62,7 @@ RULES_PER_LAYER = {rule.__name__ for rule in OBJECTIVE_RULES} | {
 """Rules that may name several layers, each once. The others name the worst layer, once."""
 
 
-REVISED = {"update_too_large", "update_not_applied", "dead_units", "slow_learning"}
+REVISED = {"update_too_large", "update_not_applied", "dead_units", "frozen_layers", "loss_not_falling", "slow_learning"}
 """Rules whose warnings are lowered to info once the network has learned in spite of them, or weights have moved. Errors
 stay."""
 
@@ -108,6 +109,8 @@ class RuleEngine:
             return
         for rule in RULES:
             yield rule(self._history)
+        if self._history.learned or self._history.beats_constant:
+            yield [_lowered(f) for f in self.findings if (f.rule, f.severity) == ("loss_not_falling", "warning")]
         if any(f.severity != "info" and f.rule not in LEARNING_GOES_ON for f in self.findings):
             yield training.falls_regardless(self._history)
         else:
@@ -141,6 +144,10 @@ class RuleEngine:
                 self.findings = kept
                 changed.append(index)
         return changed
+
+
+def _lowered(finding: Finding) -> Finding:
+    return finding._replace(severity="info", message=f"{finding.message}; since then it has fallen")
 
 
 def _rank(finding: Finding) -> int:

@@ -202,7 +202,10 @@ def no_gradient(history: History) -> Iterator[Finding]:
         if absent[group]:
             severity = "error"
             message = f"no path leads from the loss to `{name}`: it has no gradient"
-            advice = "Look for a stop_gradient, an operation without a gradient, or an output that is not used."
+            advice = (
+                "Look for a stop_gradient, an operation without a gradient, an output that is not used, or variables "
+            )
+            advice += "that `tape.gradient` was not asked for."
         else:
             severity = "warning"
             message = f"the gradient of `{name}` is exactly 0"

@@ -37,6 +37,13 @@ LEARNED_FALL = 0.5
 a few hard examples are left, as a result of what it learned."""
 MASTERED_FALL = 0.9
 """Share of the loss. Once so much is gone, what looked wrong earlier has done no harm that a user would notice."""
+USELESS_SHARES = (0.85, 1.2)
+"""Of the loss of the best constant answer. A loss far above it is that of a training that diverges."""
+SURE_ERRORS = 3.0
+"""Standard errors by which the mean of the newer losses lies below another number: by chance once in 700 runs."""
+FAR_BELOW = 0.95
+"""Of the loss of the best constant answer. A network that sees one step of twelve comes to 0.96 of it, and one whose
+labels are noise for the most part to 0.93."""
 FALLING_TREND = 1.0
 """Normal deviates by which the newer half of the losses lies lower: above it they may be falling slowly. A loss that
 does not fall exceeds it once in six times, so that it is soon recognized."""
@@ -98,7 +105,7 @@ def constant_loss(history: "History") -> float:
     targets = history.data.pooled(objective.target)
     if objective.units > 1 and objective.loss in ("categorical_crossentropy", "sparse_categorical_crossentropy"):
         return math.log(objective.units)
-    if targets is None:
+    if targets is None or history.layout.data[objective.target].weighted:
         return math.nan
     if objective.loss == "mean_squared_error":
         return targets.std**2
@@ -367,12 +374,11 @@ class History:
 
         It is that of the rank-sum test (Mann and Whitney, 1947) of the newer half of the last losses against the older.
         """
-        known = np.array([loss for loss in self.losses if math.isfinite(loss)])
-        older, newer = np.split(known, [len(known) // 2])
+        older, newer = self._halves()
         if len(older) < WINDOW // 2:
             return math.nan
         lower = float(((older[:, None] > newer) + 0.5 * (older[:, None] == newer)).mean())
-        return float((lower - 0.5) * math.sqrt(12 * len(older) * len(newer) / (len(known) + 1)))
+        return float((lower - 0.5) * math.sqrt(12 * len(older) * len(newer) / (len(older) + len(newer) + 1)))
 
     @cached_property
     def gradient_cosine(self) -> float:
@@ -395,6 +401,42 @@ class History:
         """True if the newer half of the last losses is lower than the older one, by an amount that matters."""
         return self.loss_trend > FALLING_TREND and not self.loss_flat
 
+    @cached_property
+    def beats_constant(self) -> bool:
+        """True if the newer losses are surely below that of the best answer that is the same for every input.
+
+        A network that comes to its noise floor, or begins there in a second training, has learned. Over classes the
+        constant answer is only known for equally frequent ones, so their loss must be half as large.
+        """
+        mean, error = self._newer_loss()
+        if is_impossible(self.usual.loss, self.layout):
+            return False
+        objectives = self.layout.objectives
+        is_exact = len(objectives) == 1 and objectives[0].loss in ("binary_crossentropy", "mean_squared_error")
+        constant = (1 if is_exact else LEARNED_FALL) * constant_loss(self)
+        return mean < FAR_BELOW * constant and mean + SURE_ERRORS * error < constant
+
+    @cached_property
+    def equals_constant(self) -> bool:
+        """True if the newer losses are about that of the best constant answer, and not below it."""
+        mean, error = self._newer_loss()
+        constant = constant_loss(self)
+        highest = USELESS_SHARES[1] * constant
+        return SURE_ERRORS * error <= highest - constant and constant <= mean <= highest
+
+    def _newer_loss(self) -> tuple[float, float]:
+        """Return the mean of the newer half of the last losses and its standard error; NaN for too few."""
+        _, newer = self._halves()
+        if len(newer) < WINDOW // 2:
+            return math.nan, math.nan
+        return float(newer.mean()), float(newer.std()) / math.sqrt(len(newer))
+
+    def _halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the older and the newer half of the last losses that are known."""
+        known = np.array([loss for loss in self.losses if math.isfinite(loss)])
+        older, newer = np.split(known, [len(known) // 2])
+        return older, newer
+
     @property
     def had_time(self) -> bool:
         """True if there are enough records and steps for a loss to have fallen."""
@@ -402,13 +444,22 @@ class History:
 
     @cached_property
     def loss_stuck(self) -> bool:
-        """True if the loss had time to fall, did not, and is not falling slowly either."""
-        return self.had_time and self.loss_fall < STUCK_FALL and not self.loss_falling
+        """True if the loss had time to fall, did not, and is not falling slowly either.
+
+        A loss that fell from far above has not fallen if it ends at that of a constant answer, and one that is below
+        that has nothing left to fall.
+        """
+        if not self.had_time or self.loss_falling or self.beats_constant:
+            return False
+        return self.loss_fall < STUCK_FALL or self.equals_constant
 
     @property
     def learned(self) -> bool:
-        """True if most of the loss is gone."""
-        return self.loss_fall >= LEARNED_FALL and not is_impossible(self.usual.loss, self.layout)
+        """True if most of the loss is gone, and what is left is less than that of a constant answer."""
+        useless = USELESS_SHARES[0] * constant_loss(self)
+        if is_impossible(self.usual.loss, self.layout) or self.usual.loss >= useless:
+            return False
+        return self.loss_fall >= LEARNED_FALL
 
     @property
     def mastered(self) -> bool:

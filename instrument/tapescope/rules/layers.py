@@ -39,6 +39,11 @@ the 0.1 % quantile of chi-square is 2.9 decades for one normal weight, 1.5 for t
 HIGH_CHANCE_DECADES = 0.5
 """The same above it, over the root of the number of weights: the 99.9 % quantile is 0.5 decades for one weight."""
 
+EQUAL_UNITS = 1e-4
+"""Share by which the gradients of equal units may differ by rounding. Those of random units differ far more."""
+FEW_UNITS = 4
+"""Units of a layer below which two that have gradients of one size, as those of a softmax of two, prove nothing."""
+
 BOUNDED = {"sigmoid", "tanh", "softsign", "hard_sigmoid", "hard_tanh"}
 
 
@@ -52,6 +57,9 @@ def poor_initialization(history: History) -> Iterator[Finding]:
     # A skip connection around the layer compensates for weights near 0, and a normalization after it for any scale.
     gain = _compensated(_compensated(first.weight_gain, np.maximum(first.between_gain, 0)), after)
     gain = _compensated(gain, -layout.expected_weight_gain)  # widening or narrowing layers change it by design
+    gain = _compensated(gain, np.maximum(first.gate_gain, 0))  # a steep activation, such as sin(30 x), by small weights
+    equal = _has_equal_units(history)
+    empty = _has_empty_weights(history)
     std = first.layer_column("activation_std")
     with np.errstate(all="ignore"):
         std_decades = _compensated(np.log10(std), after)
@@ -69,7 +77,16 @@ def poor_initialization(history: History) -> Iterator[Finding]:
         too_small = too_small and not (has_way_around and np.isneginf(gain[layer]))
         saturated = first.saturated[layer]
         low, high = FIRST_STD_DECADES[0] - lowest[layer], FIRST_STD_DECADES[1] + highest[layer]
-        if layer == worst:
+        advice = ""
+        too_large = False
+        if equal[layer]:
+            message = f"all {layout.units[layer]:.0f} units of `{name}` have the same first weights"
+            evidence = {"units": float(layout.units[layer])}
+            advice = (
+                "Use random first weights, as the default `glorot_uniform` gives: equal units get equal gradients, "
+            )
+            advice += "and stay one unit."
+        elif layer == worst:
             too_large = total_gain > 0
             message = (
                 f"the first weights of {len(layout.path) - 1} layers make the gradient that passes all of them "
@@ -94,18 +111,49 @@ def poor_initialization(history: History) -> Iterator[Finding]:
             evidence = {"activation_std": float(std[layer])}
         else:
             continue
+        if empty[layer] and not advice:
+            message = f"all first weights of `{name}` are 0, so nothing passes it"
+            advice = "Use random first weights, as the default `glorot_uniform` gives; only biases may start at 0."
         yield Finding(
             rule="poor_initialization",
-            version=2,
+            version=3,
             severity="warning",
             layer=name,
             step=first.step,
             message=message,
             evidence=evidence,
-            advice=f"{'Scale the data to about 1' if is_input else 'Normalize its input'}, or use "
+            advice=advice
+            or f"{'Scale the data to about 1' if is_input else 'Normalize its input'}, or use "
             f"{'smaller' if too_large else 'larger'} first weights: He initialization for ReLU and similar "
             "activations, Glorot for tanh and sigmoid.",
         )
+
+
+def _has_equal_units(history: History) -> np.ndarray:
+    """Return whether all units of a layer get the same gradient, bool [L]: then they have the same weights.
+
+    The norm of a bias over its largest element is the root of its size only if all its elements are of one size.
+    Random weights and an activation make them differ; a linear layer may be averaged behind, and outputs may be so.
+    """
+    first = history.first or history.latest
+    layout = history.layout
+    norm, largest = (first.column(f"gradient_{name}", layout.variable_count) for name in ("norm", "max"))
+    groups, variables = layout.owned
+    result = np.zeros(layout.layer_count, bool)
+    with np.errstate(all="ignore"):
+        ratio = norm / largest
+        for group, variable in zip(groups, variables, strict=True):
+            if group < layout.layer_count and layout.activations[group] != "linear" and not layout.is_output[group]:
+                root = math.sqrt(layout.units[group])
+                is_equal = layout.units[group] >= FEW_UNITS and abs(ratio[variable] - root) <= EQUAL_UNITS * root
+                result[group] |= bool(is_equal)
+    return result
+
+
+def _has_empty_weights(history: History) -> np.ndarray:
+    """Return whether all first weights of a layer that has some are 0, bool [L]."""
+    first = history.first or history.latest
+    return first.weight[: history.layout.layer_count] == 0
 
 
 def _chance_decades(history: History) -> tuple[np.ndarray, np.ndarray]:
@@ -154,7 +202,8 @@ def dead_units(history: History) -> Iterator[Finding]:
         # A softmax output that is always 0 may be a class that does not occur.
         came = (is_output and kind != "softmax") or bool(rising[layer] and not is_output)
         mostly = bool(share[layer] >= MOSTLY_DEAD_SHARE and not is_output)
-        harmful = mostly or history.loss_stuck or (came and not history.mastered)
+        learns = history.beats_constant and not is_output  # of a layer that is half dead, the rest may be enough
+        harmful = mostly or history.loss_stuck or (came and not history.mastered and not learns)
         if share[layer] >= 1:
             severity = "error"
         elif many[layer] and harmful:
@@ -180,7 +229,7 @@ def dead_units(history: History) -> Iterator[Finding]:
             advice += " An output layer with ReLU can lose a class for good: use softmax or sigmoid."
         yield Finding(
             rule="dead_units" if many[layer] else "dying_units",
-            version=2,
+            version=3,
             severity=severity,
             layer=name,
             step=history.first_step(lambda view, layer=layer, limit=limit[layer]: view.dead_share[layer] >= limit),

@@ -341,6 +341,20 @@ def labels_degenerate(history: History) -> Iterator[Finding]:
     for case in _cases(history):
         if case.targets is not None and case.certain:
             yield from _most_severe("labels_degenerate", case, _label_verdicts(case, case.targets))
+        elif 0 <= case.objective.target < len(history.data.empty):
+            yield from _most_severe("labels_degenerate", case, _weight_verdicts(case))
+
+
+def _weight_verdicts(case: _Case) -> Iterator[_Verdict]:
+    """Yield whether no example ever counted."""
+    records = case.history.data.records
+    if records >= WINDOW // 2 and case.history.data.empty[case.objective.target] == records:
+        yield _Verdict(
+            "warning",
+            "the weight of every example so far is 0, so the loss is 0 and nothing is learned",
+            "Look at `sample_weight`, `class_weight` and masks: they give the examples that count a weight above 0.",
+            {"records": float(records)},
+        )
 
 
 def _label_verdicts(case: _Case, targets: Pooled) -> Iterator[_Verdict]:

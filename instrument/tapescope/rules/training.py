@@ -15,12 +15,13 @@ from tapescope.rules.history import (
     MIN_STEPS,
     RISEN_VALIDATIONS,
     STUCK_FALL,
+    USELESS_SHARES,
     WINDOW,
     History,
     constant_loss,
     is_impossible,
 )
-from tapescope.rules.record_view import index_of_largest, lower_median
+from tapescope.rules.record_view import RunLayout, index_of_largest, lower_median
 
 LARGE_UPDATE = 0.1
 """Of the weights' norm, at every step: ten such steps may replace the weights. A hundredth of that is usual."""
@@ -34,6 +35,8 @@ STILL_ARRIVES = 0.3
 """Share of the norm of the first gradient, in most layers."""
 FROZEN_SHARE = 1e-3
 """Of the update ratio of most other layers."""
+FROZEN_DECADES = 1e-3
+"""Decades by which weights change the length of a gradient. Layers without weights leave it as it is, to rounding."""
 UNMOVED_STEPS = 20
 """Steps for which weights may stand still: a warm-up may begin with a learning rate of 0."""
 FAR_DISTANCE = 0.3
@@ -62,8 +65,6 @@ VALIDATION_RISE = 0.2
 """Of the lowest validation loss. The estimate of a few hundred examples is off by about a tenth of it."""
 DECAYED_SHARE = 0.4
 """Of the first norm. Training rather lets weights grow."""
-USELESS_SHARES = (0.85, 1.2)
-"""Of the loss of the best constant answer. A loss far above it is that of a training that diverges."""
 NEVER_FELL = 0.9
 """Of the first training loss."""
 SELDOM_ZERO = {"binary_crossentropy", "categorical_crossentropy", "sparse_categorical_crossentropy"}
@@ -305,19 +306,21 @@ def always_clipped(history: History) -> Iterator[Finding]:
 
 def loss_not_falling(history: History) -> Iterator[Finding]:
     """Report a loss that stands still although the weights move; only where no other rule gives a reason."""
-    if not history.loss_stuck:
+    if not history.loss_stuck or _are_several_networks(history.layout):
         return
     distance = _of_most_layers(history.distance, history)
     if not distance >= FAR_DISTANCE:
         return
+    of_values = history.equals_constant and history.layout.objectives[0].units == 1
     yield Finding(
         rule="loss_not_falling",
-        version=2,
+        version=3,
         severity="warning",
         layer=None,
         step=history.latest.step,
         message=f"the loss has changed by {-100 * history.loss_fall:+.1f} % since the first records, although the "
-        f"gradient arrives and the weights of most layers moved by {format_factor(distance)} their norm",
+        f"gradient arrives and the weights of most layers moved by {format_factor(distance)} their norm"
+        + ("; it is that of the best answer that is the same for every input" if history.equals_constant else ""),
         evidence={
             "fall": history.loss_fall,
             "trend": history.loss_trend,
@@ -325,10 +328,56 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
             "records": float(history.records),
         },
         advice=(_LINEAR_ADVICE if _is_linear(history) else "")
-        + "Check what a gradient does not show: whether the labels belong to these examples, whether the loss is the "
-        "right one, and whether the learning rate is too high.",
+        + "Check what a gradient does not show: whether the labels belong to these examples, the inputs say anything "
+        "about them, the loss is the right one, and the learning rate or a dropout rate is too high."
+        + (_SHAPES_ADVICE if of_values else ""),
     )
 
+
+def _are_several_networks(layout: RunLayout) -> bool:
+    """Return whether a step trains networks with losses of their own, as a GAN's, which hold each other level.
+
+    No loss is known then, and either one network is given what the other makes, or they are not connected.
+    """
+    return not layout.objectives and (_is_adversarial(layout) or _are_unconnected(layout))
+
+
+def _are_unconnected(layout: RunLayout) -> bool:
+    """Return whether there are trained layers which neither feed nor are fed by the others, nor share variables."""
+    groups, variables = layout.owned
+    parts: list[set[int]] = []
+    for layer in range(layout.layer_count):
+        near = {layer, layout.source[layer], int(layout.reader[layer])} - {-1}
+        near |= set(groups[np.isin(variables, variables[groups == layer])].tolist())
+        touched = [part for part in parts if part & near]
+        parts = [part for part in parts if not part & near] + [near.union(*touched)]
+    trained = set(groups.tolist())
+    return sum(bool(part & trained) for part in parts) > 1
+
+
+def _is_adversarial(layout: RunLayout) -> bool:
+    """Return whether layers are given both the data and what other layers made, as the discriminator of a GAN.
+
+    A layer that is called again on what it made itself, as a cell that is unrolled, is not meant.
+    """
+    groups, variables = layout.owned
+    own = [frozenset(variables[groups == layer].tolist()) for layer in range(layout.layer_count)]
+    of_data = {own[layer] for layer in range(layout.layer_count) if layout.source[layer] < 0}
+    for layer in range(layout.layer_count):
+        source = layout.source[layer]
+        if not own[layer] or source < 0 or own[layer] not in of_data:
+            continue
+        while source >= 0 and not own[source] & own[layer]:
+            source = layout.source[source]
+        if source < 0:
+            return True
+    return False
+
+
+_SHAPES_ADVICE = (
+    " In a loss of your own, targets need the shape of the outputs: [N] less [N, 1] is [N, N], of which "
+    "the best answer is the same for every input."
+)
 
 _LINEAR_ADVICE = (
     "No layer before the output has an activation, so all of them together are no more than one linear layer: give "
@@ -348,7 +397,7 @@ def _is_linear(history: History) -> bool:
 def overfitting(history: History) -> Iterator[Finding]:
     """Report a validation loss that rises while the training loss goes on falling."""
     validations = history.validations
-    if len(validations.since) < RISEN_VALIDATIONS or not validations.lowest:
+    if len(validations.since) < RISEN_VALIDATIONS or not validations.lowest or _never_fell(history):
         return
     newest = float(np.median(validations.since))
     rise = (newest - validations.lowest) / abs(validations.lowest)
@@ -357,7 +406,7 @@ def overfitting(history: History) -> Iterator[Finding]:
         return
     yield Finding(
         rule="overfitting",
-        version=1,
+        version=2,
         severity="warning",
         layer=None,
         step=validations.lowest_step,
@@ -375,6 +424,43 @@ def overfitting(history: History) -> Iterator[Finding]:
     )
 
 
+def frozen_layers(history: History) -> Iterator[Finding]:
+    """Note layers with weights that are not trained; a warning where the loss falls too slowly to get anywhere.
+
+    The layers of a record have the trained variables only. One without any still has weights if these change the
+    length of the gradient that passes.
+    """
+    first = history.first
+    layout = history.layout
+    if first is None or not history.settled:
+        return
+    trained = np.isin(np.arange(layout.layer_count), layout.owned[0])
+    frozen = ~trained & (np.abs(first.layer_column("flow_weight")) > FROZEN_DECADES)
+    if not frozen.any() or not trained.any():
+        return
+    slow = history.had_time and history.loss_fall <= SLOW_FALL * history.steps_since_first
+    harmful = slow and not history.learned and not history.beats_constant
+    at = int(np.flatnonzero(frozen)[0])
+    name = layout.groups[at]
+    count = int(frozen.sum())
+    every = count + int(trained.sum())
+    message = f"{count} of {every} layers with weights are not trained, the first of them `{name}`"
+    if harmful:
+        message += f", and the loss fell by {format_share(max(history.loss_fall, 0.0))} in "
+        message += f"{history.steps_since_first} steps"
+    yield Finding(
+        rule="frozen_layers",
+        version=1,
+        severity="warning" if harmful else "info",
+        layer=name,
+        step=first.step,
+        message=message,
+        evidence={"frozen": float(count), "layers": float(every), "fall": history.loss_fall},
+        advice="Freeze only layers whose weights were trained before: random ones need `trainable = True`, set before "
+        "`compile`, as does the last layer.",
+    )
+
+
 def decayed_weights(history: History) -> Iterator[Finding]:
     """Report weights that a penalty or a decay has taken away, in a network that answers the same for every input."""
     first = history.first
@@ -384,14 +470,14 @@ def decayed_weights(history: History) -> Iterator[Finding]:
         kept = _of_most_layers(history.latest.weight / first.weight, history)
     constant = constant_loss(history)
     low, high = USELESS_SHARES
-    is_useless = history.loss_stuck
+    is_useless = history.loss_stuck and not _are_several_networks(history.layout)
     if math.isfinite(constant):
         is_useless = low * constant <= history.usual.loss <= high * constant
     if not (kept <= DECAYED_SHARE and is_useless):
         return
     yield Finding(
         rule="decayed_weights",
-        version=1,
+        version=2,
         severity="warning",
         layer=None,
         step=history.latest.step,
@@ -408,7 +494,7 @@ def validation_differs(history: History) -> Iterator[Finding]:
     first = history.first.loss if history.first else math.nan
     if validations.seen < RISEN_VALIDATIONS or not history.learned or not first > 0:
         return
-    if not validations.lowest >= NEVER_FELL * first:
+    if not _never_fell(history):
         return
     yield Finding(
         rule="validation_differs",
@@ -423,6 +509,12 @@ def validation_differs(history: History) -> Iterator[Finding]:
         "labels. Batch normalization whose moving averages lag behind (`momentum` close to 1) also gives other outputs "
         "there; else the network only learns its training data by heart.",
     )
+
+
+def _never_fell(history: History) -> bool:
+    """Return whether no validation was below where the training began: then it cannot have risen by overfitting."""
+    first = history.first.loss if history.first else math.nan
+    return first > 0 and history.validations.lowest >= NEVER_FELL * first
 
 
 def impossible_loss(history: History) -> Iterator[Finding]:
@@ -518,7 +610,7 @@ def falls_regardless(history: History) -> Iterator[Finding]:
         return
     yield Finding(
         rule="falls_regardless",
-        version=1,
+        version=2,
         severity="info",
         layer=None,
         step=history.latest.step,

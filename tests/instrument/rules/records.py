@@ -3,7 +3,7 @@
 import numpy as np
 
 from tapescope.rules import engine, record_view
-from tapescope.rules.data_view import Objective
+from tapescope.rules.data_view import DataRow, Objective
 from tapescope.rules.finding import SEVERITIES
 from tapescope.rules.record_view import Record
 
@@ -126,6 +126,23 @@ def only_finding(findings, rule):
 
 FLAT = put("loss", None, 2.3)
 """A loss that does not fall."""
+
+
+VALUES = LAYOUT._replace(
+    data=(DataRow(name="target", kind="target", integer=False, followers=(), normalizers=(), weighted=False),),
+    objectives=(OBJECTIVE._replace(target=0, units=1, activation="linear", loss="mean_squared_error"),),
+)
+"""The layout of a regression."""
+
+
+def targets(std):
+    """Return a change that adds targets of this standard deviation, for `VALUES`: its square is a constant's loss."""
+
+    def change(_, columns):
+        columns |= {"data_elements": np.array([320.0]), "data_nonfinite": np.zeros(1)}
+        columns |= {"data_mean": np.zeros(1), "data_std": np.array([std])}
+
+    return change
 
 
 def noisy_flat(t, columns):

@@ -59,6 +59,10 @@ def test_errors_without_a_cause_are_first():
     assert [rule for rule, _ in order(*findings)] == ["non_finite", "saturation", "slow_learning"]
 
 
+def test_decayed_weights_are_before_a_vanishing_gradient_that_came_first():
+    assert order(found("vanishing", step=5), found("decayed_weights", step=9))[0] == ("decayed_weights", None)
+
+
 def test_every_finding_is_listed_once():
     rules = list(causes.CAUSES)
     assert sorted(rule for rule, _ in order(*map(found, rules))) == sorted(rules)

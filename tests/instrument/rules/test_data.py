@@ -8,7 +8,7 @@ import pytest
 from tapescope.rules import data_view, engine
 from tapescope.rules.data_view import DataRow
 from tensorboard_plugin_tapescope import metadata
-from tests.instrument.rules.records import LAYOUT, NAN, OBJECTIVE, find, healthy, put
+from tests.instrument.rules.records import LAYOUT, NAN, OBJECTIVE, find, healthy, noisy_flat, put
 
 INPUT = DataRow("input", "input", integer=False, followers=("trained",), normalizers=(), weighted=False)
 TARGET = DataRow("target", "target", integer=False, followers=(), normalizers=(), weighted=False)
@@ -113,7 +113,6 @@ def test_a_few_standard_deviations_are_an_info():
     "row",
     [
         INPUT._replace(normalizers=("BatchNormalization",)),
-        INPUT._replace(followers=("embedding",)),
         INPUT._replace(followers=("other",)),
         INPUT._replace(followers=("trained", "other")),
         INPUT._replace(followers=()),
@@ -217,6 +216,49 @@ def test_batches_without_the_rare_class_are_not_named():
 def test_small_batches_of_one_class_are_not_named():
     rows = ((INPUT, normal()), (TARGET, sorted_labels(3, size=4)))
     assert judge(*rows, objective=SPARSE, rule="labels_degenerate") == []
+
+
+def test_scaled_ids_of_an_embedding_are_named():
+    row = INPUT._replace(followers=("embedding",))
+    assert "cut off" in judge((row, uniform(0, 1)))[0].message
+    assert judge((row, uniform(0, 5000, whole=True))) == []
+
+
+def test_an_input_that_is_the_same_everywhere_is_named():
+    assert "7 everywhere" in judge((INPUT, lambda t: np.full(640, 7.0)))[0].message
+
+
+def test_one_of_two_inputs_may_be_the_same_everywhere():
+    assert judge((INPUT, lambda t: np.full(640, 0.7)), (INPUT._replace(name="other"), normal())) == []
+
+
+FIRST_EXAMPLE = normal(size=64)(0)
+REGRESSION = OBJECTIVE._replace(loss="mean_squared_error", units=1, activation="linear")
+
+
+def alike(targets):
+    """Return what is said of examples that are all the first one while the loss does not fall."""
+    pairs = (INPUT, lambda t: np.tile(FIRST_EXAMPLE, 32)), (TARGET, targets)
+    return judge(*pairs, count=60, objective=REGRESSION, change=noisy_flat)
+
+
+def test_examples_that_are_all_alike_are_named():
+    assert "seem to be alike" in alike(normal(size=32))[0].message
+
+
+def test_a_batch_that_is_always_the_same_is_not_named():
+    assert alike(lambda t: FIRST_EXAMPLE) == []
+
+
+def test_examples_that_a_network_tells_apart_are_not_alike():
+    assert alike(normal(scale=5.0, size=32)) == []
+
+
+def test_weights_of_0_for_all_examples_are_named():
+    none_counts = put("data_elements", 1, 0.0)
+    pairs = (INPUT, normal()), (TARGET, normal(size=32))
+    assert "weight" in judge(*pairs, change=none_counts, rule="labels_degenerate")[0].message
+    assert judge(*pairs, rule="labels_degenerate") == []
 
 
 @pytest.mark.parametrize("value", [NAN, math.inf, -math.inf, 1e38, 0.0])

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from tests.instrument.rules.records import FLAT, LAYOUT, both, find, only_finding, put
+from tests.instrument.rules.records import (
+    FLAT,
+    LAYOUT,
+    VALUES,
+    both,
+    find,
+    only_finding,
+    put,
+    targets,
+)
 
 
 def test_dead_units_are_counted_since_the_step_at_which_they_were_too_many():
@@ -263,3 +272,35 @@ def test_a_normalization_compensates_for_an_unusual_scale():
 
 def test_a_later_layer_may_have_an_unusual_scale():
     assert find(1, put("activation_std", 1, 1e-3)) == []
+
+
+EQUAL = put("gradient_norm", 3, 0.01 * 20**0.5), put("gradient_max", 3, 0.01)
+"""All 20 elements of a bias's gradient have the same size."""
+
+
+def test_units_with_the_same_first_weights_are_reported():
+    finding = only_finding(find(1, both(*EQUAL)), "poor_initialization")
+    assert (finding.layer, finding.evidence) == ("hidden_2", {"units": 20.0})
+
+
+def test_units_whose_gradients_differ_a_little_are_not_equal():
+    assert find(1, both(*EQUAL, put("gradient_max", 3, 0.0101))) == []
+
+
+def test_units_of_a_linear_layer_may_have_equal_gradients():
+    assert find(1, both(*EQUAL), LAYOUT._replace(activations=("relu", "linear", "elu", "softmax"))) == []
+
+
+def test_a_layer_whose_weights_are_all_0_is_named_by_that():
+    empty = both(put("activation_std", 0, 0.0), put("weight_norm", 0, 0.0))
+    assert "are 0" in only_finding(find(1, empty), "poor_initialization").message
+
+
+def test_a_steep_activation_may_have_small_weights():
+    assert find(1, both(put("flow_weight", 1, -1.3), put("flow_gate", 1, 1.3))) == []
+
+
+@pytest.mark.parametrize(("std", "severities"), [(4.0, []), (1.0, ["warning"])])
+def test_half_a_layer_may_die_if_the_loss_is_below_that_of_a_constant_answer(std, severities):
+    dying = both(targets(std), put("units_dead", 0, 12.0, since=20), put("loss", None, 1.3, since=20))
+    assert [f.severity for f in find(60, dying, VALUES)] == severities

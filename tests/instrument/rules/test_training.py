@@ -3,20 +3,26 @@
 import numpy as np
 import pytest
 
+from tapescope.rules.record_view import run_layout
 from tests.instrument.rules.records import (
     ALL,
+    DETAILS,
     FLAT,
     KERNELS,
     LAYER,
+    LAYERS,
     LAYOUT,
     NAN,
     OBJECTIVE,
+    VALUES,
+    VARIABLES,
     both,
     find,
     loss_noise,
     noisy_flat,
     only_finding,
     put,
+    targets,
 )
 
 
@@ -183,12 +189,33 @@ def test_weights_that_decay_while_nothing_is_learned_are_reported():
     assert "decayed_weights" in [f.rule for f in found]
 
 
+UNTRAINED = run_layout(VARIABLES, LAYERS, {**DETAILS, "variables": [[0, 1], [], [4, 5], [6, 7]]})
+"""A layout of which hidden_2 has no trained variable."""
+
+
+def test_a_frozen_layer_is_noted():
+    finding = only_finding(find(60, layout=UNTRAINED, severity="info"), "frozen_layers")
+    assert (finding.severity, finding.layer) == ("info", "hidden_2")
+
+
+def test_a_frozen_layer_is_a_warning_if_the_loss_does_not_fall():
+    assert only_finding(find(60, noisy_flat, UNTRAINED), "frozen_layers").severity == "warning"
+
+
+def test_a_layer_without_weights_is_not_frozen():
+    assert find(60, put("flow_weight", 1, 1e-6), UNTRAINED, severity="info") == []
+
+
 def test_weights_may_shrink_while_the_loss_falls():
     assert find(60, shrinking) == []
 
 
 def test_a_validation_loss_that_never_falls_is_reported():
     assert only_finding(find(60, validated([2.5, 2.4, 2.45, 2.4])), "validation_differs").layer is None
+
+
+def test_a_validation_loss_that_never_fell_has_not_risen_by_overfitting():
+    only_finding(find(60, validated([2.5, 2.4, 3.5, 4.0, 4.5, 5.0])), "validation_differs")
 
 
 def test_a_validation_loss_that_falls_with_the_other_is_not_reported():
@@ -218,6 +245,58 @@ def test_clipping_at_some_records_is_not_reported():
 
 def test_a_loss_that_does_not_fall_though_weights_move_far_is_reported():
     assert only_finding(find(60, noisy_flat), "loss_not_falling").layer is None
+
+
+def test_a_loss_at_its_noise_floor_is_not_reported():
+    assert find(60, both(noisy_flat, targets(2.0)), VALUES) == []
+
+
+def test_a_loss_that_stands_still_at_that_of_a_constant_answer_is_reported():
+    finding = only_finding(find(60, both(noisy_flat, targets(1.515)), VALUES), "loss_not_falling")
+    assert "the same for every input" in finding.message
+    assert "[N, N]" in finding.advice
+
+
+def test_a_loss_little_below_that_of_a_constant_answer_is_reported():
+    only_finding(find(60, both(noisy_flat, targets(1.54)), VALUES), "loss_not_falling")
+
+
+def test_a_loss_of_a_few_large_errors_is_not_compared_with_that_of_a_constant_answer():
+    def rare(t, columns):
+        columns["loss"] = np.float64(23.0 if t % 10 == 9 else 0.1 if t > 5 else 1.0)
+        columns["update_ratio"][::2] = 5e-3
+
+    assert find(60, both(rare, targets(1.515)), VALUES) == []
+
+
+def test_a_loss_that_falls_to_that_of_a_constant_answer_is_reported():
+    first = both(noisy_flat, lambda t, columns: columns.update(loss=columns["loss"] * (8 if t < 6 else 1)))
+    assert find(60, first) == []
+    only_finding(find(60, both(first, targets(1.515)), VALUES), "loss_not_falling")
+
+
+def called_again(*sources):
+    """Return a layout in which the last layer is hidden_2, called again on what these layers give."""
+    variables = [[0, 1], [2, 3], [4, 5], [2, 3]]
+    return run_layout(VARIABLES, LAYERS, {**DETAILS, "variables": variables, "sources": [[], [], [0, 1], [*sources]]})
+
+
+def test_the_losses_of_a_network_and_of_one_that_judges_it_may_stand_still():
+    assert find(60, noisy_flat, called_again(0)) == []
+
+
+def test_the_losses_of_networks_that_are_not_connected_may_stand_still():
+    assert find(60, noisy_flat, run_layout(VARIABLES, LAYERS, {**DETAILS, "sources": [[], [0], [], [2]]})) == []
+
+
+def test_the_loss_of_a_cell_that_is_unrolled_may_not_stand_still():
+    only_finding(find(60, noisy_flat, called_again(1)), "loss_not_falling")
+
+
+def test_a_plateau_that_ended_is_lowered_to_an_info():
+    ended = both(noisy_flat, put("loss", None, 0.5, since=60))
+    finding = only_finding(find(100, ended, severity="info"), "loss_not_falling")
+    assert (finding.severity, "since then" in finding.message) == ("info", True)
 
 
 def test_a_loss_may_stand_still_at_first():
