@@ -182,6 +182,7 @@ REPLICA_COLUMNS = (
     Column("replica_sign", "share of elements whose sign is the mean's", "", "fraction"),
     Column("replica_checksum", "checksum of the replica's weights after the update, of all their bits"),
     Column("replica_difference", "largest difference from replica 0 of 16 evenly spaced weights", "", "log"),
+    Column("replica_nonfinite", "number of NaN and Inf elements of the replica's own gradient", "elements", "count"),
 )
 
 DATA_COLUMNS = (

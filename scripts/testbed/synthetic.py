@@ -188,7 +188,7 @@ def record(spec: Spec, step: int, total: int, rng: np.random.Generator) -> dict[
     if spec.replicas > 1:
         cosine = np.clip(0.9 + 0.05 * rng.normal(size=replicas.shape), -1, 1)
         same = np.zeros_like(replicas)
-        rows = [replicas, cosine, 0.5 + cosine / 3, same + 4711, same]
+        rows = [replicas, cosine, 0.5 + cosine / 3, same + 4711, same, same]
         tensors["replicas"] = np.concatenate(rows).astype(np.float32)
     if spec.heads:
         share = np.linspace(0.1, 0.9, depth * spec.heads) * (1 - 0.5 * progress)

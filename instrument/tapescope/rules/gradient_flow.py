@@ -21,6 +21,8 @@ SEVERE_PATH_DECADES = 2.5
 or five sigmoid layers. Ten ReLU layers as Keras initializes them lose 1.5."""
 GROWTH = 10.0
 """Times its first value: a gradient or weights that grew so much before a NaN overflowed by growing."""
+SHOWN_REPLICAS = 4
+"""Replicas that a message names."""
 _LIMIT_DECADES = 99.0
 """Reported for an infinite number of decades, which JSON has no number for."""
 
@@ -71,6 +73,9 @@ def non_finite(history: History) -> Iterator[Finding]:
     else:
         message = f"{message}, {when}{grown}"
         advice = f"Look for {causes}"
+    replicas = _bad_replicas(first)
+    if replicas:
+        message += f"; only on replica {', '.join(map(str, replicas))}"
     if broken is not None:
         advice = "Leave out or fill in the examples with missing values before training."
     elif grown:
@@ -92,9 +97,16 @@ def non_finite(history: History) -> Iterator[Finding]:
             "elements_gradient": float(elements.sum()),
             "index_forward": float(forward),
             "index_backward": float(backward),
-        },
+        }
+        | ({"replica": float(replicas[0])} if replicas else {}),
         advice=advice,
     )
+
+
+def _bad_replicas(view: RecordView) -> list[int]:
+    """Return the replicas whose own gradient has a NaN or Inf, if others' have none; at most SHOWN_REPLICAS."""
+    bad = np.nansum(np.asarray(view.columns.get("replica_nonfinite", np.zeros([1, 1])), float), 1) > 0
+    return [] if bad.all() else np.flatnonzero(bad)[:SHOWN_REPLICAS].tolist()
 
 
 def _broken_data(history: History) -> DataRow | None:

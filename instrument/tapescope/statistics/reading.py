@@ -292,7 +292,7 @@ def complete(
         updated = [tensor_statistics.as_float32(weight) for weight in weights]
         rows, squares = replicas.replica_rows(gradients, aggregated, updated, count)
         partial, rows, squares = _gather(context, partial, rows, squares)
-        replica_columns = tf.concat([tf.transpose(rows[:, :3], [1, 0, 2]), replicas.weight_columns(rows[:, 3:])], 0)
+        replica_columns = replicas.replica_columns(rows)
     recorded = None
     if aggregated is not None or partial.gradient_rows is None:
         recorded = gradients if aggregated is None else aggregated

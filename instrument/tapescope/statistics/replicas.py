@@ -129,7 +129,7 @@ def replica_rows(
       replica_count: R.
 
     Returns:
-      Three rows of `gradient_columns` and 1 + S of the weights, float32 [K, V], or [K, 1] of all variables together if
+      The rows of `gradient_columns` and 1 + S of the weights, float32 [K, V], or [K, 1] of all variables together if
       R is above FEW. And the squares of the gradients' norms, float32 [V].
     """
     sums = gradient_sums(gradients, summed)
@@ -141,6 +141,8 @@ def replica_rows(
 
 _SQUARES = 1
 """Index of the squared norm in `gradient_sums`."""
+GRADIENT_ROWS = 4
+"""Rows of `gradient_columns`."""
 
 
 def gradient_sums(gradients: Sequence[tf.Tensor | None], summed: Sequence[tf.Tensor | None]) -> tf.Tensor:
@@ -151,12 +153,12 @@ def gradient_sums(gradients: Sequence[tf.Tensor | None], summed: Sequence[tf.Ten
       summed: their sums over replicas.
 
     Returns:
-      The product of both, the square of each, the elements of equal sign, and all elements, float64 [5, V]. NaN where
-      there is no gradient.
+      The product of both, the square of each, the elements of equal sign, those of this replica that are finite, and
+      all elements, float64 [6, V]. NaN where there is no gradient.
     """
     pairs = {id(x): (x, y) for x, y in zip(gradients, summed, strict=True) if x is not None and y is not None}
     if not pairs:
-        return tf.fill([5, len(gradients)], constant(float("nan"), tf.float64))
+        return tf.fill([6, len(gradients)], constant(float("nan"), tf.float64))
     sums = [y for _, y in pairs.values()]
     rows = []
     groups = group_by_shape([x for x, _ in pairs.values()])
@@ -171,31 +173,35 @@ def gradient_sums(gradients: Sequence[tf.Tensor | None], summed: Sequence[tf.Ten
 
 
 def _sums_of_pair(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """Return five sums of two [n, N], float64 [5, n]: the product of two gradients of 1e-25 is not a float32."""
+    """Return six sums of two [n, N], float64 [6, n]: the product of two gradients of 1e-25 is not a float32."""
     last = constant([1])
     zero = constant(0.0)
-    x, y = (tf.raw_ops.SelectV2(condition=tf.raw_ops.IsFinite(x=t), t=t, e=zero) for t in (x, y))
+    is_finite = tf.raw_ops.IsFinite(x=x)
+    x = tf.raw_ops.SelectV2(condition=is_finite, t=x, e=zero)
+    y = tf.raw_ops.SelectV2(condition=tf.raw_ops.IsFinite(x=y), t=y, e=zero)
     equal_sign = tf.raw_ops.Equal(x=tf.raw_ops.Sign(x=x), y=tf.raw_ops.Sign(x=y))
-    a, b, equal = (tf.raw_ops.Cast(x=t, DstT=tf.float64) for t in (x, y, equal_sign))
+    a, b, equal, finite = (tf.raw_ops.Cast(x=t, DstT=tf.float64) for t in (x, y, equal_sign, is_finite))
     products = [tf.raw_ops.Mul(x=p, y=q) for p, q in ((a, b), (a, a), (b, b))]
-    sums = [tf.raw_ops.Sum(input=product, axis=last) for product in (*products, equal)]
+    sums = [tf.raw_ops.Sum(input=product, axis=last) for product in (*products, equal, finite)]
     elements = tf.fill([x.shape[0] or 0], tf.cast(tf.shape(x)[1], tf.float64))
     return tf.raw_ops.Pack(values=[*sums, elements])
 
 
 def _total(sums: tf.Tensor) -> tf.Tensor:
-    """Return `gradient_sums` of all variables together, [5, 1]. Those without a gradient count nothing."""
+    """Return `gradient_sums` of all variables together, [6, 1]. Those without a gradient count nothing."""
     return tf.reduce_sum(tf.where(tf.math.is_nan(sums), constant(0.0, tf.float64), sums), 1, keepdims=True)
 
 
 def gradient_columns(sums: tf.Tensor) -> tf.Tensor:
-    """Return the first three of `metadata.REPLICA_COLUMNS` from `gradient_sums`, float32 [3, N].
+    """Return columns of this replica's gradient from `gradient_sums`, float32 [GRADIENT_ROWS, N].
 
-    They are L2 norm, cosine to the sum, and share of elements of equal sign. The cosine is NaN where a norm is 0.
+    They are L2 norm, cosine to the sum, share of elements of equal sign, and number of NaN and Inf elements. The cosine
+    is NaN where a norm is 0.
     """
-    product, square, square_of_sum, equal, elements = tf.unstack(sums)
+    product, square, square_of_sum, equal, finite, elements = tf.unstack(sums)
     norm = tf.sqrt(square)
-    return tf.cast(tf.stack([norm, product / (norm * tf.sqrt(square_of_sum)), equal / elements]), tf.float32)
+    cosine = product / (norm * tf.sqrt(square_of_sum))
+    return tf.cast(tf.stack([norm, cosine, equal / elements, elements - finite]), tf.float32)
 
 
 def weight_rows(weights: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -259,14 +265,16 @@ def _evenly_spaced(group: Group) -> tf.Tensor:
     return tf.raw_ops.GatherV2(params=group.tensor, indices=constant(indices), axis=axis)
 
 
-def weight_columns(rows: tf.Tensor) -> tf.Tensor:
-    """Return the columns of the replicas' weights, float32 [2, R, V]: checksum, and difference from replica 0.
+def replica_columns(rows: tf.Tensor) -> tf.Tensor:
+    """Return `metadata.REPLICA_COLUMNS`, float32 [C, R, V], from `replica_rows` of all replicas, [R, K, V].
 
-    Args:
-      rows: `weight_rows` of all replicas, float32 [R, 1 + S, V].
+    The columns of the weights are their checksum and the difference from replica 0.
     """
-    samples = rows[:, 1:]
-    return tf.stack([rows[:, 0], tf.reduce_max(tf.abs(samples - samples[:1]), 1)])
+    *gradient, nonfinite = tf.unstack(rows[:, :GRADIENT_ROWS], axis=1)
+    checksum = rows[:, GRADIENT_ROWS]
+    samples = rows[:, GRADIENT_ROWS + 1 :]
+    difference = tf.reduce_max(tf.abs(samples - samples[:1]), 1)
+    return tf.stack([*gradient, checksum, difference, nonfinite])
 
 
 def noise_scale(

@@ -162,6 +162,21 @@ def test_non_finite_names_the_first_layer_forward_and_backward():
     assert finding.message.endswith("in the backward pass the first is `output`, between steps 25 and 28")
 
 
+@pytest.mark.parametrize(
+    ("bad", "named"), [([1], "; only on replica 1"), ([0, 2], "; only on replica 0, 2"), ([0, 1, 2, 3], "")]
+)
+def test_non_finite_names_the_replicas_that_alone_have_it(bad, named):
+    def bad_replicas(t, columns):
+        bad_from_record_7(t, columns)
+        columns["replica_nonfinite"] = np.zeros([4, 8])
+        if t >= 7:
+            columns["replica_nonfinite"][bad, 2] = 5
+
+    finding = only_finding(find(8, bad_replicas, replicas=4), "non_finite")
+    assert finding.message.partition("; only")[1:] == named.partition("; only")[1:]
+    assert finding.evidence.get("replica") == (bad[0] if named else None)
+
+
 def test_non_finite_stays_the_only_finding():
     assert find(60, bad_from_record_7) == find(8, bad_from_record_7)
 

@@ -145,7 +145,13 @@ def gradient_rows(gradients, summed):
 def test_replica_rows_are_nan_for_absent_gradients():
     gradients = [None, tf.constant([1.0, 2.0]), tf.constant([3.0, 4.0])]
     rows = gradient_rows(gradients, [tf.zeros([2]), None, tf.constant([6.0, 8.0])])
-    np.testing.assert_allclose(rows, [[np.nan, np.nan, 5], [np.nan, np.nan, 1], [np.nan, np.nan, 1]], rtol=1e-6)
+    nan = np.nan
+    np.testing.assert_allclose(rows, [[nan, nan, 5], [nan, nan, 1], [nan, nan, 1], [nan, nan, 0]], rtol=1e-6)
+
+
+def test_elements_that_are_not_finite_are_counted_and_left_out():
+    rows = gradient_rows([tf.constant([np.nan, 3.0, np.inf, 4.0])], [tf.constant([np.nan, 3.0, np.inf, 4.0])])
+    np.testing.assert_allclose(rows[:, 0], [5, 1, 1, 2], rtol=1e-6)
 
 
 def test_the_cosine_of_tiny_gradients_does_not_underflow():
@@ -203,7 +209,7 @@ def test_sampled_weights_are_evenly_spaced():
 
 
 def test_replicas_with_equal_weights_have_equal_checksums(step):
-    checksum, difference = step.reading.replicas[3:]
+    checksum, difference = step.reading.replicas[3:5]
     assert (checksum == checksum[0]).all()
     assert (checksum > 0).any()
     assert not difference.any()
@@ -258,7 +264,7 @@ def trace_collectives(sizes, aggregated=False, measure=True):
     return sorted(sizes), sum(int(np.prod(v.shape)) for v in model.trainable_variables)
 
 
-GATHERED = len(layer_statistics.LAYER_ROWS) * 2 + (3 + 1 + replicas.SAMPLED_WEIGHTS) * 4 + len(data.DATA_ROWS) * 2 + 1
+GATHERED = len(layer_statistics.LAYER_ROWS) * 2 + (4 + 1 + replicas.SAMPLED_WEIGHTS) * 4 + len(data.DATA_ROWS) * 2 + 1
 """Numbers of each of four replicas that all get: of 2 layers, 4 variables, an input, an output, and the loss."""
 STATISTICS = 4 * GATHERED + len(layer_statistics.UNIT_ROWS) * 7 + 4
 """Numbers in the collective. Those of 7 units, and the squares of 4 gradients, are summed."""
@@ -280,10 +286,10 @@ def test_aggregated_gradients_save_a_collective(collective_sizes):
 
 
 def test_many_replicas_send_what_does_not_depend_on_the_number_of_variables(collective_sizes, monkeypatch):
-    """Each sends extremes of 2 layers, 20 numbers of all variables, the rows of input and output, and the loss."""
+    """Each sends extremes of 2 layers, 21 numbers of all variables, the rows of input and output, and the loss."""
     monkeypatch.setattr(replicas, "FEW", 3)
     sizes, gradients = trace_collectives(collective_sizes)
-    by_replica = 2 * 2 + (3 + 1 + replicas.SAMPLED_WEIGHTS) + len(data.DATA_ROWS) * 2 + 1
+    by_replica = 2 * 2 + (4 + 1 + replicas.SAMPLED_WEIGHTS) + len(data.DATA_ROWS) * 2 + 1
     sums = len(layer_statistics.UNIT_ROWS) * 7 + 4
     of_layers = (len(layer_statistics.LAYER_ROWS) - 2) * 2
     assert sizes == sorted([gradients] * 4 * 2 + [4 * by_replica + sums] * 4 + [of_layers] * 4)
