@@ -20,7 +20,7 @@ def eager_steps(poisoned_at=None):
     """
     model = dense_chain([3, 2], ["tanh", "linear"], 4)
     probe = tapescope.Probe(model, histograms=False)
-    x = tf.ones([8, 4])
+    x = tf.reshape(tf.linspace(-1.0, 1.0, 32), [8, 4])
 
     def step(n):
         factor = np.nan if n == poisoned_at else 1.0

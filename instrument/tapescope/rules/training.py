@@ -306,10 +306,10 @@ def always_clipped(history: History) -> Iterator[Finding]:
 
 def loss_not_falling(history: History) -> Iterator[Finding]:
     """Report a loss that stands still although the weights move; only where no other rule gives a reason."""
-    if not history.loss_stuck or _are_several_networks(history.layout):
+    if not history.loss_stuck:
         return
     distance = _of_most_layers(history.distance, history)
-    if not distance >= FAR_DISTANCE:
+    if not distance >= FAR_DISTANCE or _are_several_networks(history.layout):
         return
     of_values = history.equals_constant and history.layout.objectives[0].units == 1
     yield Finding(
@@ -434,7 +434,9 @@ def frozen_layers(history: History) -> Iterator[Finding]:
     layout = history.layout
     if first is None or not history.settled:
         return
-    trained = np.isin(np.arange(layout.layer_count), layout.owned[0])
+    owners, variables = layout.owned
+    present = np.isfinite(history.latest.column("weight_norm", layout.variable_count))  # others are trained later
+    trained = np.isin(np.arange(layout.layer_count), owners[present[variables]])
     frozen = ~trained & (np.abs(first.layer_column("flow_weight")) > FROZEN_DECADES)
     if not frozen.any() or not trained.any():
         return

@@ -15,7 +15,7 @@ from tensorboard_plugin_tapescope.figures.encoding import decode
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series.tables import Table
 
-SUMMARY_FAMILIES = ("step", "status", "findings", "variables", "layers")
+SUMMARY_FAMILIES = ("step", "status", "findings", "layers")
 RECORDED = [0, 1, 2, 3, 4, 5]
 
 
