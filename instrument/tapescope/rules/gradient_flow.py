@@ -214,10 +214,8 @@ def no_gradient(history: History) -> Iterator[Finding]:
         if absent[group]:
             severity = "error"
             message = f"no path leads from the loss to `{name}`: it has no gradient"
-            advice = (
-                "Look for a stop_gradient, an operation without a gradient, an output that is not used, or variables "
-            )
-            advice += "that `tape.gradient` was not asked for."
+            advice = "Look for a stop_gradient, an operation without a gradient, an output that is not used, or "
+            advice += "variables that `tape.gradient` was not asked for."
         else:
             severity = "warning"
             message = f"the gradient of `{name}` is exactly 0"

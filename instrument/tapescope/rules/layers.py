@@ -82,10 +82,8 @@ def poor_initialization(history: History) -> Iterator[Finding]:
         if equal[layer]:
             message = f"all {layout.units[layer]:.0f} units of `{name}` have the same first weights"
             evidence = {"units": float(layout.units[layer])}
-            advice = (
-                "Use random first weights, as the default `glorot_uniform` gives: equal units get equal gradients, "
-            )
-            advice += "and stay one unit."
+            advice = "Use random first weights, as the default `glorot_uniform` gives: equal units get equal "
+            advice += "gradients, and stay one unit."
         elif layer == worst:
             too_large = total_gain > 0
             message = (
