@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tapescope_trainers import flags
@@ -137,12 +138,7 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
     from tapescope_trainers.training import checkpoints
 
     chief = link is None or link.cluster.chief
-    if options.measure_every == "auto":
-        when = tapescope.auto(options.max_overhead_pct)
-    elif options.measure_every:
-        when = tapescope.every(int(options.measure_every))
-    else:
-        when = tapescope.never()
+    when = _make_schedule(options)
     steps = options.steps or options.epochs * (parts.data.count // options.batch_size)
     replicas = parts.strategy.num_replicas_in_sync
     captures = options.capture != "never"
@@ -197,14 +193,6 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
             link.send(resume=start if continues else None)
         earlier = stack.pop_all()
 
-    def save(done: int, metrics: dict[str, float]) -> None:
-        try:
-            saved.save(done, checkpoints.pack(metrics, recorder.state()))
-        except OSError as error:
-            if options.strict_io:
-                raise
-            logging.getLogger(__name__).warning("%s. The training goes on, and the checkpoint before stays", error)
-
     return Training(
         strategy=parts.strategy,
         data=parts.data,
@@ -217,12 +205,35 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
         steps=steps,
         start=start,
         metrics=metrics,
-        save=save if save_every else None,
+        save=_make_save(saved, recorder, options.strict_io) if save_every else None,
         save_every=save_every,
         link=link,
         objective=parts.objective,
         earlier=earlier,
     )
+
+
+def _make_schedule(options: Options) -> Any:
+    import tapescope
+
+    if options.measure_every == "auto":
+        return tapescope.auto(options.max_overhead_pct)
+    return tapescope.every(int(options.measure_every)) if options.measure_every else tapescope.never()
+
+
+def _make_save(saved: Any, recorder: Any, strict: bool) -> Callable[[int, dict[str, float]], None]:
+    """Return the loop's `save`, from the number of steps done and the metrics of the last validation."""
+    from tapescope_trainers.training import checkpoints
+
+    def save(done: int, metrics: dict[str, float]) -> None:
+        try:
+            saved.save(done, checkpoints.pack(metrics, recorder.state()))
+        except OSError as error:
+            if strict:
+                raise
+            logging.getLogger(__name__).warning("%s. The training goes on, and the checkpoint before stays", error)
+
+    return save
 
 
 def _load_data(options: Options) -> Any:
