@@ -78,6 +78,7 @@ _DATA = {
             "metrics": ["accuracy"],
             "learning_rate": 0.001,
             "loss_measured": False,
+            "weighted": False,
         }
     ],
 }

@@ -133,7 +133,7 @@ def call(flag: str, reference: str, **arguments: Any) -> Any:
 
 def find_failure(error: BaseException) -> str | None:
     """Return a line about an error from a function of the user; None if it is not from a module that was loaded."""
-    places = [place for place in _places(error) if place.path.startswith(tuple(_loaded))]
+    places = [place for place in _places(error) if _is_loaded(place.path)]
     return f"your function {places[-1].function} failed: {describe(error)}" if places else None
 
 
@@ -171,4 +171,9 @@ def _places(error: BaseException) -> list[Place]:
 def _is_of_user(path: str) -> bool:
     if path.startswith((*_OURS, "<")):
         return False
-    return path.startswith(tuple(_loaded)) if "-packages" in path else not path.startswith(_PYTHONS)
+    return _is_loaded(path) or ("-packages" not in path and not path.startswith(_PYTHONS))
+
+
+def _is_loaded(path: str) -> bool:
+    """Return whether a file was loaded or lies beside one that was: not in an environment in the same directory."""
+    return any(path.startswith(start) and "-packages" not in path[len(start) :] for start in _loaded)

@@ -188,6 +188,7 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
                 or (len(outputs) == 1 and is_sum_over_batch(objective.loss_value, output.tensor)),
                 "learning_rate": objective.learning_rate,
                 "loss_measured": objective.loss_value is not None,
+                "weighted": objective.sample_weights is not None,
             }
             for output, target, loss in zip(outputs, targets, losses, strict=False)
             if loss is not None

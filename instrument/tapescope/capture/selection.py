@@ -120,7 +120,8 @@ class Selection:
 
     def uncounted_variables(self) -> list[Any]:
         """Return what layers keep out of Keras' lists: the states of a stateful RNN, and their own `tf.Variable`s."""
-        found = {id(v): v for _, layer in self._all_layers() for v in _attribute_variables(layer)}
+        owners = [*(m for m in self.models if not is_variable(m)), *(layer for _, layer in self._all_layers())]
+        found = {id(v): v for owner in owners for v in _held_variables(list(vars(owner).values()), _DEPTH)}
         for m in self.models:
             for variable in () if is_variable(m) else [*m.trainable_variables, *getattr(m, "variables", ())]:
                 found.pop(id(variable), None)
@@ -228,11 +229,18 @@ def _enclosing_paths(path: str) -> Iterator[str]:
         path = path.rpartition("/")[0]
 
 
-def _attribute_variables(layer: Any) -> Iterator[Any]:
-    """Yield the variables that a layer has as attributes, or in lists and dicts that are attributes."""
-    for value in vars(layer).values():
-        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
-        yield from (part for part in parts if is_variable(part) and part.dtype != tf.string)
+_DEPTH = 4
+"""Lists and dicts within each other in which a layer's own variables are looked for."""
+
+
+def _held_variables(value: Any, depth: int) -> Iterator[Any]:
+    """Yield the variables in lists and dicts, each once or more; those of text are none."""
+    if is_variable(value):
+        if value.dtype != tf.string:
+            yield value
+    elif depth and isinstance(value, (Mapping, list, tuple)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _held_variables(part, depth - 1)
 
 
 def variable_path(variable: Any) -> str:

@@ -32,8 +32,6 @@ from tapescope.storage.sinks import Sink, check_sinks
 _lock = threading.Lock()
 _monitors: "dict[str, Monitor]" = {}
 """The Monitors of this process that have claimed a directory: also one whose fit has raised."""
-_OUTPUT_PREFIX = "tapescope/"
-"""Prefix of a reading's fields among the outputs of the measured train function."""
 
 
 class Monitor(keras.callbacks.Callback):

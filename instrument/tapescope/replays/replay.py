@@ -165,9 +165,7 @@ class _Replayer:
         if saved is None and optimizers:
             self._notes.append("the state of the optimizer was not captured: that of the optimizer as it is is used")
         elif saved is not None:
-            chosen = next((o for o in optimizers if _difference(o.variables, saved) is None), None)
-            if chosen is None and len(optimizers) == 1:
-                chosen = optimizers[0]  # the error says what differs
+            chosen = _find_optimizer(optimizers, saved)
             if chosen is None:
                 self._notes.append(
                     "the optimizer whose state was captured is not found, so no change to the step is tried: pass it, "
@@ -329,6 +327,17 @@ def _match(what: str, variables: Sequence[Any], saved: Sequence[SavedVariable]) 
     if difference is not None:
         raise ValueError(f"the {what} has changed since the step was captured: {difference}: build it as it was")
     return [(v, one.value) for v, one in zip(variables, saved, strict=True)]
+
+
+def _find_optimizer(optimizers: Sequence[Any], saved: Sequence[SavedVariable]) -> Any:
+    """Return the optimizer whose variables were captured; None where several may be it, or none is."""
+    if len(optimizers) == 1:
+        return optimizers[0]  # an error says what differs
+    found = [o for o in optimizers if _difference(o.variables, saved) is None]
+    if len(found) > 1:
+        paths = [one.name for one in saved]
+        found = [o for o in found if [variable_path(v) for v in o.variables] == paths]
+    return found[0] if len(found) == 1 else None
 
 
 def _difference(variables: Sequence[Any], saved: Sequence[SavedVariable]) -> str | None:

@@ -49,6 +49,8 @@ class Objective(NamedTuple):
     metrics: tuple[str, ...]
     loss_measured: bool
     """Whether each record has the loss of its batch, so that a NaN is not an absent one."""
+    weighted: bool
+    """Whether examples count differently in the loss."""
     learning_rate: float
     """At the begin; NaN where it is not known."""
 
@@ -107,6 +109,7 @@ def _objective(given: Mapping[str, Any], index: Mapping[str, int]) -> Objective 
         sums_examples=given.get("sums_examples") is True,
         metrics=_texts(given.get("metrics")),
         loss_measured=given.get("loss_measured") is True,
+        weighted=given.get("weighted") is True,
         learning_rate=float(rate) if isinstance(rate := given.get("learning_rate"), int | float) else math.nan,
     )
 

@@ -102,6 +102,8 @@ def constant_loss(history: "History") -> float:
     if len(history.layout.objectives) != 1:
         return math.nan
     (objective,) = history.layout.objectives
+    if objective.sums_examples or objective.weighted:
+        return math.nan
     targets = history.data.pooled(objective.target)
     if objective.units > 1 and objective.loss in ("categorical_crossentropy", "sparse_categorical_crossentropy"):
         return math.log(objective.units)
@@ -418,11 +420,11 @@ class History:
 
     @cached_property
     def equals_constant(self) -> bool:
-        """True if the newer losses are about that of the best constant answer, and not below it."""
+        """True if the newer losses are surely about that of the best constant answer, and not surely below it."""
         mean, error = self._newer_loss()
         constant = constant_loss(self)
-        highest = USELESS_SHARES[1] * constant
-        return SURE_ERRORS * error <= highest - constant and constant <= mean <= highest
+        tolerance = (1 - FAR_BELOW) * constant
+        return SURE_ERRORS * error <= tolerance and -SURE_ERRORS * error <= mean - constant <= tolerance
 
     def _newer_loss(self) -> tuple[float, float]:
         """Return the mean of the newer half of the last losses and its standard error; NaN for too few."""

@@ -440,16 +440,15 @@ def frozen_layers(history: History) -> Iterator[Finding]:
     frozen = ~trained & (np.abs(first.layer_column("flow_weight")) > FROZEN_DECADES)
     if not frozen.any() or not trained.any():
         return
-    slow = history.had_time and history.loss_fall <= SLOW_FALL * history.steps_since_first
-    harmful = slow and not history.learned and not history.beats_constant
+    # Weights that were trained before begin near the loss where they end, so a loss that falls slowly proves nothing.
+    harmful = history.had_time and history.equals_constant
     at = int(np.flatnonzero(frozen)[0])
     name = layout.groups[at]
     count = int(frozen.sum())
     every = count + int(trained.sum())
-    message = f"{count} of {every} layers with weights are not trained, the first of them `{name}`"
+    message = f"{count} of {every} layers with weights have no trained weights of their own, the first of them `{name}`"
     if harmful:
-        message += f", and the loss fell by {format_share(max(history.loss_fall, 0.0))} in "
-        message += f"{history.steps_since_first} steps"
+        message += ", and the loss is that of the best answer that is the same for every input"
     yield Finding(
         rule="frozen_layers",
         version=1,

@@ -53,8 +53,9 @@ def match_rows(
 ) -> list[tuple[int, int]]:
     """Return pairs of rows of two runs that stand for the same variable or layer, in the order of the first run.
 
-    Rows of equal names match. Of the others those match whose `matching_keys` are equal. If the keys without the
-    numbers of Keras match more rows, they do instead: `dense_2` may be the `dense` of a model that was built before.
+    Rows of equal names match. Of the others those match whose `matching_keys` are equal. If no name with a
+    number is in both, and keys that are numbered anew match more rows, they do instead: `dense_2` may be the `dense` of
+    a model that was built before.
     """
     first_keys = matching_keys(first_names, first_owners)
     second_keys = matching_keys(second_names, second_owners)
@@ -66,14 +67,14 @@ def match_rows(
         for row, (name, key) in enumerate(zip(first_names, first_keys, strict=True))
         if (match := rows.get(name, rows_by_key.get(key))) is not None
     ]
-    if len(pairs) == min(len(first_names), len(second_names)):
+    if any(first_names[i] == second_names[j] and _has_number(first_names[i]) for i, j in pairs):
         return pairs
     rows = {key: row for row, key in enumerate(renumber(second_keys))}
     renumbered = [(row, rows[key]) for row, key in enumerate(renumber(first_keys)) if key in rows]
     return max(pairs, renumbered, key=len)
 
 
-_NUMBERED = re.compile(r"(.*?)(?:_(\d+))?(#\d+)?", re.DOTALL)
+_NUMBERED = re.compile(r"(.*?)(?:_([1-9]\d{0,8}))?(#\d+)?", re.DOTALL)
 """A part of a name: with Keras' number, and with that of a call of a shared layer."""
 
 
@@ -94,6 +95,10 @@ def renumber(keys: Sequence[str]) -> list[str]:
             plain.append(f"{base}_{ranks[(*names[:depth], base)][number]}{call}")
         renumbered.append("/".join(plain))
     return renumbered
+
+
+def _has_number(name: str) -> bool:
+    return any(_split(part)[1] for part in name.split("/"))
 
 
 def _split(name: str) -> tuple[str, int, str]:

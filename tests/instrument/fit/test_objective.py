@@ -49,6 +49,7 @@ def test_a_fit_says_its_objective(tmp_path):
         "metrics": ["accuracy"],
         "learning_rate": 0.25,
         "loss_measured": True,
+        "weighted": False,
     }
 
 

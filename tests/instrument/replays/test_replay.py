@@ -129,6 +129,23 @@ def test_the_optimizer_is_the_one_whose_state_was_captured(logdir):
     assert int(optimizer.iterations) == 7
 
 
+def test_of_two_optimizers_that_may_be_the_captured_one_none_is_changed(logdir):
+    model = make_model()
+    first, second = keras.optimizers.Adam(0.5), keras.optimizers.Adam(1e-3)
+    first.build(make_model().trainable_variables)
+    second.build(model.trainable_variables)
+    _, step = make_step(model, second)
+
+    def with_two(x, y):
+        assert first
+        return step(x, y, measure=True)
+
+    found = tapescope.replay(logdir, 7, with_two)
+    assert (found.reproduced, found.variants) == (True, ())
+    assert "the optimizer whose state was captured is not found" in found.notes[0]
+    assert float(first.learning_rate) == 0.5
+
+
 def test_without_its_optimizer_no_change_to_a_step_is_tried(logdir):
     model = make_model()
     optimizer = keras.optimizers.Adam(1e-3)
@@ -145,11 +162,11 @@ class Counted(keras.layers.Layer):
 
     def __init__(self):
         super().__init__()
-        self.calls = tf.Variable(1.0, trainable=False)
+        self.state = {"of": {"calls": tf.Variable(1.0, trainable=False)}}
 
     def call(self, x):
-        self.calls.assign_add(1.0)
-        return x * self.calls
+        self.state["of"]["calls"].assign_add(1.0)
+        return x * self.state["of"]["calls"]
 
 
 def make_lazy_model():
@@ -161,9 +178,11 @@ def make_lazy_model():
             self.first = keras.layers.Dense(8, "relu")
             self.counted = Counted()
             self.last = keras.layers.Dense(3)
+            self.scale = tf.Variable(1.0, trainable=False)
 
         def call(self, x):
-            return self.last(self.counted(self.first(x)))
+            self.scale.assign_add(0.5)
+            return self.last(self.counted(self.first(x))) / self.scale
 
     return Lazy()
 

@@ -32,6 +32,7 @@ OBJECTIVE = Objective(
     sums_examples=False,
     metrics=(),
     loss_measured=True,
+    weighted=False,
     learning_rate=0.001,
 )
 """An output and its loss, without data."""

@@ -1,5 +1,7 @@
 """Rules about updates, clipping and the loss: records that each must report, and similar ones that it must not."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -198,8 +200,22 @@ def test_a_frozen_layer_is_noted():
     assert (finding.severity, finding.layer) == ("info", "hidden_2")
 
 
-def test_a_frozen_layer_is_a_warning_if_the_loss_does_not_fall():
-    assert only_finding(find(60, noisy_flat, UNTRAINED), "frozen_layers").severity == "warning"
+OF_CLASSES = OBJECTIVE._replace(loss="sparse_categorical_crossentropy")
+"""Of five classes."""
+
+
+@pytest.mark.parametrize(("loss", "severity"), [(math.log(5), "warning"), (0.88 * math.log(5), "info")])
+def test_a_frozen_layer_is_a_warning_if_the_loss_is_that_of_a_constant_answer(loss, severity):
+    layout = UNTRAINED._replace(objectives=(OF_CLASSES,))
+    findings = {f.rule: f for f in find(60, put("loss", None, loss), layout, severity="info")}
+    assert findings["frozen_layers"].severity == severity
+
+
+@pytest.mark.parametrize("change", [{"sums_examples": True}, {"weighted": True}])
+def test_a_loss_on_another_scale_is_not_compared_with_a_constant_answer(change):
+    layout = UNTRAINED._replace(objectives=(OF_CLASSES._replace(**change),))
+    findings = {f.rule: f for f in find(60, put("loss", None, math.log(5)), layout, severity="info")}
+    assert findings["frozen_layers"].severity == "info"
 
 
 def test_a_layer_without_weights_is_not_frozen():
