@@ -108,24 +108,26 @@ class Selection:
     def all_variables(self) -> list[Any]:
         """Return all variables of the models, each once: also those that are not trained, such as random state.
 
-        Those of `uncounted_variables` come last.
+        Behind those of `counted_variables` are what layers keep out of Keras' lists: the states of a stateful RNN, and
+        their own `tf.Variable`s.
         """
-        if not all(getattr(m, "built", True) for m in self.models):
-            return []
+        found = {id(v): v for v in self.counted_variables()}
+        owners = [*(m for m in self.models if not is_variable(m)), *(layer for _, layer in self._all_layers())]
+        for owner in owners if self._are_built() else ():
+            for variable in _held_variables(list(vars(owner).values()), _DEPTH):
+                found.setdefault(id(variable), variable)
+        return list(found.values())
+
+    def counted_variables(self) -> list[Any]:
+        """Return the variables that the models themselves list, each once; none before all models are built."""
         found: dict[int, Any] = {}
-        for m in self.models:
+        for m in self.models if self._are_built() else ():
             for variable in [m] if is_variable(m) else [*m.trainable_variables, *getattr(m, "variables", ())]:
                 found.setdefault(id(variable), variable)
-        return [*found.values(), *(v for v in self.uncounted_variables() if id(v) not in found)]
-
-    def uncounted_variables(self) -> list[Any]:
-        """Return what layers keep out of Keras' lists: the states of a stateful RNN, and their own `tf.Variable`s."""
-        owners = [*(m for m in self.models if not is_variable(m)), *(layer for _, layer in self._all_layers())]
-        found = {id(v): v for owner in owners for v in _held_variables(list(vars(owner).values()), _DEPTH)}
-        for m in self.models:
-            for variable in () if is_variable(m) else [*m.trainable_variables, *getattr(m, "variables", ())]:
-                found.pop(id(variable), None)
         return list(found.values())
+
+    def _are_built(self) -> bool:
+        return all(getattr(m, "built", True) for m in self.models)
 
     def variable_names(self, variables: Iterable[Any] | None = None) -> tuple[str, ...]:
         """Return the paths of the V variables, or of those; equal ones are numbered: `#2`, `#3`, ..."""

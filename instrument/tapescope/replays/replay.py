@@ -90,10 +90,6 @@ class _Program(NamedTuple):
         values = [getattr(v, "value", v) for v in self.variables]  # of a Keras variable
         return next((s for v in values if (s := getattr(v, "distribute_strategy", None)) is not None), None)
 
-    def scope(self) -> Any:
-        """Return a context in which the variables may be set."""
-        return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
-
 
 def _make_program(step_fn: Any, captured: CapturedStep, model: Any, optimizer: Any) -> _Program:
     if hasattr(step_fn, "train_step"):  # a compiled model
@@ -126,8 +122,11 @@ class _Replayer:
         self._notes: list[str] = []
         self._saved: list[tuple[Any, np.ndarray]] = []
         """Variables and their values before the step."""
-        self._was_lost = False
-        """Whether the weights before the step were not finite already."""
+        self._strategy = program.strategy
+        self._optimizer: Any = None
+        """The one whose learning rate is changed; None without one."""
+        self._can_change = True
+        """False if a step with one change would not start where this one did; a note says why."""
         self._match_model()
         self._match_optimizers()
 
@@ -145,13 +144,14 @@ class _Replayer:
             )
         if not self._program.variables:
             self._run_on(self._captured.batch)  # the first step builds the model
+            self._strategy = self._program.strategy
         variables = self._program.variables
-        counted = len(variables) - len(models.uncounted_variables())
+        counted = len(models.counted_variables())
         known = counted if len(saved) == counted else len(variables)  # earlier versions captured no others
         self._saved += _match("model", variables[:known], saved)
         self._saved += _as_they_are(variables[known:])
-        self._was_lost = not all(np.isfinite(one.value.astype(float)).all() for one in saved)
-        if self._was_lost:
+        if not all(np.isfinite(one.value.astype(float)).all() for one in saved):
+            self._can_change = False
             self._notes.append("the weights before the step are not finite already: an earlier step has the cause")
 
     def _match_optimizers(self) -> None:
@@ -159,7 +159,7 @@ class _Replayer:
         optimizers = self._program.optimizers
         saved = self._captured.optimizer
         if len(optimizers) == 1 and not optimizers[0].built and self._program.variables:
-            with self._program.scope():
+            with self._scope():
                 optimizers[0].build([v for v in self._program.variables if v.trainable])
         chosen = None
         if saved is None and optimizers:
@@ -167,20 +167,24 @@ class _Replayer:
         elif saved is not None:
             chosen = _find_optimizer(optimizers, saved)
             if chosen is None:
+                self._can_change = False
                 self._notes.append(
                     "the optimizer whose state was captured is not found, so no change to the step is tried: pass it, "
                     "as in tapescope.replay(run, step, step_fn, model=model, optimizer=optimizer)"
                 )
         for optimizer in optimizers:
-            if optimizer is chosen and saved is not None:
+            if saved is not None and optimizer is chosen:
                 self._saved += _match("optimizer", optimizer.variables, saved)
             else:
                 self._saved += _as_they_are(optimizer.variables)
         self._optimizer = chosen or next(iter(optimizers), None)
-        self._knows_optimizer = saved is None or chosen is not None
+
+    def _scope(self) -> Any:
+        """Return a context in which the variables may be set."""
+        return contextlib.nullcontext() if self._strategy is None else self._strategy.scope()
 
     def _restore(self) -> None:
-        with self._program.scope():
+        with self._scope():
             for variable, value in self._saved:
                 variable.assign(value)
 
@@ -204,7 +208,7 @@ class _Replayer:
         sizes = self._captured.replicas
         if not sizes:
             return batch
-        strategy = self._program.strategy
+        strategy = self._strategy
         if strategy is None or strategy.num_replicas_in_sync != len(sizes):
             raise ValueError(
                 f"step {self._captured.step} was captured on {len(sizes)} replicas: build the model and the step under "
@@ -244,8 +248,7 @@ class _Replayer:
         places = np.arange(_count_examples(captured.batch))
         by_place = list(self._examples(places))
         examples = answer.order_examples(by_place)
-        is_changed = len(examples) > 1 and self._knows_optimizer and not self._was_lost
-        variants = tuple(self._variants(examples, measured)) if is_changed else ()
+        variants = tuple(self._variants(examples, measured)) if len(examples) > 1 and self._can_change else ()
         self._restore()
         found = answer.make_answer(
             self._run,
@@ -298,7 +301,7 @@ class _Replayer:
         rate = _learning_rate(self._optimizer)
         if self._optimizer is not None and rate is not None:
             self._restore()
-            with self._program.scope():
+            with self._scope():
                 self._optimizer.learning_rate = rate / 10
             self._run_on(batch)
             yield Variant(f"learning rate {rate / 10:g}", measured.applied_norm, self._run_on(others)[0])

@@ -50,7 +50,7 @@ class Objective(NamedTuple):
     loss_measured: bool
     """Whether each record has the loss of its batch, so that a NaN is not an absent one."""
     weighted: bool
-    """Whether examples count differently in the loss."""
+    """True if examples count differently in the loss."""
     learning_rate: float
     """At the begin; NaN where it is not known."""
 
@@ -153,7 +153,7 @@ MANY_LABELS = 8
 MAX_CLASSES = 1000
 """Classes that are told apart, so that the memory has a limit."""
 SAME_STATISTICS = 1e-5
-"""Of the root mean square: the order of additions changes a mean by less, and other examples change it by more."""
+"""Share of the root mean square: the order of additions changes a mean by less, and other examples by more."""
 _SHARES = ("zero", "whole", "negative", "above_one", "below_minus_one")
 _LOWS = ("min", "row_sum_min", "class_min")
 _HIGHS = ("max", "row_sum_max", "class_max")
@@ -173,7 +173,7 @@ class DataHistory:
         self.empty = np.zeros(rows, int)
         """Number of records in which no element of a row counts, [D]."""
         self.varies = np.zeros(rows, bool)
-        """Whether mean, deviation or range of a row differ between records, [D]."""
+        """True where mean, deviation or range of a row differ between records, [D]."""
         self._first = np.full([4, rows], np.nan)
         """The first known ones, [4, D]."""
         self._single: list[dict[float, int]] = [{} for _ in range(rows)]

@@ -38,12 +38,12 @@ a few hard examples are left, as a result of what it learned."""
 MASTERED_FALL = 0.9
 """Share of the loss. Once so much is gone, what looked wrong earlier has done no harm that a user would notice."""
 USELESS_SHARES = (0.85, 1.2)
-"""Of the loss of the best constant answer. A loss far above it is that of a training that diverges."""
+"""Shares of the loss of the best constant answer. A loss far above it is that of a training that diverges."""
 SURE_ERRORS = 3.0
 """Standard errors by which the mean of the newer losses lies below another number: by chance once in 700 runs."""
 FAR_BELOW = 0.95
-"""Of the loss of the best constant answer. A network that sees one step of twelve comes to 0.96 of it, and one whose
-labels are noise for the most part to 0.93."""
+"""Share of the loss of the best constant answer. A network that sees one step of twelve comes to 0.96 of it, and one
+whose labels are noise for the most part to 0.93."""
 FALLING_TREND = 1.0
 """Normal deviates by which the newer half of the losses lies lower: above it they may be falling slowly. A loss that
 does not fall exceeds it once in six times, so that it is soon recognized."""

@@ -8,7 +8,7 @@ import numpy as np
 from tapescope.rules.finding import Finding, format_factor, format_share
 from tapescope.rules.gradient_flow import PATH_DECADES
 from tapescope.rules.history import WINDOW, History
-from tapescope.rules.record_view import NEVER_SATURATED, index_of_largest
+from tapescope.rules.record_view import NEVER_SATURATED, RecordView, RunLayout, index_of_largest
 
 GAIN_DECADES = 1.0
 """Decades in one layer's weights. Glorot, He, LeCun and orthogonal initialization, and Keras' own uniform and normal
@@ -58,8 +58,8 @@ def poor_initialization(history: History) -> Iterator[Finding]:
     gain = _compensated(_compensated(first.weight_gain, np.maximum(first.between_gain, 0)), after)
     gain = _compensated(gain, -layout.expected_weight_gain)  # widening or narrowing layers change it by design
     gain = _compensated(gain, np.maximum(first.gate_gain, 0))  # a steep activation, such as sin(30 x), by small weights
-    equal = _has_equal_units(history)
-    empty = _has_empty_weights(history)
+    equal = _has_equal_units(first, layout)
+    empty = first.weight[: layout.layer_count] == 0  # a layer without weights has NaN
     std = first.layer_column("activation_std")
     with np.errstate(all="ignore"):
         std_decades = _compensated(np.log10(std), after)
@@ -127,14 +127,12 @@ def poor_initialization(history: History) -> Iterator[Finding]:
         )
 
 
-def _has_equal_units(history: History) -> np.ndarray:
+def _has_equal_units(first: RecordView, layout: RunLayout) -> np.ndarray:
     """Return whether all units of a layer get the same gradient, bool [L]: then they have the same weights.
 
     The norm of a bias over its largest element is the root of its size only if all its elements are of one size.
     Random weights and an activation make them differ; a linear layer may be averaged behind, and outputs may be so.
     """
-    first = history.first or history.latest
-    layout = history.layout
     norm, largest = (first.column(f"gradient_{name}", layout.variable_count) for name in ("norm", "max"))
     groups, variables = layout.owned
     result = np.zeros(layout.layer_count, bool)
@@ -146,12 +144,6 @@ def _has_equal_units(history: History) -> np.ndarray:
                 is_equal = layout.units[group] >= FEW_UNITS and abs(ratio[variable] - root) <= EQUAL_UNITS * root
                 result[group] |= bool(is_equal)
     return result
-
-
-def _has_empty_weights(history: History) -> np.ndarray:
-    """Return whether all first weights of a layer that has some are 0, bool [L]."""
-    first = history.first or history.latest
-    return first.weight[: history.layout.layer_count] == 0
 
 
 def _chance_decades(history: History) -> tuple[np.ndarray, np.ndarray]:

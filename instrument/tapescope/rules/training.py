@@ -46,7 +46,7 @@ LITTLE_KEPT = 0.03
 Clipped at 1, a tenth is left of the early gradients of many a sound training."""
 
 USUAL_UPDATE = 1e-3
-"""Of the weights' norm: the usual size of an update."""
+"""Usual size of an update, of the weights' norm."""
 SLOW_UPDATE = 3e-3
 """Of the weights' norm: at this rate weights need 300 steps in one direction to be replaced."""
 SLOW_FALL = 1e-3
@@ -64,7 +64,7 @@ learning rate r, so that one which turns round is of directions in which the rat
 VALIDATION_RISE = 0.2
 """Of the lowest validation loss. The estimate of a few hundred examples is off by about a tenth of it."""
 DECAYED_SHARE = 0.4
-"""Of the first norm. Training rather lets weights grow."""
+"""Share of the first norm. Training rather lets weights grow."""
 NEVER_FELL = 0.9
 """Of the first training loss."""
 SELDOM_ZERO = {"binary_crossentropy", "categorical_crossentropy", "sparse_categorical_crossentropy"}
@@ -320,7 +320,7 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
         step=history.latest.step,
         message=f"the loss has changed by {-100 * history.loss_fall:+.1f} % since the first records, although the "
         f"gradient arrives and the weights of most layers moved by {format_factor(distance)} their norm"
-        + ("; it is that of the best answer that is the same for every input" if history.equals_constant else ""),
+        + (f"; it is {_OF_A_CONSTANT}" if history.equals_constant else ""),
         evidence={
             "fall": history.loss_fall,
             "trend": history.loss_trend,
@@ -374,6 +374,7 @@ def _is_adversarial(layout: RunLayout) -> bool:
     return False
 
 
+_OF_A_CONSTANT = "that of the best answer that is the same for every input"
 _SHAPES_ADVICE = (
     " In a loss of your own, targets need the shape of the outputs: [N] less [N, 1] is [N, N], of which "
     "the best answer is the same for every input."
@@ -425,7 +426,7 @@ def overfitting(history: History) -> Iterator[Finding]:
 
 
 def frozen_layers(history: History) -> Iterator[Finding]:
-    """Note layers with weights that are not trained; a warning where the loss falls too slowly to get anywhere.
+    """Note layers with weights that are not trained; a warning where the loss is that of a constant answer.
 
     The layers of a record have the trained variables only. One without any still has weights if these change the
     length of the gradient that passes.
@@ -448,7 +449,7 @@ def frozen_layers(history: History) -> Iterator[Finding]:
     every = count + int(trained.sum())
     message = f"{count} of {every} layers with weights have no trained weights of their own, the first of them `{name}`"
     if harmful:
-        message += ", and the loss is that of the best answer that is the same for every input"
+        message += f", and the loss is {_OF_A_CONSTANT}"
     yield Finding(
         rule="frozen_layers",
         version=1,
@@ -492,11 +493,9 @@ def decayed_weights(history: History) -> Iterator[Finding]:
 def validation_differs(history: History) -> Iterator[Finding]:
     """Report a validation loss that never fell although that of the training did."""
     validations = history.validations
-    first = history.first.loss if history.first else math.nan
-    if validations.seen < RISEN_VALIDATIONS or not history.learned or not first > 0:
+    if validations.seen < RISEN_VALIDATIONS or not history.learned or not _never_fell(history):
         return
-    if not _never_fell(history):
-        return
+    first = _first_loss(history)
     yield Finding(
         rule="validation_differs",
         version=1,
@@ -512,9 +511,13 @@ def validation_differs(history: History) -> Iterator[Finding]:
     )
 
 
+def _first_loss(history: History) -> float:
+    return history.first.loss if history.first else math.nan
+
+
 def _never_fell(history: History) -> bool:
     """Return whether no validation was below where the training began: then it cannot have risen by overfitting."""
-    first = history.first.loss if history.first else math.nan
+    first = _first_loss(history)
     return first > 0 and history.validations.lowest >= NEVER_FELL * first
 
 

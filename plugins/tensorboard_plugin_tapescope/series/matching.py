@@ -60,12 +60,12 @@ def match_rows(
     first_keys = matching_keys(first_names, first_owners)
     second_keys = matching_keys(second_names, second_owners)
     known = set(first_names)
+    rows_by_name = {name: row for row, name in enumerate(second_names)}
     rows_by_key = {key: row for row, key in enumerate(second_keys) if second_names[row] not in known}
-    rows = rows_by_key | {name: row for row, name in enumerate(second_names)}
     pairs = [
         (row, match)
         for row, (name, key) in enumerate(zip(first_names, first_keys, strict=True))
-        if (match := rows.get(name, rows_by_key.get(key))) is not None
+        if (match := rows_by_name.get(name, rows_by_key.get(key))) is not None
     ]
     if any(first_names[i] == second_names[j] and _has_number(first_names[i]) for i, j in pairs):
         return pairs
