@@ -28,6 +28,7 @@ ORDER = (
     ("tapescope.replays",),
     ("tapescope",),
     ("tapescope.cli",),
+    ("tapescope.__main__",),
     ("tapescope_trainers.user_code",),
     ("tapescope_trainers.flags", "tapescope_trainers.logs", "tapescope_trainers.serve"),
     ("tapescope_trainers.distributed",),

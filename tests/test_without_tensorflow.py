@@ -103,7 +103,7 @@ def test_the_environment_has_no_tensorflow(python, tmp_path):
     ids=lambda command: command[0],
 )
 def test_each_command_works(python, runs, command):
-    done = run(python, "-m", "tapescope.cli", *command, cwd=runs)
+    done = run(python, "-m", "tapescope", *command, cwd=runs)
     assert done.stderr == ""
     assert done.returncode == (1 if command[0] == "status" else 0)
     assert done.stdout

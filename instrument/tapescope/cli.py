@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tapescope import __version__
 from tapescope.storage.printable import describe_error, one_line, printable, to_json
@@ -34,10 +34,19 @@ INTERRUPTED = 130
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, with the nearest value where one of several is required."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse unknown arguments where a command meets them, which knows its options."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
+
     def error(self, message: str) -> NoReturn:
         """Print one line and exit."""
         invalid = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        nearest = difflib.get_close_matches(invalid[1], re.findall(r"[\w-]+", invalid[2]), 1) if invalid else []
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        wrong, known = (invalid[1], invalid[2]) if invalid else (unknown[1] if unknown else "", self.format_usage())
+        nearest = difflib.get_close_matches(wrong, re.findall(r"[\w-]+", known), 1)
         suggestion = f" (did you mean {nearest[0]}?)" if nearest else ""
         _print_error(f"{message}{suggestion}: see {self.prog} --help")
         sys.exit(BAD_INPUT)

@@ -129,6 +129,10 @@ def two_runs(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["check", "runs", "--sevrity=info"],
+            "unrecognized arguments: --sevrity=info \\(did you mean --severity\\?\\): see tapescope check --help",
+        ),
         (["chek", "runs"], "invalid choice: 'chek' .*did you mean check\\?\\): see tapescope --help"),
         (["check"], "the following arguments are required: RUN: see tapescope check --help"),
         (["status", "runs", "--every=nan"], "must be a number of seconds from 0.1 to 86400; got nan: see "),

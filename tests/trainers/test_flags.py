@@ -90,6 +90,9 @@ REFUSED = {
     "mlp": "unexpected argument 'mlp': write every argument as --flag=value",
     "--width=8": "--width=8 does not apply to --preset=relu_sigmoid, .* use --preset=mlp",
     "--serve=maybe": "--serve=maybe: must be true or false",
+    "--port=6006": "--port=6006 applies to --serve only; got --noserve: leave one of them out",
+    "--workers=4": "--workers=4 applies to --cluster=kubernetes only; got --cluster=tf_config: leave one of them out",
+    "--cluster=slurm": "--cluster=slurm applies to --strategy=multi_worker only; got --strategy=default",
     "--logdir=/proc/none": "--logdir=/proc/none cannot be created (.*): use another directory",
 }
 """By argument what its message says; `.*` stands for any text."""

@@ -435,6 +435,9 @@ def test_a_function_that_fails_is_one_line_with_a_traceback_in_a_file(tmp_path, 
     assert message in line
     assert line.endswith(f". Its traceback is in {tmp_path / 'traceback.txt'}")
     assert "own_code.py" in (tmp_path / "traceback.txt").read_text()
+    again = [f"--model={own}net", f"--data={own}arrays", "--resume=never", *options[:3]]
+    train.run(trainings.parse(tmp_path, *again))
+    assert not (tmp_path / "traceback.txt").exists()
 
 
 @pytest.mark.parametrize("function", ["prepare", "train"])

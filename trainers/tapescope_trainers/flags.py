@@ -134,6 +134,15 @@ NOT_HPARAMS = {
 """Flags that do not change a result."""
 
 
+NEEDS: dict[str, tuple[str, Any]] = {
+    "max_overhead_pct": ("measure_every", "auto"),
+    "port": ("serve", True),
+    "workers": ("cluster", "kubernetes"),
+    "cluster": ("strategy", "multi_worker"),
+}
+"""Flags that would do nothing without a value of another flag."""
+
+
 def hparams(options: Options) -> dict[str, bool | int | float | str]:
     """Return the options that can change a result, for TensorBoard's HParams tab. Unset ones are left out."""
     fields = {name: value for name, value in options._asdict().items() if name not in NOT_HPARAMS}
@@ -423,11 +432,12 @@ def parse(argv: list[str]) -> Options:
                 f"--{name}={getattr(options, name)} does not apply to --preset={options.preset}, whose shape is fixed: "
                 f"leave it out, or use --preset=mlp, cnn, resnet or transformer"
             )
-    if options.measure_every != "auto" and FLAGS["max_overhead_pct"].present:
-        raise ValueError(
-            f"--max_overhead_pct={options.max_overhead_pct:g} applies to --measure_every=auto only; got "
-            f"--measure_every={options.measure_every or 'never'}: leave one of them out"
-        )
+    for name, (other, value) in NEEDS.items():
+        if FLAGS[name].present and getattr(options, name) is not None and getattr(options, other) != value:
+            raise ValueError(
+                f"{_as_argument(name, getattr(options, name))} applies to {_as_argument(other, value)} only; got "
+                f"{_as_argument(other, getattr(options, other))}: leave one of them out"
+            )
     if options.measure_every == "auto" and options.strategy == "multi_worker":
         for name in ("measure_every", "max_overhead_pct"):
             if FLAGS[name].present:
@@ -440,6 +450,13 @@ def parse(argv: list[str]) -> Options:
     logdir = options.logdir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     make_directory("logdir", logdir, logdir)
     return options._replace(logdir=logdir)
+
+
+def _as_argument(name: str, value: Any) -> str:
+    """Return a flag as it is written on the command line."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no{name}"
+    return f"--{name}={'never' if value is None else format(value, 'g') if isinstance(value, float) else value}"
 
 
 def _check_model(options: Options) -> None:

@@ -28,6 +28,8 @@ EXIT_BAD_INPUT = 2
 EXIT_WORKER_LOST = 3
 EXIT_NOT_WRITTEN = 4
 EXIT_INTERRUPTED = 130
+TRACEBACK = "traceback.txt"
+"""File in LOGDIR with the traceback of the last failure in the user's code."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -190,6 +192,8 @@ def _train(options: Options, training: Training, received: list[str]):
             begun=training.earlier.close,
         )
         recorder.close(reason=f"ended by {result.interrupted}" if result.interrupted else "all steps done")
+    with contextlib.suppress(OSError):  # there is none, or it cannot be removed
+        os.remove(os.path.join(options.logdir, TRACEBACK))  # of a failure that this run does not have any more
     return result
 
 
@@ -234,7 +238,7 @@ def _with_traceback(error: Exception, logdir: str, cause: BaseException | None =
     cause = cause or error.__cause__
     if cause is None:
         return error
-    path = os.path.join(logdir, "traceback.txt")
+    path = os.path.join(logdir, TRACEBACK)
     try:
         write_whole(path, "".join(traceback.format_exception(cause)))
     except OSError:  # the line says the most

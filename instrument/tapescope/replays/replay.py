@@ -17,6 +17,7 @@ from tapescope.replays import answer, step_function, trainers
 from tapescope.replays.answer import Example, MeasuredStep, Recorded, Replay, Variant
 from tapescope.replays.measured_step import read_step
 from tapescope.statistics.reading import Reading
+from tapescope.statistics.replicas import find_strategy
 from tapescope.storage import captured_step, summaries
 from tapescope.storage.captured_step import CapturedStep, SavedVariable
 from tapescope.storage.run import Run
@@ -84,12 +85,6 @@ class _Program(NamedTuple):
         """All variables of the models; none before they are built."""
         return [] if self.models is None else self.models.all_variables()
 
-    @property
-    def strategy(self) -> Any:
-        """The strategy of the variables; None without one."""
-        values = [getattr(v, "value", v) for v in self.variables]  # of a Keras variable
-        return next((s for v in values if (s := getattr(v, "distribute_strategy", None)) is not None), None)
-
 
 def _make_program(step_fn: Any, captured: CapturedStep, model: Any, optimizer: Any) -> _Program:
     if hasattr(step_fn, "train_step"):  # a compiled model
@@ -122,7 +117,7 @@ class _Replayer:
         self._notes: list[str] = []
         self._saved: list[tuple[Any, np.ndarray]] = []
         """Variables and their values before the step."""
-        self._strategy = program.strategy
+        self._strategy = find_strategy(program.variables)
         self._optimizer: Any = None
         """The one whose learning rate is changed; None without one."""
         self._can_change = True
@@ -144,7 +139,7 @@ class _Replayer:
             )
         if not self._program.variables:
             self._run_on(self._captured.batch)  # the first step builds the model
-            self._strategy = self._program.strategy
+            self._strategy = find_strategy(self._program.variables)
         variables = self._program.variables
         counted = len(models.counted_variables())
         known = counted if len(saved) == counted else len(variables)  # earlier versions captured no others

@@ -51,24 +51,25 @@ def context() -> tuple[tf.distribute.ReplicaContext | None, int]:
 
 def should_write(variables: Sequence[Any]) -> bool:
     """Return whether this process writes records: of the workers that share `variables`, the chief alone does."""
-    strategy = _strategy(variables)
+    strategy = find_strategy(variables)
     return strategy is None or bool(strategy.extended.should_save_summary)
 
 
-def _strategy(variables: Sequence[Any]) -> Any:
+def find_strategy(variables: Sequence[Any]) -> Any:
+    """Return the strategy that variables were made under; None without one."""
     values = [getattr(v, "value", v) for v in variables]  # of a Keras variable
-    return next((getattr(v, "distribute_strategy", None) for v in values), None)
+    return next((s for v in values if (s := getattr(v, "distribute_strategy", None)) is not None), None)
 
 
 def is_single_worker(variables: Sequence[Any]) -> bool:
     """Return whether no other process takes part in the steps that train these variables, as far as is known."""
-    strategy = _strategy(variables)
+    strategy = find_strategy(variables)
     return strategy is None or isinstance(strategy, (tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy))
 
 
 def has_other_workers(variables: Sequence[Any]) -> bool:
     """Return whether other processes run the steps that train these variables, and must run the same program."""
-    strategy = _strategy(variables)
+    strategy = find_strategy(variables)
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return False
     cluster = strategy.cluster_resolver.cluster_spec()
