@@ -326,7 +326,7 @@ class Recorder:
         with self._closing:
             if not self._closed:
                 measured = self._probe_state.tape_entered and not self._measured_before
-                if measured and not self._has_written and not self._probe_state.failure:
+                if reason == "completed" and measured and not self._has_written and not self._probe_state.failure:
                     logging.warning(
                         "tapescope: steps were measured, but no reading of them was written to %s: return "
                         "`tape.reading()` from the step, and pass it to `recorder.write`",

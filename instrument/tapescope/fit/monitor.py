@@ -127,6 +127,9 @@ class Monitor(keras.callbacks.Callback):
         self._executions_before_epoch = 0
         self._due = False
         """Whether the schedule has asked for a measured batch that has not run yet."""
+        self._was_kept_waiting = False
+        """True after another Monitor of the fit measured a batch that the schedule had asked for."""
+        self._has_recorded = False
         self._functions: TrainFunctions | None = None
         """None in a fit that is not measured."""
         self._reading: Reading | None = None
@@ -282,6 +285,7 @@ class Monitor(keras.callbacks.Callback):
             self._when.pause()
         self._due = self._due or self._wanted
         is_free = model.train_function is self._functions.plain  # another Monitor may measure this one
+        self._was_kept_waiting |= self._due and not is_free
         if self._due and is_free and optimizer_steps.next_batch_updates(model.optimizer, model.steps_per_execution):
             self._due = False
             model.train_function = _MeasuredOnce(self._run_measured, self._functions)
@@ -301,6 +305,7 @@ class Monitor(keras.callbacks.Callback):
             return
         scalars = {_training_tag(name): value for name, value in (logs or {}).items()}
         self.recorder.write(step, self._reading, scalars=scalars, batch=self._batch)
+        self._has_recorded = True
         self._reading = None
         self._batch = None
         if self._on_finding == "stop" and any(f.severity == "error" for f in self.recorder.findings):
@@ -322,6 +327,12 @@ class Monitor(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Close the recorder. Fit's own train function is in place already."""
+        if self._was_kept_waiting and not self._has_recorded:
+            logging.warning(
+                "tapescope: another Monitor of this fit measured each batch that was due, and nothing is recorded in "
+                "%s: pass one Monitor, or measure fewer batches with `when`",
+                self.logdir,
+            )
         self._close_recorder("completed")
 
     def _close_recorder(self, reason: str) -> None:

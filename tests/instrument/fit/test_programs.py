@@ -144,6 +144,17 @@ def test_a_cell_is_run_again_after_an_interrupt(tmp_path):
     assert tapescope.Run(tmp_path).steps.tolist() == [0, 4, 8]
 
 
+def test_a_fit_that_raises_in_its_first_batch_says_no_more_than_keras(tmp_path, caplog):
+    monitor = tapescope.Monitor(tmp_path, tapescope.every(1))
+    model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2, "relu")])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="incompatible"):
+        model.fit(X[:, :1], Y, callbacks=[monitor], verbose=0)
+    model.fit(X, Y, batch_size=len(X), callbacks=[monitor], verbose=0)
+    assert tapescope.Run(tmp_path).steps.tolist() == [0]
+    assert "no reading of them was written" not in caplog.text
+
+
 def test_a_later_epoch_continues_the_run(tmp_path):
     for first, last in ((0, 2), (2, 4)):
         fit(callbacks=[tapescope.Monitor(tmp_path, tapescope.every(3))], initial_epoch=first, epochs=last)
@@ -154,6 +165,12 @@ def test_two_monitors_of_one_fit_both_record(tmp_path):
     fit(callbacks=[tapescope.Monitor(tmp_path / name, tapescope.every(4)) for name in "ab"])
     assert tapescope.Run(tmp_path / "a").steps.tolist() == [0, 4, 8]
     assert tapescope.Run(tmp_path / "b").steps.tolist() == [1, 5, 9]
+
+
+def test_a_monitor_whose_batches_another_one_measures_says_so(tmp_path, caplog):
+    fit(callbacks=[tapescope.Monitor(tmp_path / name, tapescope.every(1)) for name in "ab"])
+    assert len(tapescope.Run(tmp_path / "a").steps) == 12
+    assert f"nothing is recorded in {tmp_path / 'b'}" in caplog.text
 
 
 def test_two_monitors_of_one_fit_do_not_share_a_directory(tmp_path, caplog):
