@@ -29,7 +29,6 @@ import functools
 import math
 import os
 import threading
-import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -50,14 +49,9 @@ CHUNK_GROUPS = 16
 """Groups that share one exact path. All their tensors stay in memory until the fast path has been checked."""
 
 
-class _Constants(threading.local):
-    """This thread's constant nodes, by graph. Replicas are traced in threads and on devices of their own."""
-
-    def __init__(self) -> None:
-        self.by_graph: weakref.WeakKeyDictionary[Any, dict[Hashable, tf.Tensor]] = weakref.WeakKeyDictionary()
-
-
-_constants = _Constants()
+_CONSTANTS = "_tapescope_constants"
+"""Attribute of a graph with the constants that `constant` has made there. The graph holds them: a table of our own would
+hold the graph by its nodes."""
 
 
 def constant(value: Any, dtype: tf.DType | None = None) -> tf.Tensor:
@@ -66,8 +60,13 @@ def constant(value: Any, dtype: tf.DType | None = None) -> tf.Tensor:
     kind = dtype or {"i": tf.int32, "f": tf.float32}.get(array.dtype.kind)
     if tf.executing_eagerly():
         return tf.constant(array, kind)
-    constants = _constants.by_graph.setdefault(tf.compat.v1.get_default_graph(), {})
-    key = kind, array.shape, array.tobytes()
+    graph = tf.compat.v1.get_default_graph()
+    constants = getattr(graph, _CONSTANTS, None)
+    if constants is None:
+        constants = {}
+        setattr(graph, _CONSTANTS, constants)
+    # Replicas are traced in threads and on devices of their own.
+    key = threading.get_ident(), kind, array.shape, array.tobytes()
     if key not in constants:
         constants[key] = tf.constant(array, kind)
     return constants[key]

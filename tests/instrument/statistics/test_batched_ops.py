@@ -1,5 +1,8 @@
 """Stacking, sorting, and the choice between fast and exact path."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -123,3 +126,17 @@ def test_another_platform_is_refused(monkeypatch):
 def test_a_machine_without_a_gpu_is_not_lowered_for_one(monkeypatch):
     monkeypatch.delenv(batched_ops.PLATFORM_VARIABLE)
     assert not batched_ops.for_gpu()
+
+
+def test_constants_do_not_keep_their_graph():
+    @tf.function
+    def double(x):
+        first, second = (batched_ops.constant([2.0, 2.0]) for _ in range(2))
+        assert first is second
+        return x * first
+
+    double(tf.ones([2]))
+    graph = weakref.ref(double.get_concrete_function(tf.ones([2])).graph)
+    del double
+    gc.collect()
+    assert graph() is None
