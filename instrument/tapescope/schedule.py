@@ -311,6 +311,8 @@ class _Auto(Schedule):
         """True while the interval may still be lengthened."""
         self._expected: Cost | None = None
         """Cost that is expected of the interval, from the times by which it was chosen; None before."""
+        self._last_step: int | None = None
+        """The step that was decided last: a loop may count examples, or every third batch."""
 
     @property
     def cost(self) -> Cost:
@@ -318,9 +320,11 @@ class _Auto(Schedule):
         return super().cost if self._share.steps or self._expected is None else self._expected
 
     def _decide_step(self, step: int) -> bool:
+        last = step - 1 if self._last_step is None else self._last_step
+        self._last_step = step
         if step < DENSE_STEPS:
             return True
-        if step == DENSE_STEPS:
+        if last < DENSE_STEPS:
             # A step that follows a measured one has the measuring's data in the caches: it is not like a later one.
             self.pause()
             self._forget_times()
@@ -331,8 +335,8 @@ class _Auto(Schedule):
             self._correct(step)
         for first, interval in reversed(self._chosen):
             if step >= first:
-                return step % interval == 0
-        return (step - DENSE_STEPS) % TIMED_INTERVAL == 0
+                return step // interval > last // interval
+        return (step - DENSE_STEPS) // TIMED_INTERVAL > (last - DENSE_STEPS) // TIMED_INTERVAL
 
     def _choose(self, step: int) -> None:
         cost = self.cost

@@ -195,6 +195,20 @@ def test_auto_measures_the_multiples_of_its_interval(clock):
     assert schedule.cost.overhead_pct <= 2
 
 
+@pytest.mark.parametrize("stride", [3, 4, 7, 64])
+def test_auto_measures_some_steps_of_a_loop_that_counts_in_strides(clock, stride):
+    schedule = tapescope.auto(clock=lambda: clock.now)
+    measured = []
+    for step in range(0, 2000 * stride, stride):
+        measures = schedule(step)
+        measured += [step] * measures
+        clock.now += 0.01 + 0.015 * measures
+    after = [step for step in measured if step >= 50]
+    assert max(np.diff(after)) < 400 + 2 * stride  # in steps: of an interval of 100
+    assert len(after) > 10
+    assert after[0] < 50 + TIMED_INTERVAL + stride
+
+
 def test_auto_chooses_once(clock):
     _, schedule = run_auto(clock, 15.0)
     run_auto(clock, 500.0, schedule=schedule, start=2000, steps=4000)
