@@ -93,6 +93,8 @@ def _clip_by_each(
     clipped = list(gradients)
     any_clips = False
     for optimizer in optimizers:
+        if not optimizer.built and optimizer is not optimizers[0]:  # the step has not used it
+            continue
         own = {id(v) for v in private_api.trained_variables(optimizer)}
         at = [i for i, v in enumerate(variables) if id(v) in own] if own else list(range(len(variables)))
         results = _clip(optimizer, [gradients[i] for i in at], loss_scale)

@@ -237,7 +237,8 @@ def find_first_layer(
     usual = np.full(len(layers), np.nan)
     if len(before) and len(run.layers) == len(layers):
         recorded = np.maximum(np.abs(run["activation_min"][before]), np.abs(run["activation_max"][before]))
-        usual = np.nanmedian(np.where(np.isfinite(recorded).any(axis=0), recorded, -1.0), axis=0)
+        is_known = np.isfinite(recorded).any(axis=0)
+        usual[is_known] = np.nanmedian(recorded[:, is_known], axis=0)
     if first_nonfinite >= 0:
         at = first_nonfinite
         return OddLayer(layers[at], "not finite", float(largest[at]), float(usual[at]))

@@ -101,6 +101,17 @@ def test_each_optimizer_clips_the_variables_that_it_trains():
     assert applied[1].numpy() == pytest.approx([0.6, 0.8])
 
 
+def test_an_optimizer_that_trains_nothing_clips_nothing():
+    variable = keras.Variable([0.0, 0.0])
+    used, unused = keras.optimizers.SGD(), keras.optimizers.SGD(global_clipnorm=1.0)
+    used.build([variable])
+    model = types.SimpleNamespace(optimizer=used, kept_for_later=unused)
+    assert optimizer_steps.aggregated_and_applied(model, {}, [variable], [tf.constant([3.0, 4.0])], None) == (
+        None,
+        None,
+    )
+
+
 @pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="this Keras has no MultiOptimizer")
 def test_each_optimizer_inside_of_a_multi_optimizer_clips_its_variables():
     first, second = keras.Variable(0.0, name="first"), keras.Variable(0.0, name="second")

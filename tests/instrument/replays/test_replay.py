@@ -10,7 +10,7 @@ import tensorflow as tf
 from scripts.testbed.steps import mirrored
 
 import tapescope
-from tapescope.replays import step_function
+from tapescope.replays import answer, step_function
 from tapescope.storage import captured_step
 
 RNG = np.random.default_rng(0)
@@ -327,3 +327,17 @@ def test_the_model_is_found_in_the_objects_of_a_program(logdir, form):
     assert owners.probes == [program.probe]
     assert owners.optimizers == [program.optimizer]
     assert tapescope.replay(logdir, 7, forms[form]).reproduced
+
+
+def test_a_layer_without_a_finite_record_is_not_blamed():
+    class Recorded:
+        steps = np.arange(3)
+        layers = ("a", "b")
+        columns = {"activation_min": [[-1.0, np.nan]] * 3, "activation_max": [[2.0, np.nan]] * 3}
+
+        def __getitem__(self, name):
+            return np.array(self.columns[name])
+
+    assert answer.find_first_layer(Recorded(), 3, ("a", "b"), -1, [2.0, 5.0]) is None
+    assert answer.find_first_layer(Recorded(), 3, ("a", "b"), -1, [50.0, 5.0]).usual == 2.0
+    assert np.isnan(answer.find_first_layer(Recorded(), 3, ("a", "b"), 1, [2.0, np.inf]).usual)

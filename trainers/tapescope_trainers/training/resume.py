@@ -40,6 +40,7 @@ CHANGEABLE = {
     "workers",
     "collective",
     "sink",
+    "strict_io",
 }
 """Flags that may change when a run continues; of the strategy only the number of replicas matters."""
 
