@@ -1,7 +1,7 @@
 """`tapescope check|compare|scaling|report|status|replay|columns|coordinates`: the command line for recorded runs.
 
-Exit codes: 0 without findings or differences, 1 with some, 2 for bad input, which is reported in one line, 130 where
-`status --watch` was interrupted. They hold whatever the terminal can show, and also if nobody reads the output. No
+Exit codes: 0 without findings or differences, 1 with some, 2 for bad input, which is reported in one line, 130 where it
+was interrupted. They hold whatever the terminal can show, and also if nobody reads the output. No
 command but `replay` and `coordinates` needs TensorFlow. What a command needs is imported when it runs, so that
 `--help` is quick.
 """
@@ -222,6 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     try:
         code = options.command(options)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except Exception as error:  # the boundary of a command: whatever is wrong with a run is one line
         _print_error(_describe(error))
         code = BAD_INPUT
@@ -368,10 +370,7 @@ def _status(options: argparse.Namespace) -> int:
             _print(status.table(indexes), clear)
         if not (options.watch and any(map(status.is_live, indexes)) and _flush()):
             return FOUND if any(status.needs_attention(index, options.severity) for index in indexes) else SUCCESS
-        try:
-            time.sleep(options.every)
-        except KeyboardInterrupt:
-            return INTERRUPTED
+        time.sleep(options.every)
 
 
 def _replay(options: argparse.Namespace) -> int:
@@ -429,9 +428,9 @@ def _read_run(directory: str) -> "Run":
         )
     run = Run(directory)
     if not len(run.steps):
-        raise ValueError(
-            f"RUN must have a record of a step; {directory} has none: it stopped before the first, or has only begun"
-        )
+        failure = run.status.get("failure")
+        reason = f"measuring failed ({failure})" if failure else "it stopped before the first, or has only begun"
+        raise ValueError(f"RUN must have a record of a step; {directory} has none: {reason}")
     return run
 
 

@@ -46,6 +46,8 @@ _SCHEDULE = "schedule/"
 """Prefix of what the schedule has chosen, in the Recorder's state."""
 _SCALARS_BYTES = 1000
 """Bytes that a record without a reading counts for in the queue."""
+_NOT_CLOSED = "the program ended without closing its recorder"
+"""Reason for the status of a run whose program may also have failed."""
 _NONFINITE_COLUMNS = [STEP_COLUMNS.index(f"first_nonfinite_{direction}") for direction in ("forward", "backward")]
 
 
@@ -134,9 +136,6 @@ class Recorder:
         captured = Captures(self.logdir) if capture == "on_finding" else None
         if captured is not None:
             self._copies = StepCopies(captured, self._probe_state, optimizer)
-            if capture_weights:
-                self._copies.begin(resume.step if resume else 0)
-                self.when._before_measured = self._copies.copy_state
         about = {**self._noted, **(about or {})}
         try:
             self._writer = BackgroundWriter(
@@ -145,6 +144,9 @@ class Recorder:
         except BaseException:
             self._lock.release()
             raise
+        if self._copies is not None and capture_weights:
+            self._copies.begin(resume.step if resume else 0)
+            self.when._before_measured = self._copies.copy_state
         self._looked_at = {finding.rule for finding in self.findings}
         atexit.register(self._close_at_exit)
 
@@ -205,11 +207,12 @@ class Recorder:
           ValueError: the reading is not of this Recorder's Probe, the Recorder is closed, or the batch is to be
             captured and cannot be stored.
         """
+        step = _check_step(step)
         self._check(reading)
         if reading is not None and self._copies is not None:
-            self._copies.offer(int(step), batch, indices)
+            self._copies.offer(step, batch, indices)
         numbers = {tag: _read_now(value) for tag, value in (scalars or {}).items()}
-        record_step = Step(int(step), examples_seen=math.nan if examples is None else float(examples))
+        record_step = Step(step, examples_seen=math.nan if examples is None else float(examples))
         size = _SCALARS_BYTES
         is_first_nonfinite = False
         if reading is not None:
@@ -229,7 +232,7 @@ class Recorder:
                 numbers["measure_overhead_error_pct"] = cost.overhead_error_pct
             self._note_schedule()
             self._look_closer()
-        slow = None if reading is None or self._writer is None else self._slow.measure(int(step))
+        slow = None if reading is None or self._writer is None else self._slow.measure(step)
         wall_time = time.time()
         self._put(lambda run_writer: run_writer.write(record_step, reading, numbers, wall_time, slow), size)
         if is_first_nonfinite:
@@ -306,10 +309,12 @@ class Recorder:
 
     def state(self) -> dict[str, np.ndarray]:
         """Wait until all records are on disk, and return what a later Recorder needs to go on: see `Resume`."""
-        state: dict[str, np.ndarray] = {}
-        self._put(lambda run_writer: state.update(run_writer.state()))
+        written: list[dict[str, np.ndarray]] = []
+        self._put(lambda run_writer: written.append(run_writer.state()))
         self._wait()
-        state |= self._slow.state()
+        if self._writer is not None and not written:
+            raise RuntimeError(f"the state of {self.logdir} cannot be told: a line in the log says why")
+        state = {name: array for part in written for name, array in part.items()} | self._slow.state()
         return state | {_SCHEDULE + name: np.array(value) for name, value in self.when.about().items()}
 
     def close(self, reason: str = "completed") -> None:
@@ -326,7 +331,8 @@ class Recorder:
         with self._closing:
             if not self._closed:
                 measured = self._probe_state.tape_entered and not self._measured_before
-                if reason == "completed" and measured and not self._has_written and not self._probe_state.failure:
+                is_failure = reason != "completed" and (reason != _NOT_CLOSED or hasattr(sys, "last_value"))
+                if measured and not is_failure and not self._has_written and not self._probe_state.failure:
                     logging.warning(
                         "tapescope: steps were measured, but no reading of them was written to %s: return "
                         "`tape.reading()` from the step, and pass it to `recorder.write`",
@@ -380,7 +386,18 @@ class Recorder:
             self._writer.wait(seconds)
 
     def _close_at_exit(self) -> None:
-        self.close("the program ended without closing its recorder")
+        self.close(_NOT_CLOSED)
+
+
+def _check_step(step: Any) -> int:
+    """Return the number of a step, which may also be an array or a tensor with one element."""
+    try:
+        number = int(step)
+        if number == step and number >= 0:
+            return number
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"`step` must be a whole number from 0, which rises over the training; got {describe(step)}")
 
 
 def _check_about(about: Mapping[str, Any]) -> None:

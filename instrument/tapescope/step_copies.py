@@ -41,7 +41,7 @@ class StepCopies:
         self._before: _State | None = None
         """Of the measured step under way, if it was copied."""
         self._after: tuple[int, _State] | None = None
-        """The last step and the state after it, in a loop that measures without asking the schedule."""
+        """The last step and the state after it, in a loop that measures without asking the schedule; else None."""
 
     def begin(self, first_step: int) -> None:
         """Copy the state before the first step; later ones are copied by `copy_state`."""
@@ -51,6 +51,7 @@ class StepCopies:
     def copy_state(self) -> None:
         """Copy the state before a measured step; the next `offer` takes it."""
         self._before = self._copy()
+        self._after = None
 
     def _copy(self) -> _State:
         with self._probe_state.failsafe.contain():

@@ -85,6 +85,15 @@ def test_any_exception_of_a_command_is_one_line(tmp_path, monkeypatch, capsys, e
     assert error.__name__ in line
 
 
+def test_an_interrupted_command_is_no_traceback(tmp_path, monkeypatch, capsys):
+    def interrupt(logdir):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tapescope.analysis.status.read_status", interrupt)
+    assert cli.main(["status", "--watch", str(tmp_path)]) == cli.INTERRUPTED
+    assert capsys.readouterr().err == ""
+
+
 def test_names_cannot_act_on_the_terminal(tmp_path, capsys):
     spec = SPEC._replace(layers=("a\x1b]0;title\x07", "b\x9b31m", "c\u202e"))
     synthetic.write(tmp_path / "\x1b[31mred", spec._replace(dying=0.9), range(0, 400, 10))

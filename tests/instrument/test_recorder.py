@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing import event_file_loader, plugin_event
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import tapescope
+from tapescope import cli
 from tapescope.statistics import replicas
 from tapescope.storage import event_reader, summaries
 from tensorboard_plugin_tapescope import metadata
@@ -503,3 +504,72 @@ def test_a_pattern_without_a_layer_is_said_for_a_model_that_is_built_later(caplo
     tape.gradient(loss, model.trainable_variables)
     tape.reading()
     assert "none of the model's matches 'nosuch'" in caplog.text
+
+
+def test_a_recorder_that_cannot_begin_leaves_the_schedule_alone(tmp_path, monkeypatch):
+    probe, _ = eager_steps()
+    when = tapescope.every(1)
+
+    def fail(*args):
+        raise OSError("no room")
+
+    monkeypatch.setattr("tapescope.storage.run_writer.RunWriter.__init__", fail)
+    with pytest.raises(OSError, match="no room"):
+        tapescope.Recorder(tmp_path, probe, when, capture="on_finding")
+    assert when._before_measured is None
+
+
+def test_a_loop_that_asks_the_schedule_holds_one_copy_of_the_weights(tmp_path):
+    probe, step = eager_steps()
+    when = tapescope.every(1)
+    with tapescope.Recorder(tmp_path, probe, when, capture="on_finding") as recorder:
+        for n in range(3):
+            assert when(n)
+            recorder.write(n, step(n), batch=np.zeros(1))
+        assert recorder._copies._after is None
+
+
+@pytest.mark.parametrize("step", [1.5, -1, None, "a", [1, 2]])
+def test_a_step_is_a_whole_number(tmp_path, step):
+    probe, take = eager_steps()
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        with pytest.raises(ValueError, match="`step` must be a whole number from 0"):
+            recorder.write(step, take(0))
+        recorder.write(np.int64(3), take(1))
+        recorder.write(tf.constant(4), take(2))
+    assert tapescope.Run(tmp_path).steps.tolist() == [3, 4]
+
+
+def test_a_state_that_cannot_be_told_is_an_error(tmp_path, monkeypatch):
+    probe, step = eager_steps()
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        recorder.write(0, step(0))
+        monkeypatch.setattr("tapescope.storage.unit_ledger.Ledger.state", lambda self: 1 / 0)
+        with pytest.raises(RuntimeError, match="the state of"):
+            recorder.state()
+
+
+def test_rules_that_cannot_take_new_rows_cost_no_record(tmp_path, monkeypatch, caplog):
+    def fail(*args):
+        raise RuntimeError("too many")
+
+    monkeypatch.setattr("tapescope.rules.engine.RuleEngine.extend", fail)
+    first, second = tf.Variable([1.0]), tf.Variable([2.0])
+    probe = tapescope.Probe([first, second])
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        for n, names in enumerate((["a"], ["a", "b"], ["a", "b"])):
+            with probe.tape(True) as tape:
+                loss = sum(tf.reduce_sum(tapescope.tap(name, first * second)) for name in names)
+            tape.gradient(loss, [first, second])
+            recorder.write(n, tape.reading())
+    assert tapescope.Run(tmp_path).steps.tolist() == [0, 1, 2]
+    assert "a rule failed" in caplog.text
+
+
+def test_a_run_of_which_measuring_failed_says_so(tmp_path, monkeypatch, capsys):
+    probe, step = eager_steps()
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        probe._state.failsafe.give_up(RuntimeError("out of ideas"))
+        recorder.scalars(0, {"loss": 1.0})
+    assert cli.main(["check", str(tmp_path)]) == cli.BAD_INPUT
+    assert "measuring failed (RuntimeError: out of ideas)" in capsys.readouterr().err

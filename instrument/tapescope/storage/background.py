@@ -133,7 +133,10 @@ class BackgroundWriter:
             except Exception as error:  # any failure of a job: the thread must go on as long as training does
                 failing = failing or self.run_writer.failing
                 self._note_loss(error)
-        self.run_writer.close()
+        try:
+            self.run_writer.close()
+        except OSError as error:
+            self._note_loss(error)
 
     def _write_status(self, state: str, reason: str) -> None:
         self.run_writer.write_status(state, reason, self.lost, self.queue.left_out)

@@ -47,7 +47,7 @@ JUDGED_TAGS = tuple(metadata.tag(family) for family in ("variables", "layers", "
 _VALIDATION_LOSS = "validation_loss"
 """Name of an array in the state."""
 
-RESERVED = {"state", "reason", "lost", "left_out", "last_step", "skipped", "started", "tensorflow", "keras"}
+RESERVED = {"state", "reason", "lost", "left_out", "last_step", "skipped", "failure", "started", "tensorflow", "keras"}
 """Fields of a status that `about` cannot set."""
 
 
@@ -96,8 +96,6 @@ class RunWriter:
         self._recorded_columns: dict[str, tuple[str, ...]] = {}
         """Columns of each family in the records from which the run goes on: another version may have had others."""
         self._status: dict[str, Any] = {}
-        self._published: tuple[finding.Finding, ...] = ()
-        """Findings that the sinks have got."""
         self._heatmap = HeatmapHistory()
         """What the sinks get pictures of."""
         self._ledger: Ledger | None = None
@@ -116,6 +114,8 @@ class RunWriter:
                 self._index.progress = resuming.recorded_progress(recorded)
                 self._spikes = resuming.recorded_spikes(recorded)
                 self._recorded_columns = resuming.recorded_columns(recorded)
+        self._published = self.findings
+        """Findings that the sinks have got, or got when the run was recorded before."""
         self._families: dict[str, Family] = {}
         self._last_step = self._resume.step - 1
         self._last_measured = self._resume.step - 1
@@ -151,6 +151,8 @@ class RunWriter:
             "last_step": self._last_step,
             "skipped": self._probe_state.skipped,
         }
+        if self._probe_state.failure:
+            status["failure"] = self._probe_state.failure
         self._file.add(
             max(0, self._last_step), [event_file.text(Family("status"), json.dumps(status, default=describe))]
         )
@@ -180,12 +182,14 @@ class RunWriter:
 
     def close(self) -> None:
         """Close the file, and end the run in the sinks."""
-        self._file.close()
-        if self._sinks:
-            self._publish_picture(self._last_step, self._heatmap.latest())
-        for sink in self._sinks:
-            sink.put("end", str(self._status.get("reason") or ""))
-        join_all(self._sinks)
+        try:
+            self._file.close()
+        finally:
+            if self._sinks:
+                self._publish_picture(self._last_step, self._heatmap.latest())
+            for sink in self._sinks:
+                sink.put("end", str(self._status.get("reason") or ""))
+            join_all(self._sinks)
 
     def write(
         self,
@@ -227,14 +231,12 @@ class RunWriter:
         self._validation_loss = validation_loss(numbers, self._validation_loss)
         values += [event_file.scalar(tag, number) for tag, number in numbers.items()]
         columns = self._judged_columns(values)
-        if rows_grew:
-            self._extend_rules()
         self._file.add(step.number, [self._with_recorded_columns(value) for value in values], wall_time)
         self._last_step = max(self._last_step, step.number)
         self._index.progress = self._index.progress.add(step.number, wall_time, numbers, columns)
         texts = None
         if columns and not self._rules_failed:
-            texts = self._judge(Record(step.number, columns))
+            texts = self._judge(Record(step.number, columns), rows_grew)
             if texts is not None:
                 self._file.add(step.number, [event_file.text(Family("findings"), texts)])
         if reading is not None:
@@ -368,13 +370,12 @@ class RunWriter:
         )
         return run_layout(variables.names, layers.names, layers.details | replicas.details | data.details)
 
-    def _extend_rules(self) -> None:
-        """Tell the rules of rows that were added."""
-        if self._engine is not None and not self._rules_failed:
-            self._engine.extend(self._layout())
-
-    def _judge(self, record: Record) -> list[str] | None:
+    def _judge(self, record: Record, rows_grew: bool) -> list[str] | None:
         """Apply the rules to a record.
+
+        Args:
+          record: the newest one.
+          rows_grew: whether it has rows that the ones before did not have.
 
         Returns:
           All findings as JSON if there is a new one, else None. The first call returns them in any case: an empty list
@@ -384,6 +385,8 @@ class RunWriter:
         try:
             if self._engine is None:
                 self._engine = engine.RuleEngine(self._layout())
+            elif rows_grew:
+                self._engine.extend(self._layout())
             new = self._engine.add(record)
         except Exception:  # a rule that fails must not cost records
             self._rules_failed = True

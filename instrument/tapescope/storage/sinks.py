@@ -92,14 +92,18 @@ class SinkThread:
 
     def _run(self) -> None:
         sink: Sink | None = None
+        has_started = False
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
                 method, arguments = self._waiting.popleft()
             try:
                 sink = sink or self._make()
-                if method != "picture" or hasattr(sink, method):
+                if not has_started and method != "start":  # a tool that could not begin a run takes nothing of it
+                    self.failed += 1
+                elif method != "picture" or hasattr(sink, method):
                     getattr(sink, method)(*arguments)
+                    has_started = True
             except Exception as error:  # the boundary of a tool: the run is recorded all the same
                 self.failed += 1
                 if self.failed == 1:

@@ -13,6 +13,7 @@ from scripts.testbed.webhooks import webhook
 
 import tapescope
 from tapescope.storage import sinks
+from tapescope.storage.resume import Resume
 
 
 class Kept:
@@ -114,6 +115,31 @@ def test_a_sink_that_raises_costs_no_record_and_is_said(tmp_path, caplog):
     assert "the sink Broken failed: RuntimeError: no network" in caplog.text
     assert "the sink Broken did not take 3 records or findings" in caplog.text
     assert tapescope.Run(tmp_path).steps.tolist() == [0, 1, 2]
+
+
+class NeverBegins(Kept):
+    """A sink that cannot begin a run."""
+
+    def start(self, run, about):
+        raise RuntimeError("no network")
+
+
+def test_a_sink_that_cannot_begin_gets_nothing_more(tmp_path, caplog):
+    sink = NeverBegins()
+    record(tmp_path, sink)
+    assert not sink.calls
+    assert "the sink NeverBegins did not take" in caplog.text
+
+
+def test_a_run_that_goes_on_does_not_send_old_findings_again(tmp_path):
+    probe, step = eager_steps(poisoned_at=2)
+    for resume in (None, Resume(3, {})):
+        sink = Kept()
+        with tapescope.Recorder(tmp_path, probe, resume=resume, sinks=[sink]) as recorder:
+            for n in range(3) if resume is None else range(3, 5):
+                recorder.write(n, step(n), {"loss": 1.0})
+        found = [call[1]["rule"] for call in sink.calls if call[0] == "finding"]
+        assert ("non_finite" in found) == (resume is None)
 
 
 def test_a_sink_that_hangs_delays_neither_records_nor_the_end_for_long(tmp_path, monkeypatch, caplog):
