@@ -376,11 +376,7 @@ class History:
 
         It is that of the rank-sum test (Mann and Whitney, 1947) of the newer half of the last losses against the older.
         """
-        older, newer = self._halves()
-        if len(older) < WINDOW // 2:
-            return math.nan
-        lower = float(((older[:, None] > newer) + 0.5 * (older[:, None] == newer)).mean())
-        return float((lower - 0.5) * math.sqrt(12 * len(older) * len(newer) / (len(older) + len(newer) + 1)))
+        return _fall_deviate(self._spread_losses)
 
     @cached_property
     def gradient_cosine(self) -> float:
@@ -391,7 +387,7 @@ class History:
     @cached_property
     def loss_flat(self) -> bool:
         """True if four fifths of the last losses lie so close together that they do not fall, whatever their order."""
-        known = np.array([loss for loss in self.losses if math.isfinite(loss)])
+        known = self._spread_losses
         if len(known) < WINDOW:
             return False
         low, middle, high = np.quantile(known, [0.1, 0.5, 0.9])
@@ -435,9 +431,21 @@ class History:
 
     def _halves(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the older and the newer half of the last losses that are known."""
-        known = np.array([loss for loss in self.losses if math.isfinite(loss)])
-        older, newer = np.split(known, [len(known) // 2])
+        older, newer = np.split(self._spread_losses, [len(self._spread_losses) // 2])
         return older, newer
+
+    @cached_property
+    def _spread_losses(self) -> np.ndarray:
+        """The last losses that are known, spread over the steps: of as many equal spans the last one of each.
+
+        Where the first steps are measured more often than later ones, half of all losses are of a start that is over.
+        """
+        known = [(step, loss) for step, loss in zip(self.loss_steps, self.losses, strict=True) if math.isfinite(loss)]
+        if not known:
+            return np.zeros(0)
+        steps, losses = np.array(known).T
+        span = (steps - steps[0]) * TREND_RECORDS // max(1, steps[-1] - steps[0] + 1)
+        return losses[np.append(np.diff(span) > 0, True)]
 
     @property
     def had_time(self) -> bool:
@@ -451,9 +459,11 @@ class History:
         A loss that fell from far above has not fallen if it ends at that of a constant answer, and one that is below
         that has nothing left to fall.
         """
-        if not self.had_time or self.loss_falling or self.beats_constant:
+        if not self.had_time or self.beats_constant:
             return False
-        return self.loss_fall < STUCK_FALL or self.equals_constant
+        if self.equals_constant and _fall_deviate(self._halves()[1]) <= FALLING_TREND:
+            return True  # it fell to there, and no further
+        return not self.loss_falling and (self.loss_fall < STUCK_FALL or self.equals_constant)
 
     @property
     def learned(self) -> bool:
@@ -485,6 +495,15 @@ class History:
             return math.isinf(self.latest.loss)
         before = [math.isfinite(view.loss) for view in self.window][:-1]
         return len(before) >= WINDOW // 2 and all(before)
+
+
+def _fall_deviate(losses: np.ndarray) -> float:
+    """Return the normal deviate of the rank-sum test of the newer half of losses against the older; NaN for too few."""
+    older, newer = np.split(losses, [len(losses) // 2])
+    if len(older) < WINDOW // 2:
+        return math.nan
+    lower = float(((older[:, None] > newer) + 0.5 * (older[:, None] == newer)).mean())
+    return float((lower - 0.5) * math.sqrt(12 * len(older) * len(newer) / (len(older) + len(newer) + 1)))
 
 
 _CACHED = [name for name, kind in vars(History).items() if isinstance(kind, cached_property)]
