@@ -32,6 +32,9 @@ TIMED_STEPS = 100
 """Steps after these of which `auto` measures one in TIMED_INTERVAL, and after which it chooses its interval."""
 TIMED_INTERVAL = 20
 """Steps from one of these to the next: more than twice _FOLLOWING."""
+RAMP_MS = 500.0
+"""Milliseconds of measuring, besides the dense start, by which `auto` goes from TIMED_INTERVAL to a longer interval: a
+training of a thousand short steps would else have two or three records of its end."""
 TRIED_RECORDS = 4
 """Records of an interval after which `auto` lengthens it if measuring takes more than was expected: the longer the
 interval, the colder are the caches."""
@@ -43,7 +46,7 @@ WORKERS_INTERVAL = 10
 """Steps from one measured one to the next where several processes train together and nobody has chosen."""
 INTERVALS = (*(digit * 10**power for power in range(4) for digit in (1, 2, 5)), _LONGEST_INTERVAL)
 """The intervals that `auto` chooses from."""
-_CHOICES = ("", "_before", *(f"_before_{n}" for n in range(2, len(INTERVALS))))
+_CHOICES = ("", "_before", *(f"_before_{n}" for n in range(2, 2 * len(INTERVALS))))
 """Endings of the fields of a run's status with the interval of `auto`, and with those before it, the last one first."""
 
 
@@ -306,7 +309,7 @@ class _Auto(Schedule):
     def _begin_run(self) -> None:
         super()._begin_run()
         self._chosen: list[tuple[int, int]] = []
-        """First step and interval of the choice, and of each correction."""
+        """First step and interval of the ramp's parts, of the choice, and of each correction, in the order of steps."""
         self._on_trial = True
         """True while the interval may still be lengthened."""
         self._expected: Cost | None = None
@@ -317,7 +320,12 @@ class _Auto(Schedule):
     @property
     def cost(self) -> Cost:
         """The cost since the interval was chosen; until the first one is whole, the one that is expected."""
-        return super().cost if self._share.steps or self._expected is None else self._expected
+        is_known = self._share.steps and not self._is_ramping(self._next_step - 1)
+        return super().cost if is_known or self._expected is None else self._expected
+
+    def _is_ramping(self, step: int) -> bool:
+        """Return whether a step is before those of the chosen interval."""
+        return bool(self._chosen) and step < self._chosen[-1][0]
 
     def _decide_step(self, step: int) -> bool:
         last = step - 1 if self._last_step is None else self._last_step
@@ -331,7 +339,9 @@ class _Auto(Schedule):
         if not self._chosen:
             if step >= DENSE_STEPS + TIMED_STEPS and self._knows_cost():
                 self._choose(step)
-        elif self._on_trial and len(self._times[0]) >= TRIED_RECORDS:
+        elif self._is_ramping(last) and not self._is_ramping(step):
+            self._count_anew()
+        elif self._on_trial and not self._is_ramping(step) and len(self._times[0]) >= TRIED_RECORDS:
             self._correct(step)
         for first, interval in reversed(self._chosen):
             if step >= first:
@@ -340,8 +350,16 @@ class _Auto(Schedule):
 
     def _choose(self, step: int) -> None:
         cost = self.cost
-        if cost.step_ms > 0:  # the clock has moved
-            self._begin(step, self._least_interval(cost.step_ms, max(0.0, cost.measure_ms) + cost.error_ms), cost)
+        if not cost.step_ms > 0:  # the clock has not moved
+            return
+        record_ms = max(0.0, cost.measure_ms) + cost.error_ms
+        interval = self._least_interval(cost.step_ms, record_ms)
+        ramp = [each for each in INTERVALS if TIMED_INTERVAL <= each < interval]
+        records = int(RAMP_MS / (len(ramp) * record_ms)) if ramp else 0
+        for each in ramp if records else ():
+            self._chosen.append((step, each))
+            step += each * records
+        self._begin(step, interval, cost)
 
     def _correct(self, step: int) -> None:
         cost = self.cost
@@ -363,8 +381,12 @@ class _Auto(Schedule):
         self._expected = cost._replace(
             overhead_pct=share_pct * cost.measure_ms, overhead_error_pct=share_pct * cost.error_ms
         )
-        self._share = _Share()  # the overhead from here on
-        if interval > 1:  # with 1 there will be no plain steps
+        self._count_anew()
+
+    def _count_anew(self) -> None:
+        """Forget the times and the share of measured steps so far."""
+        self._share = _Share()
+        if self._chosen[-1][1] > 1:  # with 1 there will be no plain steps
             self._forget_times()
 
     def about(self) -> dict[str, float]:
@@ -393,9 +415,11 @@ def auto(percent: float = 2.0, clock: Callable[[], float] = time.perf_counter) -
     It measures each of the first DENSE_STEPS steps, so that short programs and bad starts are seen, and one in
     TIMED_INTERVAL of the TIMED_STEPS after them. Then it chooses the smallest of the intervals 1, 2, 5, 10, 20,
     50, ... with which measuring takes at most `percent` of the time of plain steps, and measures the multiples of it.
-    After TRIED_RECORDS of these it lengthens the interval if they took more than that, and tries the longer one in the
-    same way; once they did not, the interval stays.
-    The time of the first plain and of the first measured step, in which they are traced, is not counted. A Recorder
+    To one above TIMED_INTERVAL it goes through those between, with as many records of each as RAMP_MS of measuring
+    allow. After TRIED_RECORDS of the chosen interval it lengthens it if they took more than `percent`, and tries the
+    longer one in the same way; once they did not, the interval stays.
+    The overhead that is recorded is that of the chosen interval: the first steps and RAMP_MS are not counted, nor the
+    time of the first plain and of the first measured step, in which they are traced. A Recorder
     writes the choice into the run's status and its state, and a run that goes on uses it again.
 
     After the first warning or error of each rule a Recorder lets it measure every step for a while: CLOSER_STEPS steps,

@@ -567,7 +567,7 @@ def test_rules_that_cannot_take_new_rows_cost_no_record(tmp_path, monkeypatch, c
 
 
 def test_a_run_of_which_measuring_failed_says_so(tmp_path, monkeypatch, capsys):
-    probe, step = eager_steps()
+    probe, _ = eager_steps()
     with tapescope.Recorder(tmp_path, probe) as recorder:
         probe._state.failsafe.give_up(RuntimeError("out of ideas"))
         recorder.scalars(0, {"loss": 1.0})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tapescope
-from tapescope.schedule import DENSE_STEPS, INTERVALS, TIMED_INTERVAL, TIMED_STEPS, Schedule
+from tapescope.schedule import DENSE_STEPS, INTERVALS, RAMP_MS, TIMED_INTERVAL, TIMED_STEPS, Schedule
 
 
 class Clock:
@@ -25,7 +25,9 @@ class Clock:
 
 
 @pytest.fixture
-def clock():
+def clock(monkeypatch):
+    """Return a clock for schedules without a ramp, whose intervals are those that they have chosen."""
+    monkeypatch.setattr(tapescope.schedule, "RAMP_MS", 0.0)
     return Clock()
 
 
@@ -193,6 +195,43 @@ def test_auto_measures_the_multiples_of_its_interval(clock):
     measured, schedule = run_auto(clock, 15.0)
     assert [step for step in measured if step >= 150] == list(range(200, 2000, 100))
     assert schedule.cost.overhead_pct <= 2
+
+
+RAMP = [*range(160, 470, 20), *range(500, 1270, 50)]
+"""The steps of 33 records of 15 ms, half of them at each of the intervals between 20 and 100."""
+
+
+def test_auto_goes_to_a_long_interval_through_those_between():
+    measured, schedule = run_auto(Clock(), 15.0)
+    assert [step for step in measured if step >= 150] == [*RAMP, *range(1300, 2000, 100)]
+    assert 15 * len(RAMP) <= RAMP_MS
+    assert schedule.cost.overhead_pct == pytest.approx(1.5)
+
+
+def test_auto_expects_the_overhead_of_its_interval_during_the_ramp():
+    _, schedule = run_auto(Clock(), 15.0, steps=800)
+    assert schedule.cost.overhead_pct == pytest.approx(1.5)
+
+
+def test_auto_tries_its_interval_after_the_ramp():
+    clock = Clock()
+    _, schedule = run_auto(clock, 15.0, steps=1200)
+    measured, _ = run_auto(clock, 30.0, schedule=schedule, start=1200, steps=3000)
+    assert measured == [1200, 1250, *range(1300, 1700, 100), *range(1800, 3000, 200)]
+
+
+@pytest.mark.parametrize("resumed_at", [90, 300, 700, 1500])
+def test_a_run_that_goes_on_has_the_same_ramp(resumed_at):
+    measured, schedule = run_auto(Clock(), 15.0)
+    again = tapescope.auto(2.0, clock=Clock())
+    again.restore(schedule.about())
+    later, _ = run_auto(again._clock, 300.0, schedule=again, start=resumed_at)
+    assert later == [step for step in measured if step >= resumed_at]
+
+
+def test_records_that_take_longer_than_the_ramp_have_none():
+    measured, _ = run_auto(Clock(), 5000.0, steps=20_100)
+    assert [step for step in measured if step >= 150] == [10_000, 20_000]
 
 
 @pytest.mark.parametrize("stride", [3, 4, 7, 64])
