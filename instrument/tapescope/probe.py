@@ -15,9 +15,10 @@ from tapescope.capture.keras_replica_issues import ReplicaIssue
 from tapescope.capture.selection import Names, Selection
 from tapescope.capture.state import ProbeState
 from tapescope.failsafe import Failsafe
-from tapescope.statistics import reading as readings
+from tapescope.statistics import partial as partials
 from tapescope.statistics.layers import Examples
-from tapescope.statistics.reading import Partial, Reading
+from tapescope.statistics.partial import Partial
+from tapescope.statistics.reading import Reading
 from tapescope.tape import MeasuringTape, Tape, complete_reading, without_autograph
 
 
@@ -170,7 +171,7 @@ class Probe:
             parts = [part for part in partial or () if part is not None]
             partial = None
             with self._state.failsafe.contain():
-                partial = readings.accumulate(parts) if parts else None
+                partial = partials.accumulate(parts) if parts else None
         return complete_reading(
             self._state,
             partial,

@@ -28,11 +28,13 @@ from tapescope.capture.objective import Objective
 from tapescope.capture.selection import Names, is_variable
 from tapescope.capture.state import ProbeState
 from tapescope.failsafe import attribute_errors_to, misuse_error
+from tapescope.statistics import partial as partials
 from tapescope.statistics import reading as readings
 from tapescope.statistics import replicas
 from tapescope.statistics.batched_ops import constant
 from tapescope.statistics.data import DataTensor
-from tapescope.statistics.reading import Partial, Reading
+from tapescope.statistics.partial import Partial
+from tapescope.statistics.reading import Reading
 from tapescope.statistics.tensors import Gradient, SparseGradient
 
 without_autograph = tf.autograph.experimental.do_not_convert
@@ -320,13 +322,13 @@ class MeasuringTape(Tape):
             return None
         self._set_objective(loss, targets, outputs)
         with self._state.failsafe.contain(), private_api.without_op_callbacks():
-            return self._measure(self._merged_pass(others), others, loss_scale, ready={}, aggregated=False)
+            return self._measure(self._merged_pass(others), others, loss_scale, ready={}, sum_follows=False)
         return None
 
     def _measure(
-        self, merged: BackwardPass, others: Sequence[Tape], loss_scale: Any, ready: ReadyGradients, aggregated: bool
+        self, merged: BackwardPass, others: Sequence[Tape], loss_scale: Any, ready: ReadyGradients, sum_follows: bool
     ) -> Partial:
-        """Return the Partial; add the gradients to `ready`. Those of a sum that is `aggregated` are not reduced."""
+        """Return the Partial; add the gradients to `ready`. They are not reduced if that of the whole batch follows."""
         state = self._state
         captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape) and t._capture is not None]
         measured_data = self._data_to_measure(captures)
@@ -339,24 +341,21 @@ class MeasuringTape(Tape):
             for call in merged.calls:
                 with attribute_errors_to(call.name):
                     delta_a, delta_z, delta_input = (
-                        _unscaled(readings.dense(delta), loss_scale) for delta in call.deltas
+                        _unscaled(partials.dense(delta), loss_scale) for delta in call.deltas
                     )
                 calls.append(call._replace(deltas=(delta_a, delta_z, delta_input)))
-            summed_later = aggregated or replicas.context()[1] > 1
-            partial = readings.measure(
+            summed_later = sum_follows or replicas.context()[1] > 1
+            return partials.measure(
                 calls,
                 None if summed_later else gradients,
                 list(merged.weights.values()),
                 state.histograms,
-                state.examples,
-                measured_data,
-                merged.attention,
-                [point.tensor for point in merged.stream],
-            )
-            value = self.objective.loss_value
-            return partial._replace(
-                layout=tf.zeros([layout, 0], tf.int32),
-                loss=partial.loss if value is None else tf.cast(value, tf.float32),
+                examples=state.examples,
+                tensors=measured_data,
+                heads=merged.attention,
+                stream=[point.tensor for point in merged.stream],
+                loss=self.objective.loss_value,
+                layout=layout,
             )
 
     def _set_objective(self, loss: Any, targets: Any, outputs: Any) -> None:
@@ -402,7 +401,7 @@ class MeasuringTape(Tape):
         with self._state.failsafe.contain(), private_api.without_op_callbacks():
             merged = self._merged_pass(others)
             gradients = list(merged.gradients.values())
-            partial = self._measure(merged, others, loss_scale, ready, aggregated=aggregated is not None)
+            partial = self._measure(merged, others, loss_scale, ready, sum_follows=aggregated is not None)
         return complete_reading(
             self._state,
             partial,
@@ -470,7 +469,7 @@ def reduced_gradients(
         if id(gradient) not in ready:
             with attribute_errors_to(name):
                 measured = graph_isolation.gradient_to_measure(gradient) if state.exact else gradient
-                ready[id(gradient)] = _unscaled(readings.to_reduce(measured), loss_scale)
+                ready[id(gradient)] = _unscaled(partials.to_reduce(measured), loss_scale)
     return [ready[id(gradient)] for gradient in gradients]
 
 

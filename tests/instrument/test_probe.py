@@ -10,7 +10,7 @@ from scripts.testbed.steps import dense_chain, measured_step, mirrored, squared_
 
 import tapescope
 from tapescope.capture import graph_isolation
-from tapescope.statistics import reading as readings
+from tapescope.statistics import partial as partials
 from tapescope.storage import summaries
 from tensorboard_plugin_tapescope import metadata
 
@@ -344,7 +344,7 @@ def test_each_gradient_is_made_ready_once(replicas, monkeypatch):
     with strategy.scope():
         model = chain()
     probe = tapescope.Probe(model)
-    dense = count_calls(monkeypatch, readings, "dense")
+    dense = count_calls(monkeypatch, partials, "dense")
     isolated = count_calls(monkeypatch, graph_isolation, "gradient_to_measure")
 
     def in_replica():
@@ -361,7 +361,7 @@ def test_each_gradient_is_made_ready_once(replicas, monkeypatch):
 
 def test_an_aggregated_gradient_spares_the_statistics_of_the_tapes_own(monkeypatch):
     model = chain()
-    gradient_rows = count_calls(monkeypatch, readings.tensor_statistics, "gradient_rows")
+    gradient_rows = count_calls(monkeypatch, partials.tensor_statistics, "gradient_rows")
     with tapescope.Probe(model).tape(True) as tape:
         loss = tf.reduce_sum(model(X))
     gradients = tape.gradient(loss, model.trainable_variables)

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tapescope.capture import private_api
-from tapescope.statistics.reading import dense
+from tapescope.statistics.partial import dense
 
 
 def _inner_optimizer(optimizer: Any) -> Any:

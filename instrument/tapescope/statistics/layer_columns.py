@@ -23,11 +23,13 @@ def layer_columns(rows: tf.Tensor, sources: Sequence[int]) -> dict[str, tf.Tenso
     Means and variances are merged by Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983.
 
     Args:
-      rows: `layers.LAYER_ROWS` of every replica or small batch, [R, K, L].
+      rows: `layers.LAYER_ROWS`, of all replicas and small batches [..., K, L].
       sources: for each layer the index of the one that feeds it, or -1.
     """
-    one = rows.shape[0] == 1
-    row = dict(zip(LAYER_ROWS, tf.unstack(rows[0]), strict=True)) if one else _merge_rows(_by_name(rows))
+    if all(size == 1 for size in rows.shape[:-2]):
+        row = dict(zip(LAYER_ROWS, tf.unstack(tf.reshape(rows, rows.shape[-2:])), strict=True))
+    else:
+        row = _merge_rows(_by_name(rows))
     finite = row["elements"] - row["nonfinite"]
     has_finite = tf.raw_ops.Greater(x=finite, y=constant(0.0))
     std = tf.raw_ops.Sqrt(x=tf.raw_ops.DivNoNan(x=row["m2"], y=finite))

@@ -1,11 +1,11 @@
-"""The Reading of one measured step over the global batch, made in two parts.
+"""The Reading of one measured step over the global batch, made of the Partials of all replicas.
 
-`measure` reduces what one replica can reduce alone, and may run inside XLA. `complete` merges all replicas and finishes
-the columns. With one replica it only computes; with several it holds two collectives: the gradients' sum, and a small
-one for all other numbers.
+A Partial has what one replica can reduce alone, and may be made inside XLA. `complete` merges them and finishes the
+columns. With one replica it only computes; with several it holds two collectives: the gradients' sum, and a small one
+for all other numbers.
 
-Letters: B bins, C columns, H attention heads, K statistics, L layers, M small batches of an accumulated step, P points
-of the residual stream, R replicas, U units, V variables.
+Letters: B bins, C columns, D data rows, H attention heads, K statistics, L layers, P points of the residual stream,
+R replicas, S sampled elements, U units, V variables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tapescope.capture.attention import AttentionCall
-from tapescope.capture.layer_hooks import LayerCall
 from tapescope.capture.selection import Names
-from tapescope.statistics import attention, data, reductions, replicas, single_pass
-from tapescope.statistics import layers as layer_statistics
+from tapescope.statistics import partial as partials
+from tapescope.statistics import reductions, replicas, single_pass
 from tapescope.statistics import tensors as tensor_statistics
 from tapescope.statistics.batched_ops import constant
 from tapescope.statistics.histograms import scale_counts
-from tapescope.statistics.layer_columns import extremes, layer_columns, layer_sums, rows_of_sums
+from tapescope.statistics.layer_columns import layer_columns
+from tapescope.statistics.partial import Partial
 from tapescope.statistics.tensors import Gradient
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.series import flow_path
@@ -144,120 +143,6 @@ def floats(field: Any) -> Any:
     return field.numpy().view(np.float32) if hasattr(field, "numpy") else tf.bitcast(field, tf.float32)
 
 
-class Partial(NamedTuple):
-    """The statistics of one replica, before it has heard of the others; merged, those of all replicas."""
-
-    layer_rows: tf.Tensor
-    """`layers.LAYER_ROWS`, float32 [K, L]; of an accumulated step [M, K, L]; merged [R, ..., K, L]."""
-    units: tf.Tensor
-    """`layers.UNIT_ROWS`, float32 [K, sum U]."""
-    activation_counts: tf.Tensor | None
-    """int32 [L, B]."""
-    weights: tuple[tf.Tensor, ...]
-    """The V variables before the update."""
-    gradient_rows: tf.Tensor | None
-    """`tensors.GRADIENT_ROWS`, float32 [K, V], NaN where a variable has no gradient; None until the sum is known."""
-    gradient_counts: tf.Tensor | None
-    """int32 [V, B]."""
-    gradient_sample: tf.Tensor | None
-    """float32 [S, V]; None until the sum is known."""
-    data_rows: tf.Tensor
-    """`data.DATA_ROWS`, float32 [K, D]; of an accumulated step [M, K, D]; merged [R, ..., K, D]."""
-    head_rows: tf.Tensor
-    """`attention.HEAD_ROWS`, float32 [K, H], likewise."""
-    residual_rows: tf.Tensor
-    """`attention.RESIDUAL_ROWS`, float32 [K, P], likewise."""
-    loss: tf.Tensor
-    """This replica's part of the batch's loss, where the caller knows it, float32 []; else NaN."""
-    layout: tf.Tensor
-    """int32 [index, 0]. The shape is the number of the rows' layout, as it is known outside of a compiled function."""
-
-
-def accumulate(partials: Sequence[Partial]) -> Partial:
-    """Return the statistics of a step that goes through its batch in M parts, without those of the gradient's sum."""
-    counts = [p.activation_counts for p in partials if p.activation_counts is not None]
-    return partials[0]._replace(
-        layer_rows=tf.stack([p.layer_rows for p in partials]),
-        units=tf.add_n([p.units for p in partials]),
-        activation_counts=tf.add_n(counts) if counts else None,
-        gradient_rows=None,
-        gradient_counts=None,
-        gradient_sample=None,
-        data_rows=tf.stack([p.data_rows for p in partials]),
-        head_rows=tf.stack([p.head_rows for p in partials]),
-        residual_rows=tf.stack([p.residual_rows for p in partials]),
-        loss=constant(NAN),
-    )
-
-
-def dense(gradient: Any) -> tf.Tensor | None:
-    """Return a gradient as one float32 tensor; duplicate rows of IndexedSlices are summed."""
-    return None if gradient is None else tensor_statistics.as_float32(tf.convert_to_tensor(gradient))
-
-
-def to_reduce(gradient: Any) -> Gradient:
-    """Return a gradient as `gradient_rows` takes it. That of few rows of a large table stays sparse."""
-    if isinstance(gradient, tf.IndexedSlices) and tensor_statistics.stays_sparse(gradient):
-        return tensor_statistics.sum_duplicates(gradient)
-    return dense(gradient)
-
-
-def measure(
-    calls: Sequence[LayerCall],
-    gradients: Sequence[Gradient] | None,
-    weights: Sequence[tf.Tensor],
-    histograms: bool,
-    examples: layer_statistics.Examples = None,
-    tensors: Sequence[data.DataTensor] = (),
-    heads: Sequence[AttentionCall] = (),
-    stream: Sequence[tf.Tensor] = (),
-) -> Partial:
-    """Return the statistics of one replica.
-
-    Args:
-      calls: of L layers, with their gradients unscaled.
-      gradients: of the V variables, from `to_reduce`, unscaled; None where the one to record is known only later.
-      weights: the V variables before the update.
-      histograms: whether to count elements into bins.
-      examples: see `tapescope.Probe`.
-      tensors: inputs, targets and outputs.
-      heads: calls of attention layers.
-      stream: the P points of the residual stream.
-    """
-
-    def reduce() -> tuple[Any, ...]:
-        parts = reductions.together(
-            layer_statistics.layer_rows(calls, histograms, examples),
-            _gradient_rows(gradients, histograms),
-            data.data_rows(tensors),
-            attention.residual_rows(stream),
-        )
-        return *reductions.run(parts), attention.head_rows(heads)
-
-    (rows, units, counts), of_gradients, data_rows, residual_rows, head_rows = single_pass.compiled(reduce)
-    gradient_rows, gradient_counts, gradient_sample = of_gradients
-    return Partial(
-        layer_rows=rows,
-        units=units,
-        activation_counts=counts if calls else None,
-        weights=tuple(weights),
-        gradient_rows=gradient_rows,
-        gradient_counts=gradient_counts,
-        gradient_sample=gradient_sample,
-        data_rows=data_rows,
-        head_rows=head_rows,
-        residual_rows=residual_rows,
-        loss=constant(NAN),
-        layout=tf.zeros([0, 0], tf.int32),
-    )
-
-
-def _gradient_rows(gradients: Sequence[Gradient] | None, histograms: bool) -> reductions.Reduction[tuple[Any, ...]]:
-    if gradients is None:
-        return None, None, None
-    return (yield from tensor_statistics.gradient_rows(gradients, histograms))
-
-
 def _norms(gradients: Sequence[Gradient] | None) -> reductions.Reduction[tf.Tensor | None]:
     return None if gradients is None else (yield from tensor_statistics.norms(gradients))
 
@@ -291,7 +176,7 @@ def complete(
             applied = None if applied is None else replicas.all_reduce(context, applied)
         updated = [tensor_statistics.as_float32(weight) for weight in weights]
         rows, squares = replicas.replica_rows(gradients, aggregated, updated, count)
-        partial, rows, squares = _gather(context, partial, rows, squares)
+        partial, rows, squares = partials.merge_replicas(context, partial, rows, squares)
         replica_columns = replicas.replica_columns(rows)
     recorded = None
     if aggregated is not None or partial.gradient_rows is None:
@@ -300,7 +185,7 @@ def complete(
     def reduce() -> tuple[Any, Any, Any]:
         return reductions.run(
             reductions.together(
-                _gradient_rows(recorded, histograms),
+                partials.gradient_rows(recorded, histograms),
                 _norms(applied),
                 tensor_statistics.weight_rows(partial.weights, weights),
             )
@@ -309,8 +194,7 @@ def complete(
     (rows, counts, sample), applied_norm, weight_rows = single_pass.compiled(reduce)
     if recorded is not None:
         partial = partial._replace(gradient_rows=rows, gradient_counts=counts, gradient_sample=sample)
-    layer_rows = tf.reshape(partial.layer_rows, [-1, *partial.layer_rows.shape[-2:]])
-    layers = layer_columns(layer_rows, flow_path.followed_sources(names.sources, len(names.layers)))
+    layers = layer_columns(partial.layer_rows, flow_path.followed_sources(names.sources, len(names.layers)))
     gradient = dict(zip(tensor_statistics.GRADIENT_ROWS, tf.unstack(partial.gradient_rows), strict=True))
     examples = layers["examples"][0] if names.layers else constant(NAN)
     if squares is None:
@@ -381,41 +265,6 @@ def _count_variables(counts: tf.Tensor, layer_variables: Sequence[Sequence[int]]
     return tf.raw_ops.Sum(
         input=tf.raw_ops.GatherV2(params=present, indices=constant(places), axis=constant(1)), axis=constant([2])
     )
-
-
-def _gather(
-    context: tf.distribute.ReplicaContext, partial: Partial, replica_rows: tf.Tensor, squares: tf.Tensor
-) -> tuple[Partial, tf.Tensor, tf.Tensor]:
-    """Return the partial merged over R replicas, their rows [R, K, V] from this one's [K, V], and the sums of [V]."""
-    by_replica = replicas.are_few(context.num_replicas_in_sync)
-    mine = (
-        partial.layer_rows if by_replica else extremes(partial.layer_rows),
-        *(replica_rows, partial.data_rows, partial.head_rows, partial.residual_rows),
-        partial.loss,
-    )
-    histogram = partial.activation_counts
-    counts = tf.zeros([0], tf.int32) if histogram is None else tf.reshape(histogram, [-1])
-    vector = tf.concat([tf.reshape(t, [-1]) for t in mine], 0)
-    summands = tf.concat([tf.reshape(partial.units, [-1]), squares], 0)
-    vectors, sums, counts = replicas.gather(context, vector, summands, counts)
-    units, squares = tf.split(sums, [t.shape.num_elements() for t in (partial.units, squares)])
-    parts = tf.split(vectors, [t.shape.num_elements() for t in mine], axis=1)
-    layer_rows, rows, data_rows, head_rows, residual_rows, loss = (
-        tf.reshape(p, [context.num_replicas_in_sync, *t.shape]) for p, t in zip(parts, mine, strict=True)
-    )
-    if not by_replica:
-        layer_part = context.all_reduce(tf.distribute.ReduceOp.SUM, layer_sums(partial.layer_rows))
-        layer_rows = rows_of_sums(layer_part, layer_rows)[None]
-    merged = partial._replace(
-        layer_rows=layer_rows,
-        units=tf.reshape(units, partial.units.shape),
-        activation_counts=None if histogram is None else tf.reshape(counts, histogram.shape),
-        data_rows=data_rows,
-        head_rows=head_rows,
-        residual_rows=residual_rows,
-        loss=tf.reduce_sum(loss),
-    )
-    return merged, rows, squares
 
 
 def _first_nonfinite(layers: ByName, weight: ByName, gradient: ByName, names: Names) -> tf.Tensor:
