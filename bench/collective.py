@@ -23,7 +23,7 @@ _FLOAT_BYTES = 4
 def collective_bytes(number: int, variables: int, layer_count: int, units: int) -> int:
     """Return the bytes of the collective of one measured step of a model with an input and a target."""
     few = replicas.are_few(number)
-    of_variables = (replicas.GRADIENT_ROWS + 1 + replicas.SAMPLED_WEIGHTS) * (variables if few else 1)
+    of_variables = (len(replicas.COMPARED) + 1 + replicas.SAMPLED_WEIGHTS) * (variables if few else 1)
     rows = len(layers.LAYER_ROWS)
     gathered = (rows if few else _EXTREMES) * layer_count + of_variables + len(DATA_ROWS) * 2 + 1
     summed = len(layers.UNIT_ROWS) * units + variables + _COUNT_PARTS * BINS * layer_count

@@ -135,15 +135,15 @@ def replica_rows(
     """
     sums = gradient_sums(gradients, summed)
     by_variable = are_few(replica_count)
-    rows_of_weights = weight_rows(weights) if by_variable else weight_row_of_all(weights)
+    rows_of_weights = checksum_rows(weights) if by_variable else checksum_row_of_all(weights)
     columns = gradient_columns(sums if by_variable else _total(sums))
     return concat([columns, rows_of_weights], 0), tf.cast(sums[_SQUARES], tf.float32)
 
 
 _SQUARES = 1
 """Index of the squared norm in `gradient_sums`."""
-GRADIENT_ROWS = 4
-"""Rows of `gradient_columns`."""
+COMPARED = ("norm", "cosine", "equal_sign", "nonfinite")
+"""Columns of `gradient_columns`."""
 
 
 def gradient_sums(gradients: Sequence[tf.Tensor | None], summed: Sequence[tf.Tensor | None]) -> tf.Tensor:
@@ -194,7 +194,7 @@ def _total(sums: tf.Tensor) -> tf.Tensor:
 
 
 def gradient_columns(sums: tf.Tensor) -> tf.Tensor:
-    """Return columns of this replica's gradient from `gradient_sums`, float32 [GRADIENT_ROWS, N].
+    """Return columns of this replica's gradient from `gradient_sums`, float32 [len(COMPARED), N].
 
     They are L2 norm, cosine to the sum, share of elements of equal sign, and number of NaN and Inf elements. The cosine
     is NaN where a norm is 0.
@@ -205,7 +205,7 @@ def gradient_columns(sums: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.stack([norm, cosine, equal / elements, elements - finite]), tf.float32)
 
 
-def weight_rows(weights: Sequence[tf.Tensor]) -> tf.Tensor:
+def checksum_rows(weights: Sequence[tf.Tensor]) -> tf.Tensor:
     """Return what to compare of this replica's weights.
 
     The checksum is of the sum of all bits, so it does not depend on the order of an addition. It reads each weight
@@ -221,7 +221,7 @@ def weight_rows(weights: Sequence[tf.Tensor]) -> tf.Tensor:
     return concat([_checksum(sums)[None], samples], 0)
 
 
-def weight_row_of_all(weights: Sequence[tf.Tensor]) -> tf.Tensor:
+def checksum_row_of_all(weights: Sequence[tf.Tensor]) -> tf.Tensor:
     """Return a checksum of all weights and an element of each of S evenly spaced variables, float32 [1 + S, 1]."""
     sums, samples = _weight_sums(weights)
     number = len(weights)
@@ -271,9 +271,10 @@ def replica_columns(rows: tf.Tensor) -> tf.Tensor:
 
     The columns of the weights are their checksum and the difference from replica 0.
     """
-    *gradient, nonfinite = tf.unstack(rows[:, :GRADIENT_ROWS], axis=1)
-    checksum = rows[:, GRADIENT_ROWS]
-    samples = rows[:, GRADIENT_ROWS + 1 :]
+    count = len(COMPARED)
+    *gradient, nonfinite = tf.unstack(rows[:, :count], axis=1)
+    checksum = rows[:, count]
+    samples = rows[:, count + 1 :]
     difference = tf.reduce_max(tf.abs(samples - samples[:1]), 1)
     return tf.stack([*gradient, checksum, difference, nonfinite])
 

@@ -170,7 +170,7 @@ def expected_checksum(weights):
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (40_001,), (200, 300), (0, 3)], ids=str)
 def test_a_checksum_is_of_all_bits(shape):
     weights = [RNG.normal(size=shape).astype(np.float32) for _ in range(2)]
-    rows = replicas.weight_rows([tf.constant(w) for w in weights]).numpy()
+    rows = replicas.checksum_rows([tf.constant(w) for w in weights]).numpy()
     assert rows[0].tolist() == [expected_checksum(w) for w in weights]
 
 
@@ -180,7 +180,7 @@ def test_any_bit_changes_the_checksum(at, change):
     weights = RNG.normal(size=40_001).astype(np.float32)
     other = weights.copy()
     other[at] = change(other[at])
-    rows = replicas.weight_rows([tf.constant(weights), tf.constant(other)]).numpy()
+    rows = replicas.checksum_rows([tf.constant(weights), tf.constant(other)]).numpy()
     assert rows[0, 0] != rows[0, 1]
 
 
@@ -189,21 +189,21 @@ def test_any_bit_changes_the_checksum(at, change):
 )
 def test_a_checksum_of_all_weights_is_of_each_bit_and_of_their_order(change):
     weights = [RNG.normal(size=shape).astype(np.float32) for shape in ((3, 4), (3, 4), (5,))]
-    rows = replicas.weight_row_of_all([tf.constant(w) for w in weights]).numpy()
-    same = replicas.weight_row_of_all([tf.constant(w) for w in weights]).numpy()
-    other = replicas.weight_row_of_all([tf.constant(w) for w in change(*weights)]).numpy()
+    rows = replicas.checksum_row_of_all([tf.constant(w) for w in weights]).numpy()
+    same = replicas.checksum_row_of_all([tf.constant(w) for w in weights]).numpy()
+    other = replicas.checksum_row_of_all([tf.constant(w) for w in change(*weights)]).numpy()
     assert rows.shape == (1 + replicas.SAMPLED_WEIGHTS, 1)
     np.testing.assert_array_equal(rows, same)
     assert rows[0] != other[0]
 
 
 def test_the_sample_of_all_weights_has_an_element_of_each_of_evenly_spaced_variables():
-    rows = replicas.weight_row_of_all([100 * v + tf.range(16.0) for v in range(31)]).numpy()
+    rows = replicas.checksum_row_of_all([100 * v + tf.range(16.0) for v in range(31)]).numpy()
     assert rows[1:, 0].tolist() == [200 * i + i for i in range(16)]
 
 
 def test_sampled_weights_are_evenly_spaced():
-    rows = replicas.weight_rows([tf.range(151.0), tf.constant([5.0, 7.0])]).numpy()
+    rows = replicas.checksum_rows([tf.range(151.0), tf.constant([5.0, 7.0])]).numpy()
     assert rows[1:, 0].tolist() == list(range(0, 151, 10))
     assert rows[1:, 1].tolist() == [5.0] * 15 + [7.0]
 
