@@ -28,7 +28,7 @@ from tapescope.schedule import WORKERS_INTERVAL, Schedule, as_schedule, every, u
 from tapescope.slow_measurement import SLOW_STEPS, SlowMeasurement, check_slow_every
 from tapescope.statistics import replicas
 from tapescope.statistics.reading import STEP_COLUMNS, Reading
-from tapescope.step_copies import StepCopies
+from tapescope.step_copies import StepCopies, count_bytes
 from tapescope.storage import captures, summaries
 from tapescope.storage.background import BackgroundWriter, Job
 from tapescope.storage.captures import Captures
@@ -217,7 +217,7 @@ class Recorder:
         is_first_nonfinite = False
         if reading is not None:
             reading = Reading(*map(_to_tensor, reading))
-            self._reading_bytes = self._reading_bytes or sum(_count_bytes(part) for part in reading)
+            self._reading_bytes = self._reading_bytes or sum(map(count_bytes, reading))
             nonfinite = _is_known_nonfinite(reading)
             is_first_nonfinite = nonfinite and not self._was_nonfinite
             self._was_nonfinite = nonfinite
@@ -427,10 +427,6 @@ def _as_hparam(value: Any) -> Any:
     if isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) <= sys.float_info.max):
         return value
     return describe(value).encode(errors="backslashreplace").decode()  # a path may not be UTF-8
-
-
-def _count_bytes(part: Any) -> int:
-    return 0 if part is None else part.dtype.size * (part.shape.num_elements() or 0)
 
 
 def _is_known_nonfinite(reading: Reading) -> bool:

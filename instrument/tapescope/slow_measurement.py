@@ -10,6 +10,7 @@ from tapescope.capture import optimizer_state, private_api
 from tapescope.capture.state import ProbeState
 from tapescope.statistics import slow_columns
 from tapescope.statistics.slow_columns import SlowRows
+from tapescope.storage.printable import describe_error
 from tapescope.storage.resume import Resume
 
 SLOW_STEPS = 1000
@@ -72,10 +73,7 @@ class SlowMeasurement:
             if self._probe_state.failsafe.strict:
                 raise
             self._every = 0
-            reason = " ".join(str(error).split())[:300]
-            logging.warning(
-                "tapescope: the slow columns are not measured any more (%s: %s)", type(error).__name__, reason
-            )
+            logging.warning("tapescope: the slow columns are not measured any more (%s)", describe_error(error))
             return None
 
     def _measure_rows(self) -> SlowRows:

@@ -87,7 +87,7 @@ class StepCopies:
                 model=state.model,
                 optimizer=state.optimizer,
                 replicas=[len(part) for part in parts[0]] if parts else (),
-                size=sum(value.nbytes for value in saved) + sum(map(_count_bytes, tf.nest.flatten(batch))),
+                size=sum(value.nbytes for value in saved) + sum(map(count_bytes, tf.nest.flatten(batch))),
             ),
         )
 
@@ -126,8 +126,8 @@ def _to_host(leaf: Any) -> Any:
     raise TypeError(f"convert the {type(leaf).__name__} to arrays")
 
 
-def _count_bytes(leaf: Any) -> int:
-    """Return the bytes of a leaf of a batch, as far as they are known."""
+def count_bytes(leaf: Any) -> int:
+    """Return the bytes of a tensor, array or value of all replicas, as far as they are known."""
     parts = leaf.values if isinstance(leaf, tf.distribute.DistributedValues) else [leaf]
     return sum(
         part.nbytes if isinstance(part, np.ndarray) else part.dtype.size * (part.shape.num_elements() or 0)

@@ -12,7 +12,7 @@ from tapescope.storage import summaries
 
 def read_step(reading: Reading, names: Names) -> MeasuredStep:
     """Return the numbers of a reading whose rows have these names."""
-    host: Any = summaries.to_host(Reading(*map(summaries.first_replica, reading)))
+    host: Any = summaries.to_host(reading)
     norms = host.column("gradient_norm").tolist()
     largest = np.maximum(np.abs(host.column("activation_min")), np.abs(host.column("activation_max")))
     return MeasuredStep(

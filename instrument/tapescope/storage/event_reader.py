@@ -33,14 +33,6 @@ class EventFiles(NamedTuple):
     """A sentence for each name that is skipped and is not just another program's file."""
 
 
-def list_event_files(directory: str | os.PathLike[str]) -> list[str]:
-    """Return the event files directly in a directory, whoever wrote them, in the order of their names.
-
-    A directory, a FIFO or a broken link of such a name is left out.
-    """
-    return [path for path in _list_names(directory) if os.path.isfile(path)]
-
-
 def _list_names(directory: str | os.PathLike[str]) -> list[str]:
     if not os.path.isdir(directory):
         return []

@@ -15,7 +15,7 @@ from scripts.testbed.records import eager_steps, loaded_steps
 
 import tapescope
 from tapescope.storage import event_file, tfrecord
-from tapescope.storage.event_reader import list_event_files
+from tapescope.storage.event_reader import find_event_files
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_the_status_has_the_number_of_lost_records(tmp_path, disk):
 
 def test_a_full_disk_leaves_only_whole_records(tmp_path, disk):
     write_steps(tmp_path, range(9), fill(disk))
-    files = list_event_files(tmp_path)
+    files = find_event_files(tmp_path).own
     assert len(files) == 2
     for path in files:
         assert len(list(tf.data.TFRecordDataset(path))) > 1  # raises DataLossError on a torn record
@@ -257,7 +257,7 @@ def test_the_first_nonfinite_record_is_on_disk_when_write_returns(tmp_path):
 
 def test_a_run_truncated_anywhere_is_read_to_its_last_whole_record(tmp_path):
     write_steps(tmp_path / "whole", range(8))
-    (path,) = list_event_files(tmp_path / "whole")
+    (path,) = find_event_files(tmp_path / "whole").own
     with open(path, "rb") as file:
         content = file.read()
     ends = np.cumsum([len(record.numpy()) + tfrecord.FRAMING_BYTES for record in tf.data.TFRecordDataset(path)])
@@ -277,7 +277,7 @@ def test_a_second_recorder_of_a_directory_is_refused(tmp_path):
     with tapescope.Recorder(tmp_path, probe):
         with pytest.raises(OSError, match=r"another Recorder writes to .*: close\(\) it first"):
             tapescope.Recorder(tmp_path, probe)
-        assert len(list_event_files(tmp_path)) == 1
+        assert len(find_event_files(tmp_path).own) == 1
 
 
 def test_a_directory_is_free_after_close(tmp_path):

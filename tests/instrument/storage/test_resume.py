@@ -13,7 +13,7 @@ import tapescope
 from tapescope.analysis.status import read_status
 from tapescope.analysis.status import table as status_table
 from tapescope.storage import summaries
-from tapescope.storage.event_reader import list_event_files
+from tapescope.storage.event_reader import find_event_files
 from tapescope.storage.resume import cut_records, recorded_run, replay_rules
 
 SPEC = Spec(depth=2, units=2, histograms=False)
@@ -23,7 +23,7 @@ SPEC = Spec(depth=2, units=2, histograms=False)
 def path(tmp_path):
     """Return the file of a run with steps 0 to 9."""
     synthetic.write(tmp_path, SPEC, range(10))
-    (path,) = list_event_files(tmp_path)
+    (path,) = find_event_files(tmp_path).own
     return path
 
 
@@ -58,7 +58,7 @@ def test_a_file_without_later_records_is_not_replaced(path, tmp_path):
 
 def test_a_file_without_a_record_left_is_removed(path, tmp_path):
     cut_records(tmp_path, 0)
-    assert list_event_files(tmp_path) == []
+    assert find_event_files(tmp_path).own == []
 
 
 def test_no_other_file_is_left(path, tmp_path):
