@@ -129,7 +129,7 @@ def _same_batch_verdict(index: int, pooled: Pooled, history: History) -> tuple[s
     given = [i for i, row in enumerate(history.layout.data) if row.kind in ("input", "target")]
     batches = max((o.batches_per_epoch for o in history.layout.objectives), default=math.nan)
     is_one_hot = pooled.whole >= 1 and pooled.high <= 1
-    if history.data.records < 2 * WINDOW or is_one_hot or pooled.low == pooled.high or batches == 1:
+    if history.data.records < WINDOW or is_one_hot or pooled.low == pooled.high or batches == 1:
         return None
     if history.data.varies[given].any() or len({view.step % batches for view in history.window}) == 1:
         return None

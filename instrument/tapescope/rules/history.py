@@ -438,6 +438,12 @@ class History:
         return not is_impossible(self.usual.loss, self.layout) and mean + SURE_ERRORS * error < self._beatable_loss
 
     @property
+    def may_be_below_constant(self) -> bool:
+        """True if the newer losses seem to be below those of that answer, and are too few to be sure either way."""
+        mean, _ = self._newer_loss()
+        return len(self._spread_losses) < LONG and mean < self._beatable_loss and not self.equals_constant
+
+    @property
     def takes_both_signs(self) -> bool:
         """True if more than one loss so far was above 0, and more than one below."""
         return bool(self._signs.min() > 1)

@@ -328,7 +328,7 @@ def always_clipped(history: History) -> Iterator[Finding]:
 
 def loss_not_falling(history: History) -> Iterator[Finding]:
     """Report a loss that stands still although the weights move; only where no other rule gives a reason."""
-    if not history.loss_stuck:
+    if not history.loss_stuck or (history.may_be_below_constant and not history.below_constant):
         return
     distance = _of_most_layers(history.distance, history)
     if not distance >= FAR_DISTANCE or _are_several_networks(history.layout):

@@ -293,7 +293,7 @@ def test_one_of_two_inputs_may_have_two_categories():
 @pytest.mark.parametrize(("batches", "severity"), [(46, ["warning"]), (NAN, ["info"]), (1, [])])
 def test_a_batch_that_is_always_the_same_is_named_where_an_epoch_has_others(batches, severity):
     rows = ((INPUT, lambda t: FIRST_EXAMPLE), (TARGET, lambda t: FIRST_EXAMPLE[:8]))
-    found = judge(*rows, count=20, objective=REGRESSION._replace(batches_per_epoch=batches), severity="info")
+    found = judge(*rows, count=10, objective=REGRESSION._replace(batches_per_epoch=batches), severity="info")
     assert [f.severity for f in found] == severity
 
 
@@ -306,14 +306,14 @@ def test_a_batch_that_is_always_the_same_is_named_where_an_epoch_has_others(batc
     ],
 )
 def test_other_batches_and_one_hot_rows_are_not_the_same_batch(rows):
-    found = judge(*rows, count=20, objective=REGRESSION._replace(batches_per_epoch=46.0), severity="info")
+    found = judge(*rows, count=10, objective=REGRESSION._replace(batches_per_epoch=46.0), severity="info")
     assert found == []
 
 
 def test_the_same_batch_of_each_epoch_may_be_measured():
     """Records are four steps apart, as are the epochs."""
     rows = ((INPUT, lambda t: FIRST_EXAMPLE), (TARGET, lambda t: FIRST_EXAMPLE[:8]))
-    assert judge(*rows, count=20, objective=REGRESSION._replace(batches_per_epoch=4.0), severity="info") == []
+    assert judge(*rows, count=10, objective=REGRESSION._replace(batches_per_epoch=4.0), severity="info") == []
 
 
 @pytest.mark.parametrize(("labels", "named"), [(uniform(0, 30, 320, True), True), (uniform(0, 29, 320, True), False)])

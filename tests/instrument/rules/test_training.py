@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tapescope.rules.record_view import run_layout
+from tapescope.rules.engine import RuleEngine
+from tapescope.rules.record_view import Record, run_layout
 from tests.instrument.rules.records import (
     ALL,
     DETAILS,
@@ -20,6 +21,7 @@ from tests.instrument.rules.records import (
     VARIABLES,
     both,
     find,
+    healthy,
     loss_noise,
     noisy_flat,
     only_finding,
@@ -316,6 +318,16 @@ def test_the_losses_of_networks_that_are_not_connected_may_stand_still():
 
 def test_the_loss_of_a_cell_that_is_unrolled_may_not_stand_still():
     only_finding(find(60, noisy_flat, called_again(1)), "loss_not_falling")
+
+
+@pytest.mark.parametrize(("std", "found"), [(1.53, []), (1.4, ["loss_not_falling"])])
+def test_a_few_losses_that_seem_to_be_below_that_of_a_constant_answer_are_not_judged(std, found):
+    rules = RuleEngine(VALUES)
+    for t, step in enumerate([*range(40), *range(100, 1000, 100)]):
+        columns = healthy(t)
+        both(noisy_flat, targets(std), lambda t, columns: columns.update(loss=2.3 + 4 * loss_noise(t)))(t, columns)
+        rules.add(Record(step, columns))
+    assert [f.rule for f in rules.findings if f.severity == "warning"] == found
 
 
 OWN_LOSS = LAYOUT._replace(objectives=())
