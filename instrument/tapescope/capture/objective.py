@@ -78,6 +78,8 @@ class Objective(NamedTuple):
     output_names: Sequence[str] = ()
     learning_rate: float | None = None
     """At the begin of the training; None where it is not known."""
+    batches_per_epoch: int | None = None
+    """None where it is not known."""
 
 
 class DataRow(NamedTuple):
@@ -187,6 +189,7 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
                 "sums_examples": getattr(loss, "reduction", None) == "sum"
                 or (len(outputs) == 1 and is_sum_over_batch(objective.loss_value, output.tensor)),
                 "learning_rate": objective.learning_rate,
+                "batches_per_epoch": objective.batches_per_epoch,
                 "loss_measured": objective.loss_value is not None,
                 "weighted": objective.sample_weights is not None,
             }

@@ -192,7 +192,10 @@ class Monitor(keras.callbacks.Callback):
         plain = _without_monitors(model.train_function)
         if model.train_function is not plain:  # a fit raised before a measured batch ran
             self._due = True
-        self._functions = TrainFunctions(model, self._probe, plain, self._learning_rate)
+        self._functions = self._make_functions(model, self._probe, plain)
+
+    def _make_functions(self, model: Any, probe: Probe, plain: Any) -> TrainFunctions:
+        return TrainFunctions(model, probe, plain, self._learning_rate, (self.params or {}).get("steps"))
 
     def _make_probe(self, model: Any) -> Probe | None:
         """Return the probe of a model; None, and a warning, where it cannot be measured."""
@@ -277,7 +280,7 @@ class Monitor(keras.callbacks.Callback):
             return
         plain = _without_monitors(model.train_function)
         if plain is not None and plain is not self._functions.plain:  # a callback has made it anew
-            self._functions = TrainFunctions(model, self._probe, plain, self._learning_rate)
+            self._functions = self._make_functions(model, self._probe, plain)
         # Keras also begins a batch that does not come, where it did not know the number of them.
         if self._wanted is None:
             self._wanted = self._when(self._executions)

@@ -33,13 +33,22 @@ class TrainFunctions:
       probe: of the model.
       plain: the model's train function; None where there is none yet.
       learning_rate: of the optimizer when the training began; None if it is unknown.
+      batches_per_epoch: None if it is unknown.
     """
 
-    def __init__(self, model: Any, probe: Probe, plain: Any, learning_rate: float | None):
+    def __init__(
+        self,
+        model: Any,
+        probe: Probe,
+        plain: Any,
+        learning_rate: float | None,
+        batches_per_epoch: int | None = None,
+    ):
         self.plain = plain
         self._model = model
         self._probe = probe
         self._learning_rate = learning_rate
+        self._batches_per_epoch = batches_per_epoch
         self._first_run: FirstRun | None = None
         """While the measured function runs for the first time."""
         self._has_run = False
@@ -147,7 +156,9 @@ class TrainFunctions:
                 "tapescope.Probe instead of Monitor"
             )
         last_tape, *other_tapes = reversed(tapes)
-        last_tape.objective = _objective(self._model, loss_calls)._replace(learning_rate=self._learning_rate)
+        last_tape.objective = _objective(self._model, loss_calls)._replace(
+            learning_rate=self._learning_rate, batches_per_epoch=self._batches_per_epoch
+        )
         loss_scale = loss_scales[-1] if loss_scales else None
         variables, gradients = zip(*last_tape.variable_gradients(*other_tapes), strict=True)
         aggregated, applied = optimizer_steps.aggregated_and_applied(

@@ -3,7 +3,10 @@
 Initialization and learning rates are made for inputs and targets of about 1. README.md says how a rule is written.
 """
 
+import math
 from collections.abc import Iterator
+
+import numpy as np
 
 from tapescope.rules.data_view import DataRow, Pooled
 from tapescope.rules.finding import Finding, format_share
@@ -21,6 +24,10 @@ OFFSET = 10.0
 LARGE_TARGET = 1e4
 """Root mean square: at a learning rate of 1e-3 the bias of an output needs ten million steps of Adam to get there."""
 NOTABLE_TARGET = 100.0
+MANY_WORDS = 1000
+"""Elements of an input, among which a vocabulary has more than two words."""
+UNUSED_SHARE = 0.9
+"""Of the rows of an embedding: with two numbers there are twenty or more."""
 FEW_ELEMENTS = 100
 """Of an input, below which nothing is said about its spread."""
 
@@ -32,9 +39,10 @@ def unscaled_data(history: History) -> Iterator[Finding]:
         pooled = history.data.pooled(index)
         if pooled is None or row.kind != "input":
             continue
-        found = _embedding_verdict(row, pooled) or _alike_verdict(index, pooled, history)
+        found = _embedding_verdict(row, pooled, history) or _alike_verdict(index, pooled, history)
         if found is None and _is_judged(row):
             found = _input_verdict(row, pooled, history)
+        found = found or _same_batch_verdict(index, pooled, history)
         if found is not None:
             yield _finding(history, row, pooled, *found)
     for objective in history.layout.objectives:
@@ -48,15 +56,40 @@ def unscaled_data(history: History) -> Iterator[Finding]:
             yield _finding(history, rows[objective.target], pooled, *found)
 
 
-def _embedding_verdict(row: DataRow, pooled: Pooled) -> tuple[str, str, str] | None:
-    """Return severity, message and advice where an embedding is given numbers that are not whole; else None."""
-    if "embedding" not in row.followers or pooled.whole >= 1:
+def _embedding_verdict(row: DataRow, pooled: Pooled, history: History) -> tuple[str, str, str] | None:
+    """Return severity, message and advice where an embedding is given numbers that are not of words; else None."""
+    if "embedding" not in row.followers:
         return None
+    if pooled.whole >= 1:
+        return _one_word_verdict(row, pooled, history)
     return (
         "warning",
         f"`{row.name}` goes from {pooled.low:.4g} to {pooled.high:.4g}, and {format_share(1 - pooled.whole)} of it is "
         "not whole, while an embedding takes it for numbers of words or categories: all are cut off",
         "Pass the numbers as they are, whole and from 0 on: scale only inputs that are measures.",
+    )
+
+
+def _one_word_verdict(row: DataRow, pooled: Pooled, history: History) -> tuple[str, str, str] | None:
+    """Return severity, message and advice where the only input has no more than two numbers of many; else None.
+
+    The gradient of an embedding is 0 but for the rows that a batch has, which says how many others there are.
+    """
+    layout = history.layout
+    kinds = [other.kind for other in layout.data]
+    if kinds.count("input") > 1 or pooled.elements < MANY_WORDS or pooled.high - pooled.low > 1:
+        return None
+    tables = [i for i, name in enumerate(layout.variable_names) if name.endswith("/embeddings")]
+    unused = [view.column("gradient_zero", layout.variable_count)[tables] for view in history.window]
+    if len(tables) != 1 or len(unused) < WINDOW // 2 or not np.min(unused) >= UNUSED_SHARE:
+        return None
+    return (
+        "warning",
+        f"`{row.name}` is {pooled.low:.0f} or {pooled.high:.0f} everywhere, and {format_share(float(np.min(unused)))} "
+        "of the embedding is never used: nearly all words or categories are taken for the same, such as the unknown "
+        "one",
+        "Compare the vocabulary with the words that are looked up in it: upper and lower case, punctuation, and the "
+        "data that it was made from.",
     )
 
 
@@ -85,6 +118,28 @@ def _alike_verdict(index: int, pooled: Pooled, history: History) -> tuple[str, s
 
 
 _ALIKE_ADVICE = "Look how the inputs are made: print some examples as the network gets them, beside their targets."
+
+
+def _same_batch_verdict(index: int, pooled: Pooled, history: History) -> tuple[str, str, str] | None:
+    """Return severity, message and advice where each record has the same batch, though an epoch has several; else None.
+
+    It is an info if it is not known how many an epoch has. One-hot rows have the same statistics in every batch. Steps
+    that are a whole number of epochs apart have the same batch where the data are not shuffled.
+    """
+    given = [i for i, row in enumerate(history.layout.data) if row.kind in ("input", "target")]
+    batches = max((o.batches_per_epoch for o in history.layout.objectives), default=math.nan)
+    is_one_hot = pooled.whole >= 1 and pooled.high <= 1
+    if history.data.records < WINDOW or is_one_hot or pooled.low == pooled.high or batches == 1:
+        return None
+    if history.data.varies[given].any() or len({view.step % batches for view in history.window}) == 1:
+        return None
+    of_several = f", though an epoch has {batches:.0f}" if batches > 1 else ""
+    return (
+        "warning" if of_several else "info",
+        f"all {history.data.records} records have the same batch{of_several}: the network sees no other examples",
+        "Look how the batches are made: an iterator that is made anew always gives the first one, and so does a slice "
+        "that does not move with the step. If this batch is the whole data set, nothing is wrong.",
+    )
 
 
 def _is_judged(row: DataRow) -> bool:

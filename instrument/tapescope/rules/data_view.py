@@ -53,6 +53,8 @@ class Objective(NamedTuple):
     """True if examples count differently in the loss."""
     learning_rate: float
     """At the begin; NaN where it is not known."""
+    batches_per_epoch: float = math.nan
+    """NaN where it is not known."""
 
 
 def summed_loss_advice(objectives: Sequence[Objective]) -> str:
@@ -110,8 +112,13 @@ def _objective(given: Mapping[str, Any], index: Mapping[str, int]) -> Objective 
         metrics=_texts(given.get("metrics")),
         loss_measured=given.get("loss_measured") is True,
         weighted=given.get("weighted") is True,
-        learning_rate=float(rate) if isinstance(rate := given.get("learning_rate"), int | float) else math.nan,
+        learning_rate=_number(given.get("learning_rate")),
+        batches_per_epoch=_number(given.get("batches_per_epoch")),
     )
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _text(value: Any) -> str:

@@ -77,7 +77,8 @@ def non_finite(history: History) -> Iterator[Finding]:
     if replicas:
         message += f"; only on replica {', '.join(map(str, replicas))}"
     if broken is not None:
-        advice = "Leave out or fill in the examples with missing values before training."
+        advice = "Leave out or fill in the examples with missing values before training. Or a column that is constant "
+        advice += "was divided by its standard deviation of 0: add a small number to that, or leave the column out."
     elif grown:
         advice = "Lower the learning rate at least tenfold, or clip the gradient by its global norm."
         advice += summed_loss_advice(history.layout.objectives)
@@ -219,7 +220,8 @@ def no_gradient(history: History) -> Iterator[Finding]:
         else:
             severity = "warning"
             message = f"the gradient of `{name}` is exactly 0"
-            advice = "Look for a dead or saturated layer after it, or for weights after it that are 0."
+            advice = "Look for a dead or saturated layer after it, for weights after it that are 0, or for a softmax "
+            advice += "over an axis of size 1, which is always 1."
         yield Finding(
             rule="no_gradient",
             version=2,
@@ -228,7 +230,7 @@ def no_gradient(history: History) -> Iterator[Finding]:
             step=history.first_step(lambda view, group=group: not view.gradient[group] > 0),
             message=message,
             evidence={"variables": float(variables[group]), "gradient_norm": 0.0},
-            advice=advice,
+            advice=_batch_of_one_advice(history) or advice,
         )
 
 
@@ -337,7 +339,8 @@ def vanishing(history: History) -> Iterator[Finding]:
     severe = behind or usual.total_loss <= -SEVERE_PATH_DECADES
     harmful = blocked or history.loss_stuck or (severe and not history.learned)
 
-    if not by_activation or (by_design and not blocked):
+    silenced = blocked or gate <= -PATH_DECADES  # units that are silent by design take far less
+    if not by_activation or (by_design and not silenced):
         advice = "Initialize these weights larger (He for ReLU, Glorot for tanh), or normalize the layer's output."
     elif by_design:
         advice = "Lower the learning rate, start its biases at 0, or use Leaky ReLU or ELU there."
@@ -359,7 +362,22 @@ def vanishing(history: History) -> Iterator[Finding]:
             "decades_gate": max(gate, -_LIMIT_DECADES),
             "decades_weights": max(weights, -_LIMIT_DECADES),
         },
-        advice=advice,
+        advice=_batch_of_one_advice(history) or advice,
+    )
+
+
+def _batch_of_one_advice(history: History) -> str:
+    """Return an advice where batch normalization has one example, so that it gives `beta` for each; else an empty text.
+
+    The scales then have a gradient of exactly 0. Where an image is normalized over its pixels too, they have one.
+    """
+    scales = [i for i, name in enumerate(history.layout.variable_names) if name.endswith("/gamma")]
+    gradients = [view.column("gradient_norm", history.layout.variable_count)[scales] for view in history.window]
+    if history.examples_per_step != 1 or not np.any(np.all(np.array(gradients) == 0, axis=0)):
+        return ""
+    return (
+        "A batch of one example is its own mean, so that batch normalization gives the same for every input: use a "
+        "larger batch, or layer normalization."
     )
 
 

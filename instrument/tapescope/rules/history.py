@@ -52,6 +52,8 @@ LITTLE_FALL = 1e-5
 surely each is below the one before."""
 MOST_LITTLE_FALL = 0.01
 """The most that LITTLE_FALL makes in a long run."""
+AWAY = 1e-4
+"""Share of a norm by which weights must have moved, so that the same norm as before is not due to rounding."""
 TREND_RECORDS = 10 * WINDOW
 """The last losses, in two halves of which a trend is looked for."""
 MIN_STEPS = 100
@@ -197,6 +199,10 @@ class History:
         """Steps from the first record to the last of these."""
         self._first_norms = np.zeros(0)
         """The first known norm of each variable's weights, [V]."""
+        self._away = False
+        """Whether weights have moved since they were last those of the first record."""
+        self.set_back: list[int] = []
+        """Steps of the records whose weights are those of the first one again, before the network had learned."""
         self.largest_update: np.ndarray = np.full(len(layout.groups), -np.inf)
         """The largest update ratio so far, [G]; -inf where none is known."""
         self.largest_update_step: np.ndarray = np.zeros(len(layout.groups), int)
@@ -204,6 +210,8 @@ class History:
         """Distance that the weights have moved, in multiples of their norm, [G]: the sum of the update ratios over all
         steps."""
         self.losses: deque[float] = deque(maxlen=TREND_RECORDS)
+        self._signs = np.zeros(2, int)
+        """Numbers of losses so far above and below 0."""
         self.loss_steps: deque[int] = deque(maxlen=TREND_RECORDS)
         """Steps of `losses`."""
         self.gradient_cosines: deque[tuple[int, float]] = deque(maxlen=TREND_RECORDS)
@@ -239,6 +247,7 @@ class History:
         self._add_updates(view, before)
         self._add_moves(view)
         self.losses.append(view.loss)
+        self._signs += [view.loss > 0, view.loss < 0]
         self.loss_steps.append(view.step)
         cosine = view.number("gradient_cosine_total")
         if math.isfinite(cosine):
@@ -257,6 +266,7 @@ class History:
         if math.isfinite(loss) and loss != self._validation_loss:
             self._validation_loss = loss
             self.validations = self.validations.add(loss, view.step, self.usual.loss)
+        self._detect_return(view)
 
     def extend(self, layout: RunLayout) -> None:
         """Go on with a layout that has further variables or layers behind those that are there."""
@@ -307,6 +317,18 @@ class History:
         if called and not self.weights_moved and finite and np.any((gradient > 0) & (ratio == 0)):
             self.unmoved_records += 1
             self.unmoved_steps = self.steps_since_first
+
+    def _detect_return(self, view: RecordView) -> None:
+        """Note a record whose weights have the norms of the first record to the bit, after they had moved."""
+        norm = view.column("weight_norm", self.layout.variable_count)
+        known = (norm > 0) & np.isfinite(norm)
+        distance = np.abs(norm[known] - self._first_norms[known])
+        if np.any(distance > AWAY * norm[known]):
+            self._away = True
+        elif self._away and len(distance) > 1 and not np.any(distance):
+            self._away = False
+            if not self.learned and len(self.set_back) < LONG:
+                self.set_back.append(view.step)
 
     def _detect_spikes(self, view: RecordView) -> None:
         limit = SPIKE_FACTOR * self.highest_norm
@@ -406,13 +428,32 @@ class History:
         A network that comes to its noise floor, or begins there in a second training, has learned. Over classes the
         constant answer is only known for equally frequent ones, so their loss must be half as large.
         """
+        mean, _ = self._newer_loss()
+        return self.below_constant and mean < FAR_BELOW * self._beatable_loss
+
+    @cached_property
+    def below_constant(self) -> bool:
+        """True if the same holds by however little, as where the inputs say little about the targets."""
         mean, error = self._newer_loss()
-        if is_impossible(self.usual.loss, self.layout):
-            return False
+        return not is_impossible(self.usual.loss, self.layout) and mean + SURE_ERRORS * error < self._beatable_loss
+
+    @property
+    def may_be_below_constant(self) -> bool:
+        """True if the newer losses seem to be below those of that answer, and are too few to be sure either way."""
+        mean, _ = self._newer_loss()
+        return len(self._spread_losses) < LONG and mean < self._beatable_loss and not self.equals_constant
+
+    @property
+    def takes_both_signs(self) -> bool:
+        """True if more than one loss so far was above 0, and more than one below."""
+        return bool(self._signs.min() > 1)
+
+    @property
+    def _beatable_loss(self) -> float:
+        """The loss of a constant answer as far as it is known: NaN, or half of it over classes."""
         objectives = self.layout.objectives
         is_exact = len(objectives) == 1 and objectives[0].loss in ("binary_crossentropy", "mean_squared_error")
-        constant = (1 if is_exact else LEARNED_FALL) * constant_loss(self)
-        return mean < FAR_BELOW * constant and mean + SURE_ERRORS * error < constant
+        return (1 if is_exact else LEARNED_FALL) * constant_loss(self)
 
     @cached_property
     def equals_constant(self) -> bool:

@@ -14,6 +14,8 @@ README.md says how a rule is written.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from tapescope.rules.data_view import Objective, Pooled
 from tapescope.rules.finding import SEVERITIES, Finding, format_share
 from tapescope.rules.history import WINDOW, History
@@ -67,6 +69,10 @@ MANY_OUTPUTS = 64
 NEAR_ONE = 0.3
 """Difference from 1 that the mean sum of an example's probabilities may have. Over the batch's axis it is the number
 of units over that of examples; dropout changes the mean of a few batches by less."""
+PAIRS_TOLERANCE = 1e-5
+"""Of a loss: what float32 rounds is ten times smaller."""
+LEAST_COVARIANCE = 0.01
+"""Of a loss: the most that the covariance of targets and outputs could add to it, else it may be lost in rounding."""
 MOST_CLASSES = 100
 """Whole targets up to this may be classes; above it they are rather counts or amounts."""
 ACCURACIES = {
@@ -379,6 +385,15 @@ def _label_verdicts(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
         )
     if targets.elements < SAME_LABELS or case.history.data.records < WINDOW // 2:
         return
+    if loss in SPARSE and _are_the_inputs(case):
+        yield _Verdict(
+            "info",
+            "the labels seem to be the inputs, by their mean, deviation and range in each record: the network learns "
+            "to copy",
+            "To predict the next element, shift the labels by one: `x = ids[:, :-1]`, `y = ids[:, 1:]`. An "
+            "autoencoder, or a network that sorts or reverses, has the same numbers on purpose.",
+            evidence,
+        )
     if loss in ERRORS and targets.low == targets.high:
         yield _Verdict(
             "warning",
@@ -401,10 +416,53 @@ def _label_verdicts(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
         )
 
 
+def _are_the_inputs(case: _Case) -> bool:
+    """Return whether the labels have the same statistics as an input in all of the last records."""
+    rows = case.history.layout.data
+    names = ("elements", "mean", "std", "min", "max", "zero")
+    statistics = np.array([[view.column(f"data_{n}", len(rows)) for n in names] for view in case.history.window])
+    same = np.all(statistics == statistics[:, :, [case.objective.target]], axis=(0, 1))
+    return any(same[i] and row.kind == "input" for i, row in enumerate(rows))
+
+
 def loss_mismatch(history: History) -> Iterator[Finding]:
     """Report a loss that takes something else than the output gives, or than the targets are."""
     for case in _cases(history):
         yield from _most_severe("loss_mismatch", case, _loss_verdicts(case))
+    if _compares_all_pairs(history):
+        yield Finding(
+            rule="loss_mismatch",
+            version=2,
+            severity="error",
+            layer=None,
+            step=history.window[0].step,
+            message="the loss compares each output with the targets of all examples, not with its own: targets [N] "
+            "less outputs [N, 1] makes [N, N], of which the best answer is the same for every input",
+            evidence={"loss": history.latest.loss},
+            advice="Give the targets the shape of the outputs in the loss: `y[:, None]`, or `tf.squeeze(outputs, -1)`.",
+        )
+
+
+def _compares_all_pairs(history: History) -> bool:
+    """Return whether a loss is the mean square, or half of it, over all pairs of a target and an output.
+
+    That is the sum of both variances and the square of the difference of the means. The mean square of targets and
+    their own outputs has their covariance besides, which is never so small in all records.
+    """
+    rows = history.layout.data
+    pair = [[i for i, row in enumerate(rows) if row.kind == kind] for kind in ("target", "output")]
+    if [len(indices) for indices in pair] != [1, 1] or len(history.window) < WINDOW // 2:
+        return False
+    for view in history.window:
+        elements, mean, std = (
+            view.column(f"data_{name}", len(rows))[np.ravel(pair)] for name in ("elements", "mean", "std")
+        )
+        square = np.sum(np.square(std)) + np.square(mean[0] - mean[1])
+        is_square = min(abs(view.loss - square), abs(2 * view.loss - square)) <= PAIRS_TOLERANCE * square
+        certain = 2 * std[0] * std[1] > LEAST_COVARIANCE * square
+        if not (is_square and certain and elements[0] == elements[1]):
+            return False
+    return bool(history.data.varies[np.ravel(pair)].any())
 
 
 def _loss_verdicts(case: _Case) -> Iterator[_Verdict]:

@@ -39,6 +39,8 @@ FROZEN_DECADES = 1e-3
 """Decades by which weights change the length of a gradient. Layers without weights leave it as it is, to rounding."""
 UNMOVED_STEPS = 20
 """Steps for which weights may stand still: a warm-up may begin with a learning rate of 0."""
+RETURNS = 2
+"""Times that weights are set back: once is a restart, or the end of a search for a learning rate."""
 FAR_DISTANCE = 0.3
 """In multiples of the weights' norm: where weights moved so far and the loss did not, it is not going to."""
 LITTLE_KEPT = 0.03
@@ -176,8 +178,9 @@ def update_not_applied(history: History) -> Iterator[Finding]:
     """Report an optimizer that gets a gradient and has never moved a weight, in no measured step and between none.
 
     It is an info if the weights move later: the learning rate was 0 at first. A gradient that is 0, and a step that a
-    loss scale skips, are no reason to move.
+    loss scale skips, are no reason to move. Updates that are taken back are reported as well.
     """
+    yield from _updates_taken_back(history)
     if history.unmoved_records < WINDOW or history.unmoved_steps < UNMOVED_STEPS:
         return
     rates = {objective.learning_rate for objective in history.layout.objectives}
@@ -185,7 +188,7 @@ def update_not_applied(history: History) -> Iterator[Finding]:
     severity = "info" if history.weights_moved else "error" if certain else "warning"
     yield Finding(
         rule="update_not_applied",
-        version=1,
+        version=2,
         severity=severity,
         layer=None,
         step=history.latest.step - history.steps_since_first,
@@ -196,6 +199,25 @@ def update_not_applied(history: History) -> Iterator[Finding]:
         advice="Check that the optimizer has the variables of this model and that its result is assigned, that the "
         "learning rate is above 0 and not below the rounding of the weights, and that `tape.reading()` is called after "
         "the optimizer's step.",
+    )
+
+
+def _updates_taken_back(history: History) -> Iterator[Finding]:
+    """Report weights that were set back to their first values, time and again before the network had learned."""
+    if len(history.set_back) < RETURNS:
+        return
+    start = history.latest.step - history.steps_since_first
+    steps = ", ".join(map(str, history.set_back[:RETURNS]))
+    yield Finding(
+        rule="update_not_applied",
+        version=2,
+        severity="warning",
+        layer=None,
+        step=history.set_back[0],
+        message=f"all weights are those of step {start} again at steps {steps}: what was learned in between is lost",
+        evidence={"times": float(len(history.set_back))},
+        advice="Look for what sets the weights back, such as a callback that loads a checkpoint at each epoch, or a "
+        "model that is made anew in the loop.",
     )
 
 
@@ -215,21 +237,21 @@ def update_too_small(history: History) -> Iterator[Finding]:
     if np.all(np.isnan(slow)):
         return
     slowest, stands_out = _extreme_group(slow, history, smallest=True)
-    usual = float(lower_median(largest))
+    usual = float(lower_median(np.where(largest > 0, largest, np.nan)))
     names = history.layout.groups
     all_small = bool(np.nanmax(largest) <= SMALL_UPDATE) and not rising.any()
     not_falling = history.loss_fall < STUCK_FALL and not history.loss_falling
     if stands_out and slow[slowest] <= min(FROZEN_SHARE * usual, SMALL_UPDATE / 10):
         layer = names[slowest]
         ratio = float(largest[slowest])
-        change = f"never change by more than {slow[slowest]:.2g}" if slow[slowest] else "do not change"
+        alike = [name for name, value in zip(names, slow, strict=True) if value == ratio]
+        change = f"never change by more than {ratio:.2g}" if ratio else "do not change although a gradient arrives"
         message = (
-            f"the weights of `{layer}` {change}, those of most other layers by up to {usual:.2g} of their norm in a "
+            f"the weights of {', '.join(f'`{name}`' for name in alike)} {change}, those of most other layers by up to "
+            f"{usual:.2g} of their norm in a step"
         )
-        message += "step"
-        advice = (
-            "Check that the optimizer has these weights, and their learning rate; else why little gradient arrives."
-        )
+        advice = "Check that the optimizer has these weights, and not those of a copy, and their learning rate"
+        advice += "; else why little gradient arrives." if ratio else "."
     elif all_small and (history.loss_fall < STUCK_FALL / 10 or not_falling):
         layer = None
         ratio = float(np.nanmax(largest))
@@ -240,7 +262,7 @@ def update_too_small(history: History) -> Iterator[Finding]:
         return
     yield Finding(
         rule="update_too_small",
-        version=2,
+        version=3,
         severity="warning",
         layer=layer,
         step=first.step,
@@ -306,21 +328,22 @@ def always_clipped(history: History) -> Iterator[Finding]:
 
 def loss_not_falling(history: History) -> Iterator[Finding]:
     """Report a loss that stands still although the weights move; only where no other rule gives a reason."""
-    if not history.loss_stuck:
+    if not history.loss_stuck or (history.may_be_below_constant and not history.below_constant):
         return
     distance = _of_most_layers(history.distance, history)
     if not distance >= FAR_DISTANCE or _are_several_networks(history.layout):
         return
     of_values = history.equals_constant and history.layout.objectives[0].units == 1
+    excuse = _excuse(history)
     yield Finding(
         rule="loss_not_falling",
-        version=3,
-        severity="warning",
+        version=4,
+        severity="info" if excuse else "warning",
         layer=None,
         step=history.latest.step,
         message=f"the loss has changed by {-100 * history.loss_fall:+.1f} % since the first records, although the "
         f"gradient arrives and the weights of most layers moved by {format_factor(distance)} their norm"
-        + (f"; it is {_OF_A_CONSTANT}" if history.equals_constant else ""),
+        + (f"; it is {_OF_A_CONSTANT}" if history.equals_constant else excuse),
         evidence={
             "fall": history.loss_fall,
             "trend": history.loss_trend,
@@ -332,6 +355,29 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
         "about them, the loss is the right one, and the learning rate or a dropout rate is too high."
         + (_SHAPES_ADVICE if of_values else ""),
     )
+
+
+def _excuse(history: History) -> str:
+    """Return why a loss may stand still, for a message; empty where it may not."""
+    if history.below_constant:
+        return f"; it is little, but surely below {_OF_A_CONSTANT}"
+    if history.layout.objectives:
+        return ""
+    if history.takes_both_signs:
+        return "; it has both signs, and such a loss, as that of a policy gradient, need not fall"
+    if _has_targets_of_its_own(history):
+        return "; the network makes its own targets, which move with it"
+    return ""
+
+
+def _has_targets_of_its_own(history: History) -> bool:
+    """Return whether layers are called twice, and no gradient flows to what they make in one of the two calls."""
+    groups, variables = history.layout.owned
+    arrives = np.isfinite([view.layer_column("delta_norm") for view in history.window]).any(axis=0)
+    own = [frozenset(variables[groups == layer].tolist()) for layer in range(history.layout.layer_count)]
+    with_gradient = {own[layer] for layer in np.flatnonzero(arrives)}
+    without = {own[layer] for layer in np.flatnonzero(~arrives & ~history.layout.is_output)}  # outputs may have none
+    return bool((with_gradient & without) - {frozenset()})
 
 
 def _are_several_networks(layout: RunLayout) -> bool:
@@ -479,10 +525,10 @@ def decayed_weights(history: History) -> Iterator[Finding]:
         return
     yield Finding(
         rule="decayed_weights",
-        version=2,
+        version=3,
         severity="warning",
         layer=None,
-        step=history.latest.step,
+        step=first.step,
         message=f"the weights of most layers have shrunk to {format_share(kept)} of their first norm, and the loss of "
         f"{history.usual.loss:.3g} is that of a network that does not look at its input",
         evidence={"share_kept": kept, "loss": history.usual.loss, "loss_of_constant_answer": constant},

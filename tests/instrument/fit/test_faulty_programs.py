@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tapescope
 from tapescope.rules import causes
@@ -76,6 +77,11 @@ PAIRS = {
         SOUND_CLASSES._replace(x=POINTS[SORTED], y=CLASSES[SORTED]),
         SOUND_CLASSES,
     ),
+    "always the first batch": (
+        "unscaled_data",
+        SOUND_CLASSES._replace(x=np.tile(POINTS[:16], (32, 1)), y=np.tile(CLASSES[:16], 32)),
+        SOUND_CLASSES,
+    ),
     "raw pixels": ("unscaled_data", SOUND_CLASSES._replace(x=PIXELS), SOUND_CLASSES._replace(x=PIXELS / 255)),
     "prices": ("unscaled_data", SOUND_VALUES._replace(y=1e5 * (3 + VALUES)), SOUND_VALUES),
     "a learning rate of 10": ("update_too_large", SOUND_VALUES._replace(learning_rate=10.0), SOUND_VALUES),
@@ -108,3 +114,26 @@ FIXED = list({repr(fixed): fixed for _, _, fixed in PAIRS.values()}.values())
 @pytest.mark.parametrize("number", range(len(FIXED)))
 def test_a_fixed_program_is_not_warned_about(number, tmp_path):
     assert check(FIXED[number], tmp_path) == []
+
+
+@pytest.mark.parametrize(("targets", "named"), [(VALUES, ["loss_mismatch"]), (VALUES[:, None], [])])
+def test_targets_without_an_axis_of_the_outputs_are_named_in_a_loop(targets, named, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
+    optimizer = keras.optimizers.Adam(0.01)
+    probe = tapescope.Probe(model, histograms=False)
+
+    @tf.function
+    def step(x, y):
+        with probe.tape(True) as tape:
+            loss = tf.reduce_mean(tf.square(y - model(x)))
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        return loss, tape.reading(targets=y)
+
+    with tapescope.Recorder(tmp_path, probe, tapescope.every(1)) as recorder:
+        for n in range(20):
+            batch = slice(16 * n, 16 * n + 16)
+            loss, reading = step(POINTS[batch], targets[batch])
+            recorder.write(n, reading, scalars={"loss": loss})
+    found = tapescope.check(tapescope.Run(tmp_path))
+    assert [finding.rule for finding in found if finding.severity != "info"] == named

@@ -48,6 +48,7 @@ def test_a_fit_says_its_objective(tmp_path):
         "sums_examples": False,
         "metrics": ["accuracy"],
         "learning_rate": 0.25,
+        "batches_per_epoch": 6,
         "loss_measured": True,
         "weighted": False,
     }

@@ -33,7 +33,7 @@ def columns_of(values):
     return {c.name: float(known.get(c.name.removeprefix("data_"), NAN)) for c in metadata.DATA_COLUMNS}
 
 
-def judge(*pairs, count=6, objective=OBJECTIVE, severity="warning", change=None, rule="unscaled_data"):
+def judge(*pairs, count=6, objective=OBJECTIVE, severity="warning", change=None, rule="unscaled_data", layout=LAYOUT):
     """Return the findings of a rule in a healthy run whose data are these rows and arrays, one array for each record.
 
     Args:
@@ -43,10 +43,11 @@ def judge(*pairs, count=6, objective=OBJECTIVE, severity="warning", change=None,
         severity: The least severe that is returned.
         change: Alters the columns of each record.
         rule: The rule whose findings are returned.
+        layout: Of the layers and variables.
     """
     rows = tuple(row for row, _ in pairs)
     target = next((i for i, row in enumerate(rows) if row.kind == "target"), -1)
-    layout = LAYOUT._replace(data=rows, objectives=(objective._replace(target=target),))
+    layout = layout._replace(data=rows, objectives=(objective._replace(target=target),))
 
     def with_data(t, columns):
         of_rows = [columns_of(make(t)) for _, make in pairs]
@@ -188,6 +189,7 @@ def test_missing_values_name_the_data():
     (found,) = judge((INPUT, normal()), change=broken, rule="non_finite")
     assert (found.layer, found.severity) == ("input", "error")
     assert "missing values" in found.advice
+    assert "standard deviation of 0" in found.advice
 
 
 def sorted_labels(classes, size=32):
@@ -270,3 +272,86 @@ def test_extreme_data_are_judged_without_an_exception(value):
         columns = healthy(t) | {c.name: np.full(2, value) for c in metadata.DATA_COLUMNS}
         rules.add(engine.Record(4 * t, columns))
     assert all(math.isfinite(v) for f in rules.findings for v in f.evidence.values())
+
+
+WORDS = INPUT._replace(followers=("embedding",), integer=True)
+EMBEDDED = LAYOUT._replace(variable_names=("words/embeddings", *LAYOUT.variable_names[1:]))
+
+
+@pytest.mark.parametrize(("highest", "unused", "named"), [(1, 0.98, True), (2, 0.98, False), (1, 0.5, False)])
+def test_words_that_are_all_the_unknown_one_are_named(highest, unused, named):
+    change = put("gradient_zero", 0, unused)
+    found = judge((WORDS, uniform(0, highest + 1, whole=True)), change=change, layout=EMBEDDED)
+    assert ["vocabulary" in f.advice for f in found] == [True] * named
+
+
+def test_one_of_two_inputs_may_have_two_categories():
+    rows = ((WORDS, uniform(0, 2, whole=True)), (WORDS._replace(name="other"), uniform(0, 100, whole=True)))
+    assert judge(*rows, change=put("gradient_zero", 0, 0.98), layout=EMBEDDED) == []
+
+
+@pytest.mark.parametrize(("batches", "severity"), [(46, ["warning"]), (NAN, ["info"]), (1, [])])
+def test_a_batch_that_is_always_the_same_is_named_where_an_epoch_has_others(batches, severity):
+    rows = ((INPUT, lambda t: FIRST_EXAMPLE), (TARGET, lambda t: FIRST_EXAMPLE[:8]))
+    found = judge(*rows, count=10, objective=REGRESSION._replace(batches_per_epoch=batches), severity="info")
+    assert [f.severity for f in found] == severity
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ((INPUT, normal()), (TARGET, lambda t: FIRST_EXAMPLE)),
+        ((INPUT, lambda t: FIRST_EXAMPLE), (TARGET, normal())),
+        ((INPUT, lambda t: np.eye(8)), (TARGET, lambda t: np.eye(8))),
+    ],
+)
+def test_other_batches_and_one_hot_rows_are_not_the_same_batch(rows):
+    found = judge(*rows, count=10, objective=REGRESSION._replace(batches_per_epoch=46.0), severity="info")
+    assert found == []
+
+
+def test_the_same_batch_of_each_epoch_may_be_measured():
+    """Records are four steps apart, as are the epochs."""
+    rows = ((INPUT, lambda t: FIRST_EXAMPLE), (TARGET, lambda t: FIRST_EXAMPLE[:8]))
+    assert judge(*rows, count=10, objective=REGRESSION._replace(batches_per_epoch=4.0), severity="info") == []
+
+
+@pytest.mark.parametrize(("labels", "named"), [(uniform(0, 30, 320, True), True), (uniform(0, 29, 320, True), False)])
+def test_labels_that_are_the_inputs_are_noted(labels, named):
+    rows = ((WORDS, uniform(0, 30, 320, whole=True)), (TARGET, labels))
+    found = judge(*rows, objective=SPARSE._replace(units=30), rule="labels_degenerate", severity="info")
+    assert ["shift the labels" in f.advice for f in found] == [True] * named
+
+
+OUTPUT = TARGET._replace(name="output", kind="output")
+
+
+def squares(share=1.0, covariance=0.0):
+    """Return a change to a loss that is a share of the mean square over all pairs, less twice a covariance."""
+
+    def change(t, columns):
+        variances, means = columns["data_std"] ** 2, columns["data_mean"]
+        columns["loss"] = np.float64(share * (variances.sum() + np.diff(means)[0] ** 2 - 2 * covariance))
+
+    return change
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_loss_of_each_output_and_all_targets_is_an_error(share):
+    (found,) = judge((TARGET, normal()), (OUTPUT, normal(0.2)), change=squares(share), rule="loss_mismatch")
+    assert (found.severity, "[N, N]" in found.message) == ("error", True)
+
+
+@pytest.mark.parametrize(
+    ("output", "change"),
+    [
+        (normal(0.2), squares(covariance=1e-3)),
+        (normal(0.2), squares(share=0.9)),
+        (normal(0.2), put("loss", None, NAN)),
+        (normal(1e-3), squares()),
+        (normal(0.2, size=4000), squares()),
+    ],
+    ids=["a covariance", "another loss", "no loss", "outputs that hardly differ", "more outputs"],
+)
+def test_another_loss_is_not_of_all_targets(output, change):
+    assert judge((TARGET, normal()), (OUTPUT, output), change=change, rule="loss_mismatch") == []

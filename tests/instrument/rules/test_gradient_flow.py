@@ -11,6 +11,7 @@ from tests.instrument.rules.records import (
     LAYOUT,
     NAN,
     OBJECTIVE,
+    VARIABLES,
     both,
     find,
     only_finding,
@@ -37,6 +38,26 @@ def test_vanishing_says_how_much_arrives_and_what_the_optimizer_makes_of_it():
         "the tanh layer `hidden_2` makes the gradient 2,200 times shorter, mostly by its activation; `hidden_1` gets "
     )
     assert finding.message.endswith(", yet its weights change by 0.001 of their norm per step, where 0.001 is usual")
+
+
+@pytest.mark.parametrize(("decades", "advice"), [(-1.7, "Initialize these weights larger"), (-2.5, "Lower the")])
+def test_relu_units_that_are_silent_are_not_a_matter_of_the_first_weights(decades, advice):
+    layout = LAYOUT._replace(activations=("relu", "relu", "relu", "softmax"))
+    silent = both(put("flow_gate", 1, decades), put("flow_gate", 2, -1.0))
+    assert only_finding(find(20, silent, layout), "vanishing").advice.startswith(advice)
+
+
+@pytest.mark.parametrize(("examples", "named"), [(1, True), (2, False)])
+def test_batch_normalization_of_one_example_is_named(examples, named):
+    layout = LAYOUT._replace(variable_names=(*LAYOUT.variable_names[:3], "normalization/gamma", *VARIABLES[4:]))
+
+    def normalized(t, columns):
+        columns["examples_seen"] = np.float64(examples * (4 * t + 1))
+        columns["gradient_norm"][3] = 0
+        columns["flow_gate"][1] = -np.inf
+
+    finding = only_finding(find(20, normalized, layout), "vanishing")
+    assert ("batch normalization" in finding.advice) == named
 
 
 def test_vanishing_is_an_error_where_the_first_layer_stands_still():
