@@ -147,10 +147,10 @@ DERIVED_LAYER_COLUMNS = (
 """The same of the family `layers`."""
 
 STEP_COLUMNS = (
-    Column("loss", "loss of this batch, as the program passed it to the recorder", "", "log"),
+    Column("loss", "loss of this batch, from the measured step, or as the program passed it", "", "log"),
     Column("examples_seen", "examples trained on up to and with this step", "examples", "count"),
     Column("window_examples", "examples in the last full window of the unit counts", "examples", "count"),
-    Column("measure_ms", "time that measuring took in this step", "ms", "linear"),
+    Column("measure_ms", "time that measuring takes a step, from medians of measured and plain steps", "ms", "linear"),
     Column("step_ms", "duration of a step that is not measured", "ms", "linear"),
     Column("first_nonfinite_forward", "index of the first layer in forward order with a NaN or Inf, or -1", "layer"),
     Column("first_nonfinite_backward", "index of the first layer in backward order with a NaN or Inf, or -1", "layer"),

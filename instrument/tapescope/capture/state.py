@@ -30,7 +30,7 @@ class Layout(NamedTuple):
 class ProbeState:
     """Selection, options, and what the measured steps have told so far.
 
-    `variables()` and the plain attributes are for the Recorder; the rest is for tapes.
+    It is the Probe for the rest of the package: users have no promise about it.
     """
 
     def __init__(
