@@ -294,12 +294,15 @@ def _stopped_updates(history: History, largest: np.ndarray) -> Iterator[Finding]
 
 
 def _rising_updates(history: History, first: np.ndarray) -> np.ndarray:
-    """Return whether a group's updates are growing, [G], as while a learning rate is warmed up."""
+    """Return whether a group's updates are growing, [G], by at least half of what a linear warm-up from 0 would do."""
     with np.errstate(invalid="ignore"):
         rising = history.usual.update_ratio > 3 * first
         if rising.any():
             older, newer = np.split(np.stack([view.update_ratio for view in history.window]), 2)
-            rising &= lower_median(newer) > 1.1 * lower_median(older)
+            start = history.latest.step - history.steps_since_first
+            before, after = np.split(np.array([view.step - start + 1 for view in history.window]), 2)
+            growth = 1 + (np.median(after) / np.median(before) - 1) / 2
+            rising &= lower_median(newer) > growth * lower_median(older)
     return rising
 
 

@@ -165,6 +165,14 @@ def test_updates_that_grow_are_a_warm_up():
     assert find(29, warming_up) == []
 
 
+def test_updates_that_only_drift_upwards_are_no_warm_up():
+    def drifting(t, columns):
+        columns["update_ratio"][:] = 1e-6 if t == 0 else 2e-5 * (1 + t / 25)
+        columns["loss"] = np.float64(2.3)
+
+    assert only_finding(find(26, drifting), "update_too_small").layer is None
+
+
 def test_clipping_that_leaves_little_is_a_warning():
     clipped = both(put("applied_norm", ALL, 1e-4), put("update_ratio", ALL, 3e-4))
     assert only_finding(find(30, clipped), "always_clipped").layer is None
