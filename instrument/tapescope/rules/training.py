@@ -257,7 +257,7 @@ def update_too_small(history: History) -> Iterator[Finding]:
         ratio = float(np.nanmax(largest))
         message = f"no layer's weights ever changed by more than {ratio:.2g} of their norm in a step, and the loss "
         message += f"changed by {-100 * history.loss_fall:+.1f} %"
-        advice = "Raise the learning rate at least tenfold."
+        advice = "Raise the learning rate at least tenfold, or lower Adam's `epsilon` if that is above the gradient."
     else:
         return
     yield Finding(
