@@ -203,10 +203,15 @@ def update_not_applied(history: History) -> Iterator[Finding]:
 
 
 def _updates_taken_back(history: History) -> Iterator[Finding]:
-    """Report weights that were set back to their first values, time and again before the network had learned."""
-    if len(history.set_back) < RETURNS:
+    """Report weights that were set back to their first values, time and again before the network had learned.
+
+    Those of meta-learning are set back after each task until the first update of the outer loop.
+    """
+    if len(history.set_back) < RETURNS or not history.had_time:
         return
     start = history.latest.step - history.steps_since_first
+    if 2 * (history.set_back[-1] - start) < history.steps_since_first:
+        return
     steps = ", ".join(map(str, history.set_back[:RETURNS]))
     yield Finding(
         rule="update_not_applied",
@@ -257,7 +262,7 @@ def update_too_small(history: History) -> Iterator[Finding]:
         ratio = float(np.nanmax(largest))
         message = f"no layer's weights ever changed by more than {ratio:.2g} of their norm in a step, and the loss "
         message += f"changed by {-100 * history.loss_fall:+.1f} %"
-        advice = "Raise the learning rate at least tenfold."
+        advice = "Raise the learning rate at least tenfold, or lower Adam's `epsilon` if that is above the gradient."
     else:
         return
     yield Finding(
@@ -364,7 +369,7 @@ def _excuse(history: History) -> str:
     """Return why a loss may stand still, for a message; empty where it may not."""
     if history.below_constant:
         return f"; it is little, but surely below {_OF_A_CONSTANT}"
-    if history.layout.objectives:
+    if any(objective.loss != "custom" for objective in history.layout.objectives):
         return ""
     if history.takes_both_signs:
         return "; it has both signs, and such a loss, as that of a policy gradient, need not fall"
