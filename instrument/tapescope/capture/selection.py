@@ -146,6 +146,17 @@ class Selection:
                     chosen[id(layer)] = path, activations.describe_layer(layer)
         return chosen
 
+    def layers_in_cells(self) -> list[str]:
+        """Return the paths of chosen layers that a recurrent cell is made of; cells themselves are not among them."""
+        found = []
+        for path, rnn in self._all_layers():
+            cell = rnn.cell if isinstance(rnn, keras.layers.RNN) else None
+            for inner, layer in () if cell is None else layer_hooks.named_layers(cell, f"{path}/{cell.name}/"):
+                wanted = layer_hooks.has_activation(layer) if self._pattern is None else self._pattern.search(inner)
+                if wanted and not hasattr(layer, "state_size"):
+                    found.append(inner)
+        return found
+
     def transformer_layers(self) -> TransformerLayers:
         """Return the attention layers, and those at which the residual stream is measured, by id with their paths."""
         found: tuple[dict[int, str], dict[int, str]] = {}, {}

@@ -50,8 +50,8 @@ CHUNK_GROUPS = 16
 
 
 _CONSTANTS = "_tapescope_constants"
-"""Attribute of a graph with the constants that `constant` has made there. The graph holds them: a table of our own would
-hold the graph by its nodes."""
+"""Attribute of a graph with the constants that `constant` has made there: a table of our own would hold the graph by
+its nodes."""
 
 
 def constant(value: Any, dtype: tf.DType | None = None) -> tf.Tensor:
