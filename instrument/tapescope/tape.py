@@ -249,7 +249,7 @@ class MeasuringTape(Tape):
         requested = gradients[: len(flat_sources)]
         remaining = iter(gradients[len(flat_sources) :])
         deltas = [None if t is None else next(remaining) for t in tensors]
-        calls, attention, stream = self._measurable_calls(deltas)
+        calls, attention, stream = self._measurable_calls(requested, deltas)
         backward_pass = BackwardPass(
             number=next(_pass_numbers),
             calls=calls,
@@ -268,18 +268,26 @@ class MeasuringTape(Tape):
         return tf.nest.pack_sequence_as(sources, requested)
 
     def _measurable_calls(
-        self, deltas: Sequence[Any]
+        self, requested: Sequence[Any], deltas: Sequence[Any]
     ) -> tuple[list[LayerCall], list[AttentionCall], list[StreamPoint]]:
-        """Return the calls with what is measured of each; `deltas` are the gradients of a, z and input of each."""
+        """Return the calls with what is measured of each.
+
+        Args:
+          requested: the gradients that the step takes.
+          deltas: the gradients of a, z and input of each call.
+        """
         seen = None if self._capture is None else self._capture.attention
         attention, stream = ([], []) if seen is None else (seen.calls, seen.stream)
         count = len(self.calls)
         first_input = self.calls[0].input if self.calls else None
         outputs = [call.z if call.differentiated else call.a for call in self.calls]
         transformer = [*(t for call in attention for t in call.tensors()), *(point.tensor for point in stream)]
+        fused: list[Any] = []
+        if self._state.exact:
+            deltas, fused = self._gradients_of_the_step(requested, deltas)
         tensors = [first_input, *outputs, *deltas, *transformer]
         if self._state.exact:
-            tensors = graph_isolation.tensors_to_measure(tensors)
+            tensors = graph_isolation.tensors_to_measure(tensors, fused)
         remaining = iter(tensors[1 + count + len(deltas) :])
         attention = [call.replace_tensors(remaining) for call in attention]
         stream = [point._replace(tensor=next(remaining)) for point in stream]
@@ -294,6 +302,23 @@ class MeasuringTape(Tape):
                 )
             )
         return measurable, attention, stream
+
+    def _gradients_of_the_step(self, requested: Sequence[Any], deltas: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Return the deltas to measure, and the outputs of linear layers that are fused because no gradient needs them.
+
+        TensorFlow makes one operation of a frozen linear layer and its GELU. A backward pass for measuring alone would
+        prevent that. Where there is such a layer, only deltas that the step computes are measured.
+        """
+        computed = graph_isolation.operations_behind(requested)
+        kept: list[Any] = []
+        fused: list[Any] = []
+        for i, call in enumerate(self.calls):
+            of_call = deltas[3 * i : 3 * i + 3]
+            if computed.isdisjoint(graph_isolation.operations_of(of_call[:2])):
+                fused.extend(filter(graph_isolation.is_fused_without_gradient, (call.z, call.a)))
+                of_call = (None, None, None)
+            kept.extend(of_call)
+        return (kept, fused) if fused else (list(deltas), [])
 
     def _merged_pass(self, others: Sequence[Tape]) -> BackwardPass:
         passes: list[BackwardPass] = []

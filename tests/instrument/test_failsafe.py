@@ -113,6 +113,28 @@ def test_the_layer_that_fails_is_named(monkeypatch):
     assert probe.failure == "at second: ValueError: made to fail"
 
 
+@pytest.mark.parametrize("tapped", [True, False])
+@pytest.mark.parametrize("failing_is_outer", [True, False])
+def test_a_failure_in_one_probe_leaves_the_other(failing_is_outer, tapped, monkeypatch):
+    model = network()
+    failing, other = tapescope.Probe(model), tapescope.Probe(model)
+    real = layer_hooks.Capture.add
+
+    def add(capture, call):
+        is_tap = call.layer is None
+        return fail() if capture.failsafe is failing._state.failsafe and is_tap == tapped else real(capture, call)
+
+    monkeypatch.setattr(layer_hooks.Capture, "add", add)
+    outer, inner = (failing, other) if failing_is_outer else (other, failing)
+    with outer.tape(True) as outer_tape, inner.tape(True) as inner_tape:
+        loss = tf.reduce_sum(tapescope.tap("tapped", model(X)))
+    for tape_ in (outer_tape, inner_tape):
+        tape_.gradient(loss, model.trainable_variables)
+    assert "made to fail" in failing.failure
+    assert other.failure is None
+    assert (inner_tape if failing_is_outer else outer_tape).reading() is not None
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_backward_pass_that_only_measuring_needs_may_fail(compiled, monkeypatch):
     """It may fail at one of a layer's inner tensors, when the tape's recording is used up."""

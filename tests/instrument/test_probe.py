@@ -245,6 +245,11 @@ def test_replicas_have_the_reading_and_the_weights_of_one_device(replicas):
             {"model": keras.Sequential([keras.Input((3,)), keras.layers.ReLU()])},
             "`model` must have a trainable variable; got none",
         ),
+        ({"model": tf.Module()}, "got none: call a tf.Module that makes its variables at the first call once before"),
+        (
+            {"model": keras.Sequential},
+            r"`model` must be a model; got the class Sequential: pass what Sequential\(...\) returns",
+        ),
     ],
 )
 def test_probe_rejects_bad_arguments(arguments, message):

@@ -4,6 +4,7 @@ Grappler rewrites a graph before it runs, and what it makes of an operation depe
 
 - The remapper fuses a matrix product with a bias and an activation, or with a bias and a sum, if each has one consumer
   only. The fused kernel (oneDNN's on a CPU) rounds otherwise.
+- It makes one operation of a linear layer and its GELU or Mish as well, if no backward pass reads between them.
 - Constant folding adds a constant to the summand before a bias or another sum, (xW + b) - 1 to (xW - 1) + b, if the sum
   between has no other consumer.
 - The arithmetic optimizer multiplies constant factors of consecutive products first, and makes one `AddN` of
@@ -64,15 +65,22 @@ def measuring_scope() -> Iterator[None]:
             yield
 
 
-def tensors_to_measure(tensors: Sequence[Any]) -> list[Any]:
+def tensors_to_measure(tensors: Sequence[Any], without_gradient: Sequence[Any] = ()) -> list[Any]:
     """Return the tensor to measure instead of each input. `None` and eager tensors are returned unchanged.
 
     Call it once the forward and the backward pass are traced and before any of these tensors is measured. Some
     operations of the step get a copy as their input.
+
+    Args:
+      tensors: of the step.
+      without_gradient: those of them of which `is_fused_without_gradient` is true, and that no backward pass reads.
     """
     roots = [_skip_identities(t) if _is_symbolic(t) else t for t in tensors]
+    apart = {id(_skip_identities(t)) for t in without_gradient if _is_symbolic(t)}
     shared: list[tf.Tensor] = []
-    measured = {id(t): _tensor_to_measure(t, shared) for t in _unique(filter(_is_symbolic, roots))}
+    measured = {}
+    for root in _unique(filter(_is_symbolic, roots)):
+        measured[id(root)] = _twin(root.op, shared) if id(root) in apart else _tensor_to_measure(root, shared)
     for tensor in _unique(shared):
         if tensor.op.type not in _SOURCES and any(map(_is_in_large_sum, _step_consumers(tensor))):
             _copy_for_consumers(tensor)
@@ -110,6 +118,35 @@ def flatten_gradient_sums(gradients: Sequence[Any], input_positions: Sequence[in
             private_api.mark_operation(op, _UNREAD)
         result = [total if gradient is former else gradient for gradient in result]
     return result
+
+
+def is_fused_without_gradient(tensor: Any) -> bool:
+    """Return whether it is a linear layer's result that several operations read, as those of a GELU or Mish do.
+
+    The remapper makes one operation of all of them, unless something else reads the result, such as a backward pass.
+    """
+    if not _is_symbolic(tensor):
+        return False
+    root = _skip_identities(tensor)
+    is_linear = root.op.type in _ADDITIVE and any(t.op.type in _CONTRACTIONS for t in root.op.inputs)
+    return is_linear and len(set(_step_consumers(root))) > 1
+
+
+def operations_of(tensors: Sequence[Any]) -> list[tf.Operation]:
+    """Return the operations whose results these tensors are; none for `None` and eager tensors."""
+    return [t.op for t in filter(_is_symbolic, tf.nest.flatten(tensors, expand_composites=True))]
+
+
+def operations_behind(tensors: Sequence[Any]) -> set[tf.Operation]:
+    """Return all operations that these tensors are computed by."""
+    found: set[tf.Operation] = set()
+    waiting = operations_of(tensors)
+    while waiting:
+        op = waiting.pop()
+        if op not in found:
+            found.add(op)
+            waiting.extend(t.op for t in op.inputs)
+    return found
 
 
 def gradient_to_measure(gradient: Any) -> Any:

@@ -51,6 +51,7 @@ class LayerCall(NamedTuple):
         return self.activation.function is not None and self.z is not None
 
 
+_ONE_EXAMPLE = "it runs inside tf.vectorized_map, whose body TensorFlow traces for one example"
 _OTHER_GRAPH = "it runs inside a graph of its own (a loop's body, or a tf.function within the step)"
 
 
@@ -75,6 +76,7 @@ class Capture:
         """Name and activation of the layers to measure, by their id."""
         self.failsafe = failsafe
         self._graph = current_graph()
+        self._map = private_api.vectorized_map()
         self.attention = AttentionCapture(transformer, self._graph)
         """The attention heads and the residual stream."""
         self.calls: list[LayerCall] = []
@@ -95,11 +97,16 @@ class Capture:
         A graph within the step (a loop's body, a `tf.function`) is left as it is: a plain step may run it again.
         """
         graph = current_graph()
-        if graph is self._graph:
-            return True
-        if id(layer) in self.chosen and not private_api.is_scratch_graph(graph):
-            self.skipped[self.chosen[id(layer)][0]] = _OTHER_GRAPH
-        return False
+        reason = self._why_not_in_graph(graph)
+        if reason and id(layer) in self.chosen and not private_api.is_scratch_graph(graph):
+            self.skipped[self.chosen[id(layer)][0]] = reason
+        return reason is None
+
+    def _why_not_in_graph(self, graph: Any) -> str | None:
+        """Return why what runs in a graph is not of the step itself; None where it is."""
+        if graph is not self._graph:
+            return _OTHER_GRAPH
+        return None if private_api.vectorized_map() == self._map else _ONE_EXAMPLE
 
     def add(self, call: LayerCall) -> None:
         """Keep a call whose output can be measured; keep the reason for any other."""
@@ -120,10 +127,7 @@ class Capture:
             return f"its output is {tensor.dtype.name}, not floating point"
         if tensor.shape.rank is None or (tensor.shape.rank > 1 and tensor.shape[-1] is None):
             return f"the last axis of its output, the units, has no known size: shape {tensor.shape}"
-        graph = None if hasattr(tensor, "numpy") else tensor.graph
-        if graph is not self._graph:
-            return _OTHER_GRAPH
-        return None
+        return self._why_not_in_graph(None if hasattr(tensor, "numpy") else tensor.graph)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -152,8 +156,8 @@ def tap(name: str, tensor: tf.Tensor, activation: Any = None) -> tf.Tensor:
             layer=None,
             number=next(_numbers),
         )
-        with _thread.captures[0].failsafe.contain(), attribute_errors_to(name):
-            for capture in _thread.captures:
+        for capture in _thread.captures:
+            with capture.failsafe.contain(), attribute_errors_to(name):
                 capture.add(call)
     return tensor
 
@@ -302,35 +306,36 @@ def _install_hook() -> None:
 
 
 def _measured_call(captures: Sequence[Capture], original: Any, layer: Any, args: tuple, kwargs: dict) -> Any:
-    failsafe = captures[0].failsafe
-    name, _ = captures[0].chosen[id(layer)]
     layer_input = None
-    with failsafe.contain(), attribute_errors_to(name):
+    try:
         layer_input = _separate_input(args[0]) if args else None
         if layer_input is not None:
             args = (layer_input, *args[1:])
+    except Exception as error:  # of all captures, because they share the input
+        for capture in captures:
+            with capture.failsafe.contain(), attribute_errors_to(capture.chosen[id(layer)][0]):
+                raise error
     _thread.activation_inputs.append([])
     try:
         with _observe_activation(layer):
             output = original(layer, *args, **kwargs)
     finally:
         activation_inputs = _thread.activation_inputs.pop()
-    with failsafe.contain(), attribute_errors_to(name):
-        z = None
-        if isinstance(layer, activations.FUNCTION_LAYERS):
-            z = layer_input
-        elif len(activation_inputs) == 1:
-            z = activation_inputs[0]
-        a = next((t for t in tf.nest.flatten(output) if t is not None), output)
-        number = next(_numbers)
-        for capture in captures:
-            name, activation = capture.chosen[id(layer)]
+    number = next(_numbers)
+    for capture in captures:
+        name, activation = capture.chosen[id(layer)]
+        with capture.failsafe.contain(), attribute_errors_to(name):
+            z = None
+            if isinstance(layer, activations.FUNCTION_LAYERS):
+                z = layer_input
+            elif len(activation_inputs) == 1:
+                z = activation_inputs[0]
             call = LayerCall(
                 name=name,
                 activation=activation,
                 input=layer_input,
                 z=z,
-                a=a,
+                a=next((t for t in tf.nest.flatten(output) if t is not None), output),
                 layer=layer,
                 number=number,
             )

@@ -94,6 +94,23 @@ def is_scratch_graph(graph: Any) -> bool:
     return getattr(graph, "name", "").startswith("scratch_graph")
 
 
+@tf.autograph.experimental.do_not_convert
+def vectorized_map() -> str | None:
+    """Return the name scope of the `tf.vectorized_map` whose body is traced here; None outside of one.
+
+    The body is traced for one example, into the graph around it. The fallback is None: that example is measured.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    scope = "" if tf.executing_eagerly() else tf.get_current_name_scope()
+    while scope:
+        if scope.rpartition("/")[2].startswith("loop_body"):
+            with contextlib.suppress(KeyError):
+                graph.get_operation_by_name(f"{scope}/PlaceholderWithDefault")  # the number of the example
+                return scope
+        scope = scope.rpartition("/")[0]
+    return None
+
+
 # XLA
 
 

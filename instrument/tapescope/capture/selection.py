@@ -77,6 +77,10 @@ class Selection:
                     f"`model` must be of Keras 3; got {type(m).__name__} of tf_keras (Keras 2): unset "
                     "TF_USE_LEGACY_KERAS, or build the model with `import keras`"
                 )
+            if isinstance(m, type):
+                raise ValueError(
+                    f"`model` must be a model; got the class {m.__name__}: pass what {m.__name__}(...) returns"
+                )
             if not (hasattr(m, "trainable_variables") or is_variable(m)):
                 raise ValueError(
                     "`model` must be a Keras model, a tf.Module, a variable, or a list of these; "
@@ -90,7 +94,8 @@ class Selection:
         built = all(map(_is_built, self.models))
         if built and not self.variables():
             raise ValueError(
-                "`model` must have a trainable variable; got none. Build it first, or set `trainable = True` on a layer"
+                "`model` must have a trainable variable; got none: call a tf.Module that makes its variables at the "
+                "first call once before, or set `trainable = True` on a layer"
             )
         if built and pattern is not None and not self.layers():
             paths = ", ".join(path for path, _ in self._all_layers())
@@ -145,6 +150,17 @@ class Selection:
                 with attribute_errors_to(path):
                     chosen[id(layer)] = path, activations.describe_layer(layer)
         return chosen
+
+    def layers_in_cells(self) -> list[str]:
+        """Return the paths of chosen layers that a recurrent cell is made of; cells themselves are not among them."""
+        found = []
+        for path, rnn in self._all_layers():
+            cell = rnn.cell if isinstance(rnn, keras.layers.RNN) else None
+            for inner, layer in () if cell is None else layer_hooks.named_layers(cell, f"{path}/{cell.name}/"):
+                wanted = layer_hooks.has_activation(layer) if self._pattern is None else self._pattern.search(inner)
+                if wanted and not hasattr(layer, "state_size"):
+                    found.append(inner)
+        return found
 
     def transformer_layers(self) -> TransformerLayers:
         """Return the attention layers, and those at which the residual stream is measured, by id with their paths."""

@@ -17,6 +17,7 @@ _NOT_SEEN = (
     "it was not called inside the tape, or in a graph traced before, or by a layer around it that skips its "
     "`__call__`, as TimeDistributed does: choose that one by `layers=`"
 )
+_IN_CELL = "it is inside of a recurrent cell, which runs once a time step: the row of the RNN around it is measured"
 
 
 class Layout(NamedTuple):
@@ -180,6 +181,8 @@ class ProbeState:
         for layer, (path, _) in chosen.items():
             if layer not in called:
                 self.skipped.setdefault(path, _NOT_SEEN)
+        for path in self.selection.layers_in_cells():
+            self.skipped.setdefault(path, _IN_CELL)
         if not chosen and self.selection.pattern is not None:
             logging.warning("tapescope measures no layer: none of the model's matches %r", self.selection.pattern)
         if chosen and not calls:

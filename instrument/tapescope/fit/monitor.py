@@ -65,7 +65,7 @@ class Monitor(keras.callbacks.Callback):
       slow_every: as for `tapescope.Recorder`.
 
     Raises:
-      ValueError: `on_finding`, `capture` or `slow_every` has another value.
+      ValueError: `logdir` is not a path, or `on_finding`, `capture` or `slow_every` has another value.
       OSError: in `fit`: the directory cannot be written, or another program writes there.
     """
 
@@ -89,6 +89,8 @@ class Monitor(keras.callbacks.Callback):
         if on_finding not in ("continue", "stop"):
             raise ValueError(f'`on_finding` must be "continue" or "stop"; got {on_finding!r}')
         self._on_finding = on_finding
+        if logdir is not None:
+            absolute(logdir)
         check_sinks(sinks)
         check_mode(capture)
         check_slow_every(slow_every)
@@ -220,7 +222,8 @@ class Monitor(keras.callbacks.Callback):
                 print(run_directory.how_to_look(self.logdir), flush=True)
             else:
                 self.logdir = run_directory.PARENT
-        directory = os.path.realpath(absolute(self.logdir))
+        self.logdir = absolute(self.logdir)  # the same one when the program changes its own
+        directory = os.path.realpath(self.logdir)
         with _lock:
             other = _monitors.get(directory)
             if other is not None and other is not self:
@@ -281,6 +284,9 @@ class Monitor(keras.callbacks.Callback):
         plain = _without_monitors(model.train_function)
         if plain is not None and plain is not self._functions.plain:  # a callback has made it anew
             self._functions = self._make_functions(model, self._probe, plain)
+        current = model.train_function
+        if isinstance(current, _MeasuredOnce) and current.func == self._run_measured:
+            return  # it is twice among the callbacks
         # Keras also begins a batch that does not come, where it did not know the number of them.
         if self._wanted is None:
             self._wanted = self._when(self._executions)
@@ -299,6 +305,9 @@ class Monitor(keras.callbacks.Callback):
         Keras before 3.11 gives the number of its first batch, newer versions that of its last one.
         """
         model: Any = self.model
+        is_measuring = self._functions is not None and self._probe is not None and not self._probe.failure
+        if is_measuring and self._wanted is None:  # the same batch ends again
+            return
         self._executions += 1
         self._wanted = None
         executions = self._executions - self._executions_before_epoch

@@ -4,13 +4,14 @@ Keras makes and compiles both in the same way, around the model's `train_step`.
 """
 
 import contextlib
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tapescope.capture import private_api
+from tapescope.capture import optimizer_hooks, private_api
 from tapescope.capture.objective import Objective
 from tapescope.fit import first_run, optimizer_steps, train_step_hooks
 from tapescope.fit.first_run import FirstRun
@@ -95,7 +96,7 @@ class TrainFunctions:
         try:
             return self._measured(self._first_run.batch())
         except Exception as error:
-            if not self._first_run.undo():
+            if not self._first_run.undo() or _is_of_optimizer(error):
                 raise
             outputs = self.plain(self._first_run.batch())  # raises what is wrong with the step itself
             failsafe.give_up(error)
@@ -169,6 +170,13 @@ class TrainFunctions:
             loss_scale=loss_scale,
         )
         return last_tape.reading(*other_tapes, aggregated=aggregated, applied=applied, loss_scale=loss_scale)
+
+
+def _is_of_optimizer(error: Exception) -> bool:
+    """Return whether an optimizer raised an error while the step was traced: measuring has no part in what it does."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [name for name in modules if name.startswith("tapescope.")]
+    return own[-1:] == [optimizer_hooks.__name__] and modules[-1] != own[-1]
 
 
 def measured_step(model: Any) -> tuple[Callable[[Any], Reading], Probe]:

@@ -136,9 +136,14 @@ def absolute(logdir: str | os.PathLike[str]) -> str:
     """Return a path that stays the same when the program changes its directory, with the home directory for `~`.
 
     Raises:
-      ValueError: it is a URL, such as of a bucket, or its name is not UTF-8.
+      ValueError: it is not a path, it is a URL, such as of a bucket, or its name is not UTF-8.
     """
-    path = os.fspath(logdir)
+    path = os.fspath(logdir) if isinstance(logdir, (str, os.PathLike)) else None
+    if not isinstance(path, str):
+        raise ValueError(
+            f"`logdir` must be the path of a directory, a str or an os.PathLike; got {logdir!r}: pass one such as "
+            '"runs/1"'
+        )
     if "://" in path:
         raise ValueError(
             f"`logdir` must be a directory of this machine, where a file can be locked and appended to; got {path!r}: "
@@ -180,7 +185,13 @@ class DirectoryLock:
 
         A directory that was removed and made again is another one.
         """
-        os.makedirs(self._directory, exist_ok=True)
+        try:
+            os.makedirs(self._directory, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(
+                f"`logdir` must be a directory; {self._directory} is a file or a link that leads nowhere: remove it, "
+                "or pass another directory"
+            ) from None
         if fcntl is None:
             return
         descriptor = os.open(self._directory, os.O_RDONLY)
@@ -364,6 +375,7 @@ class EventFile:
 
     def _note_failure(self, error: OSError | tf.errors.OpError) -> OSError:
         reason = error.message if isinstance(error, tf.errors.OpError) else str(error)
+        reason = reason.removeprefix(f"{self.path}; ")
         failure = OSError(f"cannot write {self.path}: {reason}")
         self._failure = (time.monotonic(), failure)
         return failure

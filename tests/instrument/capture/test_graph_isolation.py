@@ -182,6 +182,75 @@ def test_without_isolation_measuring_changes_bits():
     assert not networks.same_bits(plain, measured)
 
 
+def _approximate_gelu(x):
+    return keras.activations.gelu(x, approximate=True)
+
+
+def frozen_network(activation, separate=False):
+    """Return a function that makes two frozen layers, which no backward pass goes through, and a trained one."""
+
+    def network():
+        x = inputs = keras.Input(DENSE)
+        for _ in range(2):
+            layer = layers.Dense(32, None if separate else activation, bias_initializer="normal", trainable=False)
+            x = layers.Activation(activation)(layer(x)) if separate else layer(x)
+        return keras.Model(inputs, layers.Dense(3)(x))
+
+    return network
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("activation", ["gelu", _approximate_gelu, "mish", "hard_silu", "silu"])
+def test_measuring_keeps_the_bits_of_frozen_layers(activation, separate, known):
+    network = frozen_network(activation, separate)
+    plain, measured = (networks.train(network, m, known=known, steps=5) for m in (False, True))
+    assert networks.same_bits(plain, measured)
+
+
+@pytest.mark.parametrize("activation", ["gelu", _approximate_gelu, "mish", "hard_silu"])
+def test_without_isolation_measuring_changes_bits_of_frozen_layers(activation):
+    """Positive control of the test above."""
+    plain = networks.train(frozen_network(activation), False, steps=5)
+    measured = networks.train(frozen_network(activation), True, steps=5, exact=False)
+    assert not networks.same_bits(plain, measured)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "tanh"])
+def test_frozen_layers_are_rows_and_have_a_delta_unless_their_activation_is_fused(activation):
+    _, step, batch = networks.make_step(frozen_network(activation), True)
+    reading = step(*batch)[1]
+    has_delta = activation != "gelu"
+    assert np.all(np.isfinite(reading.column("activation_std")))
+    assert np.all(np.isfinite(reading.column("saturated")))
+    assert np.isfinite(reading.column("delta_norm")).tolist() == [has_delta, has_delta, True]
+
+
+@pytest.mark.parametrize("activation", ["gelu", "mish", "tanh"])
+def test_measuring_keeps_the_bits_of_layers_that_are_computed_again(activation):
+    def train(measure):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input(DENSE), *(layers.Dense(32, f) for f in (activation, "tanh", None))])
+        first, second, last = model.layers
+        block = tf.recompute_grad(lambda x: second(first(x)))
+        probe = tapescope.Probe(model, strict=True)
+
+        @tf.function
+        def step(x):
+            with probe.tape(measure) as tape:
+                loss = tf.reduce_mean(last(block(x)) ** 2)
+            gradients = tape.gradient(loss, model.trainable_variables)
+            for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+                variable.assign_sub(0.1 * gradient)
+            return loss, tape.reading()
+
+        for _ in range(3):
+            step(tf.constant(np.random.default_rng(0).normal(size=(16, *DENSE)), tf.float32))
+        return model.get_weights()
+
+    assert networks.same_bits(train(False), train(True))
+
+
 def test_measuring_keeps_the_bits_of_clipped_gradients():
     plain, measured = (networks.train(small_network, m, clip=0.5) for m in (False, True))
     assert networks.same_bits(plain, measured)

@@ -165,6 +165,59 @@ def test_a_recurrent_layer_is_one_row():
     assert np.all(np.isfinite(reading.column("delta_norm")))
 
 
+class _Cell(keras.layers.Layer):
+    """A recurrent cell of two linear layers."""
+
+    state_size = 4
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.of_input, self.of_state = Dense(4, "tanh", name="of_input"), Dense(4, name="of_state")
+
+    def build(self, shape):
+        self.of_input.build(shape)
+        self.of_state.build((None, 4))
+
+    def call(self, x, states):
+        output = self.of_input(x) + self.of_state(states[0])
+        return output, [output]
+
+
+@pytest.mark.parametrize("unroll", [True, False])
+def test_layers_in_a_recurrent_cell_are_skipped(unroll):
+    cells = [_Cell(name="mine"), keras.layers.LSTMCell(4)]
+    layers = [keras.layers.RNN(cell, return_sequences=True, unroll=unroll) for cell in cells]
+    layers.append(keras.layers.RNN([_Cell(name="stacked"), keras.layers.GRUCell(4)], name="stack", unroll=unroll))
+    probe, _ = read(keras.Sequential([keras.Input((5, 3)), *layers]), x(8, 5, 3))
+    assert probe.layers == tuple(layer.name for layer in layers)
+    inner = {f"{layers[0].name}/mine/of_input", f"{layers[0].name}/mine/of_state"}
+    inner |= {f"stack/{layers[2].cell.name}/stacked/{name}" for name in ("of_input", "of_state")}
+    assert set(probe.skipped) == inner
+    assert {reason.split(":")[0] for reason in probe.skipped.values()} == {
+        "it is inside of a recurrent cell, which runs once a time step"
+    }
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_a_vectorized_map_runs_is_skipped(compiled):
+    """Its body is traced into the step's own graph, for one example."""
+
+    class Mapped(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = Dense(4, "tanh", name="inner"), Dense(2, name="outer")
+            self.inner.build((None, 3))
+            self.outer.build((None, 4))
+            self.built = True
+
+        def call(self, x):
+            return self.outer(tf.vectorized_map(lambda row: tapescope.tap("tapped", self.inner(row[None])[0]), x))
+
+    probe, _ = read(Mapped(), x(8, 3), compiled=compiled)
+    assert probe.layers == ("outer",)
+    assert set(probe.skipped) == {"inner", "tapped"}
+
+
 def test_absent_gradient_is_nan_not_zero():
     model = Subclassed()
     model(x(2, 4))

@@ -129,6 +129,29 @@ def test_xla_is_known_while_tracing(compiled):
     assert set(found) == {compiled}
 
 
+def test_the_body_of_a_vectorized_map_is_found():
+    found = []
+
+    def body(x):
+        with tf.name_scope("inner"):
+            found.append(private_api.vectorized_map())
+        return x
+
+    @tf.function
+    def step(x):
+        with tf.name_scope("loop_body"):  # a user's own
+            found.append(private_api.vectorized_map())
+        with tf.name_scope("outer"):
+            return tf.vectorized_map(body, tf.vectorized_map(body, x))
+
+    step(tf.ones([2, 3]))
+    assert found == [None, "outer/loop_body", "outer/loop_body_1"]
+
+
+def test_eager_code_is_not_in_a_vectorized_map():
+    assert private_api.vectorized_map() is None
+
+
 def test_eager_code_is_not_in_xla():
     assert not private_api.in_xla_context()
 

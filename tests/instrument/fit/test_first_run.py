@@ -109,3 +109,23 @@ def test_a_measured_step_that_cannot_be_traced_leaves_the_plain_one(monkeypatch,
     for left, right in zip(all_values(plain), all_values(measured), strict=True):
         np.testing.assert_array_equal(left, right)
     assert "no such trace" in caplog.text
+
+
+class FailsOnce(keras.optimizers.SGD):
+    """An optimizer with an error of its own, which its second call does not have."""
+
+    is_failing = True
+
+    def build(self, variables):
+        if self.is_failing:
+            self.is_failing = False
+            raise RuntimeError("the optimizer's own error")
+        super().build(variables)
+
+
+def test_an_optimizers_own_error_is_raised_also_if_it_would_not_come_again(tmp_path, caplog):
+    model: Any = keras.Sequential([keras.Input([6]), keras.layers.Dense(2)])
+    model.compile(FailsOnce(0.1), "mse", jit_compile=False)
+    with pytest.raises(RuntimeError, match="the optimizer's own error"):
+        model.fit(X, Y, verbose=0, callbacks=[tapescope.Monitor(tmp_path)])
+    assert "measuring failed" not in caplog.text

@@ -492,3 +492,27 @@ def test_the_examples_of_uneven_batches_are_counted(tmp_path):
     x, y = np.ones([10, 4], "f"), np.ones([10, 2], "f")
     model.fit(x, y, batch_size=4, epochs=2, verbose=0, callbacks=[tapescope.Monitor(tmp_path, tapescope.every(1))])
     assert tapescope.Run(tmp_path)["examples_seen"].tolist() == [4, 8, 10, 14, 18, 20]
+
+
+def test_a_monitor_that_is_twice_among_the_callbacks_counts_each_batch_once(tmp_path):
+    once, twice = (tapescope.Monitor(tmp_path / name, tapescope.every(5)) for name in ("once", "twice"))
+    fit([once])
+    fit([twice, twice])
+    assert tapescope.Run(tmp_path / "twice").steps.tolist() == tapescope.Run(tmp_path / "once").steps.tolist()
+
+
+def test_a_relative_directory_stays_the_same_between_two_fits(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monitor = tapescope.Monitor("run", tapescope.every(8))
+    model, _ = fit([monitor])
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    model.fit(X, Y, batch_size=BATCH, epochs=1, verbose=0, callbacks=[monitor])
+    assert tapescope.Run(tmp_path / "run").steps.tolist() == [0, 8, 16, 24, 32]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", [b"run", 3])
+def test_a_directory_that_is_not_a_path_is_refused(wrong):
+    with pytest.raises(ValueError, match="`logdir` must be the path of a directory"):
+        tapescope.Monitor(wrong)

@@ -1,6 +1,7 @@
 """A run's directory beside other programs' files, odd names, wrong clocks, forks and changes of directory."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -300,3 +301,22 @@ def test_a_forked_helper_that_outlives_its_parent_does_not_hold_the_lock(tmp_pat
 def test_a_directory_that_is_not_utf8_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`logdir` must have a name in UTF-8"):
         event_file.absolute(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff"))
+
+
+@pytest.mark.parametrize("wrong", [None, b"runs/1", 3])
+def test_what_is_not_a_path_is_refused(wrong):
+    with pytest.raises(
+        ValueError, match=r"`logdir` must be the path of a directory, .*; got " + re.escape(repr(wrong))
+    ):
+        event_file.absolute(wrong)
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_a_run_directory_that_is_not_a_directory_is_refused(tmp_path, kind):
+    path = tmp_path / "run"
+    if kind == "file":
+        path.touch()
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError, match=r"`logdir` must be a directory; .*/run is a file or a link that leads nowhere"):
+        event_file.DirectoryLock(path)
