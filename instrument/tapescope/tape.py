@@ -309,6 +309,10 @@ class MeasuringTape(Tape):
         TensorFlow makes one operation of a frozen linear layer and its GELU. A backward pass for measuring alone would
         prevent that. Where there is such a layer, only deltas that the step computes are measured.
         """
+        if not any(
+            map(graph_isolation.is_fused_without_gradient, (t for call in self.calls for t in (call.z, call.a)))
+        ):
+            return list(deltas), []
         computed = graph_isolation.operations_behind(requested)
         kept: list[Any] = []
         fused: list[Any] = []
