@@ -369,7 +369,8 @@ def looked_closer(tmp_path):
 
 
 def test_after_a_finding_every_step_is_recorded_for_a_while(looked_closer):
-    assert [f["rule"] for f in looked_closer.findings] == ["update_too_small"]  # known after 100 steps
+    found = [f["rule"] for f in looked_closer.findings if f["severity"] != "info"]
+    assert found == ["update_too_small"]  # known after 100 steps
     steps = looked_closer.steps[looked_closer["closer_look"] == 1]
     assert steps.tolist() == list(range(121, 171))
     assert looked_closer.steps[looked_closer.steps > 170].tolist() == list(range(180, 300, 20))

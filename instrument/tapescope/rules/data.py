@@ -123,7 +123,7 @@ _ALIKE_ADVICE = "Look how the inputs are made: print some examples as the networ
 def _same_batch_verdict(index: int, pooled: Pooled, history: History) -> tuple[str, str, str] | None:
     """Return severity, message and advice where each record has the same batch, though an epoch has several; else None.
 
-    It is an info if it is not known how many an epoch has. One-hot rows have the same statistics in every batch. Steps
+    It is an info: the batch may be all there is, repeated. One-hot rows have the same statistics in every batch. Steps
     that are a whole number of epochs apart have the same batch where the data are not shuffled.
     """
     given = [i for i, row in enumerate(history.layout.data) if row.kind in ("input", "target")]
@@ -135,7 +135,7 @@ def _same_batch_verdict(index: int, pooled: Pooled, history: History) -> tuple[s
         return None
     of_several = f", though an epoch has {batches:.0f}" if batches > 1 else ""
     return (
-        "warning" if of_several else "info",
+        "info",
         f"all {history.data.records} records have the same batch{of_several}: the network sees no other examples",
         "Look how the batches are made: an iterator that is made anew always gives the first one, and so does a slice "
         "that does not move with the step. If this batch is the whole data set, nothing is wrong.",

@@ -283,7 +283,7 @@ def _stopped_updates(history: History, largest: np.ndarray) -> Iterator[Finding]
     most = float(lower_median(largest))
     first = (history.first or history.latest).gradient
     arrives = lower_median(history.usual.gradient) >= STILL_ARRIVES * lower_median(first) > 0
-    if not (history.loss_stuck and arrives and usual <= min(STOPPED_SHARE * most, SMALL_UPDATE)):
+    if not (history.loss_stuck and arrives and most > 0 and usual <= min(STOPPED_SHARE * most, SMALL_UPDATE)):
         return
     yield Finding(
         rule="update_too_small",

@@ -290,8 +290,8 @@ def test_one_of_two_inputs_may_have_two_categories():
     assert judge(*rows, change=put("gradient_zero", 0, 0.98), layout=EMBEDDED) == []
 
 
-@pytest.mark.parametrize(("batches", "severity"), [(46, ["warning"]), (NAN, ["info"]), (1, [])])
-def test_a_batch_that_is_always_the_same_is_named_where_an_epoch_has_others(batches, severity):
+@pytest.mark.parametrize(("batches", "severity"), [(46, ["info"]), (NAN, ["info"]), (1, [])])
+def test_a_batch_that_is_always_the_same_is_noted_where_an_epoch_has_others(batches, severity):
     rows = ((INPUT, lambda t: FIRST_EXAMPLE), (TARGET, lambda t: FIRST_EXAMPLE[:8]))
     found = judge(*rows, count=10, objective=REGRESSION._replace(batches_per_epoch=batches), severity="info")
     assert [f.severity for f in found] == severity
