@@ -309,17 +309,16 @@ class MeasuringTape(Tape):
         TensorFlow makes one operation of a frozen linear layer and its GELU. A backward pass for measuring alone would
         prevent that. Where there is such a layer, only deltas that the step computes are measured.
         """
-        if not any(
-            map(graph_isolation.is_fused_without_gradient, (t for call in self.calls for t in (call.z, call.a)))
-        ):
+        fusible = [list(filter(graph_isolation.is_fused_without_gradient, (c.z, c.a))) for c in self.calls]
+        if not any(fusible):
             return list(deltas), []
         computed = graph_isolation.operations_behind(requested)
         kept: list[Any] = []
         fused: list[Any] = []
-        for i, call in enumerate(self.calls):
+        for i, of_layer in enumerate(fusible):
             of_call = deltas[3 * i : 3 * i + 3]
             if computed.isdisjoint(graph_isolation.operations_of(of_call[:2])):
-                fused.extend(filter(graph_isolation.is_fused_without_gradient, (call.z, call.a)))
+                fused.extend(of_layer)
                 of_call = (None, None, None)
             kept.extend(of_call)
         return (kept, fused) if fused else (list(deltas), [])

@@ -145,8 +145,7 @@ class Selection:
         activation_ids = {id(getattr(layer, "activation", None)) for _, layer in all_layers}
         chosen = {}
         for path, layer in all_layers:
-            wanted = layer_hooks.has_activation(layer) if self._pattern is None else self._pattern.search(path)
-            if wanted and id(layer) not in activation_ids and id(layer) not in chosen:
+            if self._is_wanted(path, layer) and id(layer) not in activation_ids and id(layer) not in chosen:
                 with attribute_errors_to(path):
                     chosen[id(layer)] = path, activations.describe_layer(layer)
         return chosen
@@ -157,10 +156,14 @@ class Selection:
         for path, rnn in self._all_layers():
             cell = rnn.cell if isinstance(rnn, keras.layers.RNN) else None
             for inner, layer in () if cell is None else layer_hooks.named_layers(cell, f"{path}/{cell.name}/"):
-                wanted = layer_hooks.has_activation(layer) if self._pattern is None else self._pattern.search(inner)
-                if wanted and not hasattr(layer, "state_size"):
+                if self._is_wanted(inner, layer) and not hasattr(layer, "state_size"):
                     found.append(inner)
         return found
+
+    def _is_wanted(self, path: str, layer: Any) -> bool:
+        if self._pattern is None:
+            return layer_hooks.has_activation(layer)
+        return self._pattern.search(path) is not None
 
     def transformer_layers(self) -> TransformerLayers:
         """Return the attention layers, and those at which the residual stream is measured, by id with their paths."""

@@ -27,7 +27,7 @@ NOTABLE_TARGET = 100.0
 MANY_WORDS = 1000
 """Elements of an input, among which a vocabulary has more than two words."""
 UNUSED_SHARE = 0.9
-"""Of the rows of an embedding: with two numbers there are twenty or more."""
+"""Share of an embedding's rows without a gradient: where two are used, there are twenty or more."""
 FEW_ELEMENTS = 100
 """Of an input, below which nothing is said about its spread."""
 

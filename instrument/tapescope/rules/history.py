@@ -200,7 +200,7 @@ class History:
         self._first_norms = np.zeros(0)
         """The first known norm of each variable's weights, [V]."""
         self._away = False
-        """Whether weights have moved since they were last those of the first record."""
+        """True if weights have moved since they were last those of the first record."""
         self.set_back: list[int] = []
         """Steps of the records whose weights are those of the first one again, before the network had learned."""
         self.largest_update: np.ndarray = np.full(len(layout.groups), -np.inf)

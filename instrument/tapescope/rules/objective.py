@@ -70,9 +70,9 @@ NEAR_ONE = 0.3
 """Difference from 1 that the mean sum of an example's probabilities may have. Over the batch's axis it is the number
 of units over that of examples; dropout changes the mean of a few batches by less."""
 PAIRS_TOLERANCE = 1e-5
-"""Of a loss: what float32 rounds is ten times smaller."""
+"""Relative difference of equal losses: rounding in float32 is ten times smaller."""
 LEAST_COVARIANCE = 0.01
-"""Of a loss: the most that the covariance of targets and outputs could add to it, else it may be lost in rounding."""
+"""Share of a loss: where the covariance of targets and outputs cannot exceed it, it may be lost in rounding."""
 MOST_CLASSES = 100
 """Whole targets up to this may be classes; above it they are rather counts or amounts."""
 ACCURACIES = {

@@ -209,7 +209,7 @@ def _updates_taken_back(history: History) -> Iterator[Finding]:
     """
     if len(history.set_back) < RETURNS or not history.had_time:
         return
-    start = history.latest.step - history.steps_since_first
+    start = (history.first or history.latest).step
     if 2 * (history.set_back[-1] - start) < history.steps_since_first:
         return
     steps = ", ".join(map(str, history.set_back[:RETURNS]))
@@ -304,7 +304,7 @@ def _rising_updates(history: History, first: np.ndarray) -> np.ndarray:
         rising = history.usual.update_ratio > 3 * first
         if rising.any():
             older, newer = np.split(np.stack([view.update_ratio for view in history.window]), 2)
-            start = history.latest.step - history.steps_since_first
+            start = (history.first or history.latest).step
             before, after = np.split(np.array([view.step - start + 1 for view in history.window]), 2)
             growth = 1 + (np.median(after) / np.median(before) - 1) / 2
             rising &= lower_median(newer) > growth * lower_median(older)
@@ -380,9 +380,8 @@ def _excuse(history: History) -> str:
 
 def _has_targets_of_its_own(history: History) -> bool:
     """Return whether layers are called twice, and no gradient flows to what they make in one of the two calls."""
-    groups, variables = history.layout.owned
     arrives = np.isfinite([view.layer_column("delta_norm") for view in history.window]).any(axis=0)
-    own = [frozenset(variables[groups == layer].tolist()) for layer in range(history.layout.layer_count)]
+    own = _own_variables(history.layout)
     with_gradient = {own[layer] for layer in np.flatnonzero(arrives)}
     without = {own[layer] for layer in np.flatnonzero(~arrives & ~history.layout.is_output)}  # outputs may have none
     return bool((with_gradient & without) - {frozenset()})
@@ -409,13 +408,18 @@ def _are_unconnected(layout: RunLayout) -> bool:
     return sum(bool(part & trained) for part in parts) > 1
 
 
+def _own_variables(layout: RunLayout) -> list[frozenset[int]]:
+    """Return the indices of each layer's own variables."""
+    groups, variables = layout.owned
+    return [frozenset(variables[groups == layer].tolist()) for layer in range(layout.layer_count)]
+
+
 def _is_adversarial(layout: RunLayout) -> bool:
     """Return whether layers are given both the data and what other layers made, as the discriminator of a GAN.
 
     A layer that is called again on what it made itself, as a cell that is unrolled, is not meant.
     """
-    groups, variables = layout.owned
-    own = [frozenset(variables[groups == layer].tolist()) for layer in range(layout.layer_count)]
+    own = _own_variables(layout)
     of_data = {own[layer] for layer in range(layout.layer_count) if layout.source[layer] < 0}
     for layer in range(layout.layer_count):
         source = layout.source[layer]

@@ -134,6 +134,7 @@ def measure(
 
 
 def gradient_rows(gradients: Sequence[Gradient] | None, histograms: bool) -> reductions.Reduction[tuple[Any, ...]]:
+    """Return what `tensors.gradient_rows` does, and three times None for None."""
     if gradients is None:
         return None, None, None
     return (yield from tensor_statistics.gradient_rows(gradients, histograms))

@@ -219,7 +219,7 @@ def test_a_frozen_layer_is_noted():
 
 
 OF_CLASSES = OBJECTIVE._replace(loss="sparse_categorical_crossentropy")
-"""Of five classes."""
+"""Objective of the example network with five classes, whose labels are their indices."""
 
 
 @pytest.mark.parametrize(("loss", "severity"), [(math.log(5), "warning"), (0.88 * math.log(5), "info")])
