@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tapescope.storage import event_file
+from tapescope.storage import event_file, event_values
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 
@@ -272,22 +272,22 @@ class Writer:
             "layer_variables": details["variables"],
         }
         family = Family("rows", schema=metadata.ROWS_SCHEMA)
-        self.file.add(step, [event_file.text(family, json.dumps(content))], wall_time)
+        self.file.add(step, [event_values.text(family, json.dumps(content))], wall_time)
 
     def status(self, step: int, state: str, wall_time: float | None = None) -> None:
         started = time.time() - 60
         status = {"state": state, "reason": "", "replicas": self.spec.replicas, "steps": self.total, "started": started}
-        self.file.add(step, [event_file.text(self.families["status"], json.dumps(status))], wall_time)
+        self.file.add(step, [event_values.text(self.families["status"], json.dumps(status))], wall_time)
 
     def findings(self, step: int, wall_time: float | None = None) -> None:
         texts = [json.dumps(f) for f in self.spec.findings]
-        self.file.add(step, [event_file.text(self.families["findings"], texts)], wall_time)
+        self.file.add(step, [event_values.text(self.families["findings"], texts)], wall_time)
 
     def write(self, step: int, wall_time: float | None = None, units: bool = True) -> None:
         tensors = record(self.spec, step, self.total, self.rng)
         if not units:
             tensors.pop("units")
-        self.file.add(step, [event_file.tensor(self.families[f], t) for f, t in tensors.items()], wall_time)
+        self.file.add(step, [event_values.tensor(self.families[f], t) for f, t in tensors.items()], wall_time)
 
 
 def write(
@@ -316,5 +316,5 @@ def write_newer(logdir: str | os.PathLike[str]) -> None:
     """Write a run of a later schema, which this version does not know."""
     file = event_file.EventFile(logdir)
     later = Family("layers", ("activation_mean",), ("hidden_1",), {}, metadata.SCHEMA + 1)
-    file.add(0, [event_file.tensor(later, np.zeros((1, 1), np.float32))])
+    file.add(0, [event_values.tensor(later, np.zeros((1, 1), np.float32))])
     file.close()

@@ -11,7 +11,7 @@ from scripts.testbed.synthetic import Spec
 import tapescope
 from tapescope import cli
 from tapescope.rules.finding import from_json
-from tapescope.storage import event_file
+from tapescope.storage import event_file, event_values
 from tensorboard_plugin_tapescope import metadata
 from tests.instrument.rules.records import DETAILS, LAYERS, VARIABLES, both, healthy, put
 
@@ -34,7 +34,7 @@ def write(logdir, change=None, count=20):
             rows = [c.name for c in known if c.name in columns]
             dtype = np.float64 if family == "step" else np.float32
             tensor = np.array([columns[name] for name in rows], dtype)
-            values.append(event_file.tensor(metadata.Family(family, tuple(rows), names, details), tensor))
+            values.append(event_values.tensor(metadata.Family(family, tuple(rows), names, details), tensor))
         file.add(4 * t, values)
     file.close()
 
@@ -88,7 +88,7 @@ def test_check_reports_warnings_by_default(tmp_path, run_cli):
 
 def write_begun_run(path):
     file = event_file.EventFile(path)
-    file.add(0, [event_file.text(metadata.Family("status"), '{"state": "training"}')])
+    file.add(0, [event_values.text(metadata.Family("status"), '{"state": "training"}')])
     file.close()
 
 

@@ -11,7 +11,7 @@ from scripts.testbed.synthetic import Spec, Writer
 
 from tapescope import cli
 from tapescope.analysis import replay
-from tapescope.storage import event_file
+from tapescope.storage import event_values
 
 SPEC = Spec(depth=3, units=4, histograms=False)
 COMMANDS = ("check", "scaling", "report", "compare", "status")
@@ -24,7 +24,7 @@ def write(logdir, change=lambda writer: None, **texts):
     for step in range(0, 100, 10):
         writer.write(step)
     for family, text in texts.items():
-        writer.file.add(100, [event_file.text(writer.families[family], text)])
+        writer.file.add(100, [event_values.text(writer.families[family], text)])
     writer.file.close()
     return str(logdir)
 

@@ -14,8 +14,8 @@ import numpy as np
 from tapescope.capture.selection import Names, merge_names
 from tapescope.statistics import reading as readings
 from tapescope.statistics.replicas import are_few
-from tapescope.storage import event_file
-from tapescope.storage.event_file import Value
+from tapescope.storage import event_values
+from tapescope.storage.event_values import Value
 from tapescope.storage.run import Run
 from tensorboard_plugin_tapescope.metadata import ROWS_SCHEMA, Family
 from tensorboard_plugin_tapescope.series import flow_path, tables
@@ -53,7 +53,7 @@ class Rows:
     def describe(self, skipped: Mapping[str, str]) -> Value:
         """Return the family `rows`."""
         content = {**self.names._asdict(), "skipped": dict(skipped)}
-        return event_file.text(Family("rows", schema=ROWS_SCHEMA), json.dumps(content))
+        return event_values.text(Family("rows", schema=ROWS_SCHEMA), json.dumps(content))
 
     def widen(self, reading: Any, names: Names) -> Any:
         """Return a reading with the columns of all rows of the run.

@@ -21,11 +21,11 @@ from tapescope.rules import engine, finding
 from tapescope.rules.record_view import Record, RunLayout, run_layout
 from tapescope.statistics.reading import Reading
 from tapescope.statistics.slow_columns import SlowRows
-from tapescope.storage import event_file, event_reader, summaries
+from tapescope.storage import event_file, event_reader, event_values, run_directory, summaries
 from tapescope.storage import resume as resuming
 from tapescope.storage.captures import Captures
 from tapescope.storage.consecutive_gradients import ConsecutiveGradients
-from tapescope.storage.event_file import Value
+from tapescope.storage.event_values import Value
 from tapescope.storage.examples_seen import ExamplesSeen
 from tapescope.storage.heatmap import COLUMN, Heatmap, HeatmapHistory
 from tapescope.storage.printable import describe, printable
@@ -67,7 +67,7 @@ class RunWriter:
     def __init__(
         self,
         logdir: str,
-        lock: event_file.DirectoryLock,
+        lock: run_directory.DirectoryLock,
         probe_state: ProbeState,
         about: Mapping[str, Any],
         resume: Resume | None,
@@ -154,7 +154,7 @@ class RunWriter:
         if self._probe_state.failure:
             status["failure"] = self._probe_state.failure
         self._file.add(
-            max(0, self._last_step), [event_file.text(Family("status"), json.dumps(status, default=describe))]
+            max(0, self._last_step), [event_values.text(Family("status"), json.dumps(status, default=describe))]
         )
         self._update_index(now=True)
 
@@ -229,7 +229,7 @@ class RunWriter:
             )
             values, rows_grew = self._reading_values(step, summaries.to_host(reading), slow)
         self._validation_loss = validation_loss(numbers, self._validation_loss)
-        values += [event_file.scalar(tag, number) for tag, number in numbers.items()]
+        values += [event_values.scalar(tag, number) for tag, number in numbers.items()]
         columns = self._judged_columns(values)
         self._file.add(step.number, [self._with_recorded_columns(value) for value in values], wall_time)
         self._last_step = max(self._last_step, step.number)
@@ -238,7 +238,7 @@ class RunWriter:
         if columns and not self._rules_failed:
             texts = self._judge(Record(step.number, columns), rows_grew)
             if texts is not None:
-                self._file.add(step.number, [event_file.text(Family("findings"), texts)])
+                self._file.add(step.number, [event_values.text(Family("findings"), texts)])
         if reading is not None:
             self._capture(step, columns)
         self._update_index(now=texts is not None)
@@ -343,7 +343,7 @@ class RunWriter:
             )
         return ledger
 
-    def _judged_columns(self, values: list[event_file.Value]) -> dict[str, np.ndarray]:
+    def _judged_columns(self, values: list[event_values.Value]) -> dict[str, np.ndarray]:
         """Return the written numbers by column: the rules get the same during training as from a run read back."""
         columns: dict[str, np.ndarray] = {}
         for value in values:
@@ -359,7 +359,7 @@ class RunWriter:
             return value
         if columns == value.description.columns:
             return value
-        return event_file.with_columns(value.description, value.array, columns)
+        return event_values.with_columns(value.description, value.array, columns)
 
     def _layout(self) -> RunLayout:
         """Return the layout of the records that the rules get."""

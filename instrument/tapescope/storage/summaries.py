@@ -15,8 +15,8 @@ from tapescope.statistics import reading as readings
 from tapescope.statistics.data import DATA_COLUMNS, data_columns
 from tapescope.statistics.reading import Reading
 from tapescope.statistics.replicas import are_few
-from tapescope.storage import event_file
-from tapescope.storage.event_file import Value
+from tapescope.storage import event_values
+from tapescope.storage.event_values import Value
 from tapescope.storage.rows import Rows
 from tapescope.storage.unit_ledger import Verdict
 from tensorboard_plugin_tapescope import metadata
@@ -163,7 +163,7 @@ def _make_family(
     name: str, columns: Sequence[str], names: Sequence[str], array: np.ndarray, details: dict[str, Any] | None = None
 ) -> Value:
     family = Family(family=name, columns=tuple(columns), names=tuple(names), details=details or {})
-    return event_file.tensor(family, array)
+    return event_values.tensor(family, array)
 
 
 def is_skipped(reading: Any) -> bool:
@@ -206,17 +206,17 @@ def make_builtin(reading: Any, rows: Rows, names: Names, verdict: Verdict | None
     variables = _shown(rows.first.variables, rows.names.variables, names.variables)
     layers = _shown(rows.first.layers, rows.names.layers, names.layers)
     names = rows.names
-    values = [event_file.scalar("gradient_norm_global", global_norm)]
-    values += [event_file.scalar(f"gradient_norm/{names.variables[v]}", float(norms[v])) for v in variables]
+    values = [event_values.scalar("gradient_norm_global", global_norm)]
+    values += [event_values.scalar(f"gradient_norm/{names.variables[v]}", float(norms[v])) for v in variables]
     if verdict:
         dead = verdict.counts["units_dead"]
-        values += [event_file.scalar(f"units_dead/{names.layers[i]}", float(dead[i])) for i in layers]
+        values += [event_values.scalar(f"units_dead/{names.layers[i]}", float(dead[i])) for i in layers]
     if reading.gradient_counts is not None:
         counts = reading.gradient_counts
-        values += [event_file.histogram(f"gradient/{names.variables[v]}", counts[v]) for v in variables]
+        values += [event_values.histogram(f"gradient/{names.variables[v]}", counts[v]) for v in variables]
     if reading.activation_counts is not None:
         counts = reading.activation_counts
-        values += [event_file.histogram(f"activation/{names.layers[i]}", counts[i]) for i in layers]
+        values += [event_values.histogram(f"activation/{names.layers[i]}", counts[i]) for i in layers]
     return values
 
 

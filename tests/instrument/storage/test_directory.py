@@ -17,7 +17,7 @@ from scripts.testbed.synthetic import Spec
 from tensorboard.compat.proto import event_pb2
 
 import tapescope
-from tapescope.storage import captured_step, event_file, event_reader, tfrecord
+from tapescope.storage import captured_step, event_file, event_reader, event_values, run_directory, tfrecord
 from tapescope.storage.captured_step import CapturedStep
 from tapescope.storage.event_reader import find_event_files, is_own_file
 from tapescope.storage.resume import cut_records
@@ -233,7 +233,7 @@ def test_cutting_holds_a_few_records_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(tfrecord, "LARGEST_BATCH_BYTES", 1 << 17)
     file = event_file.EventFile(tmp_path)
     for step in range(100):
-        file.add(step, [event_file.tensor(Family("layers"), np.zeros(20_000, np.float32))])
+        file.add(step, [event_values.tensor(Family("layers"), np.zeros(20_000, np.float32))])
     file.close()
     tracemalloc.start()
     cut_records(tmp_path, 90)
@@ -271,7 +271,7 @@ def test_the_state_of_other_units_loses_no_record(tmp_path, caplog):
 _PARENT = """
 import os, sys, time
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-from tapescope.storage.event_file import DirectoryLock
+from tapescope.storage.run_directory import DirectoryLock
 lock = DirectoryLock(sys.argv[1])
 if not os.fork():
     time.sleep(60)
@@ -289,10 +289,10 @@ def test_a_forked_helper_that_outlives_its_parent_does_not_hold_the_lock(tmp_pat
     try:
         parent.stdout.readline()
         with pytest.raises(OSError, match="another Recorder writes"):
-            event_file.DirectoryLock(tmp_path)
+            run_directory.DirectoryLock(tmp_path)
         parent.kill()
         parent.wait()
-        event_file.DirectoryLock(tmp_path).release()
+        run_directory.DirectoryLock(tmp_path).release()
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
         parent.stdout.close()
@@ -300,7 +300,7 @@ def test_a_forked_helper_that_outlives_its_parent_does_not_hold_the_lock(tmp_pat
 
 def test_a_directory_that_is_not_utf8_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`logdir` must have a name in UTF-8"):
-        event_file.absolute(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff"))
+        run_directory.absolute(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff"))
 
 
 @pytest.mark.parametrize("wrong", [None, b"runs/1", 3])
@@ -308,7 +308,7 @@ def test_what_is_not_a_path_is_refused(wrong):
     with pytest.raises(
         ValueError, match=r"`logdir` must be the path of a directory, .*; got " + re.escape(repr(wrong))
     ):
-        event_file.absolute(wrong)
+        run_directory.absolute(wrong)
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling link"])
@@ -319,4 +319,4 @@ def test_a_run_directory_that_is_not_a_directory_is_refused(tmp_path, kind):
     else:
         path.symlink_to(tmp_path / "nowhere")
     with pytest.raises(OSError, match=r"`logdir` must be a directory; .*/run is a file or a link that leads nowhere"):
-        event_file.DirectoryLock(path)
+        run_directory.DirectoryLock(path)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from scripts.testbed.records import eager_steps, loaded_steps
 
 import tapescope
-from tapescope.storage import event_file, tfrecord
+from tapescope.storage import event_file, event_values, tfrecord
 from tapescope.storage.event_reader import find_event_files
 
 
@@ -169,10 +169,10 @@ def test_a_new_file_is_not_attempted_for_every_record(tmp_path, disk, monkeypatc
     file = event_file.EventFile(tmp_path)
     disk.full = True
     with pytest.raises(OSError, match="No space left"):
-        file.add(0, [event_file.scalar("loss", 1.0)])
+        file.add(0, [event_values.scalar("loss", 1.0)])
     disk.full = False
     with pytest.raises(OSError, match="No space left"):
-        file.add(1, [event_file.scalar("loss", 1.0)])
+        file.add(1, [event_values.scalar("loss", 1.0)])
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from scripts.testbed import synthetic
 from scripts.testbed.synthetic import Spec
 
 import tapescope
-from tapescope.storage import event_file
+from tapescope.storage import event_file, event_values
 from tensorboard_plugin_tapescope.metadata import REPLICA_COLUMNS, Family
 
 FINDING = synthetic.finding(None, 40, "warning", message="the gradient of <script>alert(1)</script> spikes")
@@ -165,7 +165,7 @@ def test_a_run_without_a_record_is_shown(empty_run):
 
 def test_a_tensor_that_claims_more_than_it_holds_is_refused_before_it_is_made(tmp_path):
     """TensorFlow's own functions repeat one number a billion times."""
-    value = event_file.tensor(Family("layers", ("saturated",), ("a",)), np.ones([1, 1], np.float32))
+    value = event_values.tensor(Family("layers", ("saturated",), ("a",)), np.ones([1, 1], np.float32))
     value.tensor.ClearField("tensor_content")
     value.tensor.tensor_shape.dim[0].size = 1_000_000_000
     value.tensor.float_val.append(1.0)
