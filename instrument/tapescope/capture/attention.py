@@ -20,6 +20,7 @@ import tensorflow as tf
 from absl import logging
 
 from tapescope.capture import private_api
+from tapescope.capture.shared_patch import shared_patch
 
 ATTENTION_LAYERS = private_api.attention_classes()
 """Keras' attention layers with several heads."""
@@ -221,14 +222,12 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
-_lock = threading.Lock()
 
 
 class _ObservedMethod:
     """A method of one layer that notes the arguments of its calls in this thread."""
 
     def __init__(self, name: str, method: Any):
-        self.users = 0
         self._name = name
         self._method = method
 
@@ -242,27 +241,15 @@ class _ObservedMethod:
 
 @contextlib.contextmanager
 def observe(layer: keras.layers.Layer) -> Iterator[list[Mapping[str, Any]]]:
-    """Observe the attention of a layer for the time of one call; yields a list that its arguments are added to.
-
-    Replica threads take turns inside one layer, so the users of what is put into it are counted.
-    """
-    attributes = layer.__dict__
-    with _lock:
-        names = []
-        for name in () if private_api.why_not_observed(layer) else private_api.ATTENTION_METHODS:
-            if name not in attributes and hasattr(layer, name):
-                attributes[name] = _ObservedMethod(name, getattr(layer, name))
-            if type(attributes.get(name)) is _ObservedMethod:  # and not a function that the user has put there
-                attributes[name].users += 1
-                names.append(name)
+    """Observe the attention of a layer for the time of one call; yields a list that its arguments are added to."""
     observed: list[Mapping[str, Any]] = []
-    _thread.observed.append(observed)
-    try:
-        yield observed
-    finally:
-        _thread.observed.pop()
-        with _lock:
-            for name in names:
-                attributes[name].users -= 1
-                if not attributes[name].users:
-                    del attributes[name]
+    with contextlib.ExitStack() as patches:
+        for name in () if private_api.why_not_observed(layer) else private_api.ATTENTION_METHODS:
+            # A function that the user has put there stays.
+            if hasattr(layer, name) and type(vars(layer).get(name)) in (type(None), _ObservedMethod):
+                patches.enter_context(shared_patch(layer, name, functools.partial(_ObservedMethod, name)))
+        _thread.observed.append(observed)
+        try:
+            yield observed
+        finally:
+            _thread.observed.pop()

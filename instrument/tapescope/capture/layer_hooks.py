@@ -5,7 +5,6 @@ a measuring tape that measures the layer. It then keeps the layer's input, the p
 may be nested or open at the same time, as the two of a GAN are. Each keeps the layers of its own probe.
 
 Nothing is computed here. While a layer runs, an `_ObservedActivation` takes the place of its `activation` attribute.
-Replica threads take turns inside one layer, so its users are counted.
 """
 
 import contextlib
@@ -21,6 +20,7 @@ from tapescope.capture import activations, attention, private_api
 from tapescope.capture.activations import Activation
 from tapescope.capture.attention import NO_TRANSFORMER, AttentionCapture, TransformerLayers
 from tapescope.capture.data_path import DataPath
+from tapescope.capture.shared_patch import shared_patch
 from tapescope.failsafe import Failsafe, attribute_errors_to
 
 
@@ -219,7 +219,6 @@ class _ObservedActivation:
 
     def __init__(self, function: Any):
         self.function = function
-        self.users = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _thread.activation_inputs:
@@ -245,32 +244,17 @@ class _ObservedActivation:
         return getattr(self.function, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("function", "users"):
+        if name == "function":
             object.__setattr__(self, name, value)
         else:
             setattr(self.function, name, value)
 
 
-@contextlib.contextmanager
-def _observe_activation(layer: keras.layers.Layer) -> Iterator[None]:
+def _observe_activation(layer: keras.layers.Layer) -> contextlib.AbstractContextManager[None]:
     """Put an `_ObservedActivation` into the layer for the time of one call."""
-    attributes = layer.__dict__
-    if not callable(attributes.get("activation")):
-        yield
-        return
-    with _lock:
-        observed = attributes["activation"]
-        if type(observed) is not _ObservedActivation:
-            observed = _ObservedActivation(observed)
-            attributes["activation"] = observed
-        observed.users += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            observed.users -= 1
-            if not observed.users and attributes.get("activation") is observed:  # else the call has set another one
-                attributes["activation"] = observed.function
+    if not callable(vars(layer).get("activation")):
+        return contextlib.nullcontext()
+    return shared_patch(layer, "activation", _ObservedActivation)
 
 
 def _install_hook() -> None:

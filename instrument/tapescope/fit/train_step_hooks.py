@@ -1,8 +1,7 @@
 """Patches of `tf.GradientTape`, `optimizer.scale_loss` and `model.compute_loss`: they record the use of a `train_step`.
 
 They record only the use by the thread that runs or traces a measured `train_step`. That of the tape stays in place; the
-others are there only while such a step runs. Replica threads take turns inside one step, so the users of each are
-counted, and the last one removes it. README.md in this folder lists all patches.
+others are there only while such a step runs. README.md in this folder lists all patches.
 """
 
 import contextlib
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tapescope.capture import layer_hooks
+from tapescope.capture.shared_patch import shared_patch
 from tapescope.probe import Probe
 from tapescope.tape import MeasuringTape
 
@@ -39,7 +39,6 @@ class _TrainStepUse(threading.local):
 
 
 _use = _TrainStepUse()
-_lock = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -127,11 +126,8 @@ def measure_tapes(probe: Probe) -> Iterator[list[MeasuringTape]]:
 class _Recorded:
     """A method of one object that also records its use; it takes the method's place as an attribute of the object."""
 
-    def __init__(self, method: Any, is_own: bool):
+    def __init__(self, method: Any):
         self.method = method
-        self.is_own = is_own
-        """True if it was an attribute of the object, and not of its class."""
-        self.users = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
@@ -150,24 +146,13 @@ def _recorded(owner: Any, name: str, recorded_class: type[_Recorded], use: str) 
     Yields:
       The list of what was recorded so far.
     """
-    attributes = vars(owner)
-    with _lock:
-        if not isinstance(attributes.get(name), recorded_class):
-            attributes[name] = recorded_class(getattr(owner, name), name in attributes)
-        patch = attributes[name]
-        patch.users += 1
     found: list[Any] = []
-    setattr(_use, use, found)
-    try:
-        yield found
-    finally:
-        setattr(_use, use, None)
-        with _lock:
-            patch.users -= 1
-            if not patch.users and patch.is_own:
-                attributes[name] = patch.method
-            elif not patch.users:
-                del attributes[name]
+    with shared_patch(owner, name, recorded_class):
+        setattr(_use, use, found)
+        try:
+            yield found
+        finally:
+            setattr(_use, use, None)
 
 
 class _RecordedScaleLoss(_Recorded):

@@ -1,0 +1,55 @@
+"""Patches of one object's attribute that several threads share: replica threads take turns inside one step or layer."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+class _Patch:
+    """What stands in an attribute's place, for how many users, and what to leave behind."""
+
+    def __init__(self, replacement: Any, previous: dict[str, Any]):
+        self.replacement = replacement
+        self.previous = previous
+        """The attribute as the object itself had it; empty where it is of the object's class."""
+        self.users = 0
+
+
+_patches: dict[tuple[int, str], _Patch] = {}
+"""By id of the object and name of the attribute; the users hold the object."""
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def shared_patch(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+    """Replace an attribute of one object in this context.
+
+    The first user puts the replacement there, and the last one takes it away, unless the program has set another value
+    meanwhile. It goes around `__setattr__`, by which Keras would track the value.
+
+    Args:
+      owner: the object.
+      name: of the attribute.
+      make: from the attribute to what takes its place.
+    """
+    attributes = vars(owner)
+    key = id(owner), name
+    with _lock:
+        patch = _patches.get(key)
+        if patch is None or attributes.get(name) is not patch.replacement:
+            previous = {name: attributes[name]} if name in attributes else {}
+            patch = _patches[key] = _Patch(make(getattr(owner, name)), previous)
+            attributes[name] = patch.replacement
+        patch.users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            patch.users -= 1
+            if not patch.users:
+                if attributes.get(name) is patch.replacement:
+                    del attributes[name]
+                    attributes.update(patch.previous)
+                if _patches.get(key) is patch:
+                    del _patches[key]
