@@ -32,10 +32,10 @@ from tapescope.step_copies import StepCopies, count_bytes
 from tapescope.storage import captures, summaries
 from tapescope.storage.background import BackgroundWriter, Job
 from tapescope.storage.captures import Captures
+from tapescope.storage.directory import DirectoryLock, absolute
 from tapescope.storage.printable import describe, describe_error
 from tapescope.storage.resume import Resume
 from tapescope.storage.run import Run
-from tapescope.storage.run_directory import DirectoryLock, absolute
 from tapescope.storage.run_writer import RunWriter
 from tapescope.storage.sinks import Sink, check_sinks
 from tapescope.storage.summaries import Step

@@ -24,8 +24,8 @@ from tapescope.statistics import replicas
 from tapescope.statistics.layers import Examples
 from tapescope.statistics.reading import Reading
 from tapescope.storage.captures import check_mode
+from tapescope.storage.directory import absolute
 from tapescope.storage.resume import Resume
-from tapescope.storage.run_directory import absolute
 from tapescope.storage.scalars import is_validation_loss
 from tapescope.storage.sinks import Sink, check_sinks
 

@@ -18,8 +18,8 @@ import tensorflow as tf
 from tensorboard.compat.proto import event_pb2, summary_pb2
 
 from tapescope.storage import event_reader
+from tapescope.storage.directory import DirectoryLock
 from tapescope.storage.event_values import Value
-from tapescope.storage.run_directory import DirectoryLock
 from tapescope.storage.tfrecord import FRAMING_BYTES
 from tensorboard_plugin_tapescope.metadata import Family
 

@@ -21,10 +21,11 @@ from tapescope.rules import engine, finding
 from tapescope.rules.record_view import Record, RunLayout, run_layout
 from tapescope.statistics.reading import Reading
 from tapescope.statistics.slow_columns import SlowRows
-from tapescope.storage import event_file, event_reader, event_values, run_directory, summaries
+from tapescope.storage import event_file, event_reader, event_values, summaries
 from tapescope.storage import resume as resuming
 from tapescope.storage.captures import Captures
 from tapescope.storage.consecutive_gradients import ConsecutiveGradients
+from tapescope.storage.directory import DirectoryLock
 from tapescope.storage.event_values import Value
 from tapescope.storage.examples_seen import ExamplesSeen
 from tapescope.storage.heatmap import COLUMN, Heatmap, HeatmapHistory
@@ -67,7 +68,7 @@ class RunWriter:
     def __init__(
         self,
         logdir: str,
-        lock: run_directory.DirectoryLock,
+        lock: DirectoryLock,
         probe_state: ProbeState,
         about: Mapping[str, Any],
         resume: Resume | None,

@@ -17,8 +17,9 @@ from scripts.testbed.synthetic import Spec
 from tensorboard.compat.proto import event_pb2
 
 import tapescope
-from tapescope.storage import captured_step, event_file, event_reader, event_values, run_directory, tfrecord
+from tapescope.storage import captured_step, event_file, event_reader, event_values, tfrecord
 from tapescope.storage.captured_step import CapturedStep
+from tapescope.storage.directory import DirectoryLock, absolute
 from tapescope.storage.event_reader import find_event_files, is_own_file
 from tapescope.storage.resume import cut_records
 from tensorboard_plugin_tapescope.metadata import Family
@@ -271,7 +272,7 @@ def test_the_state_of_other_units_loses_no_record(tmp_path, caplog):
 _PARENT = """
 import os, sys, time
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-from tapescope.storage.run_directory import DirectoryLock
+from tapescope.storage.directory import DirectoryLock
 lock = DirectoryLock(sys.argv[1])
 if not os.fork():
     time.sleep(60)
@@ -289,10 +290,10 @@ def test_a_forked_helper_that_outlives_its_parent_does_not_hold_the_lock(tmp_pat
     try:
         parent.stdout.readline()
         with pytest.raises(OSError, match="another Recorder writes"):
-            run_directory.DirectoryLock(tmp_path)
+            DirectoryLock(tmp_path)
         parent.kill()
         parent.wait()
-        run_directory.DirectoryLock(tmp_path).release()
+        DirectoryLock(tmp_path).release()
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
         parent.stdout.close()
@@ -300,7 +301,7 @@ def test_a_forked_helper_that_outlives_its_parent_does_not_hold_the_lock(tmp_pat
 
 def test_a_directory_that_is_not_utf8_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`logdir` must have a name in UTF-8"):
-        run_directory.absolute(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff"))
+        absolute(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff"))
 
 
 @pytest.mark.parametrize("wrong", [None, b"runs/1", 3])
@@ -308,7 +309,7 @@ def test_what_is_not_a_path_is_refused(wrong):
     with pytest.raises(
         ValueError, match=r"`logdir` must be the path of a directory, .*; got " + re.escape(repr(wrong))
     ):
-        run_directory.absolute(wrong)
+        absolute(wrong)
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling link"])
@@ -319,4 +320,4 @@ def test_a_run_directory_that_is_not_a_directory_is_refused(tmp_path, kind):
     else:
         path.symlink_to(tmp_path / "nowhere")
     with pytest.raises(OSError, match=r"`logdir` must be a directory; .*/run is a file or a link that leads nowhere"):
-        run_directory.DirectoryLock(path)
+        DirectoryLock(path)

@@ -18,7 +18,7 @@ from scripts.testbed.records import loaded_steps
 from tensorboard import context
 
 import tapescope
-from tapescope.storage.run_directory import DirectoryLock
+from tapescope.storage.directory import DirectoryLock
 from tapescope_trainers import train
 from tapescope_trainers.training import build, checkpoints, data, resume
 from tests.plugin.conftest import application

@@ -134,7 +134,7 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
 
     import tapescope
     from tapescope.storage import captured_step
-    from tapescope.storage.run_directory import DirectoryLock, absolute
+    from tapescope.storage.directory import DirectoryLock, absolute
     from tapescope_trainers.training import checkpoints
 
     chief = link is None or link.cluster.chief
