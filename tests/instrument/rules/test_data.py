@@ -192,6 +192,16 @@ def test_missing_values_name_the_data():
     assert "standard deviation of 0" in found.advice
 
 
+def test_an_input_without_a_finite_element_is_named():
+    def broken(t, columns):
+        absent = {name: np.array([NAN]) for name in columns if name.startswith("data_")}
+        columns.update(absent | {"data_elements": np.array([64.0]), "data_nonfinite": np.array([64.0])})
+        columns["first_nonfinite_forward"] = np.float64(0)
+
+    (found,) = judge((INPUT, normal()), change=broken, rule="non_finite")
+    assert found.layer == "input"
+
+
 def sorted_labels(classes, size=32):
     return lambda t: np.full(size, float(t % classes))
 
