@@ -190,10 +190,10 @@ def _step(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0.1 <= value <= 86400:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds from 0.1 to 86400; got {text}")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0.1 <= float(text) <= 86400:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number of seconds from 0.1 to 86400; got {text}")
 
 
 def _whole_numbers(text: str) -> list[int]:
@@ -286,7 +286,8 @@ def _check(options: argparse.Namespace) -> int:
         else:
             _print(_format_finding(found, cause))
     if not findings and not options.json:
-        _print(f"no findings in {len(run.steps)} records of {options.run}")
+        records = "1 record" if len(run.steps) == 1 else f"{len(run.steps)} records"
+        _print(f"no findings in {records} of {options.run}")
     return FOUND if findings else SUCCESS
 
 
