@@ -421,6 +421,7 @@ def _read_run(directory: str) -> "Run":
     """
     from tapescope.storage.run import Run, runs
 
+    directory = os.path.expanduser(directory)
     below = runs(directory)
     if below and directory not in below:
         listed = ", ".join(below[:3]) + (", ..." if len(below) > 3 else "")
