@@ -190,6 +190,31 @@ def test_the_budget_of_a_range_is_a_mean(tensorboard):
     assert "In the mean of 11 steps from 100 to 200" in note
 
 
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """Return TensorBoard over a run in which no gradient passes the weights of any layer."""
+    logdir = tmp_path_factory.mktemp("cut")
+    with np.errstate(divide="ignore"):
+        synthetic.write(logdir / "cut", Spec(decay=0.0), range(3))
+    return application(logdir, fast=False, runs=1, last=2)
+
+
+def test_the_budget_names_the_layer_that_no_gradient_passes(cut):
+    note = panels(cut.get("view", view="budget", run="cut"))["budget"]["note"]
+    assert "no gradient arrives at the first layer: none passes the weights of the layer output." in note
+
+
+def test_a_line_of_zeros_on_a_logarithmic_axis_states_the_reason(cut):
+    panel = panels(cut.get("view", view="layer", run="cut", layer="hidden_1"))["gradient_norm"]
+    assert panel["figure"] is None
+    assert panel["empty"].startswith("Every recorded value is 0, for which a logarithmic axis has no place.")
+
+
+def test_few_steps_have_no_ticks_between_two(cut):
+    flow = panels(cut.get("view", view="flow", run="cut"))["flow"]["figure"]
+    assert flow["layout"]["xaxis"]["dtick"] == 1
+
+
 @pytest.fixture
 def compared(tensorboard) -> dict[str, dict]:
     """Return the panels of Compare for two runs, of five and eight layers."""

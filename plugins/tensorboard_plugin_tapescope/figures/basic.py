@@ -143,7 +143,7 @@ def heatmap(
         "layout": layout(
             dark,
             height=int(min(max(row_pixels * len(names) + 110, 260), 640)),
-            xaxis=style.step_axis(showgrid=False, zeroline=False, automargin=False),
+            xaxis=style.step_axis(steps, showgrid=False, zeroline=False, automargin=False),
             yaxis={"autorange": "reversed", "type": "category", "showgrid": False, "title": "", "automargin": False},
             margin={"l": left, **style.HEATMAP_MARGIN},
             plot_bgcolor=ABSENT_COLOURS[dark],
@@ -197,7 +197,7 @@ def line_chart(
         value = f"{column_title(column)} <b>%{{y:.4g}}</b>"
         trace = {
             "type": "scatter",
-            "mode": "lines+markers" if _has_isolated_point(values[:, i]) else "lines",
+            "mode": line_mode(values[:, i]),
             "marker": {"size": 4},
             "cliponaxis": False,
             "name": label,
@@ -213,7 +213,7 @@ def line_chart(
             value = f"{column_title(column)} <b>%{{customdata:.4g}}</b><br>smoothed <b>%{{y:.4g}}</b>"
         hover = f"<b>{label}</b><br>step %{{x:,}}<br>{value}<br><br>{wrap_lines(definitions[i])}<extra></extra>"
         traces.append({**trace, "hovertemplate": hover})
-    xaxis = style.step_axis()
+    xaxis = style.step_axis(steps)
     if len(steps) > 1:  # or markers would make the axis longer than in the figures beside it
         xaxis["autorangeoptions"] = {"clipmin": int(steps[0]), "clipmax": int(steps[-1])}
     axis = value_axis(column, values)
@@ -261,10 +261,11 @@ def _spread(values: np.ndarray) -> tuple[list[str], np.ndarray]:
     return names, np.stack([median, low, high, *values.T[farthest]], axis=1).astype(values.dtype)
 
 
-def _has_isolated_point(values: np.ndarray) -> bool:
-    """Return whether a finite value has no finite neighbour, so that no line leads to it."""
+def line_mode(values: np.ndarray) -> str:
+    """Return Plotly's mode of a line, with markers if a finite value has no finite neighbour: no line leads to it."""
     finite = np.concatenate([[False], np.isfinite(values), [False]])
-    return bool((finite[1:-1] & ~finite[:-2] & ~finite[2:]).any())
+    isolated = finite[1:-1] & ~finite[:-2] & ~finite[2:]
+    return "lines+markers" if isolated.any() else "lines"
 
 
 def value_axis(column: Column, values: np.ndarray) -> dict[str, Any]:
@@ -281,7 +282,7 @@ def _log_axis_ticks(values: np.ndarray) -> dict[str, Any]:
     """Return ticks at powers of ten if the values cover at least 1.5 decades, else at whole numbers."""
     positive = values[np.isfinite(values) & (values > 0)].astype(np.float64)
     decades = math.log10(positive.max() / positive.min()) if positive.size else 0.0
-    if decades < 1.5:
+    if positive.size and decades < 1.5:
         return {"tickformat": "~g", "dtick": "D1" if 0.1 < decades < 0.5 else "D2"}
     tickfont = {"size": style.POWER_TICK_SIZE}
     return {"exponentformat": "power", "dtick": max(1, math.ceil(decades / 6)), "tickfont": tickfont}

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from tensorboard_plugin_tapescope.metadata import Column
 
 Figure = dict[str, Any]
@@ -16,6 +18,9 @@ FONT = "Roboto, 'Helvetica Neue', Arial, sans-serif"
 MINUS = "\N{MINUS SIGN}"
 TEXT_SIZE = 12
 TICK_SIZE = 11
+
+FEW_STEPS = 4
+"""Most steps over which Plotly would place ticks between two."""
 
 POWER_TICK_SIZE = TICK_SIZE / 1.25
 """Font size of an axis with `exponentformat="power"`, whose labels plotly.js enlarges by 1.25."""
@@ -124,9 +129,10 @@ def layout(dark: bool = False, **fields: Any) -> dict[str, Any]:
     return base
 
 
-def step_axis(**fields: Any) -> dict[str, Any]:
-    """Return the x axis of a figure over steps."""
-    return {"title": "step", "separatethousands": True, **fields}
+def step_axis(steps: np.ndarray, **fields: Any) -> dict[str, Any]:
+    """Return the x axis of a figure over ascending steps; few of them have a tick each, and none between."""
+    few = {"dtick": 1} if len(steps) and steps[-1] - steps[0] <= FEW_STEPS else {}
+    return {"title": "step", "separatethousands": True, **few, **fields}
 
 
 def run_colours(runs: Iterable[str], all_runs: Iterable[str]) -> list[str]:
