@@ -35,6 +35,9 @@ MOST_REPLICA_ROWS = 64
 OUTLIERS = 4
 """Replicas that are drawn by themselves where there are more."""
 
+NARROW_DECADES = 0.7
+"""On a logarithmic axis of fewer decades too few digits have a place: Plotly chooses ticks as on a linear one."""
+
 ROW_PIXELS = 15
 DENSE_ROW_PIXELS = 4
 DENSE_ROWS = 60
@@ -98,6 +101,7 @@ def heatmap(
     max_steps: int = MAX_STEPS,
     colours: ColourRange | None = None,
     left_margin: int | None = None,
+    label_limit: int = style.LABEL_LIMIT,
 ) -> Figure:
     """Return values as colour, one row for each name, the first at the top.
 
@@ -112,6 +116,7 @@ def heatmap(
       max_steps: most steps that are drawn.
       colours: range of the colours if several figures share one.
       left_margin: pixels left of the plot if several figures are to be aligned, see `row_label_margin`.
+      label_limit: most characters of a row's label.
     """
     hover = hover_step(steps, max_steps)
     steps, values = thin(steps, values, column, max_steps, even=True)
@@ -124,7 +129,7 @@ def heatmap(
     trace = {
         "type": "heatmap",
         "x": encode(steps),
-        "y": unique_labels(names, parts=2),
+        "y": unique_labels(names, parts=2, limit=label_limit),
         "z": encode(z),
         "meta": {"rows": list(names), "value": "customdata" if column.scale == "log" else "z"},
         "zmin": colours.bottom,
@@ -137,7 +142,7 @@ def heatmap(
     if column.scale == "log":
         trace["customdata"] = encode(raw)
     row_pixels = ROW_PIXELS if len(names) <= DENSE_ROWS else DENSE_ROW_PIXELS
-    left = row_label_margin(names) if left_margin is None else left_margin
+    left = row_label_margin(names, label_limit) if left_margin is None else left_margin
     return {
         "data": [trace],
         "layout": layout(
@@ -151,9 +156,9 @@ def heatmap(
     }
 
 
-def row_label_margin(names: Sequence[str]) -> int:
+def row_label_margin(names: Sequence[str], limit: int = style.LABEL_LIMIT) -> int:
     """Return the pixels that a heatmap's row labels need. Plotly would draw the figure twice to find out."""
-    return 16 + math.ceil(6.6 * max(map(len, unique_labels(names, parts=2)), default=0))
+    return 16 + math.ceil(6.6 * max(map(len, unique_labels(names, 2, limit)), default=0))
 
 
 def _hover_value(column: Column) -> str:
@@ -279,11 +284,13 @@ def value_axis(column: Column, values: np.ndarray) -> dict[str, Any]:
 
 
 def _log_axis_ticks(values: np.ndarray) -> dict[str, Any]:
-    """Return ticks at powers of ten if the values cover at least 1.5 decades, else at whole numbers."""
+    """Return ticks at powers of ten if the values cover at least 1.5 decades, else at digits, or between these."""
     positive = values[np.isfinite(values) & (values > 0)].astype(np.float64)
     decades = math.log10(positive.max() / positive.min()) if positive.size else 0.0
+    if 0 < decades < NARROW_DECADES:
+        return {"tickformat": "~g"}
     if positive.size and decades < 1.5:
-        return {"tickformat": "~g", "dtick": "D1" if 0.1 < decades < 0.5 else "D2"}
+        return {"tickformat": "~g", "dtick": "D2"}
     tickfont = {"size": style.POWER_TICK_SIZE}
     return {"exponentformat": "power", "dtick": max(1, math.ceil(decades / 6)), "tickfont": tickfont}
 

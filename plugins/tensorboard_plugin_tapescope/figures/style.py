@@ -31,6 +31,12 @@ LEFT_MARGIN = 64
 HEATMAP_MARGIN = {"r": 104, "t": 8, "b": 44, "autoexpand": False}
 """Margins in pixels of every heatmap. They are fixed, so that heatmaps side by side are equally wide."""
 
+LABEL_LIMIT = 34
+"""Most characters of a label."""
+
+COLOUR_BAR_PIXELS = 12
+"""Pixels between a plot and its colour bar; by default they grow with the plot, until labels have no place."""
+
 _LIGHT = {"text": "#202124", "secondary": "#5f6368", "grid": "#e3e5e8"}
 _DARK = {"text": "#e8eaed", "secondary": "#a6abb2", "grid": "#3c4043"}
 
@@ -39,24 +45,25 @@ CIVIDIS = ("#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a
 """Colour scales for colour-blind readers, dark to light: matplotlib's, in ten stops."""
 
 
-def display_name(name: str, limit: int = 34) -> str:
+def display_name(name: str, limit: int = LABEL_LIMIT) -> str:
     """Return a name as Plotly may draw it: markup escaped, on one line, the middle of a long one left out."""
     line = " ".join(name.split()) or "(no name)"
     short = line if len(line) <= limit else f"{line[: limit // 2 - 1]}…{line[-(limit // 2) :]}"
     return html.escape(short, quote=False)
 
 
-def unique_labels(names: Sequence[str], parts: int = 1) -> list[str]:
+def unique_labels(names: Sequence[str], parts: int = 1, limit: int = LABEL_LIMIT) -> list[str]:
     """Return a different label for each name.
 
     Args:
       names: names with "/" between their parts.
       parts: the scope that all names share is left out, except for so many last parts of a name. With 2, the
         variables of a single layer keep the layer's name.
+      limit: most characters of a label.
     """
     scope = os.path.commonprefix(list(names)).split("/")[:-1] if len(names) > 1 else []
     dropped = min([len(scope), *(max(0, name.count("/") + 1 - parts) for name in names)])
-    texts = [display_name("/".join(name.split("/")[dropped:])) for name in names]
+    texts = [display_name("/".join(name.split("/")[dropped:]), limit) for name in names]
     seen: dict[str, int] = {}
     for i, text in enumerate(texts):
         seen[text] = seen.get(text, 0) + 1
@@ -156,6 +163,8 @@ def colour_bar(title: str, dark: bool, **fields: Any) -> dict[str, Any]:
     """Return a thin colour bar with its title to the right."""
     colour = secondary_text_colour(dark)
     return {
+        "x": 1,
+        "xpad": COLOUR_BAR_PIXELS,
         "thickness": 10,
         "outlinewidth": 0,
         "tickfont": {"color": colour, "size": TICK_SIZE},
