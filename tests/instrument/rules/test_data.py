@@ -336,6 +336,14 @@ def test_labels_that_are_the_inputs_are_noted(labels, named):
 OUTPUT = TARGET._replace(name="output", kind="output")
 
 
+def test_an_infinite_loss_of_infinite_outputs_is_no_warning_of_numpy():
+    def broken(t, columns):
+        columns["loss"] = np.float64(np.inf)
+        columns["data_std"] = np.array([1.0, np.inf])
+
+    assert judge((TARGET, normal()), (OUTPUT, normal()), change=broken, rule="loss_mismatch") == []
+
+
 def squares(share=1.0, covariance=0.0):
     """Return a change to a loss that is a share of the mean square over all pairs, less twice a covariance."""
 
