@@ -23,7 +23,7 @@ from tensorboard_plugin_tapescope.plugin import VIEWS, read_pages
 from tensorboard_plugin_tapescope.series import tables
 from tensorboard_plugin_tapescope.series.hyperparameters import ABSENT
 from tensorboard_plugin_tapescope.series.smoothing import smooth
-from tensorboard_plugin_tapescope.views import overview, replicas
+from tensorboard_plugin_tapescope.views import budget, overview, replicas
 from tensorboard_plugin_tapescope.views.grid import GRID_COLUMNS
 from tensorboard_plugin_tapescope.views.query import Query
 from tests.plugin.conftest import STEPS, application
@@ -201,7 +201,14 @@ def cut(tmp_path_factory):
 
 def test_the_budget_names_the_layer_that_no_gradient_passes(cut):
     note = panels(cut.get("view", view="budget", run="cut"))["budget"]["note"]
-    assert "no gradient arrives at the first layer: none passes the weights of the layer output." in note
+    assert "no gradient arrives at the first layer's weights: none passes the weights of the layer output." in note
+
+
+@pytest.mark.parametrize(("layer", "part", "found"), [(0, "flow_gate", (0, "flow_gate")), (0, "flow_weight", None)])
+def test_of_the_first_layer_only_the_activation_keeps_the_gradient_from_its_weights(layer, part, found):
+    gains = {name: np.zeros([2, 3]) for name in ("flow_gate", "flow_weight")}
+    gains[part][:, layer] = -np.inf
+    assert budget._find_block(gains, [2, 1, 0]) == found
 
 
 def test_a_line_of_zeros_on_a_logarithmic_axis_states_the_reason(cut):
