@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,6 +203,14 @@ def cut(tmp_path_factory):
 def test_the_budget_names_the_layer_that_no_gradient_passes(cut):
     note = panels(cut.get("view", view="budget", run="cut"))["budget"]["note"]
     assert "no gradient arrives at the first layer's weights: none passes the weights of the layer output." in note
+
+
+def test_the_budget_of_a_step_without_a_finite_gain_is_not_a_gain_of_0():
+    family = metadata.Family("layers", ("flow_gate", "flow_weight"), ("hidden", "output"))
+    values = np.stack([np.zeros([2, 2]), np.full([2, 2], np.nan)])
+    table = tables.Table(family, np.arange(2), np.arange(2.0), values)
+    (panel,) = budget.budget(SimpleNamespace(table=lambda run, name: table), Query(("run",)))
+    assert "No gain of these layers is known at the last step" in panel.empty
 
 
 @pytest.mark.parametrize(("layer", "part", "found"), [(0, "flow_gate", (0, "flow_gate")), (0, "flow_weight", None)])

@@ -30,6 +30,10 @@ def budget(snapshot: Snapshot, query: Query) -> list[Panel]:
     titles = [f"{adjective}layer {name}" for adjective, name in zip(adjectives, table.family.names, strict=True)]
     whole = flow_path.backward_path(table.family.details.get("sources"), len(titles))
     block = _find_block(selected_gains, whole)
+    if block is None and not any(np.isfinite(gain[:, budget.path]).any() for gain in selected_gains.values()):
+        return [
+            _empty("No gain of these layers is known at the last step, or those asked for: see Findings for a NaN.")
+        ]
     note = _describe(budget, titles, block, table.steps[selected])
     others = len(table.family.names) - len(budget.path) - 1
     if others > 0:
