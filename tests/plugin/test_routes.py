@@ -88,6 +88,12 @@ def test_the_overhead_is_measuring_over_training_between_two_records(rows):
     assert rows["vanishing"]["overhead"] == pytest.approx(3.1 / (50 * 10))
 
 
+def test_a_cost_below_0_is_shown_as_0():
+    family = metadata.Family("step", ("measure_ms", "step_ms"))
+    table = tables.Table(family, np.arange(3), np.arange(3.0), np.array([[-0.9, 2.0]] * 3))
+    assert (overview.measuring_cost(table), overview.measuring_overhead(table)) == (0, 0)
+
+
 def test_the_overview_has_the_share_of_spikes(rows):
     assert rows["healthy"]["spikes"] == {"loss": 0.0125, "gradient": None}
 

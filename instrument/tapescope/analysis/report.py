@@ -95,7 +95,7 @@ def _render_overview(runs: Sequence[Run], names: Sequence[str]) -> str:
             f"{run.steps[-1]}",
             f"{loss:.4g}",
             _count_findings(run),
-            "" if math.isnan(cost) else f"{cost:.2f} ms",
+            "" if math.isnan(cost) else f"{max(0.0, cost):.2f} ms",
         )
         rows.append("".join(f"<td>{_escape(cell)}</td>" for cell in cells))
     titles = ("run", "state", "last step", "loss", "findings", "cost of a measured step")
