@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import difflib
 import importlib
+import math
 import os
 import re
 import sys
@@ -332,9 +333,10 @@ def _scaling(options: argparse.Namespace) -> int:
     _print("replicas  batch  examples/s  efficiency  step ms (5, 50, 95 %)    noise scale  run")
     for speed in speeds:
         low, median, high = speed.step_ms
+        noise_scale = "?" if math.isnan(speed.noise_scale) else f"{speed.noise_scale:.4g}"
         _print(
             f"{speed.replicas:8d} {speed.batch:6.0f} {speed.examples_per_second:11.1f} {speed.efficiency:11.0%}  "
-            f"{low:7.2f} {median:7.2f} {high:7.2f}  {speed.noise_scale:11.4g}  {speed.run}"
+            f"{low:7.2f} {median:7.2f} {high:7.2f}  {noise_scale:>11}  {speed.run}"
         )
     _print(f"Does a larger batch pay? For the last run, {speeds[-1].worth}.")
     return SUCCESS

@@ -201,6 +201,11 @@ def test_scaling_prints_a_row_for_each_run(two_runs, run_cli):
     assert verdict.startswith("Does a larger batch pay? ")
 
 
+def test_a_noise_scale_that_is_unknown_is_a_question_mark(two_runs, run_cli):
+    _, out, _ = run_cli("scaling", two_runs[0])
+    assert out.splitlines()[1].split()[-2] == "?"
+
+
 def test_scaling_prints_json_without_nan(two_runs, run_cli):
     _, out, _ = run_cli("scaling", *two_runs, "--json")
     first, second = [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()]
