@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import difflib
 import importlib
+import math
 import os
 import re
 import sys
@@ -190,10 +191,10 @@ def _step(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0.1 <= value <= 86400:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds from 0.1 to 86400; got {text}")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0.1 <= float(text) <= 86400:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number of seconds from 0.1 to 86400; got {text}")
 
 
 def _whole_numbers(text: str) -> list[int]:
@@ -286,7 +287,8 @@ def _check(options: argparse.Namespace) -> int:
         else:
             _print(_format_finding(found, cause))
     if not findings and not options.json:
-        _print(f"no findings in {len(run.steps)} records of {options.run}")
+        records = "1 record" if len(run.steps) == 1 else f"{len(run.steps)} records"
+        _print(f"no findings in {records} of {options.run}")
     return FOUND if findings else SUCCESS
 
 
@@ -331,9 +333,10 @@ def _scaling(options: argparse.Namespace) -> int:
     _print("replicas  batch  examples/s  efficiency  step ms (5, 50, 95 %)    noise scale  run")
     for speed in speeds:
         low, median, high = speed.step_ms
+        noise_scale = "?" if math.isnan(speed.noise_scale) else f"{speed.noise_scale:.4g}"
         _print(
             f"{speed.replicas:8d} {speed.batch:6.0f} {speed.examples_per_second:11.1f} {speed.efficiency:11.0%}  "
-            f"{low:7.2f} {median:7.2f} {high:7.2f}  {speed.noise_scale:11.4g}  {speed.run}"
+            f"{low:7.2f} {median:7.2f} {high:7.2f}  {noise_scale:>11}  {speed.run}"
         )
     _print(f"Does a larger batch pay? For the last run, {speeds[-1].worth}.")
     return SUCCESS
@@ -420,6 +423,7 @@ def _read_run(directory: str) -> "Run":
     """
     from tapescope.storage.run import Run, runs
 
+    directory = os.path.expanduser(directory)
     below = runs(directory)
     if below and directory not in below:
         listed = ", ".join(below[:3]) + (", ..." if len(below) > 3 else "")

@@ -44,6 +44,11 @@ def test_check_without_findings(tmp_path, run_cli):
     assert run_cli("check", tmp_path) == (cli.SUCCESS, f"no findings in 20 records of {tmp_path}\n", "")
 
 
+def test_one_record_is_singular(tmp_path, run_cli):
+    write(tmp_path, count=1)
+    assert run_cli("check", tmp_path) == (cli.SUCCESS, f"no findings in 1 record of {tmp_path}\n", "")
+
+
 def test_check_without_findings_prints_no_json(tmp_path, run_cli):
     write(tmp_path)
     assert run_cli("check", tmp_path, "--json") == (cli.SUCCESS, "", "")
@@ -136,6 +141,7 @@ def two_runs(tmp_path):
         (["chek", "runs"], "invalid choice: 'chek' .*did you mean check\\?\\): see tapescope --help"),
         (["check"], "the following arguments are required: RUN: see tapescope check --help"),
         (["status", "runs", "--every=nan"], "must be a number of seconds from 0.1 to 86400; got nan: see "),
+        (["status", "runs", "--every=often"], "must be a number of seconds from 0.1 to 86400; got often: see "),
     ],
 )
 def test_a_bad_argument_is_one_line(capsys, arguments, message):
@@ -173,6 +179,13 @@ def test_compare_of_different_runs_is_found(two_runs, run_cli):
     assert run_cli("compare", *two_runs)[0] == cli.FOUND
 
 
+def test_compare_names_few_of_many_unmatched_layers(tmp_path, run_cli):
+    synthetic.write(tmp_path / "deep", Spec(depth=100, histograms=False), range(1))
+    synthetic.write(tmp_path / "flat", Spec(depth=2, histograms=False), range(1))
+    _, out, _ = run_cli("compare", tmp_path / "deep", tmp_path / "flat")
+    assert re.match("1 record compared, .*\nonly in one of the two runs: ([^,]+, ){7}[^,]+ and [0-9]+ more\n", out)
+
+
 def test_compare_prints_json(two_runs, run_cli):
     _, out, _ = run_cli("compare", *two_runs, "--json")
     assert json.loads(out)["equal"] is False
@@ -186,6 +199,11 @@ def test_scaling_prints_a_row_for_each_run(two_runs, run_cli):
     assert first.split()[0] == "1"
     assert second.split()[0] == "4"
     assert verdict.startswith("Does a larger batch pay? ")
+
+
+def test_a_noise_scale_that_is_unknown_is_a_question_mark(two_runs, run_cli):
+    _, out, _ = run_cli("scaling", two_runs[0])
+    assert out.splitlines()[1].split()[-2] == "?"
 
 
 def test_scaling_prints_json_without_nan(two_runs, run_cli):

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from tensorboard_plugin_tapescope.plugin import VIEWS, read_pages
 from tensorboard_plugin_tapescope.series import tables
 from tensorboard_plugin_tapescope.series.hyperparameters import ABSENT
 from tensorboard_plugin_tapescope.series.smoothing import smooth
-from tensorboard_plugin_tapescope.views import overview, replicas
+from tensorboard_plugin_tapescope.views import budget, overview, replicas
 from tensorboard_plugin_tapescope.views.grid import GRID_COLUMNS
 from tensorboard_plugin_tapescope.views.query import Query
 from tests.plugin.conftest import STEPS, application
@@ -85,6 +86,12 @@ def test_the_overview_has_the_number_of_replicas(rows):
 
 def test_the_overhead_is_measuring_over_training_between_two_records(rows):
     assert rows["vanishing"]["overhead"] == pytest.approx(3.1 / (50 * 10))
+
+
+def test_a_cost_below_0_is_shown_as_0():
+    family = metadata.Family("step", ("measure_ms", "step_ms"))
+    table = tables.Table(family, np.arange(3), np.arange(3.0), np.array([[-0.9, 2.0]] * 3))
+    assert (overview.measuring_cost(table), overview.measuring_overhead(table)) == (0, 0)
 
 
 def test_the_overview_has_the_share_of_spikes(rows):
@@ -188,6 +195,46 @@ def test_the_budget_of_the_last_step_states_the_loss_of_gradient(tensorboard):
 def test_the_budget_of_a_range_is_a_mean(tensorboard):
     note = panels(tensorboard.get("view", view="budget", run="vanishing", first=100, last=200))["budget"]["note"]
     assert "In the mean of 11 steps from 100 to 200" in note
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """Return TensorBoard over a run in which no gradient passes the weights of any layer."""
+    logdir = tmp_path_factory.mktemp("cut")
+    with np.errstate(divide="ignore"):
+        synthetic.write(logdir / "cut", Spec(decay=0.0), range(3))
+    return application(logdir, fast=False, runs=1, last=2)
+
+
+def test_the_budget_names_the_layer_that_no_gradient_passes(cut):
+    note = panels(cut.get("view", view="budget", run="cut"))["budget"]["note"]
+    assert "no gradient arrives at the first layer's weights: none passes the weights of the layer output." in note
+
+
+def test_the_budget_of_a_step_without_a_finite_gain_is_not_a_gain_of_0():
+    family = metadata.Family("layers", ("flow_gate", "flow_weight"), ("hidden", "output"))
+    values = np.stack([np.zeros([2, 2]), np.full([2, 2], np.nan)])
+    table = tables.Table(family, np.arange(2), np.arange(2.0), values)
+    (panel,) = budget.budget(SimpleNamespace(table=lambda run, name: table), Query(("run",)))
+    assert "No gain of these layers is known at the last step" in panel.empty
+
+
+@pytest.mark.parametrize(("layer", "part", "found"), [(0, "flow_gate", (0, "flow_gate")), (0, "flow_weight", None)])
+def test_of_the_first_layer_only_the_activation_keeps_the_gradient_from_its_weights(layer, part, found):
+    gains = {name: np.zeros([2, 3]) for name in ("flow_gate", "flow_weight")}
+    gains[part][:, layer] = -np.inf
+    assert budget._find_block(gains, [2, 1, 0]) == found
+
+
+def test_a_line_of_zeros_on_a_logarithmic_axis_states_the_reason(cut):
+    panel = panels(cut.get("view", view="layer", run="cut", layer="hidden_1"))["gradient_norm"]
+    assert panel["figure"] is None
+    assert panel["empty"].startswith("Every recorded value is 0, for which a logarithmic axis has no place.")
+
+
+def test_few_steps_have_no_ticks_between_two(cut):
+    flow = panels(cut.get("view", view="flow", run="cut"))["flow"]["figure"]
+    assert flow["layout"]["xaxis"]["dtick"] == 1
 
 
 @pytest.fixture

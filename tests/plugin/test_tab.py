@@ -402,6 +402,45 @@ def test_a_range_of_steps_is_zoomed_into_and_left(chrome, address):
     assert "first" not in chrome.execute_script("return parent.location.hash")
 
 
+def set_size(driver, width: int, height: int) -> None:
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+@pytest.fixture
+def resized(chrome):
+    """Return Chromium, whose window has its usual size again afterwards."""
+    yield chrome
+    set_size(chrome, 1280, 900)
+
+
+def test_figures_follow_the_width_of_the_window(resized, address):
+    page.show_view(resized, address, "view=layer&run=vanishing&layer=hidden_2")
+    for width in (800, 1900):
+        set_size(resized, width, 900)
+        same = "(chart) => chart.querySelector('.main-svg').clientWidth === chart.clientWidth"
+        fits = f"document.querySelector('.panel .chart').clientWidth < {width} - 200"
+        page.wait_for(
+            resized, f"return {fits} && [...document.querySelectorAll('.panel:not(.blank) .chart')].every({same})"
+        )
+
+
+def test_long_names_make_no_view_wider_than_the_window(resized, tmp_path):
+    layers = ("path/" * 40 + "layer", "b" * 200, "output")
+    found = (synthetic.finding(layers[0]), synthetic.finding(layers[1], 30, "warning"))
+    synthetic.write(tmp_path / ("a run " + "z" * 180), Spec(layers=layers, findings=found), range(0, 50, 10))
+    synthetic.write(tmp_path / "other", Spec(), range(0, 50, 10))
+    set_size(resized, 800, 600)
+    with page.tensorboard(tmp_path) as (url, _):
+        run = urllib.parse.quote("a run " + "z" * 180)
+        for view in ("overview", "flow", "layer", "budget", "compare", "findings"):
+            page.open_tab(resized, url, f"view={view}&run={run}&with={run}&with=other")
+            page.wait_until_ready(resized)
+            page.wait_for(
+                resized, "const main = document.querySelector('main'); return main.scrollWidth === main.clientWidth"
+            )
+
+
 def test_a_directory_without_runs_states_the_commands(chrome, tmp_path):
     with page.tensorboard(tmp_path) as (url, _):
         chrome.switch_to.default_content()

@@ -149,7 +149,7 @@ def test_the_figure_needs_no_network(models, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--model=relu_sigmoid"], "--model=relu_sigmoid has a fixed width"),
-        (["--model=nothing"], "--model must be"),
+        (["--model=nothing"], "--model must be mlp, cnn, resnet, transformer or package.module:build; got nothing"),
         (["--data=digit"], "--data=digit must be one of digits, "),
         (["--loss=mse"], "--loss=mse is of your own model"),
         (["--widths=64"], "--widths must be at least two rising"),

@@ -134,7 +134,8 @@ def check(
     from tapescope_trainers import user_code
 
     if not user_code.is_reference(model) and model not in flags.PRESETS:
-        raise ValueError(f"--model must be {', '.join(flags.PRESETS)} or package.module:build; got {model}")
+        scalable = [preset for preset in flags.PRESETS if preset not in flags.EXAMPLE_PRESETS]
+        raise ValueError(f"--model must be {', '.join(scalable)} or package.module:build; got {model}")
     if model in flags.EXAMPLE_PRESETS:
         raise ValueError(f"--model={model} has a fixed width: use mlp, cnn, resnet, transformer or your own function")
     if loss is not None and model in flags.PRESETS:

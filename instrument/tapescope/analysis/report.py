@@ -29,7 +29,8 @@ _BUDGET_DEFINITION = (
 
 _STYLE = """
 body { font: 15px/1.5 Roboto, "Helvetica Neue", Arial, sans-serif; color: #202124; max-width: 1100px; margin: 40px auto;
-  padding: 0 24px; }
+  padding: 0 24px; overflow-wrap: break-word; }
+td:first-child { overflow-wrap: anywhere; }
 h1 { font-weight: 400; margin-bottom: 4px; }
 h2 { font-weight: 500; margin-top: 44px; border-bottom: 1px solid #e3e5e8; padding-bottom: 6px; }
 h3 { font-weight: 500; margin: 26px 0 2px; }
@@ -94,7 +95,7 @@ def _render_overview(runs: Sequence[Run], names: Sequence[str]) -> str:
             f"{run.steps[-1]}",
             f"{loss:.4g}",
             _count_findings(run),
-            "" if math.isnan(cost) else f"{cost:.2f} ms",
+            "" if math.isnan(cost) else f"{max(0.0, cost):.2f} ms",
         )
         rows.append("".join(f"<td>{_escape(cell)}</td>" for cell in cells))
     titles = ("run", "state", "last step", "loss", "findings", "cost of a measured step")
@@ -119,7 +120,8 @@ def _render_comparison(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     if not common:
         return ["<p>The runs have no recorded step in common.</p>"]
     at = [np.searchsorted(run.steps, common) for run in runs]
-    figures = []
+    count = "one step" if len(common) == 1 else f"{len(common):,} steps"
+    figures = [f"<p class=secondary>At the {count} that all runs recorded.</p>"]
     for title, name in (("Loss", "loss"), ("Gradient of the first variable", "gradient_norm")):
         if not all(name in run.columns for run in runs):
             continue

@@ -30,7 +30,7 @@ def read_status(logdir: str | os.PathLike[str], now: float | None = None) -> lis
       FileNotFoundError: `logdir` is not a directory.
       ValueError: there is no run in it.
     """
-    directories = runs(os.path.expanduser(logdir))
+    directories = runs(logdir)
     if not directories:
         raise ValueError(f"LOGDIR must hold a run with records of tapescope; {os.fspath(logdir)} has none")
     return [_read_one(os.fspath(logdir), directory, time.time() if now is None else now) for directory in directories]

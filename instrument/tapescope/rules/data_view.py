@@ -176,7 +176,8 @@ class DataHistory:
         self._sums = {name: np.zeros(rows) for name in ("first", "second", *_SHARES)}
         self._lows = {name: np.full(rows, np.inf) for name in _LOWS}
         self._highs = {name: np.full(rows, -np.inf) for name in _HIGHS}
-        self._nonfinite = np.zeros(rows)
+        self.nonfinite = np.zeros(rows)
+        """Number of NaN and Inf elements of a row in all records, [D]; a row that has no others has nothing pooled."""
         self.empty = np.zeros(rows, int)
         """Number of records in which no element of a row counts, [D]."""
         self.varies = np.zeros(rows, bool)
@@ -212,7 +213,7 @@ class DataHistory:
                 self._lows[name] = np.fmin(self._lows[name], np.where(known, named[f"data_{name}"], np.nan))
             for name in _HIGHS:
                 self._highs[name] = np.fmax(self._highs[name], np.where(known, named[f"data_{name}"], np.nan))
-            self._nonfinite += np.nan_to_num(named["data_nonfinite"])
+            self.nonfinite += np.nan_to_num(named["data_nonfinite"])
             self.empty += named["data_elements"] == 0
             statistics = np.stack([np.broadcast_to(named[f"data_{n}"], shape) for n in ("mean", "std", "min", "max")])
             self._first = np.where(np.isnan(self._first), statistics, self._first)
@@ -256,6 +257,6 @@ class DataHistory:
             row_sum_high=extremes["row_sum_max"],
             class_low=extremes["class_min"],
             class_high=extremes["class_max"],
-            nonfinite=float(self._nonfinite[row]),
+            nonfinite=float(self.nonfinite[row]),
             single_classes=sum(self._single[row].values()) if len(self._single[row]) > 1 else 0,
         )

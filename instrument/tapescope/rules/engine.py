@@ -87,10 +87,11 @@ class RuleEngine:
 
     def add(self, record: Record) -> list[Finding]:
         """Add the next record; return the findings that are new or have another severity than before."""
-        self._history.add(record)
-        changed = {index: None for found in self._apply_rules() for index in self._keep(found)}
-        new = [self.findings[index] for index in changed]
-        self.alarm = find_alarm(self._history, new)
+        with np.errstate(all="ignore"):  # numbers that are not finite are judged, not warned of
+            self._history.add(record)
+            changed = {index: None for found in self._apply_rules() for index in self._keep(found)}
+            new = [self.findings[index] for index in changed]
+            self.alarm = find_alarm(self._history, new)
         return new
 
     def extend(self, layout: RunLayout) -> None:

@@ -113,8 +113,7 @@ def _bad_replicas(view: RecordView) -> list[int]:
 def _broken_data(history: History) -> DataRow | None:
     """Return the first input or target that had a NaN or Inf; None where there is none."""
     for index, row in enumerate(history.layout.data):
-        pooled = history.data.pooled(index) if row.kind in ("input", "target") else None
-        if pooled is not None and pooled.nonfinite > 0:
+        if row.kind in ("input", "target") and history.data.nonfinite[index] > 0:
             return row
     return None
 

@@ -76,8 +76,9 @@ def _cosines(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _whole_cosine(cosines: np.ndarray, before: np.ndarray, after: np.ndarray) -> float:
     """Return the cosine over all variables whose own one is known, or which have a gradient of 0."""
-    product = before * after
-    known = np.isfinite(cosines) | (product == 0)
-    squares = np.square(before[known]).sum() * np.square(after[known]).sum()
-    total = np.where(product == 0, 0, cosines * product)[known].sum()
-    return float(total / math.sqrt(squares)) if squares > 0 else math.nan
+    with np.errstate(all="ignore"):  # of a norm that is infinite, or whose square is
+        product = before * after
+        known = np.isfinite(cosines) | (product == 0)
+        squares = np.square(before[known]).sum() * np.square(after[known]).sum()
+        total = np.where(product == 0, 0, cosines * product)[known].sum()
+        return float(total / math.sqrt(squares)) if squares > 0 else math.nan

@@ -94,12 +94,12 @@ class Run:
       logdir: the run's directory. What is written to it later is seen by a new Run.
 
     Raises:
-      FileNotFoundError: the directory has no event file.
+      FileNotFoundError: there is no such directory, or it has no event file.
       ValueError: the event files have no records of tapescope, or none that can be read.
     """
 
     def __init__(self, logdir: str | os.PathLike[str]):
-        self.logdir: str = os.path.expanduser(logdir)
+        self.logdir: str = _existing_directory(logdir)
         # Absolute, because histograms may be read after the program has changed its directory.
         found = event_reader.find_event_files(os.path.abspath(self.logdir))
         problems = found.problems
@@ -316,7 +316,7 @@ class Run:
             is_whole_tensor = column.endswith("_histogram") and name == column
             if is_whole_tensor or name == families.get(column) or column in series.family.columns:
                 return series
-        raise KeyError(f"no column {column!r} in {self.logdir}; it has: {', '.join(self.columns)}")
+        raise KeyError(f"no column {column!r} in {self.logdir}; it has: {', '.join(self.columns) or 'no record'}")
 
     def _require_series(self, family: str) -> Series:
         if family not in self._series:
@@ -334,10 +334,9 @@ def runs(logdir: str | os.PathLike[str]) -> list[str]:
     Raises:
       FileNotFoundError: `logdir` is not a directory.
     """
-    if not os.path.isdir(logdir):
-        raise FileNotFoundError(f"`logdir` must be a directory; got {os.fspath(logdir)}, which is not one")
+    root = _existing_directory(logdir)
     found = []
-    for directory, _, names in os.walk(logdir, onerror=lambda error: _warn([f"skipped: {describe_error(error)}"])):
+    for directory, _, names in os.walk(root, onerror=lambda error: _warn([f"skipped: {describe_error(error)}"])):
         if any(".tfevents." in name for name in names):
             files = event_reader.find_event_files(directory)
             if _holds_records(files.own):
@@ -345,6 +344,15 @@ def runs(logdir: str | os.PathLike[str]) -> list[str]:
             else:
                 _warn(files.problems)
     return sorted(found)
+
+
+def _existing_directory(logdir: str | os.PathLike[str]) -> str:
+    """Return the path with `~` expanded; raise FileNotFoundError if it is not a directory."""
+    path = os.path.expanduser(logdir)
+    if not os.path.isdir(path):
+        problem = "is a file: pass the directory that holds it" if os.path.exists(path) else "does not exist"
+        raise FileNotFoundError(f"`logdir` must be a directory; got {path!r}, which {problem}")
+    return path
 
 
 def _holds_records(files: Sequence[str]) -> bool:

@@ -35,6 +35,9 @@ MOST_REPLICA_ROWS = 64
 OUTLIERS = 4
 """Replicas that are drawn by themselves where there are more."""
 
+NARROW_DECADES = 0.7
+"""On a logarithmic axis of fewer decades too few digits have a place: Plotly chooses ticks as on a linear one."""
+
 ROW_PIXELS = 15
 DENSE_ROW_PIXELS = 4
 DENSE_ROWS = 60
@@ -98,6 +101,7 @@ def heatmap(
     max_steps: int = MAX_STEPS,
     colours: ColourRange | None = None,
     left_margin: int | None = None,
+    label_limit: int = style.LABEL_LIMIT,
 ) -> Figure:
     """Return values as colour, one row for each name, the first at the top.
 
@@ -112,6 +116,7 @@ def heatmap(
       max_steps: most steps that are drawn.
       colours: range of the colours if several figures share one.
       left_margin: pixels left of the plot if several figures are to be aligned, see `row_label_margin`.
+      label_limit: most characters of a row's label.
     """
     hover = hover_step(steps, max_steps)
     steps, values = thin(steps, values, column, max_steps, even=True)
@@ -124,7 +129,7 @@ def heatmap(
     trace = {
         "type": "heatmap",
         "x": encode(steps),
-        "y": unique_labels(names, parts=2),
+        "y": unique_labels(names, parts=2, limit=label_limit),
         "z": encode(z),
         "meta": {"rows": list(names), "value": "customdata" if column.scale == "log" else "z"},
         "zmin": colours.bottom,
@@ -137,13 +142,13 @@ def heatmap(
     if column.scale == "log":
         trace["customdata"] = encode(raw)
     row_pixels = ROW_PIXELS if len(names) <= DENSE_ROWS else DENSE_ROW_PIXELS
-    left = row_label_margin(names) if left_margin is None else left_margin
+    left = row_label_margin(names, label_limit) if left_margin is None else left_margin
     return {
         "data": [trace],
         "layout": layout(
             dark,
             height=int(min(max(row_pixels * len(names) + 110, 260), 640)),
-            xaxis=style.step_axis(showgrid=False, zeroline=False, automargin=False),
+            xaxis=style.step_axis(steps, showgrid=False, zeroline=False, automargin=False),
             yaxis={"autorange": "reversed", "type": "category", "showgrid": False, "title": "", "automargin": False},
             margin={"l": left, **style.HEATMAP_MARGIN},
             plot_bgcolor=ABSENT_COLOURS[dark],
@@ -151,9 +156,9 @@ def heatmap(
     }
 
 
-def row_label_margin(names: Sequence[str]) -> int:
+def row_label_margin(names: Sequence[str], limit: int = style.LABEL_LIMIT) -> int:
     """Return the pixels that a heatmap's row labels need. Plotly would draw the figure twice to find out."""
-    return 16 + math.ceil(6.6 * max(map(len, unique_labels(names, parts=2)), default=0))
+    return 16 + math.ceil(6.6 * max(map(len, unique_labels(names, 2, limit)), default=0))
 
 
 def _hover_value(column: Column) -> str:
@@ -197,7 +202,7 @@ def line_chart(
         value = f"{column_title(column)} <b>%{{y:.4g}}</b>"
         trace = {
             "type": "scatter",
-            "mode": "lines+markers" if _has_isolated_point(values[:, i]) else "lines",
+            "mode": line_mode(values[:, i]),
             "marker": {"size": 4},
             "cliponaxis": False,
             "name": label,
@@ -213,7 +218,7 @@ def line_chart(
             value = f"{column_title(column)} <b>%{{customdata:.4g}}</b><br>smoothed <b>%{{y:.4g}}</b>"
         hover = f"<b>{label}</b><br>step %{{x:,}}<br>{value}<br><br>{wrap_lines(definitions[i])}<extra></extra>"
         traces.append({**trace, "hovertemplate": hover})
-    xaxis = style.step_axis()
+    xaxis = style.step_axis(steps)
     if len(steps) > 1:  # or markers would make the axis longer than in the figures beside it
         xaxis["autorangeoptions"] = {"clipmin": int(steps[0]), "clipmax": int(steps[-1])}
     axis = value_axis(column, values)
@@ -261,10 +266,11 @@ def _spread(values: np.ndarray) -> tuple[list[str], np.ndarray]:
     return names, np.stack([median, low, high, *values.T[farthest]], axis=1).astype(values.dtype)
 
 
-def _has_isolated_point(values: np.ndarray) -> bool:
-    """Return whether a finite value has no finite neighbour, so that no line leads to it."""
+def line_mode(values: np.ndarray) -> str:
+    """Return Plotly's mode of a line, with markers if a finite value has no finite neighbour: no line leads to it."""
     finite = np.concatenate([[False], np.isfinite(values), [False]])
-    return bool((finite[1:-1] & ~finite[:-2] & ~finite[2:]).any())
+    isolated = finite[1:-1] & ~finite[:-2] & ~finite[2:]
+    return "lines+markers" if isolated.any() else "lines"
 
 
 def value_axis(column: Column, values: np.ndarray) -> dict[str, Any]:
@@ -278,11 +284,13 @@ def value_axis(column: Column, values: np.ndarray) -> dict[str, Any]:
 
 
 def _log_axis_ticks(values: np.ndarray) -> dict[str, Any]:
-    """Return ticks at powers of ten if the values cover at least 1.5 decades, else at whole numbers."""
+    """Return ticks at powers of ten if the values cover at least 1.5 decades, else at digits, or between these."""
     positive = values[np.isfinite(values) & (values > 0)].astype(np.float64)
     decades = math.log10(positive.max() / positive.min()) if positive.size else 0.0
-    if decades < 1.5:
-        return {"tickformat": "~g", "dtick": "D1" if 0.1 < decades < 0.5 else "D2"}
+    if 0 < decades < NARROW_DECADES:
+        return {"tickformat": "~g"}
+    if positive.size and decades < 1.5:
+        return {"tickformat": "~g", "dtick": "D2"}
     tickfont = {"size": style.POWER_TICK_SIZE}
     return {"exponentformat": "power", "dtick": max(1, math.ceil(decades / 6)), "tickfont": tickfont}
 

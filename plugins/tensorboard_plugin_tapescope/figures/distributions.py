@@ -68,7 +68,7 @@ def distribution(
         f"<b>%{{z:.1%}}</b><br><br>{style.wrap_lines(SHARE.definition)}<extra></extra>",
     }
     yaxis = {"title": display_name(quantity), **axis.ticks, "zeroline": False, "showgrid": False, "automargin": False}
-    xaxis = style.step_axis(showgrid=False, zeroline=False, automargin=False)
+    xaxis = style.step_axis(steps, showgrid=False, zeroline=False, automargin=False)
     margin = {"l": style.LEFT_MARGIN, **style.HEATMAP_MARGIN}
     return {"data": [trace], "layout": layout(dark, height=300, xaxis=xaxis, yaxis=yaxis, margin=margin)}
 

@@ -71,7 +71,8 @@ def output_bands(
         _band_edge(steps, mean + std, "mean ± std", opacity=0.3),
         {
             "type": "scatter",
-            "mode": "lines",
+            "mode": basic.line_mode(mean),
+            "marker": {"size": 4},
             "name": "mean",
             "x": encode(steps),
             "y": encode(mean),
@@ -79,7 +80,7 @@ def output_bands(
             "hovertemplate": "step %{x:,}<br>mean <b>%{y:.4g}</b><extra></extra>",
         },
     ]
-    return {"data": traces, "layout": layout(dark, height=250, xaxis=style.step_axis(), yaxis={"title": "output"})}
+    return {"data": traces, "layout": layout(dark, height=250, xaxis=style.step_axis(steps), yaxis={"title": "output"})}
 
 
 def _band_edge(steps: np.ndarray, edge: np.ndarray, name: str, opacity: float | None = None) -> dict[str, Any]:
@@ -126,7 +127,8 @@ def noise_chart(
         },
         {
             "type": "scatter",
-            "mode": "lines",
+            "mode": basic.line_mode(scale),
+            "marker": {"size": 4},
             "name": "noise scale",
             "x": encode(steps),
             "y": encode(scale),
@@ -136,7 +138,7 @@ def noise_chart(
         },
     ]
     axis = basic.value_axis(NOISE, np.stack([low, high]))
-    return {"data": traces, "layout": layout(dark, height=250, xaxis=style.step_axis(), yaxis=axis)}
+    return {"data": traces, "layout": layout(dark, height=250, xaxis=style.step_axis(steps), yaxis=axis)}
 
 
 def unit_map(steps: np.ndarray, codes: np.ndarray, dark: bool = False, max_steps: int = basic.MAX_STEPS) -> Figure:
@@ -172,7 +174,7 @@ def unit_map(steps: np.ndarray, codes: np.ndarray, dark: bool = False, max_steps
         "ygap": 1 if codes.shape[1] <= 64 else 0,
         "hovertemplate": f"unit <b>%{{y}}</b><br>{hover}<br><b>%{{text}}</b><extra></extra>",
     }
-    xaxis = style.step_axis(showgrid=False, zeroline=False, automargin=False)
+    xaxis = style.step_axis(steps, showgrid=False, zeroline=False, automargin=False)
     yaxis = {"title": "unit", "autorange": "reversed", "showgrid": False, "zeroline": False, "automargin": False}
     margin = {"l": style.LEFT_MARGIN, **style.HEATMAP_MARGIN}
     return {"data": [trace], "layout": layout(dark, height=340, xaxis=xaxis, yaxis=yaxis, margin=margin)}

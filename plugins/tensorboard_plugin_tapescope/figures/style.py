@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from tensorboard_plugin_tapescope.metadata import Column
 
 Figure = dict[str, Any]
@@ -17,6 +19,9 @@ MINUS = "\N{MINUS SIGN}"
 TEXT_SIZE = 12
 TICK_SIZE = 11
 
+FEW_STEPS = 4
+"""Most steps over which Plotly would place ticks between two."""
+
 POWER_TICK_SIZE = TICK_SIZE / 1.25
 """Font size of an axis with `exponentformat="power"`, whose labels plotly.js enlarges by 1.25."""
 
@@ -26,6 +31,12 @@ LEFT_MARGIN = 64
 HEATMAP_MARGIN = {"r": 104, "t": 8, "b": 44, "autoexpand": False}
 """Margins in pixels of every heatmap. They are fixed, so that heatmaps side by side are equally wide."""
 
+LABEL_LIMIT = 34
+"""Most characters of a label."""
+
+COLOUR_BAR_PIXELS = 12
+"""Pixels between a plot and its colour bar; by default they grow with the plot, until labels have no place."""
+
 _LIGHT = {"text": "#202124", "secondary": "#5f6368", "grid": "#e3e5e8"}
 _DARK = {"text": "#e8eaed", "secondary": "#a6abb2", "grid": "#3c4043"}
 
@@ -34,24 +45,25 @@ CIVIDIS = ("#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a
 """Colour scales for colour-blind readers, dark to light: matplotlib's, in ten stops."""
 
 
-def display_name(name: str, limit: int = 34) -> str:
+def display_name(name: str, limit: int = LABEL_LIMIT) -> str:
     """Return a name as Plotly may draw it: markup escaped, on one line, the middle of a long one left out."""
     line = " ".join(name.split()) or "(no name)"
     short = line if len(line) <= limit else f"{line[: limit // 2 - 1]}…{line[-(limit // 2) :]}"
     return html.escape(short, quote=False)
 
 
-def unique_labels(names: Sequence[str], parts: int = 1) -> list[str]:
+def unique_labels(names: Sequence[str], parts: int = 1, limit: int = LABEL_LIMIT) -> list[str]:
     """Return a different label for each name.
 
     Args:
       names: names with "/" between their parts.
       parts: the scope that all names share is left out, except for so many last parts of a name. With 2, the
         variables of a single layer keep the layer's name.
+      limit: most characters of a label.
     """
     scope = os.path.commonprefix(list(names)).split("/")[:-1] if len(names) > 1 else []
     dropped = min([len(scope), *(max(0, name.count("/") + 1 - parts) for name in names)])
-    texts = [display_name("/".join(name.split("/")[dropped:])) for name in names]
+    texts = [display_name("/".join(name.split("/")[dropped:]), limit) for name in names]
     seen: dict[str, int] = {}
     for i, text in enumerate(texts):
         seen[text] = seen.get(text, 0) + 1
@@ -124,9 +136,10 @@ def layout(dark: bool = False, **fields: Any) -> dict[str, Any]:
     return base
 
 
-def step_axis(**fields: Any) -> dict[str, Any]:
-    """Return the x axis of a figure over steps."""
-    return {"title": "step", "separatethousands": True, **fields}
+def step_axis(steps: np.ndarray, **fields: Any) -> dict[str, Any]:
+    """Return the x axis of a figure over ascending steps; few of them have a tick each, and none between."""
+    few = {"dtick": 1} if len(steps) and steps[-1] - steps[0] <= FEW_STEPS else {}
+    return {"title": "step", "separatethousands": True, **few, **fields}
 
 
 def run_colours(runs: Iterable[str], all_runs: Iterable[str]) -> list[str]:
@@ -150,6 +163,8 @@ def colour_bar(title: str, dark: bool, **fields: Any) -> dict[str, Any]:
     """Return a thin colour bar with its title to the right."""
     colour = secondary_text_colour(dark)
     return {
+        "x": 1,
+        "xpad": COLOUR_BAR_PIXELS,
         "thickness": 10,
         "outlinewidth": 0,
         "tickfont": {"color": colour, "size": TICK_SIZE},

@@ -7,6 +7,7 @@ import { parameterTable } from "./parameter_table.js";
 import { drawPreview } from "./preview.js";
 import { changeState } from "./state.js";
 
+const RESIZE_DELAY = 100; // milliseconds after which a window that is dragged smaller or larger has its size
 const CONFIG = { displayModeBar: false, responsive: false, doubleClick: "autosize" };
 
 const resized = new ResizeObserver((entries) => {
@@ -14,7 +15,8 @@ const resized = new ResizeObserver((entries) => {
     const width = target.clientWidth;
     if (width > 0 && target.data && width !== target.drawnWidth) {
       target.drawnWidth = width;
-      window.Plotly.Plots.resize(target);
+      clearTimeout(target.resizing);
+      target.resizing = setTimeout(() => target.data && window.Plotly.relayout(target, { width: target.clientWidth }), RESIZE_DELAY);
     }
   }
 });

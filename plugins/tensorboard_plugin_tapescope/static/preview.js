@@ -3,7 +3,7 @@
 import { decode } from "./figure_updates.js";
 
 const LEVELS = 256;
-const BAR = { share: 0.02, padding: 10, width: 10 }; // where Plotly has its colour bar, beside the plot
+const BAR = { gap: 12, padding: 10, width: 10 }; // where Plotly has its colour bar, beside the plot
 const TICK_PIXELS = 60; // between two labels of the x axis, at least
 
 /** Draws the first trace of a figure into `chart` if it is a heatmap, in the place that Plotly will give it. */
@@ -64,7 +64,7 @@ function drawLabels(context, trace, plot, edges, layout) {
 }
 
 function drawBar(context, trace, plot, colours) {
-  const bar = { left: plot.left + plot.width * (1 + BAR.share) + BAR.padding, top: plot.top + BAR.padding, height: plot.height - 2 * BAR.padding };
+  const bar = { left: plot.left + plot.width + BAR.gap, top: plot.top + BAR.padding, height: plot.height - 2 * BAR.padding };
   for (let y = 0; y < bar.height; y++) {
     context.fillStyle = `rgb(${colours[Math.round((LEVELS - 1) * (1 - y / bar.height))].slice(0, 3).join(" ")})`;
     context.fillRect(bar.left, bar.top + y, BAR.width, 1.5);

@@ -27,7 +27,14 @@ def budget(snapshot: Snapshot, query: Query) -> list[Panel]:
     names = [table.family.names[i] for i in budget.path]
     adjectives = tables.activation_adjectives(table.family)
     figure = layer_figures.flow_budget(names, budget.gains, query.dark)
-    note = _describe(budget, names, [adjectives[i] for i in budget.path], table.steps[selected])
+    titles = [f"{adjective}layer {name}" for adjective, name in zip(adjectives, table.family.names, strict=True)]
+    whole = flow_path.backward_path(table.family.details.get("sources"), len(titles))
+    block = _find_block(selected_gains, whole)
+    if block is None and not any(np.isfinite(gain[:, budget.path]).any() for gain in selected_gains.values()):
+        return [
+            _empty("No gain of these layers is known at the last step, or those asked for: see Findings for a NaN.")
+        ]
+    note = _describe(budget, titles, block, table.steps[selected])
     others = len(table.family.names) - len(budget.path) - 1
     if others > 0:
         note += f" {others} layer{' is' if others == 1 else 's are'} not on this path."
@@ -41,11 +48,28 @@ def _empty(reason: str) -> Panel:
     return Panel("budget", TITLE, empty=reason, wide=True)
 
 
-def _describe(budget: FlowBudget, names: list[str], adjectives: list[str], steps: np.ndarray) -> str:
-    """Return the total, and the layer and part with the largest loss."""
+def _find_block(gains: dict[str, np.ndarray], path: list[int]) -> tuple[int, str] | None:
+    """Return the first layer on the path, and its part, that lets no gradient pass in any record; None without one.
+
+    Of the layer at the end, whose gradient goes no further, that is the activation.
+    """
+    for layer in path:
+        for part, gain in gains.items():
+            cut = np.isneginf(gain[:, layer]).any() and not np.isfinite(gain[:, layer]).any()
+            if cut and (layer != path[-1] or part == "flow_gate"):
+                return layer, part
+    return None
+
+
+def _describe(budget: FlowBudget, titles: list[str], block: tuple[int, str] | None, steps: np.ndarray) -> str:
+    """Return the total, and the layer and part with the largest loss, or those at which the gradient ends."""
     period = f"At step {steps[-1]:,}"
     if len(steps) > 1:
         period = f"In the mean of {len(steps):,} steps from {steps[0]:,} to {steps[-1]:,}"
+    if block is not None:
+        layer, part = block
+        passage = f"the {layer_figures.BUDGET_PARTS[part][0]} of the {titles[layer]}"
+        return f"{period} no gradient arrives at the first layer's weights: none passes {passage}."
     totals = np.sum(list(budget.gains.values()), axis=0)
     verb = "grows" if totals.sum() > 0 else "shrinks"
     text = f"{period} the gradient {verb} by {format_decades(totals.sum())} from the loss to the first layer"
@@ -53,10 +77,9 @@ def _describe(budget: FlowBudget, names: list[str], adjectives: list[str], steps
     if totals[worst] >= 0:
         return f"{text}. No layer makes it smaller."
     part = min(budget.gains, key=lambda part: budget.gains[part][worst])
-    title = layer_figures.BUDGET_PARTS[part][0]
     return (
-        f"{text}. The largest loss is in the {adjectives[worst]}layer {names[worst]}: {format_decades(totals[worst])}, "
-        f"most of it in its {title}."
+        f"{text}. The largest loss is in the {titles[budget.path[worst]]}: {format_decades(totals[worst])}, "
+        f"most of it in its {layer_figures.BUDGET_PARTS[part][0]}."
     )
 
 

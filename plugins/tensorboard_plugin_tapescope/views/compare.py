@@ -21,6 +21,9 @@ MAX_COMPARED_RUNS = 8
 
 HYPERPARAMETERS_NOTE = "As in TensorBoard's HParams tab: what recorder.hparams or hp.hparams wrote for the run."
 
+LABEL_LIMIT = 20
+"""Most characters of a row's label: the heatmaps stand side by side, and longer ones would leave no place for them."""
+
 LISTED_NAMES = 8
 """Most names of unmatched rows in a note."""
 
@@ -36,7 +39,8 @@ def compare(snapshot: Snapshot, query: Query) -> list[Panel]:
     drawn = {run: grid for run, grid in grids.items() if grid is not None and np.isfinite(grid.values).any()}
     colours = colour_range(COLUMNS[name], *(grid.values for grid in drawn.values()))
     margin = max(
-        (basic.row_label_margin(names) for grid in drawn.values() for names in (grid.names, grid.keys)), default=0
+        (basic.row_label_margin(names, LABEL_LIMIT) for grid in drawn.values() for names in (grid.names, grid.keys)),
+        default=0,
     )
     panels = _hyperparameters(snapshot, runs)
     for run, grid in grids.items():
@@ -85,6 +89,7 @@ def _heatmap(run: str, grid: Grid, name: str, query: Query, colours: ColourRange
         max_steps=query.max_steps,
         colours=colours,
         left_margin=margin,
+        label_limit=LABEL_LIMIT,
     )
     note = describe_heatmap(grid, query, name, colours)
     return Panel(f"run {run}", run, figure, note, rows=grid.owners, help=define(name))
@@ -117,6 +122,7 @@ def _ratio(first: str, second: str, a: Grid, b: Grid, query: Query, margin: int)
         max_steps=query.max_steps,
         colours=colours,
         left_margin=margin,
+        label_limit=LABEL_LIMIT,
     )
     note = f"Decades by which {second} is above (red) or below (blue) {first}, at each step of {first}."
     beyond = colours.note(ratio)

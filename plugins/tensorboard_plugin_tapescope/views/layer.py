@@ -75,10 +75,16 @@ def _lines(
     values = tables.column(table, column)[:, rows]
     if not np.isfinite(values).any():
         return Panel(column, title, empty=explain_absence(column, table))
+    note = definition_sentence(COLUMNS[column].definition)
+    if COLUMNS[column].scale == "log" and (values == 0).any():
+        if not (values > 0).any():
+            empty = f"Every recorded value is 0, for which a logarithmic axis has no place. {note}"
+            return Panel(column, title, empty=empty)
+        note += " Values of 0 are gaps."
     weight = smoothing.smoothing_weight(column, query.smoothing, len(table.steps))
     max_steps = 2 * query.max_steps
     figure = basic.line_chart(table.steps, names, values, COLUMNS[column], query.dark, max_steps, smoothing=weight)
-    return Panel(column, title, figure, definition_sentence(COLUMNS[column].definition), help=define(column))
+    return Panel(column, title, figure, note, help=define(column))
 
 
 def _output(snapshot: Snapshot, query: Query, index: int) -> Panel:

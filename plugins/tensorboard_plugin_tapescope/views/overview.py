@@ -75,7 +75,7 @@ def summarize_run(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
         "validation_loss": None if validation == "nan" else validation,
         "profile": gradient_profile(snapshot, name),
         "overhead": measuring_overhead(step),
-        "measure_ms": _median(step, "measure_ms"),
+        "measure_ms": measuring_cost(step),
         "spikes": spikes.recorded_shares(step),
         "looked": findings_table is not None,
         "findings": findings.count_severities(finding["severity"] for finding in found),
@@ -116,9 +116,15 @@ def usual_gap(gaps: np.ndarray, percentile: float) -> float:
     return float(np.percentile(gaps, percentile))
 
 
+def measuring_cost(step: Table | None) -> float | None:
+    """Return the median time of measuring a step in ms, None if unknown. Below 0, the estimate is noise about 0."""
+    measure_ms = _median(step, "measure_ms")
+    return None if measure_ms is None else max(0.0, measure_ms)
+
+
 def measuring_overhead(step: Table | None) -> float | None:
     """Return the time of measuring a step over that of all unmeasured steps between two records, None if unknown."""
-    measure_ms = _median(step, "measure_ms")
+    measure_ms = measuring_cost(step)
     step_ms = _median(step, "step_ms")
     if measure_ms is None or not step_ms or step is None:
         return None

@@ -39,6 +39,10 @@ def test_every_run_has_its_figures(markup):
     assert markup.count("<h3>Gradient norm</h3>") == 2
 
 
+def test_the_comparison_states_its_steps(markup):
+    assert "<p class=secondary>At the 3 steps that all runs recorded.</p>" in markup
+
+
 def test_every_figure_is_drawn(page, markup):
     assert page.count("Plotly.newPlot(document") == markup.count("<h3>") == 2 + 2 * 7
 

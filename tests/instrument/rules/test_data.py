@@ -192,6 +192,16 @@ def test_missing_values_name_the_data():
     assert "standard deviation of 0" in found.advice
 
 
+def test_an_input_without_a_finite_element_is_named():
+    def broken(t, columns):
+        absent = {name: np.array([NAN]) for name in columns if name.startswith("data_")}
+        columns.update(absent | {"data_elements": np.array([64.0]), "data_nonfinite": np.array([64.0])})
+        columns["first_nonfinite_forward"] = np.float64(0)
+
+    (found,) = judge((INPUT, normal()), change=broken, rule="non_finite")
+    assert found.layer == "input"
+
+
 def sorted_labels(classes, size=32):
     return lambda t: np.full(size, float(t % classes))
 
@@ -324,6 +334,14 @@ def test_labels_that_are_the_inputs_are_noted(labels, named):
 
 
 OUTPUT = TARGET._replace(name="output", kind="output")
+
+
+def test_an_infinite_loss_of_infinite_outputs_is_no_warning_of_numpy():
+    def broken(t, columns):
+        columns["loss"] = np.float64(np.inf)
+        columns["data_std"] = np.array([1.0, np.inf])
+
+    assert judge((TARGET, normal()), (OUTPUT, normal()), change=broken, rule="loss_mismatch") == []
 
 
 def squares(share=1.0, covariance=0.0):

@@ -78,6 +78,13 @@ def test_elements_that_are_not_finite_are_left_out(pair):
     np.testing.assert_allclose(cosines, expected, rtol=1e-5)
 
 
+def test_an_infinite_norm_is_no_warning(pair):
+    before, after = (sampled(gradients) for gradients in pair)
+    kept = ConsecutiveGradients()
+    kept.add(0, before[0], np.full_like(before[1], np.inf))
+    assert np.isnan(kept.add(1, *after)[1])
+
+
 def test_a_variable_that_a_step_adds_has_none(pair):
     before, after = pair
     cosines, total = compare(before[1:], [after[1], after[0]])

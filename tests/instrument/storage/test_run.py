@@ -57,10 +57,26 @@ def test_runs_finds_a_run_without_a_record(empty_run):
     assert tapescope.runs(empty_run.logdir) == [empty_run.logdir]
 
 
-@pytest.mark.parametrize("wrong", ["typo", "notes/todo.txt"])
-def test_runs_of_what_is_not_a_directory_is_an_error(logdir, wrong):
-    with pytest.raises(FileNotFoundError, match=r"`logdir` must be a directory; got .*, which is not one"):
+@pytest.mark.parametrize(("wrong", "problem"), [("typo", "does not exist"), ("notes/todo.txt", "is a file: pass the")])
+def test_runs_of_what_is_not_a_directory_is_an_error(logdir, wrong, problem):
+    with pytest.raises(FileNotFoundError, match=rf"`logdir` must be a directory; got .*{wrong}', which {problem}"):
         tapescope.runs(logdir / wrong)
+
+
+@pytest.mark.parametrize("read", [tapescope.runs, tapescope.Run])
+def test_a_path_may_begin_with_the_home_directory(empty_run, monkeypatch, read):
+    monkeypatch.setenv("HOME", empty_run.logdir)
+    assert read("~")
+
+
+def test_a_run_that_does_not_exist_is_named(logdir):
+    with pytest.raises(FileNotFoundError, match=r"got .*typo', which does not exist"):
+        tapescope.Run(logdir / "typo")
+
+
+def test_a_column_of_a_run_without_a_record_says_so(empty_run):
+    with pytest.raises(KeyError, match=r"no column 'loss' in .*; it has: no record"):
+        empty_run["loss"]
 
 
 def test_a_directory_without_event_files_is_not_a_run(logdir):

@@ -117,11 +117,31 @@ def test_heatmaps_with_one_left_margin_are_equally_wide():
     assert figures[0]["layout"]["margin"]["autoexpand"] is False
 
 
+def test_labels_of_a_heatmap_can_be_shorter():
+    names = [f"encoder/block_{n}/attention/query/kernel" for n in range(2)]
+    figure = basic.heatmap(np.arange(3), names, np.ones((3, 2)), GRADIENT, label_limit=20)
+    assert [len(label) for label in figure["data"][0]["y"]] == [20, 20]
+    assert figure["layout"]["margin"]["l"] < basic.row_label_margin(names)
+
+
 def test_power_of_ten_labels_have_the_size_of_all_tick_labels():
     layout = basic.line_chart(np.arange(3), ["a"], np.array([[1e-9], [1e-3], [1.0]]), GRADIENT)["layout"]
     assert layout["yaxis"]["exponentformat"] == "power"
     enlarged_by_plotly = 1.25 * layout["yaxis"]["tickfont"]["size"]
     assert enlarged_by_plotly == layout["xaxis"]["tickfont"]["size"] == style.TICK_SIZE
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [([4.0, 4.3], {"tickformat"}), ([1.0, 4.0], {"tickformat"}), ([2.0, 2.0], {"tickformat", "dtick"})],
+)
+def test_a_narrow_logarithmic_axis_has_more_ticks_than_those_at_digits(values, ticks):
+    axis = basic.line_chart(np.arange(2), ["a"], np.array(values)[:, None], GRADIENT)["layout"]["yaxis"]
+    assert {"tickformat", "dtick"} & set(axis) == ticks
+
+
+def test_a_colour_bar_is_as_near_to_a_wide_plot_as_to_a_narrow_one(trace):
+    assert trace["colorbar"]["x"] == 1
 
 
 def modes(values: list[float]) -> list[str]:

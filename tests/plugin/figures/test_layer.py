@@ -31,6 +31,11 @@ def test_bands_are_filled_from_the_smallest_value_to_the_largest():
     assert [trace.get("fill") for trace in traces] == [None, "tonexty", None, "tonexty", None]
 
 
+def test_the_mean_of_a_single_record_is_a_marker():
+    traces = layer_figures.output_bands(np.arange(1), *np.ones([4, 1]))["data"]
+    assert traces[-1]["mode"] == "lines+markers"
+
+
 def test_a_map_of_many_units_draws_some_of_them():
     (trace,) = layer_figures.unit_map(np.arange(2), np.zeros((2, 10_000), np.uint8))["data"]
     assert len(decode(trace["y"])) <= layer_figures.MAX_UNITS
