@@ -106,7 +106,7 @@ class Run:
         if not found.own and not found.others:
             raise FileNotFoundError(
                 f"`logdir` must be a directory with event files, which tapescope.Recorder writes; {self.logdir} has "
-                f"no event file{_in_brackets(problems)}"
+                f"no event file{_in_brackets(problems)}{_name_run_below(self.logdir)}"
             )
         self._series = _read_series(found.own, problems)
         if not self._series:
@@ -186,6 +186,10 @@ class Run:
         if "units" in self._series:
             names.append("unit_state")
         return tuple(names)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names of the columns, so that `"loss" in run` says whether there is one."""
+        return iter(self.columns)
 
     def __getitem__(self, column: str) -> np.ndarray:
         """Return one column; see the class for shapes.
@@ -336,14 +340,26 @@ def runs(logdir: str | os.PathLike[str]) -> list[str]:
     """
     root = _existing_directory(logdir)
     found = []
+    for directory in _with_event_files(root):
+        files = event_reader.find_event_files(directory)
+        if _holds_records(files.own):
+            found.append(directory)
+        else:
+            _warn(files.problems)
+    return sorted(found)
+
+
+def _with_event_files(root: str) -> Iterator[str]:
+    """Yield the directories at and below one that hold event files."""
     for directory, _, names in os.walk(root, onerror=lambda error: _warn([f"skipped: {describe_error(error)}"])):
         if any(".tfevents." in name for name in names):
-            files = event_reader.find_event_files(directory)
-            if _holds_records(files.own):
-                found.append(directory)
-            else:
-                _warn(files.problems)
-    return sorted(found)
+            yield directory
+
+
+def _name_run_below(directory: str) -> str:
+    """Return the end of an error line that names a run below a directory, where there is one."""
+    below = next(_with_event_files(directory), None)
+    return "" if below is None else f"; {below} has one: tapescope.runs({directory!r}) lists all runs below it"
 
 
 def _existing_directory(logdir: str | os.PathLike[str]) -> str:

@@ -84,6 +84,17 @@ def test_a_directory_without_event_files_is_not_a_run(logdir):
         tapescope.Run(logdir / "notes")
 
 
+def test_a_directory_of_runs_names_one_of_them(logdir):
+    with pytest.raises(FileNotFoundError, match=r"; .* has one: tapescope\.runs\(.*\) lists all runs below it"):
+        tapescope.Run(logdir)
+
+
+def test_a_run_says_whether_it_has_a_column(run):
+    assert "loss" in run
+    assert "no such column" not in run
+    assert tuple(run) == run.columns
+
+
 def test_event_files_of_other_programs_are_not_a_run(logdir):
     with pytest.raises(ValueError, match=r"validation has event files, but none with tapescope's records"):
         tapescope.Run(logdir / "a" / "validation")
