@@ -20,6 +20,8 @@ DERIVED = {
 """Columns that no record holds: a count of units over the units of the layer."""
 
 _COUNT_OF_SHARE = {"dead_share": "units_dead", "dormant_share": "units_dormant"}
+_NORMS = ("gradient_norm", "applied_norm", "gradient_max", "weight_norm", "update_norm")
+"""Columns of variables that are of the finite elements: 0 where there is none."""
 
 COLUMNS = {**metadata.COLUMNS, **DERIVED}
 
@@ -184,7 +186,7 @@ def joined(first: Table, second: Table) -> Table:
 def narrow(data: Table, name: str) -> Table:
     """Return a table with only the column that `column` needs for `name`, as a copy."""
     source = name if name in data.family.columns else _COUNT_OF_SHARE.get(name, name)
-    values = np.ascontiguousarray(unpack_column(data.family, data.values, source)[:, None])
+    values = np.ascontiguousarray(column(data, source)[:, None])
     return Table(data.family._replace(columns=(source,)), data.steps, data.seconds, values)
 
 
@@ -250,7 +252,8 @@ def column(data: Table, name: str) -> np.ndarray:
     """Return one column of a table.
 
     Returns:
-      float32 [T, N]; [T] for the `step` family, [T, R, V] for the replicas'.
+      float32 [T, N]; [T] for the `step` family, [T, R, V] for the replicas'. A norm is NaN where no element of the
+      gradient is finite: to be drawn as 0, it would look as if the gradient had vanished.
 
     Raises:
       ValueError: the table has no such column.
@@ -258,7 +261,11 @@ def column(data: Table, name: str) -> np.ndarray:
     if name in DERIVED and _COUNT_OF_SHARE[name] in data.family.columns:
         sizes = np.array(units(data.family), np.float32)
         return unpack_column(data.family, data.values, _COUNT_OF_SHARE[name]) / np.where(sizes > 0, sizes, np.nan)
-    return unpack_column(data.family, data.values, name)
+    values = unpack_column(data.family, data.values, name)
+    if name in _NORMS and "gradient_nonfinite" in data.family.columns:
+        is_of_none = (values == 0) & (unpack_column(data.family, data.values, "gradient_nonfinite") > 0)
+        values = np.where(is_of_none, np.nan, values) if is_of_none.any() else values
+    return values
 
 
 def unpack_column(family: Family, values: np.ndarray, name: str) -> np.ndarray:

@@ -14,7 +14,7 @@ export function summarize(runs) {
     inState("training") && `${inState("training")} training`,
     inState("stalled") && `${inState("stalled")} stalled`,
     unreadable && `${unreadable} not fully readable`,
-    unchecked && checked && `${unchecked} without recorded findings`,
+    unchecked && checked && `${unchecked} not checked`,
   ];
   const text = headlineText(runs.length, withErrors, withWarnings, checked);
   return { level: level(withErrors, withWarnings || unreadable, checked), text, details: details.filter(Boolean).join(", ") };

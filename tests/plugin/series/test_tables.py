@@ -144,3 +144,12 @@ def test_a_claim_of_very_many_units_is_not_believed(units, kept):
     )
     table = tables.table(family, [Datum(0, 0.0, np.ones(3, np.uint8))])
     assert table.steps.tolist() == kept
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_norm_of_no_finite_element_is_not_drawn_as_zero(narrow):
+    family = Family("variables", ("gradient_norm", "gradient_nonfinite"), ("zero", "all NaN", "one NaN"))
+    table = tables.Table(family, np.arange(1), np.zeros(1), np.array([[[0.0, 0.0, 2.0], [0.0, 6.0, 1.0]]], np.float32))
+    if narrow:
+        table = tables.narrow(table, "gradient_norm")
+    np.testing.assert_array_equal(tables.column(table, "gradient_norm"), [[0.0, np.nan, 2.0]])
