@@ -209,6 +209,7 @@ class Recorder:
         """
         step = _check_step(step)
         self._check(reading)
+        _check_mapping("scalars", scalars or {})
         if reading is not None and self._copies is not None:
             self._copies.offer(step, batch, indices)
         numbers = {tag: _read_now(value) for tag, value in (scalars or {}).items()}
@@ -300,6 +301,7 @@ class Recorder:
           hparams: bool, float, int or str by name; other values are converted to str, and so is an int that is too
             large for a float.
         """
+        _check_mapping("hparams", hparams)
         plain = {_as_hparam(str(name)): _as_hparam(value) for name, value in hparams.items()}
         self._put(lambda run_writer: run_writer.write_hparams(plain))
 
@@ -398,6 +400,11 @@ def _check_step(step: Any) -> int:
     except (TypeError, ValueError):
         pass
     raise ValueError(f"`step` must be a whole number from 0, which rises over the training; got {describe(step)}")
+
+
+def _check_mapping(name: str, values: Any) -> None:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"`{name}` must be a dict of values by name; got {type(values).__name__}")
 
 
 def _check_about(about: Mapping[str, Any]) -> None:

@@ -108,6 +108,7 @@ class MeasuringTape(Tape):
     def __init__(self, state: ProbeState, persistent: bool, watch_accessed_variables: bool):
         super().__init__(state, persistent, watch_accessed_variables)
         self._capture: Capture | None = None
+        self._single_use = private_api.trace_for_single_use(self)
         self._passes: list[BackwardPass] = []
         self._entered: bool = False
         self._takes_jacobian: bool = False
@@ -141,6 +142,7 @@ class MeasuringTape(Tape):
         with private_api.record_persistently(self):
             super().__enter__()
         state.tape_entered = True
+        self._single_use.__enter__()
         if self._capture is not None:
             self._capture.__enter__()
         return self
@@ -149,6 +151,7 @@ class MeasuringTape(Tape):
     def __exit__(self, typ: Any, value: Any, traceback: Any) -> None:
         if self._capture is not None:
             self._capture.__exit__()
+        self._single_use.__exit__(None, None, None)
         super().__exit__(typ, value, traceback)
         self.closed = True
 

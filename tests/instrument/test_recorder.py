@@ -541,6 +541,15 @@ def test_a_step_is_a_whole_number(tmp_path, step):
     assert tapescope.Run(tmp_path).steps.tolist() == [3, 4]
 
 
+def test_scalars_and_hyperparameters_are_dicts(tmp_path):
+    probe, _ = eager_steps()
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        with pytest.raises(ValueError, match="`scalars` must be a dict of values by name; got list"):
+            recorder.scalars(0, [0.5])
+        with pytest.raises(ValueError, match="`hparams` must be a dict of values by name; got list"):
+            recorder.hparams([0.5])
+
+
 def test_a_state_that_cannot_be_told_is_an_error(tmp_path, monkeypatch):
     probe, step = eager_steps()
     with tapescope.Recorder(tmp_path, probe) as recorder:

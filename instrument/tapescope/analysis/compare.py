@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from tapescope.storage.printable import to_json
-from tapescope.storage.run import Run
+from tapescope.storage.run import Run, check_runs
 from tapescope.storage.run_index import read_spikes
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import matching, spikes, tables
@@ -86,6 +86,7 @@ def compare(first: Run, second: Run, tolerance: float = 1e-3, by: Literal["step"
     Raises:
       ValueError: an argument is not valid, or the runs have no record or no row in common.
     """
+    check_runs(first, second)
     if not 0 < tolerance < math.inf:
         raise ValueError(f"`tolerance` must be a positive relative difference, such as 1e-3; got {tolerance}")
     if by not in ("step", "examples"):

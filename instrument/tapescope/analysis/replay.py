@@ -7,12 +7,13 @@ import numpy as np
 from tapescope.rules import engine
 from tapescope.rules.finding import Finding
 from tapescope.rules.record_view import Record, run_layout
-from tapescope.storage.run import Run
+from tapescope.storage.run import Run, check_runs
 from tensorboard_plugin_tapescope import metadata
 
 
 def check(run: Run) -> tuple[Finding, ...]:
     """Return what the rules find in a run, in the order in which they found it."""
+    check_runs(run)
     layout = run_layout(run.variables, run.layers, run.details)
     return engine.replay(layout, run.steps, _columns(run)).findings
 

@@ -15,7 +15,7 @@ from plotly import offline
 
 from tapescope.analysis import plotting
 from tapescope.storage.printable import describe_error
-from tapescope.storage.run import Run
+from tapescope.storage.run import Run, check_list
 from tapescope.storage.text_file import write_whole
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import basic, style
@@ -54,6 +54,7 @@ def write_report(runs: Sequence[Run], path: str | os.PathLike[str]) -> None:
     Raises:
       OSError: the file cannot be written.
     """
+    check_list(runs)
     write_whole(os.path.realpath(path), render_page(runs))  # a link stays one
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tapescope.storage.run import Run
+from tapescope.storage.run import Run, check_list, check_runs
 from tensorboard_plugin_tapescope.series import noise_scale as noise_series
 from tensorboard_plugin_tapescope.series import scaling as scaling_series
 from tensorboard_plugin_tapescope.series import tables
@@ -49,6 +49,7 @@ def scaling(runs: Sequence[Run]) -> list[Speed]:
     Raises:
       ValueError: a run has fewer than two records.
     """
+    check_list(runs)
     speeds = sorted((_measure_speed(run) for run in runs), key=lambda speed: speed.replicas)
     rates = np.array([speed.examples_per_second for speed in speeds])
     efficiency = scaling_series.scaling_efficiency(rates, np.array([speed.replicas for speed in speeds]))
@@ -91,6 +92,7 @@ def noise_scale(run: Run, variable: str | None = None) -> NoiseScale:
     Raises:
       ValueError: the run has no such variable.
     """
+    check_runs(run)
     if variable is not None and variable not in run.variables:
         raise ValueError(f"`variable` must be one of {', '.join(run.variables)}; got {variable!r}")
     if "replica_norm" not in run.columns:

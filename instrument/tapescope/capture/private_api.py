@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -154,6 +155,53 @@ def record_persistently(tape: tf.GradientTape) -> Iterator[None]:
         yield
     finally:
         tape._persistent = requested
+
+
+class _Thread(threading.local):
+    single_use: tuple[tf.GradientTape, ...] = ()
+    """Tapes in `trace_for_single_use`, the innermost last."""
+
+
+_thread = _Thread()
+
+
+@contextlib.contextmanager
+def trace_for_single_use(tape: tf.GradientTape) -> Iterator[None]:
+    """Let what a tape records in this context be what it is without `record_persistently`.
+
+    For a persistent tape TensorFlow wraps loops, conditions and functions such that gradients of their gradients can be
+    taken. They are then other operations, and sums of their gradients have another order.
+    """
+    before = _thread.single_use
+    if not getattr(tape, "_persistent", True) and _patch_gradient_types():
+        _thread.single_use = (*before, tape)
+    try:
+        yield
+    finally:
+        _thread.single_use = before
+
+
+@functools.cache
+def _patch_gradient_types() -> bool:
+    """Patch the function that knows the order of the gradients that tapes may take, once. It stays patched."""
+    module = "tensorflow.python.ops.gradients_util"
+    consequence = "a measured step with loops or conditions may round otherwise than a plain one"
+    original = _module_attribute(module, "PossibleTapeGradientTypes", consequence)
+    first_order = _module_attribute(module, "POSSIBLE_GRADIENT_TYPES_FIRST_ORDER", consequence)
+    if original is None or first_order is None:
+        return False
+
+    def possible_gradient_types(tensors: Any) -> int:
+        found = original(tensors)
+        tapes = _thread.single_use
+        if found <= first_order or len(tapes) != 1 or not getattr(tapes[0], "_recording", False):
+            return found
+        with tapes[0].stop_recording():
+            is_watched_by_others = bool(original(tensors))
+        return found if is_watched_by_others else first_order
+
+    importlib.import_module(module).PossibleTapeGradientTypes = possible_gradient_types
+    return True
 
 
 def recording(tape: tf.GradientTape) -> Any:

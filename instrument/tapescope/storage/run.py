@@ -12,7 +12,7 @@ from absl import logging
 from tensorboard.compat.proto import summary_pb2
 
 from tapescope.storage import event_reader
-from tapescope.storage.printable import describe_error, one_line, printable
+from tapescope.storage.printable import describe, describe_error, one_line, printable
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import findings, tables
@@ -327,6 +327,20 @@ class Run:
             known = ", ".join(printable(name) for name in self._series)
             raise KeyError(f"{self.logdir} has no {family}; it has: {known}")
         return self._series[family]
+
+
+def check_runs(*runs: Any) -> None:
+    """Raise ValueError unless each is a Run. Its directory is often passed instead."""
+    for run in runs:
+        if not isinstance(run, Run):
+            raise ValueError(f"a run must be a tapescope.Run; got {describe(run)}: pass tapescope.Run(directory)")
+
+
+def check_list(runs: Any) -> None:
+    """Raise ValueError unless it is a sequence of runs."""
+    if isinstance(runs, (Run, str, os.PathLike)):
+        raise ValueError(f"`runs` must be a list of tapescope.Run; got {type(runs).__name__}: put it in a list")
+    check_runs(*runs)
 
 
 def runs(logdir: str | os.PathLike[str]) -> list[str]:

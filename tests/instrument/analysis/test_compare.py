@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import tapescope
 from tapescope import cli
 from tapescope.analysis.compare import _relative_difference, compare, comparison_json, comparison_text
 from tests.instrument.analysis.runs import record_run
@@ -125,6 +126,27 @@ def test_the_command_line_prints_json(recorded, changed, capsys):
 
 def test_the_command_line_compares_models_with_different_names(recorded, renamed):
     assert cli.main(["compare", recorded.logdir, renamed.logdir]) == 0
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        tapescope.check,
+        lambda run: tapescope.compare(run, run),
+        tapescope.noise_scale,
+        lambda run: tapescope.scaling([run]),
+        lambda run: tapescope.write_report([run], "report.html"),
+    ],
+)
+def test_a_path_is_not_a_run(recorded, function):
+    with pytest.raises(ValueError, match=r"got .*: pass tapescope\.Run\(directory\)"):
+        function(recorded.logdir)
+
+
+@pytest.mark.parametrize("function", [tapescope.scaling, lambda run: tapescope.write_report(run, "report.html")])
+def test_a_run_is_not_a_list_of_runs(recorded, function):
+    with pytest.raises(ValueError, match=r"must be a list of tapescope\.Run; got Run: put it in a list"):
+        function(recorded)
 
 
 def test_the_command_line_returns_2_for_a_directory_without_a_run(recorded, tmp_path, capsys):

@@ -251,6 +251,36 @@ def test_measuring_keeps_the_bits_of_layers_that_are_computed_again(activation):
     assert networks.same_bits(train(False), train(True))
 
 
+def test_measuring_keeps_the_bits_of_a_layer_in_loops_and_conditions():
+    """Its gradient is a sum of three terms, whose order depends on what TensorFlow makes of a loop or condition."""
+
+    def train(measure):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input(DENSE), layers.Dense(3), layers.Dense(3, "tanh")])
+        first, again = model.layers
+        probe = tapescope.Probe(model, strict=True)
+
+        @tf.function
+        def step(x):
+            with probe.tape(measure) as tape:
+                y = first(x)
+                y = tf.cond(tf.reduce_sum(y) < 1e6, lambda: again(y), lambda: y)
+                _, y = tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * 0.9 + again(y)), [0, y])
+                y = tf.switch_case(tf.constant(1), [lambda: y, lambda: again(y)])
+                loss = tf.reduce_mean(y**2)
+            gradients = tape.gradient(loss, model.trainable_variables)
+            for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+                variable.assign_sub(0.1 * gradient)
+            return loss, tape.reading()
+
+        random = np.random.default_rng(0)
+        for _ in range(8):
+            step(tf.constant(random.normal(size=(16, *DENSE)), tf.float32))
+        return model.get_weights()
+
+    assert networks.same_bits(train(False), train(True))
+
+
 def test_measuring_keeps_the_bits_of_clipped_gradients():
     plain, measured = (networks.train(small_network, m, clip=0.5) for m in (False, True))
     assert networks.same_bits(plain, measured)

@@ -1,6 +1,7 @@
 """Feature tests of private TensorFlow and Keras API: each fails when a release changes what the library relies on."""
 
 import ast
+import contextlib
 import pathlib
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
+from tensorflow.python.ops import gradients_util
 
 import tapescope
 from tapescope.capture import private_api
@@ -210,6 +212,53 @@ def test_tapes_without_a_recording_are_said(caplog):
     private_api.restore_recording(tape, None)  # type: ignore[arg-type]
     names = [message.split("`")[1] for message in warnings_of(caplog)]
     assert names == ["GradientTape._persistent", "GradientTape._tape"]
+
+
+@contextlib.contextmanager
+def persistent_tape(single_use):
+    """Yield a tape that records persistently and was not asked to; in `trace_for_single_use` or not."""
+    tape = tf.GradientTape()
+    with private_api.record_persistently(tape):
+        tape.__enter__()
+    with private_api.trace_for_single_use(tape) if single_use else contextlib.nullcontext():
+        yield tape
+    tape.__exit__(None, None, None)
+
+
+def has_condition(*tapes):
+    """Return whether a condition that is traced under tapes is an operation of the step, and not inside a function."""
+    x = tf.Variable(3.0)
+
+    @tf.function
+    def step():
+        with contextlib.ExitStack() as stack:
+            for tape in tapes:
+                stack.enter_context(tape)
+            tf.cond(x > 0, lambda: x * 2, lambda: x)
+
+    return any(op.type in ("If", "StatelessIf") for op in step.get_concrete_function().graph.get_operations())
+
+
+def test_a_persistent_tape_wraps_conditions():
+    """Positive control of the test below."""
+    assert not has_condition(persistent_tape(single_use=False))
+
+
+def test_for_single_use_conditions_are_those_of_a_plain_tape():
+    assert has_condition(persistent_tape(single_use=True))
+    assert has_condition(tf.GradientTape())
+
+
+def test_for_single_use_a_second_tape_still_wraps_conditions():
+    assert not has_condition(tf.GradientTape(), tf.GradientTape())
+    assert not has_condition(tf.GradientTape(), persistent_tape(single_use=True))
+
+
+def test_a_missing_order_of_gradients_is_said(monkeypatch, caplog):
+    monkeypatch.delattr(gradients_util, "PossibleTapeGradientTypes")
+    assert not private_api._patch_gradient_types.__wrapped__()
+    assert all("PossibleTapeGradientTypes" in message for message in warnings_of(caplog))
+    assert len(warnings_of(caplog)) == 1
 
 
 # Keras layers
