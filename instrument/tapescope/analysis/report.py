@@ -54,8 +54,7 @@ def write_report(runs: Sequence[Run], path: str | os.PathLike[str]) -> None:
     Raises:
       OSError: the file cannot be written.
     """
-    check_list(runs)
-    write_whole(os.path.realpath(path), render_page(runs))  # a link stays one
+    write_whole(os.path.realpath(path), render_page(check_list(runs)))  # a link stays one
 
 
 def render_page(runs: Sequence[Run]) -> str:

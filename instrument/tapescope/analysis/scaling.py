@@ -49,8 +49,7 @@ def scaling(runs: Sequence[Run]) -> list[Speed]:
     Raises:
       ValueError: a run has fewer than two records.
     """
-    check_list(runs)
-    speeds = sorted((_measure_speed(run) for run in runs), key=lambda speed: speed.replicas)
+    speeds = sorted((_measure_speed(run) for run in check_list(runs)), key=lambda speed: speed.replicas)
     rates = np.array([speed.examples_per_second for speed in speeds])
     efficiency = scaling_series.scaling_efficiency(rates, np.array([speed.replicas for speed in speeds]))
     return [speed._replace(efficiency=float(share)) for speed, share in zip(speeds, efficiency, strict=True)]

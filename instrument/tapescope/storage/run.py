@@ -336,11 +336,13 @@ def check_runs(*runs: Any) -> None:
             raise ValueError(f"a run must be a tapescope.Run; got {describe(run)}: pass tapescope.Run(directory)")
 
 
-def check_list(runs: Any) -> None:
-    """Raise ValueError unless it is a sequence of runs."""
+def check_list(runs: Any) -> list[Run]:
+    """Return runs as a list; raise ValueError if there is anything else among them."""
     if isinstance(runs, (Run, str, os.PathLike)):
         raise ValueError(f"`runs` must be a list of tapescope.Run; got {type(runs).__name__}: put it in a list")
-    check_runs(*runs)
+    listed = list(runs)
+    check_runs(*listed)
+    return listed
 
 
 def runs(logdir: str | os.PathLike[str]) -> list[str]:
