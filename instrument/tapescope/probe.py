@@ -12,7 +12,7 @@ import numpy as np
 
 from tapescope.capture import objective
 from tapescope.capture.keras_replica_issues import ReplicaIssue
-from tapescope.capture.selection import Names, Selection
+from tapescope.capture.selection import Names, Selection, compile_pattern
 from tapescope.capture.state import ProbeState
 from tapescope.failsafe import Failsafe
 from tapescope.statistics import partial as partials
@@ -20,6 +20,15 @@ from tapescope.statistics.layers import Examples
 from tapescope.statistics.partial import Partial
 from tapescope.statistics.reading import Reading
 from tapescope.tape import MeasuringTape, Tape, complete_reading, without_autograph
+
+
+def check_options(layers: Any, window_examples: Any, examples: Any) -> None:
+    """Raise ValueError if an argument of Probe cannot be right whatever the model is."""
+    compile_pattern(layers)
+    if isinstance(window_examples, bool) or not isinstance(window_examples, int) or window_examples < 1:
+        raise ValueError(f"`window_examples` must be a positive number of examples; got {window_examples!r}")
+    if not (examples is None or callable(examples) or (type(examples) is int and examples > 0)):
+        raise ValueError(f"`examples` must be a positive number, a function of a shape, or None; got {examples!r}")
 
 
 class Probe:
@@ -59,10 +68,7 @@ class Probe:
         examples: Examples = None,
     ):
         objective.check_loss(loss)
-        if isinstance(window_examples, bool) or not isinstance(window_examples, int) or window_examples < 1:
-            raise ValueError(f"`window_examples` must be a positive number of examples; got {window_examples!r}")
-        if not (examples is None or callable(examples) or (type(examples) is int and examples > 0)):
-            raise ValueError(f"`examples` must be a positive number, a function of a shape, or None; got {examples!r}")
+        check_options(layers, window_examples, examples)
         self._state = ProbeState(
             Selection(model, layers),
             Failsafe(strict),

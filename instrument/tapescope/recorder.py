@@ -208,6 +208,8 @@ class Recorder:
             captured and cannot be stored.
         """
         step = _check_step(step)
+        if examples is not None and not _is_count(examples):
+            raise ValueError(f"`examples` must be the number of examples trained on so far; got {describe(examples)}")
         self._check(reading)
         _check_mapping("scalars", scalars or {})
         if reading is not None and self._copies is not None:
@@ -400,6 +402,14 @@ def _check_step(step: Any) -> int:
     except (TypeError, ValueError):
         pass
     raise ValueError(f"`step` must be a whole number from 0, which rises over the training; got {describe(step)}")
+
+
+def _is_count(value: Any) -> bool:
+    """Return whether a value is a number from 0 on or NaN, which may also be an array or a tensor with one element."""
+    try:
+        return not float(value) < 0
+    except (TypeError, ValueError):
+        return False
 
 
 def _check_mapping(name: str, values: Any) -> None:

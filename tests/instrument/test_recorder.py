@@ -541,6 +541,16 @@ def test_a_step_is_a_whole_number(tmp_path, step):
     assert tapescope.Run(tmp_path).steps.tolist() == [3, 4]
 
 
+@pytest.mark.parametrize("examples", ["many", -1, [1, 2]])
+def test_examples_are_a_number(tmp_path, examples):
+    probe, take = eager_steps()
+    with (
+        tapescope.Recorder(tmp_path, probe) as recorder,
+        pytest.raises(ValueError, match="`examples` must be the number of examples trained on so far"),
+    ):
+        recorder.write(0, take(0), examples=examples)
+
+
 def test_scalars_and_hyperparameters_are_dicts(tmp_path):
     probe, _ = eager_steps()
     with tapescope.Recorder(tmp_path, probe) as recorder:

@@ -63,6 +63,18 @@ def merge_names(known: Names, names: Names) -> Names:
     )
 
 
+def compile_pattern(pattern: Any) -> re.Pattern[str] | None:
+    """Return the pattern of the argument `layers`, ready to search; raise ValueError if it is none."""
+    if pattern is None:
+        return None
+    if not isinstance(pattern, str):
+        raise ValueError(f'`layers` must be a regular expression, such as "dense|conv"; got {pattern!r}')
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"`layers` must be a valid regular expression; got {pattern!r} ({error})") from None
+
+
 class Selection:
     """The trainable variables of one or several models, and the layers that a pattern chooses.
 
@@ -87,10 +99,7 @@ class Selection:
                     f"got {type(m).__name__}"
                 )
         self.pattern = pattern
-        try:
-            self._pattern = None if pattern is None else re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"`layers` must be a valid regular expression; got {pattern!r} ({error})") from None
+        self._pattern = compile_pattern(pattern)
         built = all(map(_is_built, self.models))
         if built and not self.variables():
             raise ValueError(

@@ -16,7 +16,7 @@ from absl import logging
 from tapescope.capture import private_api
 from tapescope.fit import optimizer_steps, run_directory, train_functions
 from tapescope.fit.train_functions import TrainFunctions
-from tapescope.probe import Probe
+from tapescope.probe import Probe, check_options
 from tapescope.recorder import Recorder
 from tapescope.schedule import WORKERS_INTERVAL, Schedule, as_schedule, every, uses_clock
 from tapescope.slow_measurement import SLOW_STEPS, check_slow_every
@@ -65,7 +65,7 @@ class Monitor(keras.callbacks.Callback):
       slow_every: as for `tapescope.Recorder`.
 
     Raises:
-      ValueError: `logdir` is not a path, or `on_finding`, `capture` or `slow_every` has another value.
+      ValueError: `logdir` is not a path, or another argument cannot be right whatever the model is.
       OSError: in `fit`: the directory cannot be written, or another program writes there.
     """
 
@@ -94,6 +94,7 @@ class Monitor(keras.callbacks.Callback):
         check_sinks(sinks)
         check_mode(capture)
         check_slow_every(slow_every)
+        check_options(layers, window_examples, examples)
         self._sinks = sinks
         self._capture = capture
         self._slow_every = slow_every

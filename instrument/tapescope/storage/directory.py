@@ -16,7 +16,7 @@ def absolute(logdir: str | os.PathLike[str]) -> str:
       ValueError: it is not a path, it is a URL, such as of a bucket, or its name is not UTF-8.
     """
     path = os.fspath(logdir) if isinstance(logdir, (str, os.PathLike)) else None
-    if not isinstance(path, str):
+    if not isinstance(path, str) or not path:
         raise ValueError(
             f"`logdir` must be the path of a directory, a str or an os.PathLike; got {logdir!r}: pass one such as "
             '"runs/1"'

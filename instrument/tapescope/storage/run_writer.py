@@ -220,7 +220,8 @@ class RunWriter:
             if step.number <= self._last_measured:
                 raise ValueError(
                     f"`step` must rise over the whole training; got {step.number} after {self._last_measured}, and "
-                    "readers would drop all later records: count the steps over the whole training, not by epoch"
+                    "readers would drop all later records: count the steps over the whole training, not by epoch, and "
+                    "after going back to a checkpoint pass its state as `resume` to a new Recorder"
                 )
             self._last_measured = step.number
             step = step._replace(

@@ -512,6 +512,20 @@ def test_a_relative_directory_stays_the_same_between_two_fits(tmp_path, monkeypa
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"layers": "("}, r"`layers` must be a valid regular expression; got '\('"),
+        ({"layers": ["dense"]}, r"`layers` must be a regular expression.*; got \['dense'\]"),
+        ({"window_examples": 0}, "`window_examples` must be a positive number of examples; got 0"),
+        ({"examples": "many"}, "`examples` must be a positive number.*; got 'many'"),
+    ],
+)
+def test_an_argument_that_no_model_makes_right_is_refused_before_fit(wrong, line):
+    with pytest.raises(ValueError, match=line):
+        tapescope.Monitor(**wrong)
+
+
 @pytest.mark.parametrize("wrong", [b"run", 3])
 def test_a_directory_that_is_not_a_path_is_refused(wrong):
     with pytest.raises(ValueError, match="`logdir` must be the path of a directory"):

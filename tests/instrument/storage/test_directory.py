@@ -304,7 +304,7 @@ def test_a_directory_that_is_not_utf8_is_refused(tmp_path):
         absolute(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff"))
 
 
-@pytest.mark.parametrize("wrong", [None, b"runs/1", 3])
+@pytest.mark.parametrize("wrong", [None, b"runs/1", 3, ""])
 def test_what_is_not_a_path_is_refused(wrong):
     with pytest.raises(
         ValueError, match=r"`logdir` must be the path of a directory, .*; got " + re.escape(repr(wrong))
