@@ -26,6 +26,11 @@ SHOWN_REPLICAS = 4
 _LIMIT_DECADES = 99.0
 """Reported for an infinite number of decades, which JSON has no number for."""
 
+_PASSES_NONE = (
+    "passes no gradient: a `stop_gradient`, a sign or a rounding, or a softmax or normalization over an axis of "
+    "size 1, which always gives the same"
+)
+
 
 def non_finite(history: History) -> Iterator[Finding]:
     """Report a NaN or Inf at once: no number means anything after it."""
@@ -220,8 +225,10 @@ def no_gradient(history: History) -> Iterator[Finding]:
         else:
             severity = "warning"
             message = f"the gradient of `{name}` is exactly 0"
-            advice = "Look for a dead or saturated layer after it, for weights after it that are 0, or for a softmax "
-            advice += "over an axis of size 1, which is always 1."
+            advice = (
+                "Look for a dead or saturated layer after it, for weights after it that are 0, or for an operation "
+            )
+            advice += f"that {_PASSES_NONE}."
         yield Finding(
             rule="no_gradient",
             version=2,
@@ -305,6 +312,8 @@ def vanishing(history: History) -> Iterator[Finding]:
     by_activation = gate <= weights
     by_design = layout.activations[at] in NEVER_SATURATED
     blocked = decades_here == -math.inf
+    silent = bool(usual.activation_zero[at] >= 1)
+    between = blocked and not silent and min(gate, weights) > -math.inf and layout.source[at] >= 0
     share = 10.0**usual.total_loss
     names = layout.groups
     first = layout.path[-1]
@@ -316,7 +325,9 @@ def vanishing(history: History) -> Iterator[Finding]:
             takes += "and its weights do not compensate for its activation"
         else:
             takes += f"mostly by its {'activation' if by_activation else 'weights'}"
-    elif usual.activation_zero[at] >= 1:
+    elif between:
+        takes = f"has a gradient, and none of it passes to `{names[layout.source[at]]}` before it"
+    elif silent:
         takes = "outputs only 0, and lets no gradient through"
     else:
         takes = f"lets no gradient through its {'activation' if by_activation else 'weights'}"
@@ -340,7 +351,9 @@ def vanishing(history: History) -> Iterator[Finding]:
     harmful = blocked or history.loss_stuck or (severe and not history.learned)
 
     silenced = blocked or gate <= -PATH_DECADES  # units that are silent by design take far less
-    if not by_activation or (by_design and not silenced):
+    if between:
+        advice = f"Look between the two for an operation that {_PASSES_NONE}."
+    elif not by_activation or (by_design and not silenced):
         advice = "Initialize these weights larger (He for ReLU, Glorot for tanh), or normalize the layer's output."
     elif by_design:
         advice = "Lower the learning rate, start its biases at 0, or use Leaky ReLU or ELU there."

@@ -83,6 +83,13 @@ def test_a_gradient_that_is_cut_off_is_a_warning_even_after_learning():
     assert only_finding(find(60, put("flow_gate", 1, -np.inf, since=40)), "vanishing").layer == "hidden_2"
 
 
+def test_a_gradient_that_is_cut_off_between_two_layers_is_not_the_activations_fault():
+    cut = both(put("flow_weight", 2, NAN), put("flow_between", 2, -np.inf))
+    finding = only_finding(find(20, cut), "vanishing")
+    assert "has a gradient, and none of it passes to `hidden_2` before it" in finding.message
+    assert "stop_gradient" in finding.advice
+
+
 def test_vanishing_by_weights_is_reported():
     finding = only_finding(find(20, put("flow_weight", 2, -3.4, since=1)), "vanishing")
     assert finding.layer == "hidden_3"
