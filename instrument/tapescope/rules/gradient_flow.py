@@ -69,6 +69,7 @@ def non_finite(history: History) -> Iterator[Finding]:
     # If only the gradient is not finite and no weight changed, a loss scale may have overflowed and skipped the step.
     # If that is not the reason, the next record has it in the weights.
     skipped = bad_gradient[at] and not any(bad_output) and not np.any(first.update_ratio > 0)
+    behind_all = not skipped and forward < 0 <= backward and bool(history.layout.is_output[backward])
     since = views[at - 1].step + 1 if at else first.step
     when = f"at step {first.step}" if since == first.step else f"between steps {since} and {first.step}"
     causes = "a division by 0, a logarithm or root of 0, or an overflow there, and check the data."
@@ -87,8 +88,9 @@ def non_finite(history: History) -> Iterator[Finding]:
     elif grown:
         advice = "Lower the learning rate at least tenfold, or clip the gradient by its global norm."
         advice += summed_loss_advice(history.layout.objectives)
-    elif lost_from_start and not bad_tensors:
-        advice = f"Look into the loss function for {causes}"
+    elif (lost_from_start and not bad_tensors) or behind_all:
+        advice = f"Look into the loss function for {causes} A small number added before a root or logarithm keeps its "
+        advice += "gradient finite."
     else:
         advice += " If the gradient grew before, lower the learning rate or clip it."
     yield Finding(

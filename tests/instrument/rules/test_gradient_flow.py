@@ -219,6 +219,17 @@ def test_a_gradient_that_is_not_finite_names_its_layer():
     assert "all outputs are finite, but the gradient is not from `hidden_3` backwards" in finding.message
 
 
+@pytest.mark.parametrize(("layer", "of_loss"), [("output", True), ("hidden_3", False)])
+def test_a_gradient_that_is_not_finite_behind_the_last_layer_is_the_losss_fault(layer, of_loss):
+    def bad_gradient(t, columns):
+        if t >= 5:
+            columns["first_nonfinite_backward"] = np.float64(LAYERS.index(layer))
+            columns["gradient_nonfinite"][: 2 * LAYERS.index(layer) + 2] = 1
+
+    finding = only_finding(find(8, bad_gradient), "non_finite")
+    assert (finding.layer, finding.advice.startswith("Look into the loss function")) == (layer, of_loss)
+
+
 def overflow_at_record_5(t, columns):
     """Let one step have a gradient that is not finite, and change no weights."""
     if t == 5:
