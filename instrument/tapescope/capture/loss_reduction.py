@@ -49,6 +49,8 @@ def is_sum_over_batch(loss: Any, outputs: Any) -> bool:
 def is_of_all_pairs(loss: Any, targets: Any, outputs: Any) -> bool:
     """Return whether a loss combines targets [B] with outputs [B, 1], or the reverse: broadcasting makes that [B, B].
 
+    Losses of the examples [B] times weights [B, 1] are not meant: their mean still falls by learning.
+
     Args:
       loss: float []; or None where it is not known.
       targets: [B, ...], that the loss is given.
@@ -57,8 +59,8 @@ def is_of_all_pairs(loss: Any, targets: Any, outputs: Any) -> bool:
     data = (targets, outputs)
     for operation in _operations_before(loss, data):
         if operation.type in _ELEMENTWISE and _pairs_batch(operation):
-            first, second = ([_depends_on(tensor, end, data) for end in data] for tensor in operation.inputs)
-            if (first[0] and second[1]) or (first[1] and second[0]):
+            made_of = [[_depends_on(tensor, end, data) for end in data] for tensor in operation.inputs]
+            if sorted(made_of) == [[False, True], [True, False]]:
                 return True
     return False
 

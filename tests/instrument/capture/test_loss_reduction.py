@@ -72,6 +72,7 @@ OWN = {
     "of Keras": keras.losses.MeanAbsoluteError(),
     "of the same shape": lambda y, out: tf.reduce_mean(tf.abs(y[:, 0] - out[:, 0])),
     "of pairs of outputs": lambda y, out: tf.reduce_mean(tf.abs(out - out[:, 0])) + tf.reduce_mean(y),
+    "with weights": lambda y, out: tf.reduce_mean(tf.square(y - out)[:, 0] * (1 + y)),
     "of quantiles": lambda y, out: tf.reduce_mean(tf.maximum(tf.constant([0.1, 0.9]) * (y - out), 0)),
 }
 
