@@ -278,6 +278,8 @@ def _where_it_stops(history: History) -> tuple[str | None, str, str]:
         "Check that the last layer's activation and the loss fit: logits, probabilities or values, as the loss takes "
         "them."
     )
+    if np.any(view.weight == 0) and not np.any(view.weight > 0):
+        return None, ", since all weights are 0", "Use random first weights: only biases may start at 0."
     if not layout.path:
         return None, "", general
     last = layout.path[0]

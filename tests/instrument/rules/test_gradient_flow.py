@@ -285,6 +285,11 @@ def test_a_gradient_of_0_in_every_layer_is_an_error_at_once():
     assert finding.message.startswith("the gradient is exactly 0 in every layer, since the softmax layer `output`")
 
 
+def test_weights_that_are_all_0_are_named_where_nothing_has_a_gradient():
+    finding = only_finding(find(1, both(NO_GRADIENT, put("weight_norm", ALL, 0))), "no_gradient")
+    assert finding.message == "the gradient is exactly 0 in every layer, since all weights are 0: nothing is trained"
+
+
 def test_a_loss_that_does_not_change_with_the_output_is_named():
     finding = only_finding(find(1, both(NO_GRADIENT, put("delta_norm", ALL, 0))), "no_gradient")
     assert "since the loss does not change with the output of `output`" in finding.message
