@@ -211,6 +211,7 @@ def no_gradient(history: History) -> Iterator[Finding]:
         return
     gradient = history.usual.gradient
     if not np.any(gradient > 0):
+        yield from _no_gradient_asked(history)
         return
     blocked = bool(layout.path) and history.usual.total_loss == -math.inf  # `vanishing` reports it
     variables = np.bincount(layout.owned[0], minlength=len(gradient))
@@ -241,6 +242,26 @@ def no_gradient(history: History) -> Iterator[Finding]:
             evidence={"variables": float(variables[group]), "gradient_norm": 0.0},
             advice=_batch_of_one_advice(history) or advice,
         )
+
+
+def _no_gradient_asked(history: History) -> Iterator[Finding]:
+    """Report an optimizer that never gets a gradient of a variable, although the gradient arrives at the layers."""
+    window = history.window
+    called = all(view.number("optimizer_called") == 1 for view in window)
+    arrives = all(np.any(view.layer_column("delta_norm") > 0) for view in window)
+    if not (called and arrives and np.isnan(history.usual.gradient).all()) or history.weights_moved:
+        return
+    yield Finding(
+        rule="no_gradient",
+        version=2,
+        severity="error",
+        layer=None,
+        step=window[0].step,
+        message="no variable has a gradient, although one arrives at the layers: nothing is trained",
+        evidence={"records": float(len(window))},
+        advice="Look at the variables that `tape.gradient` is asked for: `model.trainable_variables` is empty before "
+        "the model is built, so read it after the first call.",
+    )
 
 
 def _no_gradient_anywhere(history: History) -> Iterator[Finding]:

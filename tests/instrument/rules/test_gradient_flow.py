@@ -285,6 +285,18 @@ def test_a_gradient_of_0_in_every_layer_is_an_error_at_once():
     assert finding.message.startswith("the gradient is exactly 0 in every layer, since the softmax layer `output`")
 
 
+@pytest.mark.parametrize(("called", "rules"), [(1, ["no_gradient"]), (0, [])])
+def test_an_optimizer_that_gets_no_gradient_is_reported(called, rules):
+    def no_variables(t, columns):
+        columns["optimizer_called"] = np.float64(called)
+        columns["weight_norm"][:] = [8, 0] * 4
+        columns["update_ratio"][:] = [0, NAN] * 4
+        for name in ("gradient_norm", "applied_norm", "gradient_nonfinite"):
+            columns[name][:] = NAN
+
+    assert [f.rule for f in find(10, no_variables) if f.severity == "error"] == rules
+
+
 def test_weights_that_are_all_0_are_named_where_nothing_has_a_gradient():
     finding = only_finding(find(1, both(NO_GRADIENT, put("weight_norm", ALL, 0))), "no_gradient")
     assert finding.message == "the gradient is exactly 0 in every layer, since all weights are 0: nothing is trained"
