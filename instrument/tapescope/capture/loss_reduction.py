@@ -1,15 +1,17 @@
-"""Detection of a loss that is the sum over the batch in the place of the mean, in the graph that computes it.
+"""Detection of losses that do not treat a batch as examples, in the graph that computes them.
 
-The learning rate of such a loss depends on the size of the batch: its gradient is as many times that of the mean as
-there are examples.
+The learning rate of a sum over the batch in the place of the mean depends on the size of the batch: its gradient is as
+many times that of the mean as there are examples. A loss of targets [B] and outputs [B, 1] is of all pairs of them.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 _PASSES_ON = {"Cast", "Identity", "Neg", "Reshape", "Squeeze", "StopGradient"}
 _DIVIDES = {"DivNoNan", "RealDiv"}
+_ELEMENTWISE = {"AddV2", "Maximum", "Minimum", "Mul", "Pow", "RealDiv", "SquaredDifference", "Sub", "Xlogy"}
 _MOST_OPERATIONS = 100
 
 
@@ -42,6 +44,48 @@ def is_sum_over_batch(loss: Any, outputs: Any) -> bool:
         else:
             return False
     return False
+
+
+def is_of_all_pairs(loss: Any, targets: Any, outputs: Any) -> bool:
+    """Return whether a loss combines targets [B] with outputs [B, 1], or the reverse: broadcasting makes that [B, B].
+
+    Losses of the examples [B] times weights [B, 1] are not meant: their mean still falls by learning.
+
+    Args:
+      loss: float []; or None where it is not known.
+      targets: [B, ...], that the loss is given.
+      outputs: [B, ...], of the model.
+    """
+    data = (targets, outputs)
+    for operation in _operations_before(loss, data):
+        if operation.type in _ELEMENTWISE and _pairs_batch(operation):
+            made_of = [[_depends_on(tensor, end, data) for end in data] for tensor in operation.inputs]
+            if sorted(made_of) == [[False, True], [True, False]]:
+                return True
+    return False
+
+
+def _pairs_batch(operation: Any) -> bool:
+    """Return whether an elementwise operation broadcasts [B] and [B, 1]."""
+    lower, higher = sorted((tensor.shape for tensor in operation.inputs), key=lambda shape: shape.rank or 0)
+    return (lower.rank, higher.rank) == (1, 2) and lower[0] == higher[0] != 1 and higher[1] == 1
+
+
+def _depends_on(tensor: Any, end: Any, ends: Sequence[Any]) -> bool:
+    return tensor is end or any(each is end for o in _operations_before(tensor, ends) for each in o.inputs)
+
+
+def _operations_before(tensor: Any, ends: Sequence[Any]) -> Iterator[Any]:
+    """Yield the operations that a tensor is computed by, the last one first, back to these ends."""
+    queue = [tensor]
+    seen: set[str] = set()
+    while queue and len(seen) < _MOST_OPERATIONS:
+        tensor = queue.pop(0)
+        operation = None if any(tensor is end for end in ends) else _operation(tensor)
+        if operation is not None and operation.name not in seen:
+            seen.add(operation.name)
+            queue.extend(operation.inputs)
+            yield operation
 
 
 def _operation(tensor: Any) -> Any:

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tapescope.capture import private_api
 from tapescope.capture.data_path import DataPath, Output, is_numeric, named_tensors
-from tapescope.capture.loss_reduction import is_sum_over_batch
+from tapescope.capture.loss_reduction import is_of_all_pairs, is_sum_over_batch
 from tapescope.failsafe import misuse_error
 
 _LOSS_NAMES = {
@@ -188,6 +188,7 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
                 **_describe_objective(output, target, loss, objective.metrics if len(outputs) == 1 else ()),
                 "sums_examples": getattr(loss, "reduction", None) == "sum"
                 or (len(outputs) == 1 and is_sum_over_batch(objective.loss_value, output.tensor)),
+                "compares_all_pairs": is_of_all_pairs(objective.loss_value, target[1], output.tensor),
                 "learning_rate": objective.learning_rate,
                 "batches_per_epoch": objective.batches_per_epoch,
                 "loss_measured": objective.loss_value is not None,

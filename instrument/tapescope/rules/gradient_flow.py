@@ -26,6 +26,11 @@ SHOWN_REPLICAS = 4
 _LIMIT_DECADES = 99.0
 """Reported for an infinite number of decades, which JSON has no number for."""
 
+_PASSES_NONE = (
+    "passes no gradient: a `stop_gradient`, a sign or a rounding, or a softmax or normalization over an axis of "
+    "size 1, which always gives the same"
+)
+
 
 def non_finite(history: History) -> Iterator[Finding]:
     """Report a NaN or Inf at once: no number means anything after it."""
@@ -64,6 +69,7 @@ def non_finite(history: History) -> Iterator[Finding]:
     # If only the gradient is not finite and no weight changed, a loss scale may have overflowed and skipped the step.
     # If that is not the reason, the next record has it in the weights.
     skipped = bad_gradient[at] and not any(bad_output) and not np.any(first.update_ratio > 0)
+    behind_all = not skipped and forward < 0 <= backward and bool(history.layout.is_output[backward])
     since = views[at - 1].step + 1 if at else first.step
     when = f"at step {first.step}" if since == first.step else f"between steps {since} and {first.step}"
     causes = "a division by 0, a logarithm or root of 0, or an overflow there, and check the data."
@@ -82,8 +88,9 @@ def non_finite(history: History) -> Iterator[Finding]:
     elif grown:
         advice = "Lower the learning rate at least tenfold, or clip the gradient by its global norm."
         advice += summed_loss_advice(history.layout.objectives)
-    elif lost_from_start and not bad_tensors:
-        advice = f"Look into the loss function for {causes}"
+    elif (lost_from_start and not bad_tensors) or behind_all:
+        advice = f"Look into the loss function for {causes} A small number added before a root or logarithm keeps its "
+        advice += "gradient finite."
     else:
         advice += " If the gradient grew before, lower the learning rate or clip it."
     yield Finding(
@@ -203,6 +210,7 @@ def no_gradient(history: History) -> Iterator[Finding]:
         return
     gradient = history.usual.gradient
     if not np.any(gradient > 0):
+        yield from _no_gradient_asked(history)
         return
     blocked = bool(layout.path) and history.usual.total_loss == -math.inf  # `vanishing` reports it
     variables = np.bincount(layout.owned[0], minlength=len(gradient))
@@ -219,8 +227,10 @@ def no_gradient(history: History) -> Iterator[Finding]:
         else:
             severity = "warning"
             message = f"the gradient of `{name}` is exactly 0"
-            advice = "Look for a dead or saturated layer after it, for weights after it that are 0, or for a softmax "
-            advice += "over an axis of size 1, which is always 1."
+            advice = (
+                "Look for a dead or saturated layer after it, for weights after it that are 0, or for an operation "
+            )
+            advice += f"that {_PASSES_NONE}."
         yield Finding(
             rule="no_gradient",
             version=2,
@@ -231,6 +241,26 @@ def no_gradient(history: History) -> Iterator[Finding]:
             evidence={"variables": float(variables[group]), "gradient_norm": 0.0},
             advice=_batch_of_one_advice(history) or advice,
         )
+
+
+def _no_gradient_asked(history: History) -> Iterator[Finding]:
+    """Report an optimizer that never gets a gradient of a variable, although the gradient arrives at the layers."""
+    window = history.window
+    called = all(view.number("optimizer_called") == 1 for view in window)
+    arrives = all(np.any(view.layer_column("delta_norm") > 0) for view in window)
+    if not (called and arrives and np.isnan(history.usual.gradient).all()) or history.weights_moved:
+        return
+    yield Finding(
+        rule="no_gradient",
+        version=2,
+        severity="error",
+        layer=None,
+        step=window[0].step,
+        message="no variable has a gradient, although one arrives at the layers: nothing is trained",
+        evidence={"records": float(len(window))},
+        advice="Look at the variables that `tape.gradient` is asked for: `model.trainable_variables` is empty before "
+        "the model is built, so read it after the first call.",
+    )
 
 
 def _no_gradient_anywhere(history: History) -> Iterator[Finding]:
@@ -268,6 +298,8 @@ def _where_it_stops(history: History) -> tuple[str | None, str, str]:
         "Check that the last layer's activation and the loss fit: logits, probabilities or values, as the loss takes "
         "them."
     )
+    if np.any(view.weight == 0) and not np.any(view.weight > 0):
+        return None, ", since all weights are 0", "Use random first weights: only biases may start at 0."
     if not layout.path:
         return None, "", general
     last = layout.path[0]
@@ -304,6 +336,8 @@ def vanishing(history: History) -> Iterator[Finding]:
     by_activation = gate <= weights
     by_design = layout.activations[at] in NEVER_SATURATED
     blocked = decades_here == -math.inf
+    silent = bool(usual.activation_zero[at] >= 1)
+    between = blocked and not silent and min(gate, weights) > -math.inf and layout.source[at] >= 0
     share = 10.0**usual.total_loss
     names = layout.groups
     first = layout.path[-1]
@@ -315,7 +349,9 @@ def vanishing(history: History) -> Iterator[Finding]:
             takes += "and its weights do not compensate for its activation"
         else:
             takes += f"mostly by its {'activation' if by_activation else 'weights'}"
-    elif usual.activation_zero[at] >= 1:
+    elif between:
+        takes = f"has a gradient, and none of it passes to `{names[layout.source[at]]}` before it"
+    elif silent:
         takes = "outputs only 0, and lets no gradient through"
     else:
         takes = f"lets no gradient through its {'activation' if by_activation else 'weights'}"
@@ -339,7 +375,9 @@ def vanishing(history: History) -> Iterator[Finding]:
     harmful = blocked or history.loss_stuck or (severe and not history.learned)
 
     silenced = blocked or gate <= -PATH_DECADES  # units that are silent by design take far less
-    if not by_activation or (by_design and not silenced):
+    if between:
+        advice = f"Look between the two for an operation that {_PASSES_NONE}."
+    elif not by_activation or (by_design and not silenced):
         advice = "Initialize these weights larger (He for ReLU, Glorot for tanh), or normalize the layer's output."
     elif by_design:
         advice = "Lower the learning rate, start its biases at 0, or use Leaky ReLU or ELU there."

@@ -193,6 +193,8 @@ class History:
         """Share of dead units in the first window of examples, [L]."""
         self.weights_moved = False
         """Whether a weight was ever seen to move."""
+        self.moved_step = 0
+        """Step of the last record in which a weight moved."""
         self.unmoved_records = 0
         """Records of a step that called an optimizer, with a finite gradient that is not 0, before any weight moved."""
         self.unmoved_steps = 0
@@ -300,6 +302,8 @@ class History:
         larger = view.update_ratio > self.largest_update
         self.largest_update = np.where(larger, view.update_ratio, self.largest_update)
         self.largest_update_step = np.where(larger, view.step, self.largest_update_step)
+        if np.any(view.update_ratio > 0):
+            self.moved_step = view.step
         steps = view.step - before.step if before else 1
         self.distance += np.where(np.isfinite(view.update_ratio), view.update_ratio, 0) * steps
 

@@ -31,6 +31,8 @@ FIRST_STD_DECADES = (-2.0, 1.5)
 """Decades of the standard deviation of the first layer's outputs. Standardized data, or pixels between 0 and 1, give
 0.1 to 3."""
 
+PADDED_SHARE = 0.5
+"""Of the numbers of an embedding that are 0: padding, and no word or category is so frequent."""
 CONSTANT_SPREAD = 1e-6
 """Of the largest output: a few times what float32 rounds."""
 LOW_CHANCE_DECADES = 3.0
@@ -292,6 +294,10 @@ def constant_output(history: History) -> Iterator[Finding]:
     name = layout.groups[last]
     if kind == "softmax" and layout.units[last] == 1:
         advice = "Use sigmoid for one output: softmax of one unit is always 1."
+    elif _padded_inputs(history):
+        advice = f"Most of {' and '.join(_padded_inputs(history))} is 0, which seems to be padding: a recurrent layer "
+        advice += "forgets what came before it. Use `Embedding(..., mask_zero=True)`, pad in front, or cut the "
+        advice += "sequences shorter."
     elif kind in BOUNDED:
         advice = "Check that the targets lie in its range, scale the inputs to about 1, and lower the learning rate."
     else:
@@ -306,3 +312,9 @@ def constant_output(history: History) -> Iterator[Finding]:
         evidence={"output": float(high[-1]), "records": float(len(window))},
         advice=advice,
     )
+
+
+def _padded_inputs(history: History) -> list[str]:
+    """Return the names of the inputs of an embedding that are 0 for the most part."""
+    pooled = [(row, history.data.pooled(index)) for index, row in enumerate(history.layout.data)]
+    return [f"`{row.name}`" for row, p in pooled if "embedding" in row.followers and p and p.zero >= PADDED_SHARE]

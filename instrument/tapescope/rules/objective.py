@@ -444,11 +444,13 @@ def loss_mismatch(history: History) -> Iterator[Finding]:
 
 
 def _compares_all_pairs(history: History) -> bool:
-    """Return whether a loss is the mean square, or half of it, over all pairs of a target and an output.
+    """Return whether a loss is of all pairs of a target and an output, by its graph or by its value.
 
-    That is the sum of both variances and the square of the difference of the means. The mean square of targets and
-    their own outputs has their covariance besides, which is never so small in all records.
+    The mean square of all pairs, or half of it, is the sum of both variances and the square of the difference of the
+    means. That of targets and their own outputs has their covariance besides, which is never so small in all records.
     """
+    if any(objective.compares_all_pairs for objective in history.layout.objectives):
+        return True
     rows = history.layout.data
     pair = [[i for i, row in enumerate(rows) if row.kind == kind] for kind in ("target", "output")]
     if [len(indices) for indices in pair] != [1, 1] or len(history.window) < WINDOW // 2:

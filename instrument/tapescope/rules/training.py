@@ -278,13 +278,21 @@ def update_too_small(history: History) -> Iterator[Finding]:
 
 
 def _stopped_updates(history: History, largest: np.ndarray) -> Iterator[Finding]:
-    """Report updates that have shrunk to nothing while the gradient and the loss have not."""
+    """Report updates that have shrunk to nothing while the gradient and the loss have not.
+
+    Where no weight has moved at all for half of the steps, the loss may have fallen by some before: it cannot fall any
+    more. The last steps of a schedule may end at 0.
+    """
     usual = _of_most_layers(history.usual.update_ratio, history)
     most = float(lower_median(largest))
     first = (history.first or history.latest).gradient
     arrives = lower_median(history.usual.gradient) >= STILL_ARRIVES * lower_median(first) > 0
-    if not (history.loss_stuck and arrives and most > 0 and usual <= min(STOPPED_SHARE * most, SMALL_UPDATE)):
+    stopped = history.loss_stuck and usual <= min(STOPPED_SHARE * most, SMALL_UPDATE)
+    halted = 2 * (history.latest.step - history.moved_step) >= history.steps_since_first
+    may_fall = math.isfinite(history.loss_fall) and not history.learned and not history.beats_constant
+    if not ((stopped or (halted and history.had_time and may_fall)) and arrives and most > 0):
         return
+    so_far = "has not fallen" if stopped else f"has fallen by {format_share(max(history.loss_fall, 0))} only"
     yield Finding(
         rule="update_too_small",
         version=2,
@@ -292,7 +300,7 @@ def _stopped_updates(history: History, largest: np.ndarray) -> Iterator[Finding]
         layer=None,
         step=history.latest.step,
         message=f"the weights of most layers once changed by {most:.2g} of their norm in a step, and now by "
-        f"{usual:.2g}, although the gradient arrives as before and the loss has not fallen",
+        f"{usual:.2g}, although the gradient arrives as before and the loss {so_far}",
         evidence={"update_ratio": usual, "update_ratio_largest": most},
         advice="Look at the schedule of the learning rate: it falls before the network has learned.",
     )

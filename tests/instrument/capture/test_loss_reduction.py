@@ -1,10 +1,10 @@
-"""A loss that is the sum over the batch is told from a mean, as Keras computes it in a graph."""
+"""Losses that do not treat a batch as examples are told from others, as Keras computes them in a graph."""
 
 import keras
 import pytest
 import tensorflow as tf
 
-from tapescope.capture.loss_reduction import is_sum_over_batch
+from tapescope.capture.loss_reduction import is_of_all_pairs, is_sum_over_batch
 
 SUMS = {
     "sum": keras.losses.MeanSquaredError(reduction="sum"),
@@ -22,34 +22,62 @@ MEANS = {
 }
 
 
-def found(loss, batch, **options):
+def found(detect, loss, batch, units=3, **options):
     """Return what is said of a loss as a model computes it, with a batch of known or unknown size."""
-    model = keras.Sequential([keras.Input([3]), keras.layers.Dense(3, **options)])
+    model = keras.Sequential([keras.Input([3]), keras.layers.Dense(units, **options)])
     model.compile(loss=loss)
     said = []
 
-    @tf.function(input_signature=[tf.TensorSpec([batch, 3])])
-    def compute(outputs):
-        value = model.compute_loss(y=tf.zeros_like(outputs), y_pred=outputs)
-        said.append(is_sum_over_batch(value, outputs))
+    @tf.function(input_signature=[tf.TensorSpec([batch, units])] * 2)
+    def compute(targets, outputs):
+        said.append(detect(model.compute_loss(y=targets, y_pred=outputs), targets, outputs))
 
     compute.get_concrete_function()
     return said[-1]
 
 
+def is_sum(loss, _, outputs):
+    return is_sum_over_batch(loss, outputs)
+
+
 @pytest.mark.parametrize("batch", [8, None])
 @pytest.mark.parametrize("name", [*SUMS, *MEANS])
 def test_a_sum_over_the_batch_is_told_from_a_mean(name, batch):
-    assert found((SUMS | MEANS)[name], batch) == (name in SUMS)
+    assert found(is_sum, (SUMS | MEANS)[name], batch) == (name in SUMS)
 
 
 def test_a_sum_over_an_axis_that_is_not_the_batch_is_none():
-    assert not found(lambda y, out: tf.reduce_sum(tf.reduce_mean((out - y) ** 2, 0)), 8)
+    assert not found(is_sum, lambda y, out: tf.reduce_sum(tf.reduce_mean((out - y) ** 2, 0)), 8)
 
 
 def test_a_regularizer_ends_the_search():
-    assert not found(SUMS["all elements"], 8, kernel_regularizer="l2")
+    assert not found(is_sum, SUMS["all elements"], 8, kernel_regularizer="l2")
 
 
 def test_a_loss_outside_of_a_graph_is_not_known():
     assert not is_sum_over_batch(tf.reduce_sum(tf.ones([8, 3])), tf.ones([8, 3]))
+
+
+def cross_entropy(y, out):
+    return -tf.reduce_mean(y * tf.math.log(out) + (1 - y) * tf.math.log(1 - out))
+
+
+PAIRS = {
+    "absolute error": lambda y, out: tf.reduce_mean(tf.abs(y[:, 0] - out)),
+    "of outputs without an axis": lambda y, out: tf.reduce_mean(tf.abs(y - tf.squeeze(out, -1))),
+    "cross-entropy": lambda y, out: cross_entropy(tf.reshape(y, [-1]), tf.sigmoid(out)),
+    "squared difference": lambda y, out: tf.reduce_mean(tf.math.squared_difference(y, out[:, 0])),
+}
+OWN = {
+    "of Keras": keras.losses.MeanAbsoluteError(),
+    "of the same shape": lambda y, out: tf.reduce_mean(tf.abs(y[:, 0] - out[:, 0])),
+    "of pairs of outputs": lambda y, out: tf.reduce_mean(tf.abs(out - out[:, 0])) + tf.reduce_mean(y),
+    "with weights": lambda y, out: tf.reduce_mean(tf.square(y - out)[:, 0] * (1 + y)),
+    "of quantiles": lambda y, out: tf.reduce_mean(tf.maximum(tf.constant([0.1, 0.9]) * (y - out), 0)),
+}
+
+
+@pytest.mark.parametrize("batch", [8, None])
+@pytest.mark.parametrize("name", [*PAIRS, *OWN])
+def test_a_loss_of_all_pairs_is_told_from_one_of_examples(name, batch):
+    assert found(is_of_all_pairs, (PAIRS | OWN)[name], batch, units=1) == (name in PAIRS)

@@ -44,6 +44,11 @@ SOUND_CLASSES = Version(POINTS, CLASSES, 4, "softmax", SPARSE)
 SOUND_BINARY = Version(POINTS, BINARY, 1, "sigmoid", "binary_crossentropy")
 SOUND_VALUES = Version(POINTS, VALUES, 1, None, "mse")
 
+
+def absolute_error(y, out):
+    return tf.reduce_mean(tf.abs(y - out))
+
+
 PAIRS = {
     "softmax of one unit": ("output_activation", SOUND_BINARY._replace(activation="softmax"), SOUND_BINARY),
     "ReLU before a cross-entropy": (
@@ -79,6 +84,11 @@ PAIRS = {
     ),
     "raw pixels": ("unscaled_data", SOUND_CLASSES._replace(x=PIXELS), SOUND_CLASSES._replace(x=PIXELS / 255)),
     "prices": ("unscaled_data", SOUND_VALUES._replace(y=1e5 * (3 + VALUES)), SOUND_VALUES),
+    "targets without the axis of the outputs": (
+        "loss_mismatch",
+        SOUND_VALUES._replace(loss=lambda y, out: tf.reduce_mean(tf.abs(y[:, 0] - out))),
+        SOUND_VALUES._replace(loss=absolute_error),
+    ),
     "a learning rate of 10": ("update_too_large", SOUND_VALUES._replace(learning_rate=10.0), SOUND_VALUES),
     "a negative learning rate": ("update_too_large", SOUND_CLASSES._replace(learning_rate=-10.0), SOUND_CLASSES),
 }

@@ -373,3 +373,16 @@ def test_a_loss_of_each_output_and_all_targets_is_an_error(share):
 )
 def test_another_loss_is_not_of_all_targets(output, change):
     assert judge((TARGET, normal()), (OUTPUT, output), change=change, rule="loss_mismatch") == []
+
+
+@pytest.mark.parametrize(("longest", "named"), [(500, True), (1500, False)])
+def test_padding_is_named_where_the_output_is_the_same_for_all_examples(longest, named):
+    def constant(t, columns):
+        columns |= {f"activation_{end}": np.array([-1, -1, -1, 0.5]) for end in ("min", "max")}
+        columns["examples_seen"] = np.float64(32 * (t + 1))
+
+    def padded(t):
+        return np.where(np.arange(2000) < longest, uniform(1, 400, whole=True)(t), 0)
+
+    (found,) = judge((WORDS, padded), change=constant, rule="constant_output")
+    assert ("mask_zero" in found.advice) == named

@@ -83,6 +83,13 @@ def test_a_gradient_that_is_cut_off_is_a_warning_even_after_learning():
     assert only_finding(find(60, put("flow_gate", 1, -np.inf, since=40)), "vanishing").layer == "hidden_2"
 
 
+def test_a_gradient_that_is_cut_off_between_two_layers_is_not_the_activations_fault():
+    cut = both(put("flow_weight", 2, NAN), put("flow_between", 2, -np.inf))
+    finding = only_finding(find(20, cut), "vanishing")
+    assert "has a gradient, and none of it passes to `hidden_2` before it" in finding.message
+    assert "stop_gradient" in finding.advice
+
+
 def test_vanishing_by_weights_is_reported():
     finding = only_finding(find(20, put("flow_weight", 2, -3.4, since=1)), "vanishing")
     assert finding.layer == "hidden_3"
@@ -212,6 +219,17 @@ def test_a_gradient_that_is_not_finite_names_its_layer():
     assert "all outputs are finite, but the gradient is not from `hidden_3` backwards" in finding.message
 
 
+@pytest.mark.parametrize(("layer", "of_loss"), [("output", True), ("hidden_3", False)])
+def test_a_gradient_that_is_not_finite_behind_the_last_layer_is_the_losss_fault(layer, of_loss):
+    def bad_gradient(t, columns):
+        if t >= 5:
+            columns["first_nonfinite_backward"] = np.float64(LAYERS.index(layer))
+            columns["gradient_nonfinite"][: 2 * LAYERS.index(layer) + 2] = 1
+
+    finding = only_finding(find(8, bad_gradient), "non_finite")
+    assert (finding.layer, finding.advice.startswith("Look into the loss function")) == (layer, of_loss)
+
+
 def overflow_at_record_5(t, columns):
     """Let one step have a gradient that is not finite, and change no weights."""
     if t == 5:
@@ -265,6 +283,23 @@ def test_a_gradient_of_0_in_every_layer_is_an_error_at_once():
     finding = only_finding(find(1, NO_GRADIENT), "no_gradient")
     assert (finding.layer, finding.severity, finding.step) == ("output", "error", 0)
     assert finding.message.startswith("the gradient is exactly 0 in every layer, since the softmax layer `output`")
+
+
+@pytest.mark.parametrize(("called", "rules"), [(1, ["no_gradient"]), (0, [])])
+def test_an_optimizer_that_gets_no_gradient_is_reported(called, rules):
+    def no_variables(t, columns):
+        columns["optimizer_called"] = np.float64(called)
+        columns["weight_norm"][:] = [8, 0] * 4
+        columns["update_ratio"][:] = [0, NAN] * 4
+        for name in ("gradient_norm", "applied_norm", "gradient_nonfinite"):
+            columns[name][:] = NAN
+
+    assert [f.rule for f in find(10, no_variables) if f.severity == "error"] == rules
+
+
+def test_weights_that_are_all_0_are_named_where_nothing_has_a_gradient():
+    finding = only_finding(find(1, both(NO_GRADIENT, put("weight_norm", ALL, 0))), "no_gradient")
+    assert finding.message == "the gradient is exactly 0 in every layer, since all weights are 0: nothing is trained"
 
 
 def test_a_loss_that_does_not_change_with_the_output_is_named():

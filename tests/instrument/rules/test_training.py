@@ -200,6 +200,20 @@ def test_updates_may_stop_once_the_loss_has_fallen():
     assert find(60, learned) == []
 
 
+@pytest.mark.parametrize(
+    ("last_loss", "rest", "end", "named"),
+    [(1.8, 0, 20, True), (1.8, 1e-6, 20, False), (0.3, 0, 20, False), (NAN, 0, 20, False), (1.8, 0, 40, False)],
+)
+def test_weights_that_do_not_move_any_more_are_reported_before_half_of_the_loss_is_gone(last_loss, rest, end, named):
+    def halting(t, columns):
+        columns["update_ratio"][:] = 2e-3 if t < end else rest
+        columns["weight_norm"][:] = [8, 0.001] * 4
+        columns["loss"] = np.float64(last_loss + max(0, 20 - t) * 0.03)
+
+    found = [f.message for f in find(60, halting) if f.rule == "update_too_small"]
+    assert ["only" in message for message in found] == [True] * named
+
+
 def shrinking(t, columns):
     columns["weight_norm"][::2] *= 0.95**t
 
