@@ -244,11 +244,15 @@ def no_gradient(history: History) -> Iterator[Finding]:
 
 
 def _no_gradient_asked(history: History) -> Iterator[Finding]:
-    """Report an optimizer that never gets a gradient of a variable, although the gradient arrives at the layers."""
+    """Report an optimizer that never gets a gradient of a variable, although the gradient arrives at the layers.
+
+    Where the loss falls, the step trains something else through the model: an image, or the generator of a GAN.
+    """
     window = history.window
     called = all(view.number("optimizer_called") == 1 for view in window)
     arrives = all(np.any(view.layer_column("delta_norm") > 0) for view in window)
-    if not (called and arrives and np.isnan(history.usual.gradient).all()) or history.weights_moved:
+    asked = history.weights_moved or not np.isnan(history.usual.gradient).all()
+    if asked or not (called and arrives and history.loss_stuck):
         return
     yield Finding(
         rule="no_gradient",
