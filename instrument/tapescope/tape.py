@@ -265,6 +265,8 @@ class MeasuringTape(Tape):
             weights={id(v): tf.convert_to_tensor(v) for v in variables.values()},
         )
         self._passes.append(backward_pass)
+        if self.objective.differentiated is None and tf.is_tensor(target):
+            self.objective = self.objective._replace(differentiated=target)
         optimizer_hooks.start_recording(keeps_gradients=replicas.context()[1] > 1)
         if unconnected_gradients == tf.UnconnectedGradients.ZERO:
             requested = [tf.zeros_like(s) if g is None else g for s, g in zip(flat_sources, requested, strict=True)]

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tapescope.capture import private_api
 from tapescope.capture.data_path import DataPath, Output, is_numeric, named_tensors
-from tapescope.capture.loss_reduction import is_of_all_pairs, is_sum_over_batch
+from tapescope.capture.loss_graph import is_of_all_pairs, is_sum_over_batch, repeated_activation
 from tapescope.failsafe import misuse_error
 
 _LOSS_NAMES = {
@@ -75,6 +75,8 @@ class Objective(NamedTuple):
     sample_weights: Any = None
     loss_value: Any = None
     """Of this batch; of one replica its share in the global batch's."""
+    differentiated: Any = None
+    """What the step took the gradient of; None where it is not one tensor."""
     output_names: Sequence[str] = ()
     learning_rate: float | None = None
     """At the begin of the training; None where it is not known."""
@@ -104,6 +106,8 @@ class DataTensors(NamedTuple):
     tensors: tuple[Any, ...]
     weights: tuple[Any, ...]
     """Of the examples of each tensor; None where all count."""
+    repeated_activation: tuple[str, str] | None = None
+    """See `loss_graph.repeated_activation`."""
 
 
 def check_loss(loss: Any) -> None:
@@ -176,6 +180,7 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
     targets = list(named_tensors("target", _in_order_of_outputs(objective.targets, objective.output_names)))
     weights = _weights_of_examples(objective.sample_weights)
     uncertain = objective.sample_weights is not None and weights is None
+    loss_tensor = objective.differentiated if objective.loss_value is None else objective.loss_value
 
     rows = [DataRow(i.name, "input", _is_integer(i.tensor), tuple(i.followers), tuple(i.normalizers)) for i in inputs]
     rows += [DataRow(name, "target", _is_integer(t), weighted=uncertain) for name, t in targets]
@@ -187,8 +192,8 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
             {
                 **_describe_objective(output, target, loss, objective.metrics if len(outputs) == 1 else ()),
                 "sums_examples": getattr(loss, "reduction", None) == "sum"
-                or (len(outputs) == 1 and is_sum_over_batch(objective.loss_value, output.tensor)),
-                "compares_all_pairs": is_of_all_pairs(objective.loss_value, target[1], output.tensor),
+                or (len(outputs) == 1 and is_sum_over_batch(loss_tensor, output.tensor)),
+                "compares_all_pairs": is_of_all_pairs(loss_tensor, target[1], output.tensor),
                 "learning_rate": objective.learning_rate,
                 "batches_per_epoch": objective.batches_per_epoch,
                 "loss_measured": objective.loss_value is not None,
@@ -199,6 +204,7 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
         ),
         tensors=(*(i.tensor for i in inputs), *(t for _, t in targets), *(o.tensor for o in outputs)),
         weights=(*(None for _ in inputs), *(weights for _ in targets), *(None for _ in outputs)),
+        repeated_activation=repeated_activation(loss_tensor),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class _Patch:
-    """What stands in an attribute's place, for how many users, and what to leave behind."""
+    """Replacement of an attribute, with the number of its users and what to leave behind."""
 
     def __init__(self, replacement: Any, previous: dict[str, Any]):
         self.replacement = replacement

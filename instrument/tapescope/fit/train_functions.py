@@ -158,7 +158,9 @@ class TrainFunctions:
             )
         last_tape, *other_tapes = reversed(tapes)
         last_tape.objective = _objective(self._model, loss_calls)._replace(
-            learning_rate=self._learning_rate, batches_per_epoch=self._batches_per_epoch
+            differentiated=last_tape.objective.differentiated,
+            learning_rate=self._learning_rate,
+            batches_per_epoch=self._batches_per_epoch,
         )
         loss_scale = loss_scales[-1] if loss_scales else None
         variables, gradients = zip(*last_tape.variable_gradients(*other_tapes), strict=True)

@@ -429,6 +429,7 @@ def loss_mismatch(history: History) -> Iterator[Finding]:
     """Report a loss that takes something else than the output gives, or than the targets are."""
     for case in _cases(history):
         yield from _most_severe("loss_mismatch", case, _loss_verdicts(case))
+    yield from _repeated_activation(history)
     if _compares_all_pairs(history):
         yield Finding(
             rule="loss_mismatch",
@@ -441,6 +442,26 @@ def loss_mismatch(history: History) -> Iterator[Finding]:
             evidence={"loss": history.latest.loss},
             advice="Give the targets the shape of the outputs in the loss: `y[:, None]`, or `tf.squeeze(outputs, -1)`.",
         )
+
+
+def _repeated_activation(history: History) -> Iterator[Finding]:
+    """Report a cross-entropy of logits that gets probabilities, unless it is said of one of the outputs."""
+    layout = history.layout
+    is_said = any(o.from_logits and o.activation in PROBABILITY_ACTIVATIONS for o in layout.objectives)
+    if not layout.repeated_activation or is_said:
+        return
+    applied, made = layout.repeated_activation
+    yield Finding(
+        rule="loss_mismatch",
+        version=2,
+        severity="warning",
+        layer=None,
+        step=history.window[0].step,
+        message=f"the loss applies {applied} to what it is given, which are the outputs of a {made} already: these lie "
+        "between 0 and 1, so no probability can come near 0 or 1, and the gradient is small",
+        evidence={"loss": history.latest.loss},
+        advice=f"Leave out the {made} behind the last layer, or use a loss that takes probabilities.",
+    )
 
 
 def _compares_all_pairs(history: History) -> bool:

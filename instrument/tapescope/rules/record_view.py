@@ -58,6 +58,8 @@ class RunLayout(NamedTuple):
     """The inputs, targets and outputs that were measured."""
     objectives: tuple[Objective, ...] = ()
     """The outputs, and what they are trained for."""
+    repeated_activation: tuple[str, ...] = ()
+    """What the loss applies to its logits, and what made these: "softmax" or "sigmoid"; empty if nothing did."""
     replica_issues: tuple[Sequence[Any], ...] = ()
     """What Keras does differently with several replicas: kind, layer and setting of each issue."""
 
@@ -116,8 +118,14 @@ def run_layout(variables: Sequence[str], layers: Sequence[str], details: Mapping
         ),
         data=data,
         objectives=objectives,
+        repeated_activation=_repeated_activation(details),
         replica_issues=_issues(details),
     )
+
+
+def _repeated_activation(details: Mapping[str, Any]) -> tuple[str, ...]:
+    names = tables.json_array(details.get("repeated_activation"))
+    return tuple(names) if len(names) == 2 and all(name in ("sigmoid", "softmax") for name in names) else ()
 
 
 def _issues(details: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:

@@ -127,7 +127,11 @@ def replicas_family(reading: Any, names: Names, faults: Sequence[Sequence[Any]])
 
 def data_family(reading: Any, data: DataTensors) -> Value:
     """Return the columns of inputs, targets and outputs, with what the program says about them."""
-    details = {"data_rows": [row._asdict() for row in data.rows], "objectives": data.objectives}
+    details = {
+        "data_rows": [row._asdict() for row in data.rows],
+        "objectives": data.objectives,
+        "repeated_activation": data.repeated_activation,
+    }
     return _make_family("data", DATA_COLUMNS, [row.name for row in data.rows], reading.data, details)
 
 

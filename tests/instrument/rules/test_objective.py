@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tapescope
 from tapescope.rules import engine
@@ -203,3 +204,24 @@ def test_faulty_objectives_are_named(kind, tmp_path):
     *setup, expected = FAULTY[kind]
     found = find(*setup, tmp_path)
     assert expected in [(f.rule, f.severity) for f in found], found
+
+
+@pytest.mark.parametrize(("activation", "expected"), [("softmax", [("loss_mismatch", "warning")]), (None, [])])
+def test_a_softmax_that_a_loss_of_ones_own_repeats_is_named(activation, expected, tmp_path):
+    model = dense(3, activation)
+    probe = tapescope.Probe(model)
+
+    @tf.function
+    def step():
+        with probe.tape(True) as tape:
+            output = model(X, training=True)
+            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(ONE_HOT, output))
+        tape.gradient(loss, model.trainable_variables)
+        return loss, tape.reading()
+
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        loss, reading = step()
+        recorder.write(0, reading, {"loss": loss})
+        recorder.state()
+        assert [(f.rule, f.severity) for f in recorder.findings] == expected
+    assert [(f.rule, f.severity) for f in tapescope.check(tapescope.Run(tmp_path))] == expected

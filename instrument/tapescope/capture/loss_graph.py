@@ -1,7 +1,8 @@
-"""Detection of losses that do not treat a batch as examples, in the graph that computes them.
+"""Facts that the graph of a loss tells.
 
 The learning rate of a sum over the batch in the place of the mean depends on the size of the batch: its gradient is as
 many times that of the mean as there are examples. A loss of targets [B] and outputs [B, 1] is of all pairs of them.
+A cross-entropy of logits that gets the outputs of a softmax or a sigmoid applies it twice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,9 @@ _PASSES_ON = {"Cast", "Identity", "Neg", "Reshape", "Squeeze", "StopGradient"}
 _DIVIDES = {"DivNoNan", "RealDiv"}
 _ELEMENTWISE = {"AddV2", "Maximum", "Minimum", "Mul", "Pow", "RealDiv", "SquaredDifference", "Sub", "Xlogy"}
 _MOST_OPERATIONS = 100
+_SOFTMAX_LOSSES = {"SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits"}
+_ACTIVATIONS = {"Sigmoid": "sigmoid", "Softmax": "softmax"}
+_SAME_VALUES = {"Cast", "Identity", "Reshape", "Squeeze"}
 
 
 def is_sum_over_batch(loss: Any, outputs: Any) -> bool:
@@ -63,6 +67,35 @@ def is_of_all_pairs(loss: Any, targets: Any, outputs: Any) -> bool:
             if sorted(made_of) == [[False, True], [True, False]]:
                 return True
     return False
+
+
+def repeated_activation(loss: Any) -> tuple[str, str] | None:
+    """Return what a cross-entropy of logits applies, and to the outputs of what: "softmax" or "sigmoid"; else None.
+
+    Args:
+      loss: float []; or None where it is not known.
+    """
+    for operation in _operations_before(loss, ()):
+        logits = None
+        if operation.type in _SOFTMAX_LOSSES:
+            applied, logits = "softmax", operation.inputs[0]
+        elif operation.type == "Log1p":
+            applied, logits = "sigmoid", _sigmoid_logits(operation)
+        made = None if logits is None else _operation(logits)
+        while made is not None and made.type in _SAME_VALUES:
+            made = _operation(made.inputs[0])
+        if made is not None and made.type in _ACTIVATIONS:
+            return applied, _ACTIVATIONS[made.type]
+    return None
+
+
+def _sigmoid_logits(log1p: Any) -> Any:
+    """Return x of log(1 + exp(-|x|)), as TensorFlow's cross-entropy of a sigmoid's logits has it; else None."""
+    exponential = _operation(log1p.inputs[0])
+    if exponential is None or exponential.type != "Exp":
+        return None
+    chosen = _operation(exponential.inputs[0])  # -x where x is positive, x elsewhere
+    return chosen.inputs[2] if chosen is not None and chosen.type in ("Select", "SelectV2") else None
 
 
 def _pairs_batch(operation: Any) -> bool:

@@ -4,7 +4,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tapescope.capture.loss_reduction import is_of_all_pairs, is_sum_over_batch
+from tapescope.capture.loss_graph import is_of_all_pairs, is_sum_over_batch, repeated_activation
 
 SUMS = {
     "sum": keras.losses.MeanSquaredError(reduction="sum"),
@@ -81,3 +81,45 @@ OWN = {
 @pytest.mark.parametrize("name", [*PAIRS, *OWN])
 def test_a_loss_of_all_pairs_is_told_from_one_of_examples(name, batch):
     assert found(is_of_all_pairs, (PAIRS | OWN)[name], batch, units=1) == (name in PAIRS)
+
+
+def softmax_loss(y, out):
+    return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(y, out))
+
+
+def sparse_loss(y, out):
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.argmax(y, -1), out))
+
+
+def sigmoid_loss(y, out):
+    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(y, out))
+
+
+REPEATED = {
+    "softmax": (softmax_loss, "softmax", ("softmax", "softmax")),
+    "of classes": (sparse_loss, "softmax", ("softmax", "softmax")),
+    "sigmoid": (sigmoid_loss, "sigmoid", ("sigmoid", "sigmoid")),
+    "a softmax of sigmoids": (softmax_loss, "sigmoid", ("softmax", "sigmoid")),
+    "a weighted loss": (lambda y, out: 8.0 * softmax_loss(y, out) + 1.0, "softmax", ("softmax", "softmax")),
+    "logits": (softmax_loss, None, None),
+    "logits of tanh": (sigmoid_loss, "tanh", None),
+    "probabilities": (keras.losses.CategoricalCrossentropy(), "softmax", None),
+    "binary probabilities": (keras.losses.BinaryCrossentropy(), "sigmoid", None),
+    "logarithms": (lambda y, out: softmax_loss(y, tf.math.log(out)), "softmax", None),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("name", REPEATED)
+def test_an_activation_that_the_loss_applies_again_is_found(name, dtype):
+    loss, activation, expected = REPEATED[name]
+    layer = keras.layers.Dense(3, activation, dtype=dtype)
+    model = keras.Sequential([keras.Input([3]), layer])
+    said = []
+
+    @tf.function
+    def step(x, y):
+        said.append(repeated_activation(loss(y, tf.cast(model(x, training=True), tf.float32))))
+
+    step.get_concrete_function(tf.ones([8, 3]), tf.ones([8, 3]))
+    assert said == [expected]
