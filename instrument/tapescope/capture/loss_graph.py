@@ -13,6 +13,7 @@ import tensorflow as tf
 _PASSES_ON = {"Cast", "Identity", "Neg", "Reshape", "Squeeze", "StopGradient"}
 _DIVIDES = {"DivNoNan", "RealDiv"}
 _ELEMENTWISE = {"AddV2", "Maximum", "Minimum", "Mul", "Pow", "RealDiv", "SquaredDifference", "Sub", "Xlogy"}
+_DIFFERENCES = {"SquaredDifference", "Sub"}
 _MOST_OPERATIONS = 100
 _SOFTMAX_LOSSES = {"SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits"}
 _ACTIVATIONS = {"Sigmoid": "sigmoid", "Softmax": "softmax"}
@@ -53,18 +54,20 @@ def is_sum_over_batch(loss: Any, outputs: Any) -> bool:
 def is_of_all_pairs(loss: Any, targets: Any, outputs: Any) -> bool:
     """Return whether a loss combines targets [B] with outputs [B, 1], or the reverse: broadcasting makes that [B, B].
 
-    Losses of the examples [B] times weights [B, 1] are not meant: their mean still falls by learning.
+    Losses of the examples [B] times weights [B, 1] are not meant: their mean still falls by learning. Where the targets
+    are not known, only differences of the outputs and of what is not made of them are.
 
     Args:
       loss: float []; or None where it is not known.
-      targets: [B, ...], that the loss is given.
+      targets: [B, ...], that the loss is given; or None.
       outputs: [B, ...], of the model.
     """
-    data = (targets, outputs)
+    data = (outputs,) if targets is None else (outputs, targets)
+    kinds = _DIFFERENCES if targets is None else _ELEMENTWISE
     for operation in _operations_before(loss, data):
-        if operation.type in _ELEMENTWISE and _pairs_batch(operation):
+        if operation.type in kinds and _pairs_batch(operation):
             made_of = [[_depends_on(tensor, end, data) for end in data] for tensor in operation.inputs]
-            if sorted(made_of) == [[False, True], [True, False]]:
+            if sorted(made_of) == ([[False], [True]] if targets is None else [[False, True], [True, False]]):
                 return True
     return False
 

@@ -108,6 +108,8 @@ class DataTensors(NamedTuple):
     """Of the examples of each tensor; None where all count."""
     repeated_activation: tuple[str, str] | None = None
     """See `loss_graph.repeated_activation`."""
+    compares_all_pairs: bool = False
+    """See `loss_graph.is_of_all_pairs`."""
 
 
 def check_loss(loss: Any) -> None:
@@ -186,6 +188,8 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
     rows += [DataRow(name, "target", _is_integer(t), weighted=uncertain) for name, t in targets]
     rows += [DataRow(o.name, "output", _is_integer(o.tensor)) for o in outputs]
     losses = _losses_of_outputs(objective, len(outputs)) if len(targets) == len(outputs) else []
+    known = [t for _, t in targets] if len(targets) == len(outputs) else [None] * len(outputs)
+    pairs = list(zip((output.tensor for output in outputs), known, strict=True))
     return DataTensors(
         rows=tuple(rows),
         objectives=tuple(
@@ -193,7 +197,6 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
                 **_describe_objective(output, target, loss, objective.metrics if len(outputs) == 1 else ()),
                 "sums_examples": getattr(loss, "reduction", None) == "sum"
                 or (len(outputs) == 1 and is_sum_over_batch(loss_tensor, output.tensor)),
-                "compares_all_pairs": is_of_all_pairs(loss_tensor, target[1], output.tensor),
                 "learning_rate": objective.learning_rate,
                 "batches_per_epoch": objective.batches_per_epoch,
                 "loss_measured": objective.loss_value is not None,
@@ -205,6 +208,7 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
         tensors=(*(i.tensor for i in inputs), *(t for _, t in targets), *(o.tensor for o in outputs)),
         weights=(*(None for _ in inputs), *(weights for _ in targets), *(None for _ in outputs)),
         repeated_activation=repeated_activation(loss_tensor),
+        compares_all_pairs=any(is_of_all_pairs(loss_tensor, target, output) for output, target in pairs),
     )
 
 

@@ -55,8 +55,6 @@ class Objective(NamedTuple):
     """At the begin; NaN where it is not known."""
     batches_per_epoch: float = math.nan
     """NaN where it is not known."""
-    compares_all_pairs: bool = False
-    """Whether the loss combines each output with the targets of all examples."""
 
 
 def summed_loss_advice(objectives: Sequence[Objective]) -> str:
@@ -116,7 +114,6 @@ def _objective(given: Mapping[str, Any], index: Mapping[str, int]) -> Objective 
         weighted=given.get("weighted") is True,
         learning_rate=_number(given.get("learning_rate")),
         batches_per_epoch=_number(given.get("batches_per_epoch")),
-        compares_all_pairs=given.get("compares_all_pairs") is True,
     )
 
 

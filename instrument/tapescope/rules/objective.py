@@ -470,7 +470,7 @@ def _compares_all_pairs(history: History) -> bool:
     The mean square of all pairs, or half of it, is the sum of both variances and the square of the difference of the
     means. That of targets and their own outputs has their covariance besides, which is never so small in all records.
     """
-    if any(objective.compares_all_pairs for objective in history.layout.objectives):
+    if history.layout.compares_all_pairs:
         return True
     rows = history.layout.data
     pair = [[i for i, row in enumerate(rows) if row.kind == kind] for kind in ("target", "output")]

@@ -60,6 +60,8 @@ class RunLayout(NamedTuple):
     """The outputs, and what they are trained for."""
     repeated_activation: tuple[str, ...] = ()
     """What the loss applies to its logits, and what made these: "softmax" or "sigmoid"; empty if nothing did."""
+    compares_all_pairs: bool = False
+    """Whether the loss combines each output with the targets of all examples, as its graph shows."""
     replica_issues: tuple[Sequence[Any], ...] = ()
     """What Keras does differently with several replicas: kind, layer and setting of each issue."""
 
@@ -119,6 +121,7 @@ def run_layout(variables: Sequence[str], layers: Sequence[str], details: Mapping
         data=data,
         objectives=objectives,
         repeated_activation=_repeated_activation(details),
+        compares_all_pairs=details.get("compares_all_pairs") is True,
         replica_issues=_issues(details),
     )
 

@@ -131,6 +131,7 @@ def data_family(reading: Any, data: DataTensors) -> Value:
         "data_rows": [row._asdict() for row in data.rows],
         "objectives": data.objectives,
         "repeated_activation": data.repeated_activation,
+        "compares_all_pairs": data.compares_all_pairs,
     }
     return _make_family("data", DATA_COLUMNS, [row.name for row in data.rows], reading.data, details)
 

@@ -123,3 +123,11 @@ def test_an_activation_that_the_loss_applies_again_is_found(name, dtype):
 
     step.get_concrete_function(tf.ones([8, 3]), tf.ones([8, 3]))
     assert said == [expected]
+
+
+@pytest.mark.parametrize("name", [*PAIRS, *OWN])
+def test_without_targets_only_a_difference_is_of_all_pairs(name):
+    def detect(loss, _, outputs):
+        return is_of_all_pairs(loss, None, outputs)
+
+    assert found(detect, (PAIRS | OWN)[name], None, units=1) == (name in PAIRS and name != "cross-entropy")

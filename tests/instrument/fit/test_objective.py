@@ -46,7 +46,6 @@ def test_a_fit_says_its_objective(tmp_path):
         "ignores_class": False,
         "logits_taken": True,
         "sums_examples": False,
-        "compares_all_pairs": False,
         "metrics": ["accuracy"],
         "learning_rate": 0.25,
         "batches_per_epoch": 6,

@@ -206,16 +206,31 @@ def test_faulty_objectives_are_named(kind, tmp_path):
     assert expected in [(f.rule, f.severity) for f in found], found
 
 
-@pytest.mark.parametrize(("activation", "expected"), [("softmax", [("loss_mismatch", "warning")]), (None, [])])
-def test_a_softmax_that_a_loss_of_ones_own_repeats_is_named(activation, expected, tmp_path):
-    model = dense(3, activation)
+def softmax_loss(output):
+    return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(ONE_HOT, output))
+
+
+def absolute_error(output):
+    return tf.reduce_mean(tf.abs(NORMAL[:, 0] - output))
+
+
+LOOPS = {
+    "a softmax twice": (dense(3, "softmax"), softmax_loss, [("loss_mismatch", "warning")]),
+    "a softmax": (dense(3), softmax_loss, []),
+    "all pairs": (dense(1), absolute_error, [("loss_mismatch", "error")]),
+    "their own targets": (dense(1), lambda output: absolute_error(output[:, 0]), []),
+}
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_a_loop_that_says_nothing_is_judged_by_the_graph_of_its_loss(kind, tmp_path):
+    model, loss_of, expected = LOOPS[kind]
     probe = tapescope.Probe(model)
 
     @tf.function
     def step():
         with probe.tape(True) as tape:
-            output = model(X, training=True)
-            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(ONE_HOT, output))
+            loss = loss_of(model(X, training=True))
         tape.gradient(loss, model.trainable_variables)
         return loss, tape.reading()
 
