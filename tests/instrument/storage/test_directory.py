@@ -274,9 +274,8 @@ import os, sys, time
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 from tapescope.storage.directory import DirectoryLock
 lock = DirectoryLock(sys.argv[1])
-if not os.fork():
-    time.sleep(60)
-print(os.getpid(), flush=True)
+os.fork()
+print(os.getpid(), flush=True)  # both processes have begun
 time.sleep(60)
 """
 
@@ -288,7 +287,8 @@ def test_a_forked_helper_that_outlives_its_parent_does_not_hold_the_lock(tmp_pat
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
     )
     try:
-        parent.stdout.readline()
+        for _ in ("parent", "helper"):
+            parent.stdout.readline()
         with pytest.raises(OSError, match="another Recorder writes"):
             DirectoryLock(tmp_path)
         parent.kill()
