@@ -241,6 +241,29 @@ def no_gradient(history: History) -> Iterator[Finding]:
             evidence={"variables": float(variables[group]), "gradient_norm": 0.0},
             advice=_batch_of_one_advice(history) or advice,
         )
+    yield from _only_penalized(history)
+
+
+def _only_penalized(history: History) -> Iterator[Finding]:
+    """Name layers whose output has no gradient although their weights have one: that of a penalty on them."""
+    layout = history.layout
+    deltas = np.array([view.layer_column("delta_norm") for view in history.window])
+    arrives = np.all(deltas > 0, axis=0)
+    trained = history.usual.gradient[: layout.layer_count] > 0
+    cut_off = trained & np.all(np.isnan(deltas), axis=0) & (layout.reader >= 0) & arrives[layout.reader]
+    for layer in np.flatnonzero(cut_off):
+        name, reader = layout.groups[layer], layout.groups[layout.reader[layer]]
+        yield Finding(
+            rule="no_gradient",
+            version=2,
+            severity="warning",
+            layer=name,
+            step=history.window[0].step,
+            message=f"the gradient of the loss arrives at `{reader}` and not at `{name}` before it: the weights of "
+            f"`{name}` have that of a penalty on them alone",
+            evidence={"gradient_norm": float(history.usual.gradient[layer])},
+            advice=f"Look between the two for an operation that {_PASSES_NONE}.",
+        )
 
 
 def _no_gradient_asked(history: History) -> Iterator[Finding]:

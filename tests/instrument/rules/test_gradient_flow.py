@@ -299,6 +299,12 @@ def test_an_optimizer_that_gets_no_gradient_is_reported(called, falls, rules):
     assert [f.rule for f in find(80, no_variables) if f.severity == "error"] == rules
 
 
+def test_a_layer_with_a_penalty_alone_is_named():
+    finding = only_finding(find(60, put("delta_norm", [0, 1], NAN)), "no_gradient")
+    assert (finding.layer, finding.severity) == ("hidden_2", "warning")
+    assert "arrives at `hidden_3` and not at `hidden_2` before it" in finding.message
+
+
 def test_weights_that_are_all_0_are_named_where_nothing_has_a_gradient():
     finding = only_finding(find(1, both(NO_GRADIENT, put("weight_norm", ALL, 0))), "no_gradient")
     assert finding.message == "the gradient is exactly 0 in every layer, since all weights are 0: nothing is trained"
