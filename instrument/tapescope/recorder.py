@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tapescope.capture.selection import is_variable
 from tapescope.probe import Probe
 from tapescope.rules.finding import Finding
 from tapescope.schedule import WORKERS_INTERVAL, Schedule, as_schedule, every, uses_clock
@@ -428,7 +428,7 @@ def _check_about(about: Mapping[str, Any]) -> None:
 
 def _read_now(value: Any) -> Any:
     """Return a scalar that the program does not change later, when the recorder's thread reads it."""
-    if isinstance(value, (tf.Variable, keras.Variable)):
+    if is_variable(value):
         return tf.convert_to_tensor(value)
     return value.copy() if isinstance(value, np.ndarray) else value
 

@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-import keras
 import tensorflow as tf
 
 from tapescope.capture import (
@@ -25,7 +24,7 @@ from tapescope.capture.attention import AttentionCall, StreamPoint
 from tapescope.capture.backward_passes import BackwardPass
 from tapescope.capture.layer_hooks import Capture, LayerCall
 from tapescope.capture.objective import Objective
-from tapescope.capture.selection import Names, is_variable
+from tapescope.capture.selection import Names, is_keras_variable, is_variable
 from tapescope.capture.state import ProbeState
 from tapescope.failsafe import attribute_errors_to, misuse_error
 from tapescope.statistics import partial as partials
@@ -204,7 +203,7 @@ class MeasuringTape(Tape):
     def _variables_by_source(self) -> dict[int, Any]:
         """Return the V variables by the ids of what may be a source: a variable of Keras, or the one behind it."""
         variables = self._state.variables()
-        behind = {id(v.value): v for v in variables if isinstance(v, keras.Variable)}
+        behind = {id(v.value): v for v in variables if is_keras_variable(v)}
         return behind | {id(v): v for v in variables}
 
     @without_autograph

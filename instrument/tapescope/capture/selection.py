@@ -288,6 +288,15 @@ def number_equal_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+_KERAS_VARIABLE = next(base for base in reversed(keras.Variable.__mro__) if hasattr(base, "assign"))
+"""Class of all variables of Keras: in older versions `keras.Variable` is only that of a user's own."""
+
+
 def is_variable(value: Any) -> bool:
     """Return whether it is a variable of TensorFlow or Keras."""
-    return isinstance(value, (tf.Variable, keras.Variable))
+    return isinstance(value, tf.Variable) or is_keras_variable(value)
+
+
+def is_keras_variable(value: Any) -> bool:
+    """Return whether it is a variable of Keras, around one of TensorFlow."""
+    return isinstance(value, _KERAS_VARIABLE)

@@ -131,7 +131,7 @@ def test_the_optimizer_is_the_one_whose_state_was_captured(logdir):
 
 def test_of_two_optimizers_that_may_be_the_captured_one_none_is_changed(logdir):
     model = make_model()
-    first, second = keras.optimizers.Adam(0.5), keras.optimizers.Adam(1e-3)
+    first, second = keras.optimizers.Adam(0.5, name="adam_8"), keras.optimizers.Adam(1e-3, name="adam_9")
     first.build(make_model().trainable_variables)
     second.build(model.trainable_variables)
     _, step = make_step(model, second)
