@@ -252,7 +252,8 @@ def _only_penalized(history: History) -> Iterator[Finding]:
     trained = history.usual.gradient[: layout.layer_count] > 0
     cut_off = trained & np.all(np.isnan(deltas), axis=0) & (layout.reader >= 0) & arrives[layout.reader]
     for layer in np.flatnonzero(cut_off):
-        name, reader = layout.groups[layer], layout.groups[layout.reader[layer]]
+        name = layout.groups[layer]
+        reader = layout.groups[int(layout.reader[layer])]
         yield Finding(
             rule="no_gradient",
             version=2,
