@@ -154,12 +154,11 @@ def _largest_growth(history: History, last: RecordView, bad: RecordView) -> tupl
     weight = np.where(bad.weight > 0, bad.weight, last.weight)
     start = history.first or last
     names = history.layout.groups
-    with np.errstate(all="ignore"):
-        pairs = {
-            "gradient": (start.gradient, last.gradient),
-            "norm of the weights": (start.weight, weight),
-        }
-        growths = {what: np.where(np.isfinite(b / a), b / a, np.nan) for what, (a, b) in pairs.items()}
+    pairs = {
+        "gradient": (start.gradient, last.gradient),
+        "norm of the weights": (start.weight, weight),
+    }
+    growths = {what: np.where(np.isfinite(b / a), b / a, np.nan) for what, (a, b) in pairs.items()}
     tops = {what: index_of_largest(growth) for what, growth in growths.items()}
     what = max(tops, key=lambda name: np.nan_to_num(growths[name][tops[name]]))
     at = tops[what]
@@ -480,8 +479,7 @@ def _exploding_over_depth(history: History) -> Finding:
 def _exploding_over_time(history: History) -> Finding:
     norm = history.usual.norm
     early = history.early_norm
-    with np.errstate(all="ignore"):
-        growth = history.usual.gradient / (history.first or history.latest).gradient
+    growth = history.usual.gradient / (history.first or history.latest).gradient
     name = history.layout.groups[index_of_largest(growth)]
     return Finding(
         rule="exploding",
@@ -502,9 +500,8 @@ def gradient_spike(history: History) -> Iterator[Finding]:
         return
     first = history.spikes[0]
     repeated = len(history.spikes) > 1
-    with np.errstate(all="ignore"):
-        factors = first.gradient / history.usual.gradient
-        factor = float(np.float64(first.norm) / history.usual.norm)
+    factors = first.gradient / history.usual.gradient
+    factor = float(np.float64(first.norm) / history.usual.norm)
     name = history.layout.groups[index_of_largest(factors)]
     message = f"the gradient jumped to {first.norm:.2g}, {format_factor(factor)} the usual norm, most in `{name}`, and "
     message += f"came back, and again at step {history.spikes[1].step}" if repeated else "came back"

@@ -32,7 +32,7 @@ FIRST_STD_DECADES = (-2.0, 1.5)
 0.1 to 3."""
 
 PADDED_SHARE = 0.5
-"""Of the numbers of an embedding that are 0: padding, and no word or category is so frequent."""
+"""Share of the numbers given to an embedding that are 0: from it on they are padding, as no word is so frequent."""
 CONSTANT_SPREAD = 1e-6
 """Of the largest output: a few times what float32 rounds."""
 LOW_CHANCE_DECADES = 3.0
@@ -63,8 +63,7 @@ def poor_initialization(history: History) -> Iterator[Finding]:
     equal = _has_equal_units(first, layout)
     empty = first.weight[: layout.layer_count] == 0  # a layer without weights has NaN
     std = first.layer_column("activation_std")
-    with np.errstate(all="ignore"):
-        std_decades = _compensated(np.log10(std), after)
+    std_decades = _compensated(np.log10(std), after)
     total_gain = float(np.sum(gain[list(layout.path[:-1])])) if np.isfinite(gain).all() else 0.0
     only_in_total = abs(total_gain) >= PATH_DECADES and bool(np.all(np.abs(gain) < GAIN_DECADES))
     worst = index_of_largest(np.abs(gain)) if only_in_total else -1
@@ -138,13 +137,12 @@ def _has_equal_units(first: RecordView, layout: RunLayout) -> np.ndarray:
     norm, largest = (first.column(f"gradient_{name}", layout.variable_count) for name in ("norm", "max"))
     groups, variables = layout.owned
     result = np.zeros(layout.layer_count, bool)
-    with np.errstate(all="ignore"):
-        ratio = norm / largest
-        for group, variable in zip(groups, variables, strict=True):
-            if group < layout.layer_count and layout.activations[group] != "linear" and not layout.is_output[group]:
-                root = math.sqrt(layout.units[group])
-                is_equal = layout.units[group] >= FEW_UNITS and abs(ratio[variable] - root) <= EQUAL_UNITS * root
-                result[group] |= bool(is_equal)
+    ratio = norm / largest
+    for group, variable in zip(groups, variables, strict=True):
+        if group < layout.layer_count and layout.activations[group] != "linear" and not layout.is_output[group]:
+            root = math.sqrt(layout.units[group])
+            is_equal = layout.units[group] >= FEW_UNITS and abs(ratio[variable] - root) <= EQUAL_UNITS * root
+            result[group] |= bool(is_equal)
     return result
 
 
@@ -162,10 +160,9 @@ def _chance_decades(history: History) -> tuple[np.ndarray, np.ndarray]:
 
 def _compensated(decades: np.ndarray, compensation: np.ndarray) -> np.ndarray:
     """Return the decades moved towards 0 by a compensation of the other sign, and not beyond; NaN becomes 0."""
-    with np.errstate(invalid="ignore"):
-        reduced = np.maximum(decades + np.minimum(compensation, 0), 0)
-        raised = np.minimum(decades + np.maximum(compensation, 0), 0)
-        moved = np.where(decades > 0, reduced, raised)
+    reduced = np.maximum(decades + np.minimum(compensation, 0), 0)
+    raised = np.minimum(decades + np.maximum(compensation, 0), 0)
+    moved = np.where(decades > 0, reduced, raised)
     return np.where(np.isnan(moved), 0.0, moved)
 
 
@@ -179,8 +176,7 @@ def dead_units(history: History) -> Iterator[Finding]:
     # An output that is always 0 is a class that is never predicted, or a value that is never returned.
     limit = np.where(layout.is_output, DEAD_OUTPUT_SHARE, DEAD_SHARE)
     many = share >= limit
-    with np.errstate(invalid="ignore"):
-        rising = share - history.first_dead_share >= DYING_RISE
+    rising = share - history.first_dead_share >= DYING_RISE
     for layer in np.flatnonzero(many | rising).tolist():
         if history.first_silent_source(layer) != layer:
             continue
@@ -282,9 +278,8 @@ def constant_output(history: History) -> Iterator[Finding]:
     last = layout.path[0]
     window = list(history.window)
     low, high = (np.array([v.layer_column(f"activation_{end}")[last] for v in window]) for end in ("min", "max"))
-    with np.errstate(invalid="ignore"):
-        size = np.maximum(np.abs(low), np.abs(high))
-        constant = bool(np.all(high - low <= CONSTANT_SPREAD * size)) and bool(np.isfinite(size).all())
+    size = np.maximum(np.abs(low), np.abs(high))
+    constant = bool(np.all(high - low <= CONSTANT_SPREAD * size)) and bool(np.isfinite(size).all())
     # One example and one unit have no spread; over the records their output varies.
     same = bool(np.ptp(high) <= CONSTANT_SPREAD * size.max())
     examples = history.examples_per_step
@@ -294,8 +289,8 @@ def constant_output(history: History) -> Iterator[Finding]:
     name = layout.groups[last]
     if kind == "softmax" and layout.units[last] == 1:
         advice = "Use sigmoid for one output: softmax of one unit is always 1."
-    elif _padded_inputs(history):
-        advice = f"Most of {' and '.join(_padded_inputs(history))} is 0, which seems to be padding: a recurrent layer "
+    elif padded := _padded_inputs(history):
+        advice = f"Most of {' and '.join(padded)} is 0, which seems to be padding: a recurrent layer "
         advice += "forgets what came before it. Use `Embedding(..., mask_zero=True)`, pad in front, or cut the "
         advice += "sequences shorter."
     elif kind in BOUNDED:

@@ -137,8 +137,7 @@ def _rose_at_once(history: History) -> bool:
 
 def _extreme_group(values: np.ndarray, history: History, smallest: bool = False) -> tuple[int, bool]:
     """Return the group with the largest (or smallest) value, and whether it is OUTLIER_FACTOR beyond most others."""
-    with np.errstate(all="ignore"):
-        decades = np.log10(values)
+    decades = np.log10(values)
     if smallest:
         decades = -decades
     decades = np.where(np.isnan(decades), -np.inf, decades)
@@ -308,14 +307,13 @@ def _stopped_updates(history: History, largest: np.ndarray) -> Iterator[Finding]
 
 def _rising_updates(history: History, first: np.ndarray) -> np.ndarray:
     """Return whether a group's updates are growing, [G], by at least half of what a linear warm-up from 0 would do."""
-    with np.errstate(invalid="ignore"):
-        rising = history.usual.update_ratio > 3 * first
-        if rising.any():
-            older, newer = np.split(np.stack([view.update_ratio for view in history.window]), 2)
-            start = (history.first or history.latest).step
-            before, after = np.split(np.array([view.step - start + 1 for view in history.window]), 2)
-            growth = 1 + (np.median(after) / np.median(before) - 1) / 2
-            rising &= lower_median(newer) > growth * lower_median(older)
+    rising = history.usual.update_ratio > 3 * first
+    if rising.any():
+        older, newer = np.split(np.stack([view.update_ratio for view in history.window]), 2)
+        start = (history.first or history.latest).step
+        before, after = np.split(np.array([view.step - start + 1 for view in history.window]), 2)
+        growth = 1 + (np.median(after) / np.median(before) - 1) / 2
+        rising &= lower_median(newer) > growth * lower_median(older)
     return rising
 
 
@@ -534,8 +532,7 @@ def decayed_weights(history: History) -> Iterator[Finding]:
     first = history.first
     if first is None or not history.had_time or history.loss_became_nonfinite:
         return
-    with np.errstate(all="ignore"):
-        kept = _of_most_layers(history.latest.weight / first.weight, history)
+    kept = _of_most_layers(history.latest.weight / first.weight, history)
     constant = constant_loss(history)
     low, high = USELESS_SHARES
     is_useless = history.loss_stuck and not _are_several_networks(history.layout)
