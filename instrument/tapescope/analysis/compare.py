@@ -18,8 +18,6 @@ BACKWARD = ("delta_norm", "gradient_norm", "gradient_max")
 _FLOOR = 1e-6
 """Differences are relative to the larger of two values, or to this share of the column's largest if both are below."""
 _LISTED_RATIOS = 8
-_LISTED_NAMES = 8
-"""Most layers and variables of only one run that the text names; `Comparison` has all."""
 
 
 class Deviation(NamedTuple):
@@ -224,9 +222,7 @@ def comparison_text(comparison: Comparison, tolerance: float) -> str:
     if any(shares.values()):
         lines.append("spikes: " + "; ".join(f"{name} run {share or 'unknown'}" for name, share in shares.items()))
     if comparison.unmatched:
-        names = ", ".join(comparison.unmatched[:_LISTED_NAMES])
-        others = len(comparison.unmatched) - _LISTED_NAMES
-        lines.append(f"only in one of the two runs: {names}{f' and {others} more' if others > 0 else ''}")
+        lines.append(f"only in one of the two runs: {matching.list_names(comparison.unmatched)}")
     if comparison.equal:
         where = ", in what both runs have" if comparison.unmatched else ""
         return "\n".join([*lines, f"equal within {tolerance:g}{where}"])

@@ -7,6 +7,15 @@ the other. The layer that owns it is recorded without the model's name, so rows 
 import re
 from collections.abc import Sequence
 
+LISTED_NAMES = 8
+"""Most names of unmatched rows in a text."""
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return the first LISTED_NAMES names as text, and how many more there are."""
+    more = f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else ""
+    return f"{', '.join(names[:LISTED_NAMES])}{more}"
+
 
 def row_owners(variables: Sequence[str], layers: Sequence[str], owned: Sequence[Sequence[int]]) -> tuple[str, ...]:
     """Return the layer that owns each variable; a variable of no recorded layer stands for itself.

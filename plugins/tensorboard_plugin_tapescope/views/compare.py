@@ -24,9 +24,6 @@ HYPERPARAMETERS_NOTE = "As in TensorBoard's HParams tab: what recorder.hparams o
 LABEL_LIMIT = 20
 """Most characters of a row's label: the heatmaps stand side by side, and longer ones would leave no place for them."""
 
-LISTED_NAMES = 8
-"""Most names of unmatched rows in a note."""
-
 
 def compare(snapshot: Snapshot, query: Query) -> list[Panel]:
     """Return a heatmap for each run, the ratio of each other run to the first, and overlaid histograms."""
@@ -134,8 +131,7 @@ def _only_in(run: str, names: list[str]) -> str:
     """Return a sentence with the names that the other run lacks, empty if there is none."""
     if not names:
         return ""
-    more = f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else ""
-    return f" Only in {run}: {', '.join(names[:LISTED_NAMES])}{more}."
+    return f" Only in {run}: {matching.list_names(names)}."
 
 
 def _overlays(snapshot: Snapshot, query: Query, runs: tuple[str, ...]) -> list[Panel]:
