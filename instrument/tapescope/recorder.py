@@ -208,14 +208,13 @@ class Recorder:
             captured and cannot be stored.
         """
         step = _check_step(step)
-        if examples is not None and not _is_count(examples):
-            raise ValueError(f"`examples` must be the number of examples trained on so far; got {describe(examples)}")
+        examples_seen = math.nan if examples is None else _check_examples(examples)
         self._check(reading)
         _check_mapping("scalars", scalars or {})
         if reading is not None and self._copies is not None:
             self._copies.offer(step, batch, indices)
         numbers = {tag: _read_now(value) for tag, value in (scalars or {}).items()}
-        record_step = Step(step, examples_seen=math.nan if examples is None else float(examples))
+        record_step = Step(step, examples_seen=examples_seen)
         size = _SCALARS_BYTES
         is_first_nonfinite = False
         if reading is not None:
@@ -404,12 +403,15 @@ def _check_step(step: Any) -> int:
     raise ValueError(f"`step` must be a whole number from 0, which rises over the training; got {describe(step)}")
 
 
-def _is_count(value: Any) -> bool:
-    """Return whether a value is a number from 0 on or NaN, which may also be an array or a tensor with one element."""
+def _check_examples(examples: Any) -> float:
+    """Return a number of examples, or NaN, which may also be an array or a tensor with one element."""
     try:
-        return not float(value) < 0
+        number = float(examples)
+        if not number < 0:
+            return number
     except (TypeError, ValueError):
-        return False
+        pass
+    raise ValueError(f"`examples` must be the number of examples trained on so far; got {describe(examples)}")
 
 
 def _check_mapping(name: str, values: Any) -> None:
