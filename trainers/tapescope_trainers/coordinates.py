@@ -133,11 +133,11 @@ def check(
 
     from tapescope_trainers import user_code
 
+    scalable = ", ".join(preset for preset in flags.PRESETS if preset not in flags.EXAMPLE_PRESETS)
     if not user_code.is_reference(model) and model not in flags.PRESETS:
-        scalable = [preset for preset in flags.PRESETS if preset not in flags.EXAMPLE_PRESETS]
-        raise ValueError(f"--model must be {', '.join(scalable)} or package.module:build; got {model}")
+        raise ValueError(f"--model must be {scalable} or package.module:build; got {model}")
     if model in flags.EXAMPLE_PRESETS:
-        raise ValueError(f"--model={model} has a fixed width: use mlp, cnn, resnet, transformer or your own function")
+        raise ValueError(f"--model={model} has a fixed width: use {scalable} or your own function")
     if loss is not None and model in flags.PRESETS:
         raise ValueError(f"--loss={loss} is of your own model: leave it out, or name a function by --model")
     values: dict[int, list[Any]] = {}
