@@ -76,7 +76,7 @@ class Objective(NamedTuple):
     loss_value: Any = None
     """Of this batch; of one replica its share in the global batch's."""
     differentiated: Any = None
-    """What the step took the gradient of; None where it is not one tensor."""
+    """Tensor that the step took the gradient of first; None where that is not one tensor."""
     output_names: Sequence[str] = ()
     learning_rate: float | None = None
     """At the begin of the training; None where it is not known."""
@@ -107,9 +107,9 @@ class DataTensors(NamedTuple):
     weights: tuple[Any, ...]
     """Of the examples of each tensor; None where all count."""
     repeated_activation: tuple[str, str] | None = None
-    """See `loss_graph.repeated_activation`."""
+    """Result of `loss_graph.repeated_activation`."""
     compares_all_pairs: bool = False
-    """See `loss_graph.is_of_all_pairs`."""
+    """Result of `loss_graph.is_of_all_pairs` for any output."""
 
 
 def check_loss(loss: Any) -> None:
@@ -187,9 +187,9 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
     rows = [DataRow(i.name, "input", _is_integer(i.tensor), tuple(i.followers), tuple(i.normalizers)) for i in inputs]
     rows += [DataRow(name, "target", _is_integer(t), weighted=uncertain) for name, t in targets]
     rows += [DataRow(o.name, "output", _is_integer(o.tensor)) for o in outputs]
-    losses = _losses_of_outputs(objective, len(outputs)) if len(targets) == len(outputs) else []
-    known = [t for _, t in targets] if len(targets) == len(outputs) else [None] * len(outputs)
-    pairs = list(zip((output.tensor for output in outputs), known, strict=True))
+    is_paired = len(targets) == len(outputs)
+    losses = _losses_of_outputs(objective, len(outputs)) if is_paired else []
+    known_targets = [t for _, t in targets] if is_paired else [None] * len(outputs)
     return DataTensors(
         rows=tuple(rows),
         objectives=tuple(
@@ -208,7 +208,10 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
         tensors=(*(i.tensor for i in inputs), *(t for _, t in targets), *(o.tensor for o in outputs)),
         weights=(*(None for _ in inputs), *(weights for _ in targets), *(None for _ in outputs)),
         repeated_activation=repeated_activation(loss_tensor),
-        compares_all_pairs=any(is_of_all_pairs(loss_tensor, target, output) for output, target in pairs),
+        compares_all_pairs=any(
+            is_of_all_pairs(loss_tensor, target, output.tensor)
+            for output, target in zip(outputs, known_targets, strict=True)
+        ),
     )
 
 

@@ -17,7 +17,7 @@ class _Patch:
 
 
 _patches: dict[tuple[int, str], _Patch] = {}
-"""By id of the object and name of the attribute; the users hold the object."""
+"""Patches by id of the object and name of the attribute. The id stays the object's, because the users hold it."""
 _lock = threading.Lock()
 
 

@@ -59,9 +59,9 @@ class RunLayout(NamedTuple):
     objectives: tuple[Objective, ...] = ()
     """The outputs, and what they are trained for."""
     repeated_activation: tuple[str, ...] = ()
-    """What the loss applies to its logits, and what made these: "softmax" or "sigmoid"; empty if nothing did."""
+    """Activation that a loss applies to its logits, and the one that made these: softmax or sigmoid; else empty."""
     compares_all_pairs: bool = False
-    """Whether the loss combines each output with the targets of all examples, as its graph shows."""
+    """True if the graph of the loss combines each output with the targets of all examples."""
     replica_issues: tuple[Sequence[Any], ...] = ()
     """What Keras does differently with several replicas: kind, layer and setting of each issue."""
 
