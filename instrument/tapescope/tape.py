@@ -250,7 +250,9 @@ class MeasuringTape(Tape):
             gradients = graph_isolation.flatten_gradient_sums(gradients, positions)
         requested = gradients[: len(flat_sources)]
         remaining = iter(gradients[len(flat_sources) :])
-        deltas = [None if t is None else next(remaining) for t in tensors]
+        deltas = [
+            tuple(None if t is None else next(remaining) for t in (call.a, call.z, call.input)) for call in self.calls
+        ]
         calls, attention, stream = self._measurable_calls(requested, deltas)
         backward_pass = BackwardPass(
             number=next(_pass_numbers),
@@ -272,7 +274,7 @@ class MeasuringTape(Tape):
         return tf.nest.pack_sequence_as(sources, requested)
 
     def _measurable_calls(
-        self, requested: Sequence[Any], deltas: Sequence[Any]
+        self, requested: Sequence[Any], deltas: Sequence[tuple[Any, ...]]
     ) -> tuple[list[LayerCall], list[AttentionCall], list[StreamPoint]]:
         """Return the calls with what is measured of each.
 
@@ -282,32 +284,31 @@ class MeasuringTape(Tape):
         """
         seen = None if self._capture is None else self._capture.attention
         attention, stream = ([], []) if seen is None else (seen.calls, seen.stream)
-        count = len(self.calls)
-        first_input = self.calls[0].input if self.calls else None
-        outputs = [call.z if call.differentiated else call.a for call in self.calls]
-        transformer = [*(t for call in attention for t in call.tensors()), *(point.tensor for point in stream)]
         fused: list[Any] = []
         if self._state.exact:
             deltas, fused = self._gradients_of_the_step(requested, deltas)
-        tensors = [first_input, *outputs, *deltas, *transformer]
+        tensors: Any = (
+            self.calls[0].input if self.calls else None,
+            [call.z if call.differentiated else call.a for call in self.calls],
+            deltas,
+            [call.tensors() for call in attention],
+            [point.tensor for point in stream],
+        )
         if self._state.exact:
-            tensors = graph_isolation.tensors_to_measure(tensors, fused)
-        remaining = iter(tensors[1 + count + len(deltas) :])
-        attention = [call.replace_tensors(remaining) for call in attention]
-        stream = [point._replace(tensor=next(remaining)) for point in stream]
-        measurable = []
-        for i, call in enumerate(self.calls):
-            delta_a, delta_z, delta_input = tensors[1 + count + 3 * i : 4 + count + 3 * i]
-            measurable.append(
-                call._replace(
-                    measured=tensors[1 + i],
-                    measured_input=tensors[0] if i == 0 else None,
-                    deltas=(delta_a, delta_z, delta_input),
-                )
-            )
-        return measurable, attention, stream
+            measured = graph_isolation.tensors_to_measure(tf.nest.flatten(tensors), fused)
+            tensors = tf.nest.pack_sequence_as(tensors, measured)
+        first_input, outputs, deltas, of_attention, of_stream = tensors
+        calls = [
+            call._replace(measured=output, measured_input=None if i else first_input, deltas=of_call)
+            for i, (call, output, of_call) in enumerate(zip(self.calls, outputs, deltas, strict=True))
+        ]
+        attention = [call.replace_tensors(*of_call) for call, of_call in zip(attention, of_attention, strict=True)]
+        stream = [point._replace(tensor=tensor) for point, tensor in zip(stream, of_stream, strict=True)]
+        return calls, attention, stream
 
-    def _gradients_of_the_step(self, requested: Sequence[Any], deltas: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    def _gradients_of_the_step(
+        self, requested: Sequence[Any], deltas: Sequence[tuple[Any, ...]]
+    ) -> tuple[list[tuple[Any, ...]], list[Any]]:
         """Return the deltas to measure, and the outputs of linear layers that are fused because no gradient needs them.
 
         TensorFlow makes one operation of a frozen linear layer and its GELU. A backward pass for measuring alone would
@@ -317,14 +318,12 @@ class MeasuringTape(Tape):
         if not any(fusible):
             return list(deltas), []
         computed = graph_isolation.operations_behind(requested)
-        kept: list[Any] = []
+        kept: list[tuple[Any, ...]] = []
         fused: list[Any] = []
-        for i, of_layer in enumerate(fusible):
-            of_call = deltas[3 * i : 3 * i + 3]
-            if computed.isdisjoint(graph_isolation.operations_of(of_call[:2])):
-                fused.extend(of_layer)
-                of_call = (None, None, None)
-            kept.extend(of_call)
+        for of_layer, of_call in zip(fusible, deltas, strict=True):
+            is_computed = not computed.isdisjoint(graph_isolation.operations_of(of_call[:2]))
+            kept.append(of_call if is_computed else (None, None, None))
+            fused.extend([] if is_computed else of_layer)
         return (kept, fused) if fused else (list(deltas), [])
 
     def _merged_pass(self, others: Sequence[Tape]) -> BackwardPass:

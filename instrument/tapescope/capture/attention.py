@@ -59,12 +59,9 @@ class AttentionCall(NamedTuple):
         """Return the tensors of the step in this call."""
         return [self.query, self.key, self.mask, *self.keys_in_use]
 
-    def replace_tensors(self, tensors: Iterator[Any]) -> "AttentionCall":
-        """Return the call with other tensors, the next ones of an iterator."""
-        query, key, mask = (next(tensors) for _ in range(3))
-        return self._replace(
-            query=query, key=key, mask=mask, keys_in_use=tuple(next(tensors) for _ in self.keys_in_use)
-        )
+    def replace_tensors(self, query: Any, key: Any, mask: Any, *keys_in_use: Any) -> "AttentionCall":
+        """Return the call with other tensors, in the order of `tensors`."""
+        return self._replace(query=query, key=key, mask=mask, keys_in_use=keys_in_use)
 
 
 class StreamPoint(NamedTuple):
