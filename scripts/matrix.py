@@ -28,7 +28,7 @@ PYTEST = ("-q", "-n", "2", "-p", "no:cacheprovider")
 MARKERS = "not process and not browser and not slow and not nightly"
 COLUMNS = ("TensorFlow", "Keras", "TensorBoard", "plotly", "Python", "passed", "failed", "skipped", "seconds")
 DISTRIBUTIONS = ("keras", "tensorboard", "plotly")
-REPLACED = ("tensorflow", *DISTRIBUTIONS)
+REPLACED = ("tensorflow", "tf_keras", *DISTRIBUTIONS)
 """Requirements of setup.cfg that an environment chooses itself."""
 
 
@@ -70,6 +70,10 @@ def install(environment: Environment, directory: pathlib.Path) -> str:
     python = str(directory / "bin" / "python")
     others = other_requirements((ROOT / "setup.cfg").read_text())
     subprocess.run([python, "-m", "pip", "install", "--quiet", *environment, *others], check=True)
+    # It would bring `tensorflow` beside `tensorflow-cpu`. There is none for a release candidate: its tests are skipped.
+    minor = ".".join(re.findall(r"\d+", environment.tensorflow)[:2])
+    legacy = [python, "-m", "pip", "install", "--quiet", "--no-deps", f"tf_keras=={minor}.*"]
+    subprocess.run(legacy, check=False)
     return python
 
 

@@ -35,7 +35,7 @@ class Probe:
     """Chooses what of a model is measured, and makes the tapes that measure it.
 
     Args:
-      model: a Keras 3 model of any kind, a `tf.Module`, a variable, or a list of these.
+      model: a model of Keras 3 or of tf_keras of any kind, a `tf.Module`, a variable, or a list of these.
       layers: a regular expression, searched in the layers' paths: those that match are measured, whether they have an
         activation or not. None: every layer that has one. Tapped tensors are always measured.
       window_examples: the number of examples on which a unit must be silent to count as dead.

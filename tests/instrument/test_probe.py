@@ -384,12 +384,6 @@ def test_measuring_is_exact_by_default():
     assert tapescope.Probe(chain()).exact
 
 
-def test_a_model_of_keras_2_is_refused():
-    legacy = type("Sequential", (tf.Module,), {"__module__": "tf_keras.src.models"})()
-    with pytest.raises(ValueError, match=r"Keras 3; got Sequential of tf_keras .*TF_USE_LEGACY_KERAS"):
-        tapescope.Probe(legacy)
-
-
 @pytest.mark.parametrize("examples", [3, lambda shape: shape[1], lambda shape: tf.cast(shape[2] // 2, tf.int64)])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_number_of_examples_is_what_the_program_says(compiled, examples):

@@ -22,6 +22,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tapescope.capture import keras_kinds
+
 SATURATED_SHARE = 0.01
 """Share of the largest |f'| below which an element is saturated."""
 
@@ -102,10 +104,10 @@ def describe(function: Any) -> Activation:
     """Return the Activation of a callable, of the name of one of Keras' functions, or of None (linear)."""
     if isinstance(function, str) or function is None:
         function = keras.activations.get(function)
-    if isinstance(function, LAYERS):
+    if is_activation(function):
         return describe_layer(function)
     try:
-        known = _KNOWN.get(function)
+        known = _KNOWN.get(function) or _KNOWN.get(getattr(_k, keras_kinds.legacy_name(function), None))
     except TypeError:  # the function is not hashable
         known = None
     if known is not None:
@@ -115,35 +117,39 @@ def describe(function: Any) -> Activation:
     return Activation(getattr(function, "__name__", type(function).__name__), from_gradients=True)
 
 
-FUNCTION_LAYERS = (
-    keras.layers.ReLU,
-    keras.layers.LeakyReLU,
-    keras.layers.PReLU,
-    keras.layers.ELU,
-    keras.layers.Softmax,
-)
-"""Layers of Keras that are an activation function."""
-LAYERS = (keras.layers.Activation, *FUNCTION_LAYERS)
-"""Those, and the layer that applies a function of any kind."""
+FUNCTION_LAYERS = ("ReLU", "LeakyReLU", "PReLU", "ELU", "Softmax")
+"""Names of Keras' layers that are an activation function."""
 
 
-def describe_layer(layer: keras.layers.Layer) -> Activation:
+def is_function(layer: Any) -> bool:
+    """Return whether a layer is an activation function."""
+    return isinstance(layer, keras_kinds.layers(*FUNCTION_LAYERS))
+
+
+def is_activation(layer: Any) -> bool:
+    """Return whether a layer is an activation function, or applies one and does nothing else."""
+    return is_function(layer) or isinstance(layer, keras_kinds.layers("Activation"))
+
+
+def describe_layer(layer: Any) -> Activation:
     """Return the Activation of a layer that is one (`keras.layers.ReLU`) or has one (`Dense.activation`)."""
-    if isinstance(layer, keras.layers.ReLU):
+    if isinstance(layer, keras_kinds.layers("ReLU")):
+        top = None if layer.max_value is None else float(layer.max_value)
         if layer.threshold or layer.negative_slope:
-            return _differentiated_relu(layer.negative_slope, layer.max_value, layer.threshold)
-        return _RELU if layer.max_value is None else _clipped_relu(float(layer.max_value))
-    if isinstance(layer, keras.layers.LeakyReLU):
-        if abs(layer.negative_slope) >= SATURATED_SHARE:
+            return _differentiated_relu(float(layer.negative_slope), top, float(layer.threshold))
+        return _RELU if top is None else _clipped_relu(top)
+    if isinstance(layer, keras_kinds.layers("LeakyReLU")):
+        slope = layer.alpha if keras_kinds.is_legacy(layer) else layer.negative_slope
+        if abs(slope) >= SATURATED_SHARE:
             return Activation("leaky_relu")
         return _RELU._replace(name="leaky_relu", nonnegative=False)
-    if isinstance(layer, keras.layers.ELU):
+    if isinstance(layer, keras_kinds.layers("ELU")):
         return _elu("elu", float(layer.alpha))
-    if isinstance(layer, keras.layers.Softmax):
+    if isinstance(layer, keras_kinds.layers("Softmax")):
         return Activation("softmax", nonnegative=True, defined=False)
-    if isinstance(layer, keras.layers.PReLU):
+    if isinstance(layer, keras_kinds.layers("PReLU")):
         return Activation("prelu", defined=False)  # the slope is learned, so the derivative has no fixed largest
-    if isinstance(layer, keras.layers.RNN):
+    if isinstance(layer, keras_kinds.layers("RNN")):
         return Activation("recurrent", defined=False)
     return describe(layer.activation) if hasattr(layer, "activation") else LINEAR
 

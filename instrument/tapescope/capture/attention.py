@@ -148,8 +148,6 @@ class AttentionCapture:
         for arguments in observed:
             if "query" not in arguments:
                 masks = [mask for mask in arguments["masks_of_keys"] if mask is not None]
-            elif isinstance(arguments["query"], keras.KerasTensor):  # a model that builds itself
-                return
             elif (reason := self._why_not_measurable(layer, arguments)) is None:
                 query, key = arguments["query"], arguments["key"]
                 self.calls.append(

@@ -8,18 +8,11 @@ operation on it, such as a division, ends the way: then nothing is known of the 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import keras
 import tensorflow as tf
 
-from tapescope.capture import activations, private_api
+from tapescope.capture import activations, keras_kinds, private_api
 
-
-def _layer_classes(*names: str) -> tuple[type, ...]:
-    """Return those classes that this version of Keras has."""
-    return tuple(getattr(keras.layers, name) for name in names if hasattr(keras.layers, name))
-
-
-_NORMALIZING = _layer_classes(
+_NORMALIZING = (
     "BatchNormalization",
     "GroupNormalization",
     "LayerNormalization",
@@ -28,7 +21,7 @@ _NORMALIZING = _layer_classes(
     "Rescaling",
     "UnitNormalization",
 )
-_KEEPING = _layer_classes(
+_KEEPING = (
     *("ActivityRegularization", "Flatten", "Identity", "InputLayer", "Masking", "Permute", "RepeatVector", "Reshape"),
     *("AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "CenterCrop", "Resizing", "Concatenate"),
     *(f"SpatialDropout{n}D" for n in (1, 2, 3)),
@@ -107,7 +100,7 @@ class DataPath:
                 self._makers.clear()
                 self._kept.clear()
             return
-        if private_api.sublayers(layer) and not isinstance(layer, keras.layers.RNN):
+        if private_api.sublayers(layer) and not isinstance(layer, keras_kinds.layers("RNN")):
             return
         results = _tensors(output)
         for tensor in _tensors(arguments):
@@ -122,13 +115,13 @@ class DataPath:
     def _pass_layer(self, layer: Any, index: int, stage: int, results: Sequence[Any]) -> None:
         """Note what an input meets in one layer, and let its outputs hold the data where they do."""
         found = self.inputs[index]
-        if isinstance(layer, _NORMALIZING):
+        if isinstance(layer, keras_kinds.layers(*_NORMALIZING)):
             found.normalizers.append(type(layer).__name__)
-        elif isinstance(layer, _KEEPING) or (stage == WEIGHTED and isinstance(layer, activations.LAYERS)):
+        elif _keeps_values(layer) or (stage == WEIGHTED and activations.is_activation(layer)):
             for result in results:
                 self._put(result, {**self._stages.get(id(result), {}), index: stage})
         elif stage == RAW:
-            embeds = isinstance(layer, keras.layers.Embedding)
+            embeds = isinstance(layer, keras_kinds.layers("Embedding"))
             trained = bool(layer.trainable_variables)
             found.followers.append("embedding" if embeds else "trained" if trained else "other")
             for result in results if trained else ():
@@ -151,8 +144,8 @@ class DataPath:
         if layer is None:
             return Output(name, tensor, "", operation, "unknown")
         kind = activations.describe_layer(layer).name
-        has_one = isinstance(layer, activations.LAYERS) or hasattr(layer, "activation")
-        before = self._maker(source)[0] if isinstance(layer, activations.LAYERS) and source is not None else None
+        has_one = activations.is_activation(layer) or hasattr(layer, "activation")
+        before = self._maker(source)[0] if activations.is_activation(layer) and source is not None else None
         return Output(
             name=name,
             tensor=tensor,
@@ -167,10 +160,14 @@ class DataPath:
         source = None
         while tensor is not None:
             layer, source = next((self._makers[id(v)] for v in _views(tensor) if id(v) in self._makers), (None, None))
-            if not isinstance(layer, _KEEPING):
+            if not _keeps_values(layer):
                 break
             tensor = source
         return layer, source
+
+
+def _keeps_values(layer: Any) -> bool:
+    return isinstance(layer, keras_kinds.layers(*_KEEPING))
 
 
 def named_tensors(name: str, structure: Any) -> Iterator[tuple[str, tf.Tensor]]:

@@ -1,8 +1,8 @@
 """Hooks that see the tensors of a model's layers while a measured step runs or is traced.
 
-One hook on `keras.layers.Layer.__call__` is installed once. It passes every call through, unless this thread is inside
-a measuring tape that measures the layer. It then keeps the layer's input, the pre-activation z and the output a. Tapes
-may be nested or open at the same time, as the two of a GAN are. Each keeps the layers of its own probe.
+One hook on `Layer.__call__` of Keras, and of tf_keras, is installed once. It passes every call through, unless this
+thread is inside a measuring tape that measures the layer. It then keeps the layer's input, the pre-activation z and the
+output a. Tapes may be nested or open at the same time, as the two of a GAN are. Each keeps the layers of its own probe.
 
 Nothing is computed here. While a layer runs, an `_ObservedActivation` takes the place of its `activation` attribute.
 """
@@ -10,13 +10,12 @@ Nothing is computed here. While a layer runs, an `_ObservedActivation` takes the
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import keras
 import tensorflow as tf
 
-from tapescope.capture import activations, attention, private_api
+from tapescope.capture import activations, attention, keras_kinds, private_api
 from tapescope.capture.activations import Activation
 from tapescope.capture.attention import NO_TRANSFORMER, AttentionCapture, TransformerLayers
 from tapescope.capture.data_path import DataPath
@@ -84,7 +83,7 @@ class Capture:
         """Reason by the name of each layer that cannot be measured."""
 
     def __enter__(self) -> "Capture":
-        _install_hook()
+        _install_hooks()
         _thread.captures = [*_thread.captures, self]
         return self
 
@@ -110,8 +109,6 @@ class Capture:
 
     def add(self, call: LayerCall) -> None:
         """Keep a call whose output can be measured; keep the reason for any other."""
-        if isinstance(call.a, keras.KerasTensor):  # a Sequential builds itself symbolically, and then calls its layers
-            return
         reason = self._why_not_measurable(call.a)
         if reason:
             self.skipped[call.name] = reason
@@ -173,16 +170,16 @@ def pause_capture() -> Iterator[None]:
         _thread.captures = captures
 
 
-def named_layers(model: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+def named_layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every layer below `model` with its path, such as `"encoder/dense"`, depth first.
 
     Recurrent cells are not layers here. Equal names in one model are numbered: `dense`, `dense_2`.
     """
-    if isinstance(model, keras.layers.RNN):
+    if isinstance(model, keras_kinds.layers("RNN")):
         return
     taken: set[str] = set()
     for layer in private_api.sublayers(model):
-        if isinstance(layer, keras.layers.InputLayer):
+        if isinstance(layer, keras_kinds.layers("InputLayer")):
             continue
         name = prefix + layer.name
         number = 2
@@ -194,10 +191,10 @@ def named_layers(model: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[
         yield from named_layers(layer, f"{name}/")
 
 
-def has_activation(layer: keras.layers.Layer) -> bool:
+def has_activation(layer: Any) -> bool:
     """Return whether a layer is measured unless the user chose others."""
-    kinds = (*activations.FUNCTION_LAYERS, keras.layers.RNN)
-    return isinstance(layer, kinds) or callable(getattr(layer, "activation", None))
+    is_chosen = activations.is_function(layer) or isinstance(layer, keras_kinds.layers("RNN"))
+    return is_chosen or callable(getattr(layer, "activation", None))
 
 
 class _Thread(threading.local):
@@ -250,43 +247,61 @@ class _ObservedActivation:
             setattr(self.function, name, value)
 
 
-def _observe_activation(layer: keras.layers.Layer) -> contextlib.AbstractContextManager[None]:
+def _observe_activation(layer: Any) -> contextlib.AbstractContextManager[None]:
     """Put an `_ObservedActivation` into the layer for the time of one call."""
     if not callable(vars(layer).get("activation")):
         return contextlib.nullcontext()
     return shared_patch(layer, "activation", _ObservedActivation)
 
 
-def _install_hook() -> None:
+def _install_hooks() -> None:
     """Patch `Layer.__call__`, the first time that a measured step begins. It stays patched."""
     with _lock:
-        original = keras.layers.Layer.__call__
-        if getattr(original, "_tapescope", False):
-            return
+        for layer_class in keras_kinds.layers("Layer"):
+            _install_hook(layer_class)
 
-        def __call__(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+
+def _install_hook(layer_class: Any) -> None:
+    original = layer_class.__call__
+    if getattr(original, "_tapescope", False):
+        return
+
+    def __call__(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        inside = []
+        if _thread.captures and not any(map(private_api.is_keras_tensor, _leaves((args, kwargs)))):
             inside = [c for c in _thread.captures if c.is_in_graph(layer)]
-            if not inside:
-                return original(layer, *args, **kwargs)
-            for capture in inside:
-                with capture.failsafe.contain():
-                    capture.data_path.begin_call(layer, args)
-            captures = [c for c in inside if id(layer) in c.chosen]
-            attends = any(c.attention.observes(layer) for c in inside)
-            with attention.observe(layer) if attends else contextlib.nullcontext([]) as observed:
-                if captures:
-                    output = _measured_call(captures, original, layer, args, kwargs)
-                else:
-                    output = original(layer, *args, **kwargs)
-            for capture in inside:
-                with capture.failsafe.contain():
-                    capture.data_path.end_call(layer, args, output)
-                    capture.attention.end_call(layer, args, kwargs, output, observed)
-            return output
+        if not inside:  # nor where a model only builds itself
+            return original(layer, *args, **kwargs)
+        for capture in inside:
+            with capture.failsafe.contain():
+                capture.data_path.begin_call(layer, args)
+        captures = [c for c in inside if id(layer) in c.chosen]
+        attends = any(c.attention.observes(layer) for c in inside)
+        with attention.observe(layer) if attends else contextlib.nullcontext([]) as observed:
+            if captures:
+                output = _measured_call(captures, original, layer, args, kwargs)
+            else:
+                output = original(layer, *args, **kwargs)
+        for capture in inside:
+            with capture.failsafe.contain():
+                capture.data_path.end_call(layer, args, output)
+                capture.attention.end_call(layer, args, kwargs, output, observed)
+        return output
 
-        __call__.__wrapped__ = original  # type: ignore[attr-defined]
-        __call__._tapescope = True  # type: ignore[attr-defined]
-        keras.layers.Layer.__call__ = __call__
+    __call__.__wrapped__ = original  # type: ignore[attr-defined]
+    __call__._tapescope = True  # type: ignore[attr-defined]
+    layer_class.__call__ = __call__
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what is in lists, tuples and dicts; `tf.nest` sorts keys, which may be of several types."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
 
 
 def _measured_call(captures: Sequence[Capture], original: Any, layer: Any, args: tuple, kwargs: dict) -> Any:
@@ -310,7 +325,7 @@ def _measured_call(captures: Sequence[Capture], original: Any, layer: Any, args:
         name, activation = capture.chosen[id(layer)]
         with capture.failsafe.contain(), attribute_errors_to(name):
             z = None
-            if isinstance(layer, activations.FUNCTION_LAYERS):
+            if activations.is_function(layer):
                 z = layer_input
             elif len(activation_inputs) == 1:
                 z = activation_inputs[0]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tapescope.capture import private_api
+from tapescope.capture import keras_kinds, private_api
 from tapescope.capture.data_path import DataPath, Output, is_numeric, named_tensors
 from tapescope.capture.loss_graph import is_of_all_pairs, is_sum_over_batch, repeated_activation
 from tapescope.failsafe import misuse_error
@@ -148,13 +148,13 @@ def describe_loss(loss: Any) -> Loss:
     if isinstance(loss, functools.partial):
         options = loss.keywords
         loss = loss.func
-    if isinstance(loss, keras.losses.Loss):
-        name = _CLASSES.get(type(loss))
+    if isinstance(loss, keras_kinds.losses()):
+        name = _CLASSES.get(type(loss)) or _LOSS_NAMES.get(keras_kinds.legacy_name(type(loss)))
         options = loss.get_config() if name else {}
     elif isinstance(loss, Hashable):
         if loss in _TENSORFLOW:
             return Loss(_TENSORFLOW[loss], from_logits=True)
-        name = _FUNCTIONS.get(loss)
+        name = _FUNCTIONS.get(loss) or _FUNCTIONS.get(getattr(keras.losses, keras_kinds.legacy_name(loss), None))
     else:
         name = None
     if name is None:

@@ -1,8 +1,9 @@
 """Hooks that see whether a measured step calls an optimizer, and which take its gradients as the tape returned them.
 
-One hook on `apply` of Keras' optimizers is installed once. It passes every call through, and notes the calls of this
-thread between a measuring tape's `gradient` and its reading. The gradients of these calls are kept in steps with
-several replicas only: there it matters whether they were summed before `apply`.
+One hook on `apply` of Keras' optimizers, and on `apply_gradients` of those of tf_keras, is installed once. It passes
+every call through, and notes the calls of this thread between a measuring tape's `gradient` and its reading. The
+gradients of calls of `apply` are kept in steps with several replicas only: there it matters whether they were summed
+before.
 """
 
 import threading
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+
+from tapescope.capture import keras_kinds
 
 _MOST_CALLS = 8
 """Calls to keep. No step has more optimizers, and a step that never asks for its reading must not hold more tensors."""
@@ -37,6 +40,8 @@ def start_recording(keeps_gradients: bool = True) -> None:
     """
     _install_hook(keras.optimizers.Optimizer)
     _install_hook(keras.optimizers.LossScaleOptimizer)
+    for optimizer_class in keras_kinds.legacy_optimizers():
+        _install_legacy_hook(optimizer_class)
     if not _thread.waits:
         _thread.waits = True
         _thread.called = ()
@@ -67,8 +72,7 @@ def _install_hook(optimizer_class: type) -> None:
             return
 
         def apply(self: Any, grads: Any, *args: Any, **kwargs: Any) -> Any:
-            if _thread.waits and not any(self is optimizer for optimizer in _thread.called):
-                _thread.called = (*_thread.called, self)[-_MOST_CALLS:]
+            _note_call(self)
             if _thread.calls is not None:
                 grads = list(grads)
                 _thread.calls.append((self, grads))
@@ -77,3 +81,24 @@ def _install_hook(optimizer_class: type) -> None:
         apply.__wrapped__ = original  # type: ignore[attr-defined]
         apply._tapescope = True  # type: ignore[attr-defined]
         optimizer_class.apply = apply  # type: ignore[attr-defined]
+
+
+def _install_legacy_hook(optimizer_class: Any) -> None:
+    """Note the calls of tf_keras' optimizers. They sum gradients over replicas themselves, so those are not kept."""
+    with _lock:
+        original = optimizer_class.apply_gradients
+        if getattr(original, "_tapescope", False):
+            return
+
+        def apply_gradients(self: Any, *args: Any, **kwargs: Any) -> Any:
+            _note_call(self)
+            return original(self, *args, **kwargs)
+
+        apply_gradients.__wrapped__ = original  # type: ignore[attr-defined]
+        apply_gradients._tapescope = True  # type: ignore[attr-defined]
+        optimizer_class.apply_gradients = apply_gradients
+
+
+def _note_call(optimizer: Any) -> None:
+    if _thread.waits and not any(optimizer is called for called in _thread.called):
+        _thread.called = (*_thread.called, optimizer)[-_MOST_CALLS:]

@@ -17,6 +17,8 @@ import keras
 import tensorflow as tf
 from absl import logging
 
+from tapescope.capture import keras_kinds
+
 
 @functools.cache
 def _warn(name: str, consequence: str) -> None:
@@ -91,8 +93,9 @@ def eager_context() -> Any:
 
 
 def is_scratch_graph(graph: Any) -> bool:
-    """Return whether Keras only tries a layer in a graph, to build it. The fallback is False."""
-    return getattr(graph, "name", "").startswith("scratch_graph")
+    """Return whether Keras, or tf_keras, only tries a layer in a graph, to build it. The fallback is False."""
+    name = getattr(graph, "name", "")
+    return "scratch_graph" in name or name in ("keras_graph", "build_graph")
 
 
 @tf.autograph.experimental.do_not_convert
@@ -221,8 +224,10 @@ def restore_recording(tape: tf.GradientTape, recorded: Any) -> None:
 # Keras layers
 
 
-def sublayers(layer: keras.layers.Layer) -> Sequence[keras.layers.Layer]:
+def sublayers(layer: Any) -> Sequence[Any]:
     """Return the layers that a layer holds itself. The fallback is `layer.layers`, which only models have."""
+    if keras_kinds.is_legacy(layer) and hasattr(layer, "_flatten_layers"):
+        return list(layer._flatten_layers(recursive=False, include_self=False))
     if not hasattr(layer, "_layers"):
         _warn("Layer._layers", "layers inside of layers are not measured")
         return getattr(layer, "layers", ())
@@ -243,6 +248,11 @@ def seed_generators(layer: keras.layers.Layer) -> Sequence[keras.random.SeedGene
         _warn("Layer._seed_generators", "generators in lists of a layer are not seen")
         return [value for value in vars(layer).values() if isinstance(value, keras.random.SeedGenerator)]
     return layer._seed_generators
+
+
+def is_keras_tensor(value: Any) -> bool:
+    """Return whether it stands for a tensor while Keras builds a model; tf_keras has no public class for it."""
+    return isinstance(value, keras.KerasTensor) or (hasattr(value, "_keras_history") and keras_kinds.is_legacy(value))
 
 
 def copy_keras_metadata(source: tf.Tensor, target: tf.Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tapescope.capture import activations, attention, layer_graph, layer_hooks
+from tapescope.capture import activations, attention, keras_kinds, layer_graph, layer_hooks
 from tapescope.capture.activations import Activation
 from tapescope.capture.attention import AttentionCall, StreamPoint, TransformerLayers
 from tapescope.capture.layer_hooks import LayerCall
@@ -84,16 +84,11 @@ class Selection:
     def __init__(self, model: Any, pattern: str | None):
         self.models: list[Any] = list(model) if isinstance(model, (list, tuple)) else [model]
         for m in self.models:
-            if any(base.__module__.split(".")[0] == "tf_keras" for base in type(m).__mro__):
-                raise ValueError(
-                    f"`model` must be of Keras 3; got {type(m).__name__} of tf_keras (Keras 2): unset "
-                    "TF_USE_LEGACY_KERAS, or build the model with `import keras`"
-                )
             if isinstance(m, type):
                 raise ValueError(
                     f"`model` must be a model; got the class {m.__name__}: pass what {m.__name__}(...) returns"
                 )
-            if not (hasattr(m, "trainable_variables") or is_variable(m)):
+            if not (keras_kinds.is_layer(m) or hasattr(m, "trainable_variables") or is_variable(m)):
                 raise ValueError(
                     "`model` must be a Keras model, a tf.Module, a variable, or a list of these; "
                     f"got {type(m).__name__}"
@@ -114,7 +109,7 @@ class Selection:
         """Return the V trainable variables, each once, in the models' order; those of text are none."""
         found: dict[int, Any] = {}
         for m in self.models:
-            for variable in [m] if is_variable(m) else m.trainable_variables:
+            for variable in [m] if is_variable(m) else _trainable_variables(m):
                 if variable.dtype != tf.string:
                     found.setdefault(id(variable), variable)
         return list(found.values())
@@ -163,7 +158,7 @@ class Selection:
         """Return the paths of chosen layers that a recurrent cell is made of; cells themselves are not among them."""
         found = []
         for path, rnn in self._all_layers():
-            cell = rnn.cell if isinstance(rnn, keras.layers.RNN) else None
+            cell = rnn.cell if isinstance(rnn, keras_kinds.layers("RNN")) else None
             for inner, layer in () if cell is None else layer_hooks.named_layers(cell, f"{path}/{cell.name}/"):
                 if self._is_wanted(inner, layer) and not hasattr(layer, "state_size"):
                     found.append(inner)
@@ -185,7 +180,7 @@ class Selection:
 
     def einsum_equations(self) -> dict[int, str]:
         """Return the equation of each EinsumDense layer by the id of its kernel."""
-        layers = [layer for _, layer in self._all_layers() if isinstance(layer, keras.layers.EinsumDense)]
+        layers = [layer for _, layer in self._all_layers() if isinstance(layer, keras_kinds.layers("EinsumDense"))]
         return {id(layer.kernel): layer.equation for layer in layers if layer.built}
 
     def variable_scopes(self) -> dict[int, list[frozenset[int]]]:
@@ -221,30 +216,35 @@ class Selection:
             residual=number_equal_names(point.name for point in stream),
         )
 
-    def _all_layers(self) -> list[tuple[str, keras.layers.Layer]]:
+    def _all_layers(self) -> list[tuple[str, Any]]:
         models = self._keras_models()
         found = []
         for name, m in models.items():
-            is_bare = not isinstance(m, keras.Model)  # a layer without a model around it
+            is_bare = not isinstance(m, keras_kinds.models())  # a layer without a model around it
             if is_bare:
                 found.append((name, m))
             found.extend(layer_hooks.named_layers(m, f"{name}/" if is_bare or len(models) > 1 else ""))
         return found
 
-    def keras_models(self) -> list[keras.layers.Layer]:
+    def keras_models(self) -> list[Any]:
         """Return those of the models that are Keras'."""
-        return [m for m in self.models if isinstance(m, keras.layers.Layer)]
+        return [m for m in self.models if keras_kinds.is_layer(m)]
 
-    def _keras_models(self) -> dict[str, keras.layers.Layer]:
+    def _keras_models(self) -> dict[str, Any]:
         found = self.keras_models()
         return dict(zip(number_equal_names(m.name for m in found), found, strict=True))
 
 
 def _is_built(model: Any) -> bool:
     """Return whether a model has all of its variables: one may say so before its layers are built."""
-    if not isinstance(model, keras.layers.Layer):
+    if not keras_kinds.is_layer(model):
         return True
     return model.built and all(layer.built for _, layer in layer_hooks.named_layers(model))
+
+
+def _trainable_variables(model: Any) -> Sequence[Any]:
+    """Return a model's trainable variables; of one of tf_keras that is not built, which raises an error, none."""
+    return model.trainable_variables if getattr(model, "built", True) or not keras_kinds.is_legacy(model) else ()
 
 
 def _number_of_units(output: tf.Tensor) -> int | None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from tapescope.capture import keras_kinds
 from tapescope.capture.attention import AttentionCall, StreamPoint
 from tapescope.capture.keras_replica_issues import ReplicaIssue
 from tapescope.capture.layer_hooks import Capture, LayerCall
@@ -85,6 +86,7 @@ class ProbeState:
         """Note the optimizers that a measured step has called."""
         if called:
             self.optimizer_called = True
+            called = [optimizer for optimizer in called if not keras_kinds.is_legacy(optimizer)]
             others = [o for o in self.optimizers() if not any(o is optimizer for optimizer in called)]
             self._optimizers = [weakref.ref(optimizer) for optimizer in (*others, *called)]
 

@@ -110,6 +110,13 @@ class Monitor(keras.callbacks.Callback):
         }
         self._begin_without_run()
 
+    def _implements_train_batch_hooks(self) -> bool:
+        """Raise ValueError: only `fit` of tf_keras asks a callback for this."""
+        raise ValueError(
+            "Monitor must be a callback of Keras 3's `fit`; got that of tf_keras (Keras 2): write the loop with "
+            "tapescope.Probe, which measures models of both, or build the model with `import keras`"
+        )
+
     def _begin_without_run(self) -> None:
         """Set what a Monitor knows before its first fit."""
         self.logdir: str | None = None if self._given_logdir is None else os.fspath(self._given_logdir)

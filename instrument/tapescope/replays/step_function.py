@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tapescope.capture import keras_kinds
 from tapescope.probe import Probe
 from tapescope.statistics.reading import Reading
 
@@ -32,7 +33,7 @@ def find_owners(function: Any) -> Owners:
     values = list(found.values())
     return Owners(
         probes=[value for value in values if isinstance(value, Probe)],
-        models=[value for value in values if isinstance(value, keras.Model) or type(value) is tf.Module],
+        models=[value for value in values if isinstance(value, keras_kinds.models()) or type(value) is tf.Module],
         optimizers=[value for value in values if isinstance(value, keras.optimizers.Optimizer)],
     )
 
@@ -40,7 +41,7 @@ def find_owners(function: Any) -> Owners:
 def _collect(value: Any, found: dict[int, Any], depth: int) -> None:
     if id(value) in found or depth < 0:
         return
-    if isinstance(value, (Probe, keras.Model, keras.optimizers.Optimizer, tf.Module)):
+    if isinstance(value, (Probe, *keras_kinds.models(), keras.optimizers.Optimizer, tf.Module)):
         found[id(value)] = value
         return
     if isinstance(value, functools.partial):
