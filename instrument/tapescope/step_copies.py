@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tapescope.capture import private_api
 from tapescope.capture.selection import variable_path
 from tapescope.capture.state import ProbeState
 from tapescope.storage import captured_step
@@ -56,7 +57,7 @@ class StepCopies:
     def _copy(self) -> _State:
         with self._probe_state.failsafe.contain():
             model = _copy_variables(self._probe_state.selection.all_variables())
-            built = getattr(self._optimizer, "built", False)
+            built = private_api.is_built(self._optimizer)
             return _State(model, _copy_variables(self._optimizer.variables) if built else None)
         return _State()
 

@@ -192,6 +192,41 @@ def test_a_softmax_of_one_unit_is_named(tmp_path):
     assert "output_activation" in [finding["rule"] for finding in tapescope.Run(tmp_path).findings]
 
 
+@pytest.mark.parametrize("optimizer_class", [tf_keras.optimizers.Adam, tf_keras.optimizers.legacy.Adam], ids=str)
+def test_a_captured_step_is_replayed(tmp_path, optimizer_class):
+    x = RNG.normal(size=(40, 6)).astype(np.float32)
+    x[29] *= 1e4
+    batches = [np.arange(8) + n for n in range(7)] + [np.arange(24, 32)]
+
+    def make_step():
+        tf_keras.utils.set_random_seed(1)
+        model, optimizer = dense(tf_keras), optimizer_class(1e-3)
+        probe = tapescope.Probe(model, histograms=False)
+
+        @tf.function
+        def step(x, measure):
+            with probe.tape(measure) as tape:
+                loss = tf.reduce_mean(tf.square(model(x, training=True) - 1.0))
+            gradients = tape.gradient(loss, model.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+            return loss, tape.reading()
+
+        return probe, optimizer, step
+
+    probe, optimizer, step = make_step()
+    when = tapescope.every(1)
+    with tapescope.Recorder(tmp_path, probe, when, capture="on_finding", optimizer=optimizer) as recorder:
+        for n, index in enumerate(batches):
+            loss, reading = step(tf.constant(x[index]), when(n))
+            recorder.write(n, reading, scalars={"loss": loss}, batch=(x[index],), indices=index)
+    _, _, step = make_step()
+    found = tapescope.replay(tmp_path, 7, lambda batch: step(tf.constant(batch[0]), measure=True))
+    assert found.reproduced
+    assert found.examples[0].index == 29
+    keeps_state = optimizer_class is tf_keras.optimizers.Adam
+    assert (len(found.variants) == 3) == keeps_state, found.notes
+
+
 def test_fit_of_tf_keras_refuses_a_monitor(tmp_path):
     model = dense(tf_keras)
     model.compile("sgd", "mse")

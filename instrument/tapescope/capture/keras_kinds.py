@@ -33,8 +33,13 @@ def models() -> tuple[type, ...]:
     return _classes("", ("Model",), "tf_keras" in sys.modules)
 
 
+def optimizers() -> tuple[type, ...]:
+    """Return the base classes of optimizers, without those that are legacy in tf_keras itself."""
+    return _classes("optimizers", ("Optimizer",), "tf_keras" in sys.modules)
+
+
 def legacy_optimizers() -> tuple[type, ...]:
-    """Return the base classes of the optimizers of tf_keras."""
+    """Return the base classes of all optimizers of tf_keras."""
     legacy: Any = sys.modules.get("tf_keras")
     return () if legacy is None else (legacy.optimizers.Optimizer, legacy.optimizers.legacy.Optimizer)
 

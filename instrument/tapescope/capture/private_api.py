@@ -286,6 +286,11 @@ def trace_train_function(function: Any, iterator: Any) -> None:
 # Keras optimizers
 
 
+def is_built(optimizer: Any) -> bool:
+    """Return whether an optimizer of Keras, or a new one of tf_keras, has its variables. The fallback is False."""
+    return bool(getattr(optimizer, "built", getattr(optimizer, "_built", False)))
+
+
 def batches_seen(optimizer: keras.optimizers.Optimizer) -> int:
     """Return how many batches an optimizer was given. The fallback counts updates, of several batches each."""
     if not hasattr(optimizer, "_iterations"):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tapescope.capture import private_api
 from tapescope.capture.selection import Selection, variable_path
 from tapescope.fit.train_functions import measured_step
 from tapescope.probe import Probe
@@ -153,9 +154,10 @@ class _Replayer:
         """Set the optimizer whose state was captured to it; others are always put back to what they are now."""
         optimizers = self._program.optimizers
         saved = self._captured.optimizer
-        if len(optimizers) == 1 and not optimizers[0].built and self._program.variables:
+        trained = [] if self._program.models is None else self._program.models.variables()
+        if trained and len(optimizers) == 1 and not private_api.is_built(optimizers[0]):
             with self._scope():
-                optimizers[0].build([v for v in self._program.variables if v.trainable])
+                optimizers[0].build(trained)
         chosen = None
         if saved is None and optimizers:
             self._notes.append("the state of the optimizer was not captured: that of the optimizer as it is is used")
@@ -343,14 +345,15 @@ def _difference(variables: Sequence[Any], saved: Sequence[SavedVariable]) -> str
     now = [(variable_path(v), tuple(v.shape)) for v in variables]
     then = [(variable.name, variable.value.shape) for variable in saved]
     for (name, shape), (name_then, shape_then) in zip(now, then, strict=False):
-        if shape != shape_then or _plain_name(name) != _plain_name(name_then):
+        if shape != shape_then or not _is_same(name, name_then):
             return f"{name} {list(shape)} was {name_then} {list(shape_then)}"
     return None if len(now) == len(then) else f"it has {len(now)} variables, and had {len(then)}"
 
 
-def _plain_name(path: str) -> str:
-    """Return a path without Keras' numbers, and without the scope that a loss scale adds where `fit` builds it."""
-    return _NUMBER.sub("", path).removeprefix("loss_scale_optimizer/")
+def _is_same(path: str, other: str) -> bool:
+    """Return whether two paths are equal, but for Keras' numbers and the scope of a step that builds an optimizer."""
+    shorter, longer = sorted((_NUMBER.sub("", path), _NUMBER.sub("", other)), key=len)
+    return f"/{longer}".endswith(f"/{shorter}")
 
 
 def _as_they_are(variables: Sequence[Any]) -> list[tuple[Any, np.ndarray]]:

@@ -5,14 +5,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import keras
 import tensorflow as tf
 
 from tapescope.capture import keras_kinds
 from tapescope.probe import Probe
 from tapescope.statistics.reading import Reading
 
-_FOREIGN = {"builtins", "tensorflow", "keras", "numpy", "tapescope", "functools", "types"}
+_FOREIGN = {"builtins", "tensorflow", "keras", "tf_keras", "numpy", "tapescope", "functools", "types"}
 """Packages whose objects are not looked into."""
 _DEPTH = 4
 """Functions within functions that are looked into."""
@@ -34,14 +33,14 @@ def find_owners(function: Any) -> Owners:
     return Owners(
         probes=[value for value in values if isinstance(value, Probe)],
         models=[value for value in values if isinstance(value, keras_kinds.models()) or type(value) is tf.Module],
-        optimizers=[value for value in values if isinstance(value, keras.optimizers.Optimizer)],
+        optimizers=[value for value in values if isinstance(value, keras_kinds.optimizers())],
     )
 
 
 def _collect(value: Any, found: dict[int, Any], depth: int) -> None:
     if id(value) in found or depth < 0:
         return
-    if isinstance(value, (Probe, *keras_kinds.models(), keras.optimizers.Optimizer, tf.Module)):
+    if isinstance(value, (Probe, *keras_kinds.models(), *keras_kinds.optimizers(), tf.Module)):
         found[id(value)] = value
         return
     if isinstance(value, functools.partial):
