@@ -326,7 +326,7 @@ def test_a_run_goes_on_only_with_the_same_model(tmp_path, own):
         ("--model={own}missing", "has no missing"),
         ("--model={own}number", "must be a function; got int"),
         ("--model={own}broken", "failed: RuntimeError: the file is, at "),
-        ("--model={own}text", "must return a keras.Model; got str"),
+        ("--model={own}text", "must return a keras.Model of Keras 3; got str"),
         ('--model={own}net --model_args={{"depth":3}}', "failed: TypeError: net() got an unexpected keyword"),
         ("--model={own}frozen", "must return a model with trainable variables"),
         ("--model={own}net", "--loss is needed"),

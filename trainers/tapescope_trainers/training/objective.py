@@ -57,7 +57,9 @@ def build_model(reference: str, arguments: dict[str, Any], mixed_precision: str)
     finally:
         keras.config.set_dtype_policy(policy)
     if not isinstance(model, keras.Model):
-        raise ValueError(f"--model={reference} must return a keras.Model; got {type(model).__name__}")
+        kind = type(model)
+        got = f"{kind.__name__} of tf_keras" if kind.__module__.startswith("tf_keras.") else kind.__name__
+        raise ValueError(f"--model={reference} must return a keras.Model of Keras 3; got {got}")
     return model
 
 
