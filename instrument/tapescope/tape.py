@@ -107,9 +107,10 @@ class MeasuringTape(Tape):
     def __init__(self, state: ProbeState, persistent: bool, watch_accessed_variables: bool):
         super().__init__(state, persistent, watch_accessed_variables)
         self._capture: Capture | None = None
-        self._single_use = private_api.trace_for_single_use(self)
+        self._single_use: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         self._passes: list[BackwardPass] = []
         self._entered: bool = False
+        self._was_read: bool = False
         self._takes_jacobian: bool = False
         self._took_jacobian: bool = False
         self.objective = Objective()
@@ -128,19 +129,24 @@ class MeasuringTape(Tape):
 
     @without_autograph
     def __enter__(self) -> "MeasuringTape":
-        if self._entered:
-            raise misuse_error("a tape must be used once; this one was used before: call `probe.tape(measure)` again")
-        self._entered = True
-        state = self._state
-        with state.failsafe.contain():  # first, because an error that is raised here must leave no tape open
-            selection = state.selection
-            self._capture = Capture(
-                selection.layers(), state.failsafe, selection.keras_models(), selection.transformer_layers()
+        if self._was_read:
+            raise misuse_error(
+                "a tape must be used for one step; this one has given a reading: call `probe.tape(measure)` in each step"
             )
+        state = self._state
+        if not self._entered:
+            with state.failsafe.contain():  # first, because an error that is raised here must leave no tape open
+                selection = state.selection
+                self._capture = Capture(
+                    selection.layers(), state.failsafe, selection.keras_models(), selection.transformer_layers()
+                )
+        self._entered = True
         # The plain backward pass needs the recording after the measured one has failed.
         with private_api.record_persistently(self):
             super().__enter__()
         state.tape_entered = True
+        self.closed = False
+        self._single_use = private_api.trace_for_single_use(self)
         self._single_use.__enter__()
         if self._capture is not None:
             self._capture.__enter__()
@@ -361,7 +367,10 @@ class MeasuringTape(Tape):
     ) -> Partial:
         """Return the Partial; add the gradients to `ready`. They are not reduced if that of the whole batch follows."""
         state = self._state
-        captures = [t._capture for t in (self, *others) if isinstance(t, MeasuringTape) and t._capture is not None]
+        tapes = [t for t in (self, *others) if isinstance(t, MeasuringTape)]
+        for tape in tapes:
+            tape._was_read = True
+        captures = [t._capture for t in tapes if t._capture is not None]
         measured_data = self._data_to_measure(captures)
         with graph_isolation.measuring_scope():
             trained = list(merged.variables.values())

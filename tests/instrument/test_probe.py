@@ -276,12 +276,35 @@ def test_reading_must_follow_gradient():
         tape.reading()
 
 
-def test_a_tape_cannot_be_used_twice():
-    tape = tapescope.Probe(chain()).tape(True)
-    with tape:
+def test_a_tape_cannot_be_used_for_two_steps():
+    tape = measured_tape(chain())
+    tape.reading()
+    with pytest.raises(ValueError, match="a tape must be used for one step"), tape:
         pass
-    with pytest.raises(ValueError, match="a tape must be used once"), tape:
-        pass
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize("between", [False, True])
+def test_a_tape_may_be_entered_again(in_graph, between):
+    """`between`: a gradient is taken before the tape is entered again."""
+    model = chain()
+    probe = tapescope.Probe(model)
+
+    def step():
+        tape = probe.tape(True)
+        with tape:
+            outputs = model(X)
+            loss = tf.reduce_sum(outputs)
+        if between:
+            tape.gradient(loss, model.trainable_variables)
+            outputs = X
+        with tape:
+            loss = tf.reduce_sum(model(outputs) if between else tf.square(outputs))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        return gradients, tape.reading()
+
+    gradients, reading = (tf.function(step) if in_graph else step)()
+    np.testing.assert_allclose(reading.column("gradient_norm"), [tf.norm(g) for g in gradients], rtol=1e-5)
 
 
 def measured_tape(model):
