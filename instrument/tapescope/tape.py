@@ -115,7 +115,8 @@ class MeasuringTape(Tape):
         self._took_jacobian: bool = False
         self.objective = Objective()
         """What the step is trained for, as far as the program says it."""
-        self.closed: bool = False
+        self.is_open: bool = False
+        """Whether what the step does now is inside of this tape."""
 
     @property
     def has_gradient(self) -> bool:
@@ -131,7 +132,7 @@ class MeasuringTape(Tape):
     def __enter__(self) -> "MeasuringTape":
         if self._was_read:
             raise misuse_error(
-                "a tape must be used for one step; this one has given a reading: call `probe.tape(measure)` in each step"
+                "a tape must be used for one step; this one has given its reading: call `probe.tape(measure)` in each"
             )
         state = self._state
         if not self._entered:
@@ -145,7 +146,7 @@ class MeasuringTape(Tape):
         with private_api.record_persistently(self):
             super().__enter__()
         state.tape_entered = True
-        self.closed = False
+        self.is_open = True
         self._single_use = private_api.trace_for_single_use(self)
         self._single_use.__enter__()
         if self._capture is not None:
@@ -158,7 +159,7 @@ class MeasuringTape(Tape):
             self._capture.__exit__()
         self._single_use.__exit__(None, None, None)
         super().__exit__(typ, value, traceback)
-        self.closed = True
+        self.is_open = False
 
     @without_autograph
     def gradient(

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tapescope.capture import layer_hooks
 from tapescope.capture.shared_patch import shared_patch
 from tapescope.probe import Probe
-from tapescope.tape import MeasuringTape
+from tapescope.tape import MeasuringTape, without_autograph
 
 
 class LossCall(NamedTuple):
@@ -74,19 +74,29 @@ class _FitTape(MeasuringTape):
         super().__init__(_use.probe._state, persistent, watch_accessed_variables)
         _use.tapes.append(self)
 
+    @without_autograph
+    def gradient(self, *args: Any, **options: Any) -> Any:
+        """Return what `MeasuringTape.gradient` returns; inside of another tape it is not measured."""
+        if any(tape.is_open for tape in _use.tapes or () if tape is not self):
+            return tf.GradientTape.gradient(self, *args, **options)
+        was_open = self.is_open
+        self.is_open = True  # the backward pass may use tapes, as that of `tf.recompute_grad` does
+        try:
+            return super().gradient(*args, **options)
+        finally:
+            self.is_open = was_open
+
 
 def _new_tape(tape_class: type, *args: Any, **kwargs: Any) -> Any:
-    """Replace `tf.GradientTape.__new__`: the outermost tapes of a measured `train_step` are measuring tapes.
+    """Replace `tf.GradientTape.__new__`: the tapes of a measured `train_step` are measuring tapes.
 
-    Tapes inside of another one are plain ones, and so are those in a graph of their own, which a plain step may run
-    again.
+    Those in a graph of their own are plain ones, because a plain step may run it again.
     """
     is_measured = (
         tape_class is tf.GradientTape
         and _use.probe is not None
         and not _use.probe.failure
         and _use.graph is layer_hooks.current_graph()
-        and not (_use.tapes and not _use.tapes[-1].closed)
     )
     return object.__new__(_FitTape if is_measured else tape_class)
 
@@ -108,7 +118,7 @@ def measure_tapes(probe: Probe) -> Iterator[list[MeasuringTape]]:
       probe: of the model that is trained.
 
     Yields:
-      The list of the tapes made so far. Tapes inside of another one are plain ones, and not among them.
+      The list of the tapes made so far.
     """
     _install_hook()
     tapes: list[MeasuringTape] = []

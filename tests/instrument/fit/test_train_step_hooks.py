@@ -11,7 +11,6 @@ from scripts.testbed.steps import dense_chain
 
 import tapescope
 from tapescope.fit import train_step_hooks
-from tapescope.tape import MeasuringTape
 
 GRADIENT_TAPE = tf.GradientTape
 
@@ -42,12 +41,35 @@ def test_an_attribute_of_the_object_is_put_back():
     assert vars(owner) == {"name": "of the object"}
 
 
-def test_an_outermost_tape_measures_and_an_inner_one_does_not(probe):
-    with train_step_hooks.measure_tapes(probe) as tapes, tf.GradientTape() as outer, tf.GradientTape() as inner:
-        pass
-    assert isinstance(outer, MeasuringTape)
-    assert type(inner) is GRADIENT_TAPE
-    assert tapes == [outer]
+def test_the_gradients_of_two_tapes_in_one_statement_are_measured(probe):
+    weight = probe._state.variables()[0]
+    with train_step_hooks.measure_tapes(probe) as tapes:
+        with tf.GradientTape() as first, tf.GradientTape() as second:
+            loss = tf.reduce_sum(tf.square(weight))
+        first.gradient(loss, weight)
+        second.gradient(loss, weight)
+    assert [tape.has_gradient for tape in tapes] == [True, True]
+
+
+def test_a_gradient_inside_of_another_tape_is_not_measured(probe):
+    weight = probe._state.variables()[0]
+    with train_step_hooks.measure_tapes(probe) as tapes:
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                loss = tf.reduce_sum(tf.square(weight))
+            penalty = tf.reduce_sum(inner.gradient(loss, weight))
+        outer.gradient(penalty, weight)
+    assert [tape.has_gradient for tape in tapes] == [True, False]
+
+
+def test_a_gradient_in_the_backward_pass_of_another_tape_is_not_measured(probe):
+    weight = probe._state.variables()[0]
+    square = tf.recompute_grad(lambda: tf.reduce_sum(tf.square(weight)))
+    with train_step_hooks.measure_tapes(probe) as tapes:
+        with tf.GradientTape() as tape:
+            loss = square()
+        tape.gradient(loss, weight)
+    assert [tape for tape in tapes if tape.has_gradient] == [tape]
 
 
 def test_a_tape_after_another_one_measures(probe):
