@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tapescope.capture import objective
 from tapescope.capture.keras_replica_issues import ReplicaIssue
 from tapescope.capture.selection import Names, Selection, compile_pattern
 from tapescope.capture.state import ProbeState
-from tapescope.failsafe import Failsafe
+from tapescope.failsafe import Failsafe, misuse_error
 from tapescope.statistics import partial as partials
 from tapescope.statistics.layers import Examples
 from tapescope.statistics.partial import Partial
@@ -173,8 +174,13 @@ class Probe:
         Raises:
           ValueError: a list does not have an element for each trainable variable.
         """
+        parts = [partial] if isinstance(partial, Partial) else [part for part in partial or () if part is not None]
+        if any(isinstance(part.layout, tf.distribute.DistributedValues) for part in parts):
+            raise misuse_error(
+                "`partial` must be of one replica; got those of all replicas: call `probe.reading` in a function that "
+                "`strategy.run` runs"
+            )
         if not isinstance(partial, Partial):
-            parts = [part for part in partial or () if part is not None]
             partial = None
             with self._state.failsafe.contain():
                 partial = partials.accumulate(parts) if parts else None

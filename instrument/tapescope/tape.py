@@ -470,11 +470,6 @@ def complete_reading(
     """
     if partial is None or state.failure:
         return None
-    if isinstance(partial.layout, tf.distribute.DistributedValues):
-        raise misuse_error(
-            "`partial` must be of one replica; got those of all replicas: call `probe.reading` in a function that "
-            "`strategy.run` runs"
-        )
     layout = cast(int, partial.layout.shape[0])
     names, variables = state.layouts[layout]
     for name, values in (("gradients", gradients), ("aggregated", aggregated), ("applied", applied)):

@@ -276,6 +276,24 @@ def test_reading_must_follow_gradient():
         tape.reading()
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_partial_of_all_replicas_is_refused(as_list):
+    strategy = mirrored(2)
+    with strategy.scope():
+        model = chain()
+        probe = tapescope.Probe(model)
+
+    def step():
+        with probe.tape(True) as tape:
+            loss = tf.reduce_sum(model(X))
+        tape.gradient(loss, model.trainable_variables)
+        return tape.partial()
+
+    partial = tf.function(lambda: strategy.run(step))()
+    with pytest.raises(ValueError, match="must be of one replica"):
+        probe.reading([partial] if as_list else partial, model.trainable_variables)
+
+
 def test_a_tape_cannot_be_used_for_two_steps():
     tape = measured_tape(chain())
     tape.reading()
