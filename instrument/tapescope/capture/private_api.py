@@ -163,6 +163,8 @@ def record_persistently(tape: tf.GradientTape) -> Iterator[None]:
 class _Thread(threading.local):
     single_use: tuple[tf.GradientTape, ...] = ()
     """Tapes in `trace_for_single_use`, the innermost last."""
+    accumulators: int = 0
+    """Number of the `tf.autodiff.ForwardAccumulator`s that were entered since the patch."""
 
 
 _thread = _Thread()
@@ -199,12 +201,34 @@ def _patch_gradient_types() -> bool:
         tapes = _thread.single_use
         if found <= first_order or len(tapes) != 1 or not getattr(tapes[0], "_recording", False):
             return found
+        if _thread.accumulators:  # `stop_recording` would put the tape inside of them, where it sees no jvp
+            return found
         with tapes[0].stop_recording():
             is_watched_by_others = bool(original(tensors))
         return found if is_watched_by_others else first_order
 
     importlib.import_module(module).PossibleTapeGradientTypes = possible_gradient_types
+    _count_accumulators()
     return True
+
+
+def _count_accumulators() -> None:
+    """Patch `tf.autodiff.ForwardAccumulator`, so that `_thread.accumulators` counts those that are open."""
+    accumulator_class = tf.autodiff.ForwardAccumulator
+    original_enter = accumulator_class.__enter__
+    original_exit = accumulator_class.__exit__
+
+    def enter(accumulator: Any) -> Any:
+        entered = original_enter(accumulator)
+        _thread.accumulators += 1
+        return entered
+
+    def leave(accumulator: Any, *exc_info: object) -> None:
+        _thread.accumulators -= 1
+        original_exit(accumulator, *exc_info)
+
+    accumulator_class.__enter__ = enter  # type: ignore[method-assign]
+    accumulator_class.__exit__ = leave  # type: ignore[method-assign]
 
 
 def recording(tape: tf.GradientTape) -> Any:

@@ -354,3 +354,21 @@ def test_a_model_that_says_it_is_built_before_its_layers_are_is_measured():
         loss = tf.reduce_sum(model(X))
     tape.gradient(loss, model.trainable_variables)
     assert np.all(column(tape.reading(), "gradient_norm") > 0)
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_a_gradient_of_a_forward_derivative_is_that_of_a_plain_step(in_graph):
+    model = keras.Sequential([keras.Input((3,)), Dense(4, "tanh"), Dense(1)])
+    probe = tapescope.Probe(model, strict=True)
+    x = tf.ones([5, 3])
+
+    def step(measure):
+        with probe.tape(measure) as tape:
+            with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)) as accumulator:
+                outputs = model(x)
+            loss = tf.reduce_sum(tf.square(accumulator.jvp(outputs)))
+        return tape.gradient(loss, model.trainable_variables[:3])
+
+    run = tf.function(step) if in_graph else step
+    for measured, plain in zip(run(True), run(False), strict=True):
+        np.testing.assert_array_equal(measured, plain)
