@@ -1,6 +1,7 @@
 """Rules about one layer: its first weights, and its units. README.md says how a rule is written."""
 
 import math
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -68,6 +69,11 @@ def poor_initialization(history: History) -> Iterator[Finding]:
     only_in_total = abs(total_gain) >= PATH_DECADES and bool(np.all(np.abs(gain) < GAIN_DECADES))
     worst = index_of_largest(np.abs(gain)) if only_in_total else -1
     lowest, highest = _chance_decades(history)
+    lows = FIRST_STD_DECADES[0] - lowest
+    highs = FIRST_STD_DECADES[1] + highest
+    # Weights that do well in one call are usual ones. Another call may be of zeros, as of a boundary condition at 0.
+    is_usual = layout.is_input & (lows <= std_decades) & (std_decades <= highs)
+    usual = {_without_call(name) for name, ok in zip(layout.groups, is_usual, strict=False) if ok}
     # Where weights of 0 stop the gradient, and the first layer has one nonetheless, there is a way around them.
     has_way_around = bool(np.any(first.layer_column("delta_norm")[layout.is_input] > 0))
     for layer in range(layout.layer_count):
@@ -77,7 +83,7 @@ def poor_initialization(history: History) -> Iterator[Finding]:
         too_small = gain[layer] <= -GAIN_DECADES - lowest[layer] and not is_output  # outputs may start at 0
         too_small = too_small and not (has_way_around and np.isneginf(gain[layer]))
         saturated = first.saturated[layer]
-        low, high = FIRST_STD_DECADES[0] - lowest[layer], FIRST_STD_DECADES[1] + highest[layer]
+        is_of_zeros = std[layer] == 0 and _without_call(name) in usual
         advice = ""
         too_large = False
         if equal[layer]:
@@ -101,7 +107,7 @@ def poor_initialization(history: History) -> Iterator[Finding]:
             too_large = True
             message = f"{format_share(saturated)} of the outputs of `{name}` are saturated from the start"
             evidence = {"saturated": float(saturated)}
-        elif is_input and not is_output and not low <= std_decades[layer] <= high:
+        elif is_input and not is_output and not is_usual[layer] and not is_of_zeros:
             too_large = bool(std_decades[layer] > 0)
             message = (
                 f"the outputs of `{name}`, which reads the data, have standard deviation {std[layer]:.2g}, where 0.1 "
@@ -115,7 +121,7 @@ def poor_initialization(history: History) -> Iterator[Finding]:
             advice = "Use random first weights, as the default `glorot_uniform` gives; only biases may start at 0."
         yield Finding(
             rule="poor_initialization",
-            version=3,
+            version=4,
             severity="warning",
             layer=name,
             step=first.step,
@@ -144,6 +150,11 @@ def _has_equal_units(first: RecordView, layout: RunLayout) -> np.ndarray:
             is_equal = layout.units[group] >= FEW_UNITS and abs(ratio[variable] - root) <= EQUAL_UNITS * root
             result[group] |= bool(is_equal)
     return result
+
+
+def _without_call(name: str) -> str:
+    """Return the layer of a row: a further call of `dense` is the row `dense#2`."""
+    return re.sub(r"#\d+$", "", name)
 
 
 def _chance_decades(history: History) -> tuple[np.ndarray, np.ndarray]:

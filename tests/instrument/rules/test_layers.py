@@ -261,6 +261,16 @@ def test_layers_that_narrow_change_the_gradient_by_design():
     assert find(1, put("flow_weight", slice(1, 4), -0.8), narrowing) == []
 
 
+@pytest.mark.parametrize(("other_std", "reported"), [(1.0, []), (1e-3, ["dense"])])
+def test_a_call_of_zeros_is_not_reported_beside_a_usual_one_of_the_same_layer(other_std, reported):
+    """Layer 1 is a further call of layer 0: both read the data."""
+    layout = LAYOUT._replace(
+        groups=("dense", "dense#2", *LAYOUT.groups[2:]), is_input=np.array([True, True, False, False])
+    )
+    findings = find(1, both(put("activation_std", 0, other_std), put("activation_std", 1, 0.0)), layout)
+    assert [finding.layer for finding in findings] == reported
+
+
 @pytest.mark.parametrize("std", [150.0, 1e-3])
 def test_outputs_of_the_first_layer_on_an_unusual_scale_are_reported(std):
     assert only_finding(find(1, put("activation_std", 0, std)), "poor_initialization").layer == "hidden_1"
