@@ -176,8 +176,10 @@ class ProbeState:
 
     def _set_skipped(self, calls: Sequence[LayerCall], captures: Sequence[Capture]) -> None:
         self.skipped = {layer: reason for capture in captures for layer, reason in capture.skipped.items()}
+        measured = {call.name for call in calls}
         for layer, reason in self.skipped.items():
-            logging.warning("tapescope does not measure layer %s: %s", layer, reason)
+            what = "one call of layer" if layer in measured else "layer"
+            logging.warning("tapescope does not measure %s %s: %s", what, layer, reason)
         called = {id(call.layer) for call in calls}
         chosen = captures[0].chosen
         for layer, (path, _) in chosen.items():

@@ -153,8 +153,8 @@ class TrainFunctions:
         if not tapes:
             raise ValueError(
                 f"the train_step of {type(self._model).__name__} must take the gradient of its trainable variables "
-                "from a tf.GradientTape; it took no gradient, or in a tf.function of its own: write the loop with "
-                "tapescope.Probe instead of Monitor"
+                "from a tf.GradientTape; it took none, or only in a tf.function, a tf.cond or another tape within it: "
+                "write the loop with tapescope.Probe instead of Monitor"
             )
         last_tape, *other_tapes = reversed(tapes)
         last_tape.objective = _objective(self._model, loss_calls)._replace(

@@ -263,6 +263,23 @@ def test_layers_of_a_function_traced_before_are_skipped():
     assert set(probe.skipped) == {"layer0", "layer1"}
 
 
+def test_a_measured_layer_is_not_said_to_be_skipped_for_another_call(caplog):
+    model = dense_chain([3, 2], ["relu", "linear"], 4)
+    probe = tapescope.Probe(model, layers="layer0")
+
+    @tf.function
+    def step(data):
+        with probe.tape(True) as tape:
+            outputs = model(data)
+            loss = tf.cond(tf.reduce_sum(data) > 0, lambda: tf.reduce_sum(model(-data)), lambda: tf.reduce_sum(outputs))
+        tape.gradient(loss, model.trainable_variables)
+        return tape.reading()
+
+    step(tf.constant(x(8, 4)))
+    said = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert said == ["tapescope does not measure one call of layer layer0"]
+
+
 def test_the_model_is_left_as_it_was():
     model = dense_chain([3, 2], ["relu", "tanh"], 4)
     before = [layer.activation for layer in model.layers]
