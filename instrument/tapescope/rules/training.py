@@ -149,13 +149,15 @@ def _extreme_group(values: np.ndarray, history: History, smallest: bool = False)
 
 
 def _of_layers(values: np.ndarray, history: History) -> np.ndarray:
-    """Return the values of layers, and NaN for other groups if there are layers.
+    """Return the values of layers, or without layers those of variables that did not start at 0; NaN for other groups.
 
     Embeddings, scales and shifts have update ratios of another size. Inf becomes NaN.
     """
-    layers = history.layout.layer_count
-    is_layer = np.arange(len(values)) < layers
-    return np.where(is_layer | (layers == 0), np.where(np.isinf(values), np.nan, values), np.nan)
+    counts = np.arange(len(values)) < history.layout.layer_count
+    if not counts.any():
+        first = (history.first or history.latest).weight
+        counts = (first != 0) | np.all(first == 0)
+    return np.where(counts & ~np.isinf(values), values, np.nan)
 
 
 def _of_most_layers(values: np.ndarray, history: History) -> float:

@@ -42,6 +42,18 @@ def test_large_updates_of_a_few_records_are_not_lasting():
     assert find(20, put("update_ratio", 4, 0.3, since=16)) == []
 
 
+def without_layers(_, columns):
+    """Leave the columns of variables."""
+    columns |= {name: np.zeros(0) for name, values in columns.items() if np.shape(values) == (len(LAYERS),)}
+
+
+@pytest.mark.parametrize(("row", "rules"), [(5, []), (4, ["update_too_large"])])
+def test_without_layers_biases_that_start_at_0_may_change_by_much(row, rules):
+    """Row 5 is a bias, and row 4 a kernel: each variable is a group of its own."""
+    findings = find(20, both(put("update_ratio", row, 0.3, since=1), without_layers), run_layout(VARIABLES, (), {}))
+    assert [finding.rule for finding in findings] == rules
+
+
 def first_update_is_twice_the_weights(t, columns):
     """Change hidden_3's weights by twice their norm in the first step."""
     if t == 0:
