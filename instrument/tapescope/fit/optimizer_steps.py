@@ -80,7 +80,9 @@ def _optimizers(model: Any) -> list[keras.optimizers.Optimizer]:
     """Return the model's optimizers: that of `compile`, those among its other attributes, and those inside of them."""
     values = [model.optimizer]
     for value in vars(model).values():
-        values += value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        # Not `+=`: Keras wraps a tuple of layers, and the wrapper adds itself to no list.
+        elements = value.values() if isinstance(value, dict) else value
+        values.extend(elements if isinstance(value, (dict, list, tuple)) else [value])
     inner = [o for o in map(_inner_optimizer, values) if isinstance(o, keras.optimizers.Optimizer)]
     inner += [each for o in inner for each in getattr(o, "optimizers", ())]  # of a MultiOptimizer
     return list({id(o): o for o in inner}.values())

@@ -101,6 +101,18 @@ def test_each_optimizer_clips_the_variables_that_it_trains():
     assert applied[1].numpy() == pytest.approx([0.6, 0.8])
 
 
+def test_optimizers_are_found_beside_a_tuple_of_layers():
+    clipping = keras.optimizers.SGD(clipvalue=1.0)
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile()
+    model.branches = (keras.layers.Dense(1), keras.layers.Dense(1))
+    model.optimizers = (clipping, keras.optimizers.SGD())
+    variable = keras.Variable(0.0)
+    clipping.build([variable])
+    _, applied = optimizer_steps.aggregated_and_applied(model, {}, [variable], [tf.constant(5.0)], None)
+    assert [float(g) for g in applied] == [1.0]
+
+
 def test_an_optimizer_that_trains_nothing_clips_nothing():
     variable = keras.Variable([0.0, 0.0])
     used, unused = keras.optimizers.SGD(), keras.optimizers.SGD(global_clipnorm=1.0)
