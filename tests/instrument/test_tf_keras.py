@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scripts.testbed.steps import mirrored
 
 import tapescope
 from tapescope.capture import activations, keras_kinds, objective
@@ -150,7 +151,7 @@ def final_weights(measured, optimizer, policy="float32", strategy=None, compiled
 def test_a_measured_step_trains_to_the_same_bits(options):
     options = {"optimizer": lambda: tf_keras.optimizers.Adam(0.01), **options}
     if options.get("strategy"):
-        options["strategy"] = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        options["strategy"] = mirrored(2)
     plain, measured = (final_weights(m, **options) for m in (False, True))
     for a, b in zip(plain, measured, strict=True):
         np.testing.assert_array_equal(a, b)
