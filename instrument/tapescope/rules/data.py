@@ -159,7 +159,7 @@ def _input_verdict(row: DataRow, pooled: Pooled, history: History) -> tuple[str,
     has_offset = enough and pooled.high > pooled.low and abs(pooled.mean) >= OFFSET * pooled.std
     if pooled.rms >= LARGE_INPUT or (pooled.rms >= NOTABLE_INPUT and not has_offset):
         what = f"{held}: its root mean square is {pooled.rms:.3g}, where the first layer's initial weights suit about 1"
-        severity = "warning" if pooled.rms >= LARGE_INPUT or history.loss_stuck else "info"
+        severity = "warning" if pooled.rms >= LARGE_INPUT or history.loss_stuck or history.diverged else "info"
         if pooled.low >= 0 and 200 <= pooled.high <= 255:
             return (
                 severity,
@@ -195,7 +195,7 @@ def _input_verdict(row: DataRow, pooled: Pooled, history: History) -> tuple[str,
 def _target_verdict(row: DataRow, pooled: Pooled, history: History) -> tuple[str, str, str] | None:
     if pooled.rms < NOTABLE_TARGET:
         return None
-    severe = pooled.rms >= LARGE_TARGET or history.loss_stuck
+    severe = pooled.rms >= LARGE_TARGET or history.loss_stuck or history.diverged
     return (
         "warning" if severe else "info",
         f"`{row.name}` goes from {pooled.low:.4g} to {pooled.high:.4g}: its root mean square is {pooled.rms:.3g}, "

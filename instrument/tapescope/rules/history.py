@@ -534,6 +534,11 @@ class History:
         return (self.usual.loss - first) / abs(first) if first else math.nan
 
     @property
+    def diverged(self) -> bool:
+        """True if the loss has risen to ten times the first one, or is not finite any more."""
+        return self.loss_rise >= 9
+
+    @property
     def loss_became_nonfinite(self) -> bool:
         """True if the loss is Inf, or is NaN after it always was a number. A loss that is not recorded is NaN too."""
         if not math.isnan(self.latest.loss):

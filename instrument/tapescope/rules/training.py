@@ -83,7 +83,7 @@ def update_too_large(history: History) -> Iterator[Finding]:
         return
     # The first steps replace weights that start near 0, and nothing is wrong. So look at their size, or at the loss.
     not_falling = history.loss_fall < STUCK_FALL and not history.loss_falling
-    harmful = history.loss_rise >= 9 or (history.settled and lasting and not_falling)
+    harmful = history.diverged or (history.settled and lasting and not_falling)
     confirmed = harmful and history.records > 1
     leaps = (largest >= 1) & (confirmed | _start_at_full_size(history))
     if not steady and not leaps.any():

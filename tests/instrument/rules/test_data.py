@@ -151,6 +151,16 @@ def test_targets_of_hundreds_are_a_warning_if_the_loss_does_not_fall():
     assert [f.severity for f in found] == ["warning"]
 
 
+@pytest.mark.parametrize(
+    "rows", [((INPUT, normal()), (TARGET, normal(300))), ((INPUT, normal(15)), (TARGET, normal()))]
+)
+def test_a_notable_scale_is_a_warning_if_the_loss_diverges(rows):
+    def diverging(t, columns):
+        columns["loss"] = np.float64(9e4 * 10**t)
+
+    assert [f.severity for f in judge(*rows, objective=REGRESSION, change=diverging)] == ["warning"]
+
+
 def test_targets_of_a_classification_or_an_unknown_loss_are_not_judged():
     for loss in ("sparse_categorical_crossentropy", "custom"):
         objective = REGRESSION._replace(loss=loss)
