@@ -346,7 +346,8 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
     """Report a loss that stands still although the weights move; only where no other rule gives a reason."""
     if not history.loss_stuck or (history.may_be_below_constant and not history.below_constant):
         return
-    distance = _of_most_layers(history.distance, history)
+    # Layers without trained weights of their own, as separate activations and frozen ones, do not move.
+    distance = _of_most_layers(np.where(np.isneginf(history.largest_update), np.nan, history.distance), history)
     if not distance >= FAR_DISTANCE or _are_several_networks(history.layout):
         return
     of_values = history.equals_constant and history.layout.objectives[0].units == 1

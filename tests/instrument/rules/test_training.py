@@ -307,6 +307,11 @@ def test_a_loss_that_does_not_fall_though_weights_move_far_is_reported():
     assert only_finding(find(60, noisy_flat), "loss_not_falling").layer is None
 
 
+def test_layers_without_trained_weights_need_not_move():
+    of_the_last = LAYOUT._replace(owned=(np.array([3, 3]), np.array([6, 7])))
+    only_finding(find(60, noisy_flat, of_the_last), "loss_not_falling")
+
+
 def test_a_loss_at_its_noise_floor_is_not_reported():
     assert find(60, both(noisy_flat, targets(2.0)), VALUES) == []
 
