@@ -66,7 +66,7 @@ REVISED = {"update_too_large", "update_not_applied", "dead_units", "frozen_layer
 """Rules whose warnings are lowered to info once the network has learned in spite of them, or weights have moved. Errors
 stay."""
 
-LEARNING_GOES_ON = {*replica_issues.NAMES, "overfitting", "validation_differs"}
+LEARNING_GOES_ON = {*replica_issues.NAMES, "gradient_spike", "overfitting", "validation_differs"}
 """Rules whose findings are no reason why a loss would not fall."""
 
 

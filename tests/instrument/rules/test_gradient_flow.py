@@ -14,6 +14,7 @@ from tests.instrument.rules.records import (
     VARIABLES,
     both,
     find,
+    noisy_flat,
     only_finding,
     put,
 )
@@ -169,6 +170,11 @@ def test_two_spikes_are_a_warning():
     finding = only_finding(find(40, spikes(20, 30)), "gradient_spike")
     assert (finding.layer, finding.step) == ("hidden_2", 80)
     assert "and again at step 120" in finding.message
+
+
+def test_spikes_do_not_explain_a_loss_that_does_not_fall():
+    found = find(60, both(noisy_flat, spikes(8, 20)))
+    assert [f.rule for f in found] == ["gradient_spike", "loss_not_falling"]
 
 
 def test_a_rise_that_lasts_is_not_a_spike():
