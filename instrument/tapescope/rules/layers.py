@@ -63,7 +63,8 @@ def poor_initialization(history: History) -> Iterator[Finding]:
     gain = _compensated(gain, np.maximum(first.gate_gain, 0))  # a steep activation, such as sin(30 x), by small weights
     equal = _has_equal_units(first, layout)
     empty = first.weight[: layout.layer_count] == 0  # a layer without weights has NaN
-    std = first.layer_column("activation_std")
+    reached = np.isfinite(first.layer_column("delta_norm"))  # the gradient stops behind frozen layers
+    std = np.where(reached, first.layer_column("activation_std"), np.nan)
     std_decades = _compensated(np.log10(std), after)
     total_gain = float(np.sum(gain[list(layout.path[:-1])])) if np.isfinite(gain).all() else 0.0
     only_in_total = abs(total_gain) >= PATH_DECADES and bool(np.all(np.abs(gain) < GAIN_DECADES))
@@ -107,7 +108,7 @@ def poor_initialization(history: History) -> Iterator[Finding]:
             too_large = True
             message = f"{format_share(saturated)} of the outputs of `{name}` are saturated from the start"
             evidence = {"saturated": float(saturated)}
-        elif is_input and not is_output and not is_usual[layer] and not is_of_zeros:
+        elif is_input and not is_output and not is_usual[layer] and not is_of_zeros and reached[layer]:
             too_large = bool(std_decades[layer] > 0)
             message = (
                 f"the outputs of `{name}`, which reads the data, have standard deviation {std[layer]:.2g}, where 0.1 "

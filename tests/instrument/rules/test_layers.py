@@ -6,6 +6,7 @@ import pytest
 from tests.instrument.rules.records import (
     FLAT,
     LAYOUT,
+    NAN,
     VALUES,
     both,
     find,
@@ -274,6 +275,10 @@ def test_a_call_of_zeros_is_not_reported_beside_a_usual_one_of_the_same_layer(ot
 @pytest.mark.parametrize("std", [150.0, 1e-3])
 def test_outputs_of_the_first_layer_on_an_unusual_scale_are_reported(std):
     assert only_finding(find(1, put("activation_std", 0, std)), "poor_initialization").layer == "hidden_1"
+
+
+def test_a_frozen_first_layer_may_be_made_for_data_of_another_scale():
+    assert find(1, both(put("activation_std", 0, 150.0), put("delta_norm", 0, NAN))) == []
 
 
 def test_a_normalization_compensates_for_an_unusual_scale():
