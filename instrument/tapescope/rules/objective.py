@@ -58,6 +58,8 @@ MUCH_OUTSIDE = 0.2
 """Of the targets: one record suffices."""
 MOST_OUTSIDE = 0.5
 """Of the targets: the network cannot learn its task."""
+LEAST_OUTSIDE = 3
+"""Targets: batches of one example give their first one a share of 1."""
 OUTSIDE_DISTANCE = 0.1
 """In standard deviations of the targets: the nearest value that the output can give is as good."""
 SAME_LABELS = 1000
@@ -316,6 +318,8 @@ def _range_verdicts(case: _Case, targets: Pooled) -> Iterator[_Verdict]:
     outside = (targets.negative if low == 0 else targets.below_minus_one) + (targets.above_one if high == 1 else 0.0)
     beyond = max(low - targets.low, targets.high - high)
     if outside < SHARE_OUTSIDE or beyond <= max(TOLERANCE, OUTSIDE_DISTANCE * targets.std):
+        return
+    if outside * targets.elements < LEAST_OUTSIDE:
         return
     if outside < MUCH_OUTSIDE and case.history.data.records < WINDOW // 2:
         return

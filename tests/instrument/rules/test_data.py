@@ -172,6 +172,12 @@ def test_targets_behind_an_output_of_unknown_scale_are_not_judged():
     assert judge((INPUT, normal()), (TARGET, normal(1e6)), objective=objective) == []
 
 
+def test_the_first_target_of_batches_of_one_proves_nothing():
+    rows = ((INPUT, normal()), (TARGET, lambda t: np.array([0.1 * t + 1 if t else -1.0])))
+    relu = REGRESSION._replace(activation="relu")
+    assert judge(*rows, objective=relu, count=60, rule="targets_out_of_range") == []
+
+
 def test_records_are_pooled_by_their_elements():
     history = data_view.DataHistory(1)
     parts = [np.arange(10.0), np.arange(100.0) - 50]
