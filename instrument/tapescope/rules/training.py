@@ -69,6 +69,8 @@ DECAYED_SHARE = 0.4
 """Share of the first norm. Training rather lets weights grow."""
 NEVER_FELL = 0.9
 """Of the first training loss."""
+HARDLY_FELL = 0.75
+"""The same where nine tenths of the training loss are gone, and those of the validations have not risen again."""
 SELDOM_ZERO = {"binary_crossentropy", "categorical_crossentropy", "sparse_categorical_crossentropy"}
 """Losses that are exactly 0 only where every output is as sure as float32 can say."""
 
@@ -557,11 +559,13 @@ def decayed_weights(history: History) -> Iterator[Finding]:
 
 
 def validation_differs(history: History) -> Iterator[Finding]:
-    """Report a validation loss that never fell although that of the training did."""
+    """Report a validation loss that never fell, or hardly, although that of the training did."""
     validations = history.validations
-    if validations.seen < RISEN_VALIDATIONS or not history.learned or not _never_fell(history):
-        return
     first = _first_loss(history)
+    has_risen = bool(validations.since) and np.median(validations.since) > (1 + VALIDATION_RISE) * validations.lowest
+    hardly = history.mastered and not has_risen and validations.lowest >= HARDLY_FELL * first > 0
+    if validations.seen < RISEN_VALIDATIONS or not history.learned or not (hardly or _never_fell(history)):
+        return
     yield Finding(
         rule="validation_differs",
         version=1,

@@ -278,6 +278,17 @@ def test_a_validation_loss_that_never_fell_has_not_risen_by_overfitting():
     only_finding(find(60, validated([2.5, 2.4, 3.5, 4.0, 4.5, 5.0])), "validation_differs")
 
 
+@pytest.mark.parametrize(
+    ("losses", "rule"), [([2.0, 1.9, 1.85, 1.8], "validation_differs"), ([1.9, 1.8, 2.3, 2.4, 2.5], "overfitting")]
+)
+def test_a_validation_loss_that_hardly_fell_is_reported_once_the_training_loss_is_gone(losses, rule):
+    only_finding(find(100, validated(losses)), rule)
+
+
+def test_a_validation_loss_that_hardly_fell_may_fall_with_the_training_loss():
+    assert find(60, validated([2.0, 1.9, 1.85, 1.8])) == []
+
+
 def test_a_validation_loss_that_falls_with_the_other_is_not_reported():
     assert find(60, validated([2.0, 1.6, 1.2, 0.9, 0.6])) == []
 
