@@ -384,7 +384,7 @@ def _excuse(history: History) -> str:
         return ""
     if history.takes_both_signs:
         return "; it has both signs, and such a loss, as that of a policy gradient, need not fall"
-    if _has_targets_of_its_own(history):
+    if _has_targets_of_its_own(history) or _have_targets_moved(history):
         return "; the network makes its own targets, which move with it"
     return ""
 
@@ -396,6 +396,21 @@ def _has_targets_of_its_own(history: History) -> bool:
     with_gradient = {own[layer] for layer in np.flatnonzero(arrives)}
     without = {own[layer] for layer in np.flatnonzero(~arrives & ~history.layout.is_output)}  # outputs may have none
     return bool((with_gradient & without) - {frozenset()})
+
+
+def _have_targets_moved(history: History) -> bool:
+    """Return whether all of the last targets are farther from the first ones than those from each other.
+
+    Those of Q-learning grow with the values that the network, or an older copy of it, gives.
+    """
+    rows = history.layout.data
+    is_target = np.array([row.kind == "target" for row in rows], bool)
+    mean, std = (
+        np.array([view.column(name, len(rows)) for view in (history.first or history.latest, *history.window)])
+        for name in ("data_mean", "data_std")
+    )
+    moved = np.abs(mean[1:] - mean[0]) > std[0]
+    return bool(np.any(moved.all(axis=0) & (std[0] > 0) & is_target))
 
 
 def _are_several_networks(layout: RunLayout) -> bool:

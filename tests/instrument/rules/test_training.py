@@ -400,6 +400,16 @@ def test_a_network_that_makes_its_own_targets_may_have_a_loss_that_stands_still(
     assert {f.rule: f.severity for f in found}["loss_not_falling"] == severity
 
 
+@pytest.mark.parametrize(("growth", "severity"), [(0.1, "info"), (0.01, "warning")])
+def test_a_loss_may_stand_still_while_the_targets_move(growth, severity):
+    def growing(t, columns):
+        both(noisy_flat, targets(1.0))(t, columns)
+        columns["data_mean"] = np.array([growth * t])
+
+    findings = {f.rule: f.severity for f in find(60, growing, VALUES._replace(objectives=()), severity="info")}
+    assert findings["loss_not_falling"] == severity
+
+
 def test_a_plateau_that_ended_is_lowered_to_an_info():
     ended = both(noisy_flat, put("loss", None, 0.5, since=60))
     finding = only_finding(find(100, ended, severity="info"), "loss_not_falling")
