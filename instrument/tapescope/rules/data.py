@@ -147,9 +147,14 @@ def _is_judged(row: DataRow) -> bool:
     return row.kind == "input" and set(row.followers) == {"trained"} and not row.normalizers
 
 
+def _range(row: DataRow, pooled: Pooled) -> str:
+    low, high = (f"{bound:.4g}" for bound in (pooled.low, pooled.high))
+    return f"`{row.name}` is {low}" if low == high else f"`{row.name}` goes from {low} to {high}"
+
+
 def _input_verdict(row: DataRow, pooled: Pooled, history: History) -> tuple[str, str, str] | None:
     """Return severity, message and advice; None where the scale is usual."""
-    held = f"`{row.name}` goes from {pooled.low:.4g} to {pooled.high:.4g}"
+    held = _range(row, pooled)
     standardize = (
         "Standardize it, by `keras.layers.Normalization()` as the first layer after `adapt`, or by its mean and "
         "standard deviation."
@@ -198,8 +203,8 @@ def _target_verdict(row: DataRow, pooled: Pooled, history: History) -> tuple[str
     severe = pooled.rms >= LARGE_TARGET or history.loss_stuck or history.diverged
     return (
         "warning" if severe else "info",
-        f"`{row.name}` goes from {pooled.low:.4g} to {pooled.high:.4g}: its root mean square is {pooled.rms:.3g}, "
-        "where the network's first outputs are about 1",
+        f"{_range(row, pooled)}: its root mean square is {pooled.rms:.3g}, where the network's first outputs are about "
+        "1",
         "Standardize the targets by their mean and standard deviation, or train on their logarithm, and scale the "
         "predictions back.",
     )

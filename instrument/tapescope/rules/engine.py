@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tapescope.rules import data, gradient_flow, objective, replica_issues, replicas, training
+from tapescope.rules import data, gradient_flow, losses, objective, replica_issues, replicas, updates
 from tapescope.rules import layers as layer_rules
 from tapescope.rules.alarm import find_alarm
 from tapescope.rules.finding import SEVERITIES, Finding
@@ -22,7 +22,7 @@ from tensorboard_plugin_tapescope.series import tables
 Rule = Callable[[History], Iterator[Finding]]
 
 RULES: tuple[Rule, ...] = (
-    training.impossible_loss,
+    losses.impossible_loss,
     gradient_flow.no_gradient,
     layer_rules.constant_output,
     layer_rules.poor_initialization,
@@ -31,14 +31,14 @@ RULES: tuple[Rule, ...] = (
     gradient_flow.gradient_spike,
     layer_rules.dead_units,
     layer_rules.saturation,
-    training.update_too_large,
-    training.update_not_applied,
-    training.update_too_small,
-    training.always_clipped,
-    training.overfitting,
-    training.validation_differs,
-    training.decayed_weights,
-    training.frozen_layers,
+    updates.update_too_large,
+    updates.update_not_applied,
+    updates.update_too_small,
+    updates.always_clipped,
+    losses.overfitting,
+    losses.validation_differs,
+    updates.decayed_weights,
+    updates.frozen_layers,
     replicas.replica_outlier,
 )
 """Rules about causes, in the order in which they run; README.md has the order of all rules."""
@@ -106,17 +106,17 @@ class RuleEngine:
             yield rule(self._history)
         yield gradient_flow.non_finite(self._history)
         if any(f.rule == "non_finite" and f.severity == "error" for f in self.findings):
-            yield training.update_too_large(self._history)  # a possible cause; other numbers mean nothing now
+            yield updates.update_too_large(self._history)  # a possible cause; other numbers mean nothing now
             return
         for rule in RULES:
             yield rule(self._history)
         if self._history.learned or self._history.beats_constant:
             yield [_lowered(f) for f in self.findings if (f.rule, f.severity) == ("loss_not_falling", "warning")]
         if any(f.severity != "info" and f.rule not in LEARNING_GOES_ON for f in self.findings):
-            yield training.falls_regardless(self._history)
+            yield losses.falls_regardless(self._history)
         else:
-            yield training.slow_learning(self._history)
-            yield training.loss_not_falling(self._history)
+            yield losses.slow_learning(self._history)
+            yield losses.loss_not_falling(self._history)
 
     def _keep(self, found: Iterable[Finding]) -> list[int]:
         """Store the findings of one rule in one record; return the indices of those that are new or have changed."""

@@ -95,6 +95,10 @@ def is_impossible(loss: float, layout: RunLayout) -> bool:
     return bool(names) and names <= NEVER_NEGATIVE and loss < -NEGATIVE_TOLERANCE
 
 
+OF_A_CONSTANT = "that of the best answer that is the same for every input"
+"""What `constant_loss` returns, in the words of messages."""
+
+
 def constant_loss(history: "History") -> float:
     """Return the loss of the best answer that is the same for every input; NaN where it is not known.
 
