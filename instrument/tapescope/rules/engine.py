@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tapescope.rules import data, gradient_flow, losses, objective, replica_issues, replicas, updates
+from tapescope.rules import (
+    data,
+    gradient_flow,
+    loss_mismatch,
+    losses,
+    outputs,
+    replica_issues,
+    replicas,
+    targets,
+    updates,
+)
 from tapescope.rules import layers as layer_rules
 from tapescope.rules.alarm import find_alarm
 from tapescope.rules.finding import SEVERITIES, Finding
@@ -44,10 +54,10 @@ RULES: tuple[Rule, ...] = (
 """Rules about causes, in the order in which they run; README.md has the order of all rules."""
 
 OBJECTIVE_RULES: tuple[Rule, ...] = (
-    objective.output_activation,
-    objective.labels_degenerate,
-    objective.targets_out_of_range,
-    objective.loss_mismatch,
+    outputs.output_activation,
+    targets.labels_degenerate,
+    targets.targets_out_of_range,
+    loss_mismatch.loss_mismatch,
     data.unscaled_data,
 )
 """Rules about what the training was given: data, labels and loss. They hold whatever the numbers do."""
