@@ -49,13 +49,13 @@ if TYPE_CHECKING:
     from tapescope.replays.answer import Replay as Replay
     from tapescope.replays.replay import replay as replay
     from tapescope.rules.finding import Finding as Finding
-    from tapescope.schedule import Cost as Cost
     from tapescope.schedule import Schedule as Schedule
     from tapescope.schedule import auto as auto
     from tapescope.schedule import budget as budget
     from tapescope.schedule import every as every
     from tapescope.schedule import never as never
     from tapescope.statistics.reading import Reading as Reading
+    from tapescope.step_times import Cost as Cost
     from tapescope.storage.resume import Resume as Resume
     from tapescope.storage.run import Run as Run
     from tapescope.storage.run import runs as runs
@@ -65,7 +65,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Comparison": "analysis.compare",
-    "Cost": "schedule",
+    "Cost": "step_times",
     "Finding": "rules.finding",
     "Monitor": "fit.monitor",
     "Probe": "probe",

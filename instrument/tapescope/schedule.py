@@ -5,25 +5,15 @@ so the time from one call to the next is a step's, and the schedule knows which 
 """
 
 import functools
-import itertools
 import math
-import statistics
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
-_KEPT_TIMES = 101
-"""Step times kept of each kind, so that the medians follow a machine that becomes slower or faster."""
-_KNOWN_TIMES = 3
-"""Step times of each kind from which on a budget uses the medians."""
-_COARSE = 0.1
-"""Share of the median time above which a clock's tick is coarse, if as many of the times differ by a tick."""
+from tapescope.step_times import Cost, StepTimes
+
 _FIRST_INTERVAL = 10
 """Steps from one measured one to the next while a budget has fewer times."""
-_FOLLOWING = 9
-"""Steps after a measured one that may be slower because of it: in Python a Recorder's thread and the training take
-turns, and a step's data leave the caches."""
 _LONGEST_INTERVAL = 10_000
 """Most steps between two measured ones."""
 DENSE_STEPS = 50
@@ -31,7 +21,7 @@ DENSE_STEPS = 50
 TIMED_STEPS = 100
 """Steps after these of which `auto` measures one in TIMED_INTERVAL, and after which it chooses its interval."""
 TIMED_INTERVAL = 20
-"""Steps from one of these to the next: more than twice _FOLLOWING."""
+"""Steps from one of these to the next: more than twice `step_times.FOLLOWING`."""
 RAMP_MS = 500.0
 """Milliseconds of measuring, besides the dense start, by which `auto` goes from TIMED_INTERVAL to a longer interval: a
 training of a thousand short steps would else have two or three records of its end."""
@@ -48,55 +38,6 @@ INTERVALS = (*(digit * 10**power for power in range(4) for digit in (1, 2, 5)), 
 """The intervals that `auto` chooses from."""
 _CHOICES = ("", "_before", *(f"_before_{n}" for n in range(2, 2 * len(INTERVALS))))
 """Endings of the fields of a run's status with the interval of `auto`, and with those before it, the last one first."""
-
-
-class Cost(NamedTuple):
-    """An estimate of what measuring costs; NaN where it is not known yet.
-
-    `measure_ms` is a sum of differences of medians: the difference of one measured and one plain step is mostly noise.
-    See docs/decisions/0021-measure-ms-is-an-estimate.md.
-    """
-
-    step_ms: float
-    """Median time of the last plain steps, in milliseconds a step."""
-    measure_ms: float
-    """Median time of the last measured steps less `step_ms`, and the same of each of the steps that follow one, in
-    milliseconds a measured step."""
-    error_ms: float
-    """Standard error of `measure_ms`, in milliseconds, from the steps' median absolute deviations."""
-    overhead_pct: float
-    """Time that measuring adds to the training, in per cent: `measure_ms` over `step_ms`, times the share of measured
-    steps up to the last one. Steps that are all measured after a finding count with the time that they took."""
-    overhead_error_pct: float
-    """Standard error of `overhead_pct`, in per cent."""
-
-
-class _Share:
-    """The numbers of steps and of measured ones, from one measured step to another: of whole intervals."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        """Steps from the first measured one to that before the last."""
-        self.measured = 0
-        """Those of them that the schedule measured, without those after a finding."""
-        self.closer_steps = 0
-        """Steps after a finding whose time is known."""
-        self.closer_ms = 0.0
-        """Their time, in milliseconds."""
-        self._since_measured = 0
-        """Steps from the last measured one on; 0 before the first."""
-        self._last_is_own = False
-        """True if the schedule itself measured that one."""
-
-    def add(self, measure: bool, is_closer: bool) -> None:
-        """Add the step under way."""
-        if measure:
-            self.steps += self._since_measured
-            self.measured += self._last_is_own
-            self._since_measured = 1
-            self._last_is_own = not is_closer
-        elif self._since_measured:
-            self._since_measured += 1
 
 
 class Schedule:
@@ -120,23 +61,12 @@ class Schedule:
         """Forget the steps so far: a schedule serves for one training after another."""
         self._start: float | None = None
         """Start of the step under way, in seconds; None where its time does not count."""
-        self._since = _FOLLOWING + 1
-        """Steps from the last measured one to the one under way, at most this many."""
-        self._untraced = {False, True}
-        """Kinds of steps of which none has run yet. Its first one is also traced, so its time does not count."""
-        self._share = _Share()
-        self._times = [deque[float](maxlen=_KEPT_TIMES) for _ in range(_FOLLOWING + 2)]
-        """Times of the last steps by `_since`, in milliseconds: of measured ones, of those that follow, of others."""
-        self._has_coarse_clock: bool | None = None
-        """True if the clock's tick is coarse, None until as many plain times are known as are kept: a tick does not
-        change, and to look for it takes longer than all medians."""
+        self._times = StepTimes()
         self._next_step = 0
         self._closer_until = 0
         """The step before which every one is measured, because of a finding."""
         self._closer_steps = 0
         """Steps of all such stretches."""
-        self._is_closer = False
-        """Whether the step under way is in such a stretch."""
 
     def __call__(self, step: int) -> bool:
         """Return whether to measure a step; call it once at the start of every step.
@@ -151,21 +81,21 @@ class Schedule:
         is_closer = step < self._closer_until
         measure = bool(self._decide(step)) or is_closer
         if self._start is not None:
-            measured = self._since == 0
-            if measured in self._untraced:
-                self._untraced.discard(measured)
-            elif self._is_closer:  # a measured step in a row is not like a single one
-                self._share.closer_steps += 1
-                self._share.closer_ms += 1000 * (now - self._start)
-            else:
-                self._times[self._since].append(1000 * (now - self._start))
-        self._is_closer = is_closer
-        self._share.add(measure, is_closer)
-        self._since = 0 if measure else min(self._since + 1, _FOLLOWING + 1)
+            self._times.end(1000 * (now - self._start))
+        self._times.begin(measure, is_closer)
         self._start = now
         if measure and self._before_measured is not None:
             self._before_measured()
         return measure
+
+    @property
+    def cost(self) -> Cost:
+        """The cost of measuring, from the steps so far."""
+        return self._times.cost()
+
+    @property
+    def _is_closer(self) -> bool:
+        return self._times.is_closer
 
     def _look_closer(self) -> int:
         """Measure every step for a while, from the next one on.
@@ -192,87 +122,12 @@ class Schedule:
         """Leave out the time of the step under way; call it before validation or any other work between steps."""
         self._start = None
 
-    def _forget_times(self) -> None:
-        for times in self._times:
-            times.clear()
-
-    def _split_times(self) -> tuple[list[deque[float]], list[float]]:
-        """Return the times of measured steps and of each of the steps that follow one, and those of plain steps.
-
-        Where measured steps are near to each other, the second half of the steps between two of them is plain.
-        """
-        last = max((n for n, times in enumerate(self._times) if n and len(times) >= _KNOWN_TIMES), default=1)
-        first_plain = last if last > _FOLLOWING else last // 2 + 1
-        return self._times[:first_plain], [time for times in self._times[first_plain:] for time in times]
-
-    def _knows_cost(self) -> bool:
-        (measured, *_), plain = self._split_times()
-        return len(measured) >= _KNOWN_TIMES and len(plain) >= _KNOWN_TIMES
-
     def about(self) -> dict[str, float]:
         """Return what this schedule has chosen by itself, for the run's status."""
         return {}
 
     def restore(self, about: Mapping[str, Any]) -> None:
         """Choose what `about` says that an earlier schedule of the same run has chosen."""
-
-    @property
-    def cost(self) -> Cost:
-        """The cost of measuring, from the steps so far."""
-        slower_times, plain_times = self._split_times()
-        is_coarse = self._has_coarse_clock
-        if is_coarse is None:
-            is_coarse = _is_coarse(plain_times)
-            if len(plain_times) >= _KEPT_TIMES:
-                self._has_coarse_clock = is_coarse
-        typical = _mean if is_coarse else _median
-        plain, plain_error = typical(plain_times)
-        measured_times, *following = slower_times
-        slower = [typical(measured_times), *(typical(times) for times in following if times)]
-        extra = sum(time - plain for time, _ in slower)
-        error = math.hypot(len(slower) * plain_error, *(error for _, error in slower))
-        share = self._share
-        # A clock that did not move in any plain step says nothing of the share.
-        total_ms = share.steps * plain if plain > 0 and share.steps else math.nan
-        closer_ms = max(0.0, share.closer_ms - share.closer_steps * plain)
-        return Cost(
-            step_ms=plain,
-            measure_ms=extra,
-            error_ms=error,
-            overhead_pct=100 * (share.measured * extra + closer_ms) / total_ms,
-            overhead_error_pct=100 * share.measured * error / total_ms,
-        )
-
-
-def _median(times: Collection[float]) -> tuple[float, float]:
-    """Return the median and its standard error; NaN without times.
-
-    For n normal times the error is sqrt(pi / 2) sigma / sqrt(n). Sigma is 1.4826 median absolute deviations.
-    """
-    if not times:
-        return math.nan, math.nan
-    median = statistics.median(times)
-    sigma = 1.4826 * statistics.median([abs(time - median) for time in times])
-    return median, 1.2533 * sigma / math.sqrt(len(times))
-
-
-def _mean(times: Collection[float]) -> tuple[float, float]:
-    """Return the mean and its standard error; NaN without times."""
-    if not times:
-        return math.nan, math.nan
-    return statistics.fmean(times), statistics.pstdev(times) / math.sqrt(len(times))
-
-
-def _is_coarse(times: Collection[float]) -> bool:
-    """Return whether times are a few multiples of a clock's tick: then only their mean tells more."""
-    if not times:
-        return False
-    counts = Counter(round(time, 3) for time in times)
-    distinct = sorted(counts)
-    median = statistics.median(times)
-    others = len(times) - max(counts.values())
-    steps = [high - low for low, high in itertools.pairwise(distinct)]
-    return median <= 0 or (others >= max(2, _COARSE * len(times)) and min(steps) > _COARSE * median)
 
 
 def as_schedule(when: Any) -> Schedule:
@@ -320,7 +175,7 @@ class _Auto(Schedule):
     @property
     def cost(self) -> Cost:
         """The cost since the interval was chosen; until the first one is whole, the one that is expected."""
-        is_known = self._share.steps and not self._is_ramping(self._next_step - 1)
+        is_known = self._times.counted and not self._is_ramping(self._next_step - 1)
         return super().cost if is_known or self._expected is None else self._expected
 
     def _is_ramping(self, step: int) -> bool:
@@ -335,13 +190,13 @@ class _Auto(Schedule):
         if last < DENSE_STEPS:
             # A step that follows a measured one has the measuring's data in the caches: it is not like a later one.
             self.pause()
-            self._forget_times()
+            self._times.forget()
         if not self._chosen:
-            if step >= DENSE_STEPS + TIMED_STEPS and self._knows_cost():
+            if step >= DENSE_STEPS + TIMED_STEPS and self._times.know_cost():
                 self._choose(step)
         elif self._is_ramping(last) and not self._is_ramping(step):
             self._count_anew()
-        elif self._on_trial and not self._is_ramping(step) and len(self._times[0]) >= TRIED_RECORDS:
+        elif self._on_trial and not self._is_ramping(step) and self._times.known_of_measured >= TRIED_RECORDS:
             self._correct(step)
         for first, interval in reversed(self._chosen):
             if step >= first:
@@ -385,9 +240,9 @@ class _Auto(Schedule):
 
     def _count_anew(self) -> None:
         """Forget the times and the share of measured steps so far."""
-        self._share = _Share()
+        self._times.count_anew()
         if self._chosen[-1][1] > 1:  # with 1 there will be no plain steps
-            self._forget_times()
+            self._times.forget()
 
     def about(self) -> dict[str, float]:
         about: dict[str, float] = {"measure_percent": self._percent} if self._chosen else {}
@@ -506,7 +361,7 @@ class _Budget(Schedule):
         if step < self._next_measured:
             return False
         interval = _FIRST_INTERVAL
-        if self._knows_cost():
+        if self._times.know_cost():
             cost = self.cost
             allowed_ms = self._percent / 100 * cost.step_ms
             plain_steps = (max(0.0, cost.measure_ms) + cost.error_ms) / allowed_ms if allowed_ms > 0 else math.nan
