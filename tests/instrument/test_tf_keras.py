@@ -134,20 +134,19 @@ def final_weights(measured, optimizer, policy="float32", strategy=None, compiled
     return [variable.numpy() for variable in model.variables]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"compiled": False},
-        {"jit": True},
-        {"policy": "mixed_float16"},
-        {"policy": "mixed_bfloat16"},
-        {"optimizer": lambda: tf_keras.optimizers.legacy.RMSprop(0.01)},
-        {"strategy": True},
-        {"strategy": True, "optimizer": lambda: tf_keras.optimizers.legacy.SGD(0.1)},
-    ],
-    ids=str,
-)
+OPTIONS = {
+    "compiled": {},
+    "eager": {"compiled": False},
+    "xla": {"jit": True},
+    "float16": {"policy": "mixed_float16"},
+    "bfloat16": {"policy": "mixed_bfloat16"},
+    "legacy": {"optimizer": lambda: tf_keras.optimizers.legacy.RMSprop(0.01)},
+    "replicas": {"strategy": True},
+    "replicas_legacy": {"strategy": True, "optimizer": lambda: tf_keras.optimizers.legacy.SGD(0.1)},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_a_measured_step_trains_to_the_same_bits(options):
     options = {"optimizer": lambda: tf_keras.optimizers.Adam(0.01), **options}
     if options.get("strategy"):
@@ -193,7 +192,9 @@ def test_a_softmax_of_one_unit_is_named(tmp_path):
     assert "output_activation" in [finding["rule"] for finding in tapescope.Run(tmp_path).findings]
 
 
-@pytest.mark.parametrize("optimizer_class", [tf_keras.optimizers.Adam, tf_keras.optimizers.legacy.Adam], ids=str)
+@pytest.mark.parametrize(
+    "optimizer_class", [tf_keras.optimizers.Adam, tf_keras.optimizers.legacy.Adam], ids=("new", "legacy")
+)
 def test_a_captured_step_is_replayed(tmp_path, optimizer_class):
     x = RNG.normal(size=(40, 6)).astype(np.float32)
     x[29] *= 1e4
