@@ -10,38 +10,45 @@ from typing import Any
 
 import keras
 
+_LEGACY = "tf_keras"
+
+
+def _find(module: str, *names: str) -> tuple[type, ...]:
+    return _classes(module, names, _LEGACY in sys.modules)
+
 
 @functools.cache
 def _classes(module: str, names: tuple[str, ...], has_legacy: bool) -> tuple[type, ...]:
-    libraries = (keras, sys.modules["tf_keras"]) if has_legacy else (keras,)
-    parts = [getattr(library, module) if module else library for library in libraries]
+    parts: list[Any] = [keras, sys.modules[_LEGACY]] if has_legacy else [keras]
+    for name in filter(None, module.split(".")):
+        parts = [getattr(part, name, None) for part in parts]
     return tuple(dict.fromkeys(getattr(part, name) for part in parts for name in names if hasattr(part, name)))
 
 
 def layers(*names: str) -> tuple[type, ...]:
     """Return the layer classes of these names, those that the loaded versions of Keras have."""
-    return _classes("layers", names, "tf_keras" in sys.modules)
+    return _find("layers", *names)
 
 
 def losses() -> tuple[type, ...]:
     """Return the base classes of losses."""
-    return _classes("losses", ("Loss",), "tf_keras" in sys.modules)
+    return _find("losses", "Loss")
 
 
 def models() -> tuple[type, ...]:
     """Return the base classes of models."""
-    return _classes("", ("Model",), "tf_keras" in sys.modules)
+    return _find("", "Model")
 
 
 def optimizers() -> tuple[type, ...]:
     """Return the base classes of optimizers, without those that are legacy in tf_keras itself."""
-    return _classes("optimizers", ("Optimizer",), "tf_keras" in sys.modules)
+    return _find("optimizers", "Optimizer")
 
 
 def legacy_optimizers() -> tuple[type, ...]:
     """Return the base classes of all optimizers of tf_keras."""
-    legacy: Any = sys.modules.get("tf_keras")
-    return () if legacy is None else (legacy.optimizers.Optimizer, legacy.optimizers.legacy.Optimizer)
+    found = (*optimizers(), *_find("optimizers.legacy", "Optimizer"))
+    return tuple(each for each in found if each.__module__.startswith(f"{_LEGACY}."))
 
 
 def is_layer(value: Any) -> bool:
@@ -51,10 +58,10 @@ def is_layer(value: Any) -> bool:
 
 def is_legacy(value: Any) -> bool:
     """Return whether it is an object of tf_keras, or of a class that is derived from one of its own."""
-    return any(base.__module__.partition(".")[0] == "tf_keras" for base in type(value).__mro__)
+    return any(base.__module__.partition(".")[0] == _LEGACY for base in type(value).__mro__)
 
 
 def legacy_name(function: Any) -> str:
-    """Return the name of a function of tf_keras; an empty string for any other."""
-    is_of_legacy = (getattr(function, "__module__", None) or "").partition(".")[0] == "tf_keras"
+    """Return the name of a function or class of tf_keras; an empty string for any other."""
+    is_of_legacy = (getattr(function, "__module__", None) or "").partition(".")[0] == _LEGACY
     return getattr(function, "__name__", "") if is_of_legacy else ""
