@@ -198,18 +198,27 @@ def _patch_gradient_types() -> bool:
 
     def possible_gradient_types(tensors: Any) -> int:
         found = original(tensors)
-        tapes = _thread.single_use
-        if found <= first_order or len(tapes) != 1 or not getattr(tapes[0], "_recording", False):
+        tapes = [tape for tape in _thread.single_use if getattr(tape, "_recording", False)]
+        if found <= first_order or not tapes:
             return found
         if _thread.accumulators:  # `stop_recording` would put the tape inside of them, where it sees no jvp
             return found
-        with tapes[0].stop_recording():
-            is_watched_by_others = bool(original(tensors))
-        return found if is_watched_by_others else first_order
+        if _are_watched(original, tensors, without=tapes):
+            return found
+        watching = [_are_watched(original, tensors, without=[t for t in tapes if t is not tape]) for tape in tapes]
+        return first_order if sum(watching) == 1 else found
 
     importlib.import_module(module).PossibleTapeGradientTypes = possible_gradient_types
     _count_accumulators()
     return True
+
+
+def _are_watched(possible_gradient_types: Any, tensors: Any, without: Sequence[tf.GradientTape]) -> bool:
+    """Return whether a tape that is not among some watches one of these tensors."""
+    with contextlib.ExitStack() as stack:
+        for tape in without:
+            stack.enter_context(tape.stop_recording())
+        return bool(possible_gradient_types(tensors))
 
 
 def _count_accumulators() -> None:

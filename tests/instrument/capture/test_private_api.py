@@ -215,9 +215,9 @@ def test_tapes_without_a_recording_are_said(caplog):
 
 
 @contextlib.contextmanager
-def persistent_tape(single_use):
+def persistent_tape(single_use, watches=True):
     """Yield a tape that records persistently and was not asked to; in `trace_for_single_use` or not."""
-    tape = tf.GradientTape()
+    tape = tf.GradientTape(watch_accessed_variables=watches)
     with private_api.record_persistently(tape):
         tape.__enter__()
     with private_api.trace_for_single_use(tape) if single_use else contextlib.nullcontext():
@@ -252,6 +252,13 @@ def test_for_single_use_conditions_are_those_of_a_plain_tape():
 def test_for_single_use_a_second_tape_still_wraps_conditions():
     assert not has_condition(tf.GradientTape(), tf.GradientTape())
     assert not has_condition(tf.GradientTape(), persistent_tape(single_use=True))
+    assert not has_condition(persistent_tape(single_use=True), persistent_tape(single_use=True))
+
+
+@pytest.mark.parametrize("watches", [(True, False), (False, True)])
+def test_for_single_use_a_second_tape_that_does_not_watch_wraps_nothing(watches):
+    assert has_condition(*(tf.GradientTape(watch_accessed_variables=watch) for watch in watches))
+    assert has_condition(*(persistent_tape(single_use=True, watches=watch) for watch in watches))
 
 
 def test_a_missing_order_of_gradients_is_said(monkeypatch, caplog):
