@@ -13,6 +13,9 @@ from tapescope.capture import activations, keras_kinds, objective
 
 tf_keras = pytest.importorskip("tf_keras", reason="tf_keras is not installed")
 
+# Of tf_keras 2.16 itself.
+pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
+
 RNG = np.random.default_rng(0)
 ROWS = RNG.random((16, 6), np.float32)
 SERIES = RNG.random((8, 5, 6), np.float32)
