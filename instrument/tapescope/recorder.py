@@ -108,6 +108,7 @@ class Recorder:
         captures.check_mode(capture)
         check_slow_every(slow_every)
         _check_about(about or {})
+        resume = None if resume is None else _check_resume(resume)
         self.logdir: str = absolute(logdir)
         self._probe_state = probe._state
         self._has_written = False
@@ -401,6 +402,19 @@ def _check_step(step: Any) -> int:
     except (TypeError, ValueError):
         pass
     raise ValueError(f"`step` must be a whole number from 0, which rises over the training; got {describe(step)}")
+
+
+def _check_resume(resume: Any) -> Resume:
+    """Return a Resume whose step is an int; it may also be a tensor or a variable, as a checkpoint holds it."""
+    got = type(resume).__name__
+    if isinstance(resume, Resume):
+        got = f"one with step {describe(resume.step)}, and a {type(resume.state).__name__} as its state"
+        if isinstance(resume.state, Mapping):
+            with contextlib.suppress(ValueError):
+                return resume._replace(step=_check_step(resume.step))
+    raise ValueError(
+        "`resume` must be a Resume of a step from 0 and of what `Recorder.state()` returned, or {}; got " + got
+    )
 
 
 def _check_examples(examples: Any) -> float:

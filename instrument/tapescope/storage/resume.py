@@ -47,11 +47,10 @@ def check_resume(directory: str | os.PathLike[str], resume: Resume, variables: S
       variables: names of the variables of its Probe; empty if the model is not built yet.
     """
     missing = [name for name in _STATE_ARRAYS if resume.state and name not in resume.state]
-    if resume.step < 0 or missing:
-        reason = f"a state without {', '.join(missing)}" if missing else f"step {resume.step}"
+    if missing:
         raise ValueError(
-            "`resume` must be a Resume of a step from 0 and of what `Recorder.state()` returned, or {}; got one with "
-            f"{reason}"
+            "`resume` must be a Resume of a step from 0 and of what `Recorder.state()` returned, or {}; got one with a "
+            f"state without {', '.join(missing)}"
         )
     try:
         recorded = Run(directory).variables

@@ -86,6 +86,42 @@ def test_a_recorder_goes_on_at_the_given_step(tmp_path):
     assert tapescope.Run(tmp_path).steps.tolist() == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.fixture
+def recorded(tmp_path):
+    """Return a directory with steps 0 to 4, and the Probe."""
+    probe, step = eager_steps()
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        for n in range(5):
+            recorder.write(n, step(n))
+    return tmp_path, probe
+
+
+@pytest.mark.parametrize("make", [tf.Variable, tf.constant, np.int64, float])
+def test_a_recorder_goes_on_at_the_step_of_a_checkpoint(recorded, make):
+    logdir, probe = recorded
+    tapescope.Recorder(logdir, probe, resume=tapescope.Resume(make(3), {})).close()
+    assert tapescope.Run(logdir).steps.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("resume", "got"),
+    [
+        (3, "got int"),
+        ((3, {}), "got tuple"),
+        (tapescope.Resume(2.5, {}), "got one with step 2.5, and a dict as its state"),
+        (tapescope.Resume(-1, {}), "got one with step -1, and a dict as its state"),
+        (tapescope.Resume("3", {}), "got one with step 3, and a dict as its state"),
+        (tapescope.Resume(3, None), "got one with step 3, and a NoneType as its state"),
+    ],
+)
+def test_what_is_not_a_resume_is_refused_before_anything_is_removed(recorded, resume, got):
+    logdir, probe = recorded
+    with pytest.raises(ValueError, match=f"`resume` must be a Resume of a step from 0 .*; {got}"):
+        tapescope.Recorder(logdir, probe, resume=resume)
+    run = tapescope.Run(logdir)
+    assert (run.steps.tolist(), run.status["state"]) == ([0, 1, 2, 3, 4], "ended")
+
+
 def chosen_schedule(interval=7):
     """Return an `auto` that has chosen at step 150."""
     schedule = tapescope.auto()
