@@ -275,6 +275,7 @@ def _drop_output() -> None:
 def _check(options: argparse.Namespace) -> int:
     from tapescope.analysis import replay
     from tapescope.rules import causes
+    from tensorboard_plugin_tapescope.series import tables
     from tensorboard_plugin_tapescope.series.findings import at_least
 
     run = _read_run(options.run)
@@ -288,7 +289,9 @@ def _check(options: argparse.Namespace) -> int:
             _print(_format_finding(found, cause))
     if not findings and not options.json:
         records = "1 record" if len(run.steps) == 1 else f"{len(run.steps)} records"
-        _print(f"no findings in {records} of {options.run}")
+        lost = tables.count(run.status.get("lost"))
+        missing = f"; {lost} more could not be written" if lost else ""
+        _print(f"no findings in {records} of {options.run}{missing}")
     return FOUND if findings else SUCCESS
 
 

@@ -49,6 +49,14 @@ def test_one_record_is_singular(tmp_path, run_cli):
     assert run_cli("check", tmp_path) == (cli.SUCCESS, f"no findings in 1 record of {tmp_path}\n", "")
 
 
+def test_check_counts_the_records_that_could_not_be_written(tmp_path, run_cli):
+    write(tmp_path)
+    file = event_file.EventFile(tmp_path)
+    file.add(80, [event_values.text(metadata.Family("status"), json.dumps({"state": "ended", "lost": 58}))])
+    file.close()
+    assert run_cli("check", tmp_path)[1] == f"no findings in 20 records of {tmp_path}; 58 more could not be written\n"
+
+
 def test_check_without_findings_prints_no_json(tmp_path, run_cli):
     write(tmp_path)
     assert run_cli("check", tmp_path, "--json") == (cli.SUCCESS, "", "")
