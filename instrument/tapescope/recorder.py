@@ -221,7 +221,13 @@ class Recorder:
         if reading is not None:
             reading = Reading(*map(_to_tensor, reading))
             self._reading_bytes = self._reading_bytes or sum(map(count_bytes, reading))
-            nonfinite = _is_known_nonfinite(reading)
+            first_nonfinite = _known_first_nonfinite(reading)
+            if min(first_nonfinite, default=-1) < -1:
+                raise ValueError(
+                    "`reading` must be what `strategy.run` returned, as it is: each replica has the numbers of the "
+                    "global batch; got a sum over the replicas"
+                )
+            nonfinite = max(first_nonfinite, default=-1) >= 0
             is_first_nonfinite = nonfinite and not self._was_nonfinite
             self._was_nonfinite = nonfinite
             # A job of 0 bytes is never left out.
@@ -462,9 +468,9 @@ def _as_hparam(value: Any) -> Any:
     return describe(value).encode(errors="backslashreplace").decode()  # a path may not be UTF-8
 
 
-def _is_known_nonfinite(reading: Reading) -> bool:
-    """Return whether the reading has a NaN or Inf. False where finding out would mean waiting for a GPU."""
+def _known_first_nonfinite(reading: Reading) -> list[float]:
+    """Return the first layer with a NaN or Inf forward and backward, -1 for none. Empty if a GPU must be waited for."""
     if "CPU:" not in reading.step.device:
-        return False
+        return []
     step = reading.step.numpy().view(np.float32)
-    return any(step[column] >= 0 for column in _NONFINITE_COLUMNS)
+    return [float(step[column]) for column in _NONFINITE_COLUMNS]

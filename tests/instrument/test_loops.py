@@ -329,6 +329,17 @@ def test_a_reading_of_another_probe_is_refused_after_a_step(tmp_path, foreign_re
         recorder.write(0, foreign_reading)
 
 
+def test_a_sum_of_readings_over_replicas_is_refused(tmp_path):
+    model = chain()
+    probe = tapescope.Probe(model)
+    reading = measured(probe, lambda: error(model), model.trainable_variables).reading
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        with pytest.raises(ValueError, match=r"`reading` must be what `strategy.run` returned, .*; got a sum"):
+            recorder.write(0, tapescope.Reading(*[part + part for part in reading]))
+        recorder.write(0, reading)
+    assert tapescope.Run(tmp_path).steps.tolist() == [0]
+
+
 def test_a_refused_reading_does_not_fail_the_run(tmp_path):
     with tapescope.Recorder(tmp_path, tapescope.Probe(chain())) as recorder, pytest.raises(ValueError, match="reading"):
         recorder.write(0, 1.0)
