@@ -593,3 +593,18 @@ def test_a_run_of_which_measuring_failed_says_so(tmp_path, monkeypatch, capsys):
         recorder.scalars(0, {"loss": 1.0})
     assert cli.main(["check", str(tmp_path)]) == cli.BAD_INPUT
     assert "measuring failed (RuntimeError: out of ideas)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_status_has_the_number_of_replicas(tmp_path, count):
+    strategy = mirrored(2) if count == 2 else tf.distribute.OneDeviceStrategy("CPU:0")
+    with strategy.scope():
+        model = dense_chain([2], ["relu"], 6)
+    probe = tapescope.Probe(model)
+
+    def step():
+        return measured(probe, lambda: tf.reduce_sum(model(tf.ones([4, 6]))), model.trainable_variables).reading
+
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        recorder.write(0, strategy.run(tf.function(step)))
+    assert tapescope.Run(tmp_path).status["replicas"] == count

@@ -229,7 +229,11 @@ class RunWriter:
                 optimizer_called=self._probe_state.optimizer_called,
                 validation_loss=self._validation_loss,
             )
-            values, rows_grew = self._reading_values(step, summaries.to_host(reading), slow)
+            host_reading = summaries.to_host(reading)
+            if "replicas" not in self._about:
+                compared = host_reading.replicas
+                self.add_about({"replicas": 1 if compared is None else compared.shape[1]})
+            values, rows_grew = self._reading_values(step, host_reading, slow)
         self._validation_loss = validation_loss(numbers, self._validation_loss)
         values += [event_values.scalar(tag, number) for tag, number in numbers.items()]
         columns = self._judged_columns(values)
