@@ -106,7 +106,7 @@ def split_result(result: Any) -> tuple[float | None, Reading]:
     """Return loss and reading from what a step returned: a reading, and the loss before or after it.
 
     Raises:
-      ValueError: there is no reading.
+      ValueError: there is no reading, or a loss for each replica.
     """
     if isinstance(result, Reading):
         return None, result
@@ -129,4 +129,9 @@ def _to_number(values: Sequence[Any]) -> float | None:
             return float(value)
         except (TypeError, ValueError):
             continue
+    if any(isinstance(value, tf.distribute.DistributedValues) for value in values):
+        raise ValueError(
+            "`step_fn` must return one loss; got that of each replica: sum or average it there as your loop does, with "
+            "`strategy.reduce`"
+        )
     return None

@@ -300,6 +300,13 @@ def test_a_nan_under_two_replicas_is_replayed_in_a_loop_that_asks_no_schedule(tm
         tapescope.replay(tmp_path, 7, step)
 
 
+def test_a_loss_of_each_replica_is_refused_with_the_cure():
+    losses = mirrored(2).experimental_distribute_values_from_function(lambda _: tf.constant(1.0))
+    reading = tapescope.Reading(*[tf.zeros([])] * len(tapescope.Reading._fields))
+    with pytest.raises(ValueError, match="got that of each replica: sum or average it there"):
+        step_function.split_result((losses, reading))
+
+
 class Program:
     """A program that keeps all in one object."""
 
