@@ -34,6 +34,8 @@ class Speed(NamedTuple):
     @property
     def worth(self) -> str:
         """Verdict on a larger batch by the noise scale; see `tensorboard_plugin_tapescope.series.noise_scale`."""
+        if not self.noise_scale > 0 and self.replicas > 1:
+            return "not known: the records are too few or too noisy for the noise scale"
         if not self.noise_scale > 0:
             return "not known: the noise scale needs two replicas"
         if self.batch < self.noise_scale / 2:

@@ -55,6 +55,13 @@ def test_a_larger_batch_pays_below_the_noise_scale(noise, verdict):
     assert speed.worth.startswith(verdict)
 
 
+@pytest.mark.parametrize(("replicas", "reason"), [(1, "needs two replicas"), (2, "records are too few or too noisy")])
+def test_the_reason_why_the_noise_scale_is_not_known(replicas, reason):
+    speed = Speed("a", replicas, 16.0, 100.0, 1.0, step_ms=(1.0, 1.0, 1.0), noise_scale=math.nan)
+    assert speed.worth.startswith("not known: ")
+    assert reason in speed.worth
+
+
 def test_one_replica_has_no_noise_scale(recorded):
     assert np.isnan(noise_scale(recorded)).all()
 
