@@ -7,6 +7,7 @@ does not have one of its operations. What has run once is taken to run again.
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -56,9 +57,15 @@ class FirstRun:
         return self._copies is not None or not self._was_traced
 
 
+def takes_one_batch(model: Any) -> bool:
+    """Return whether one call of the train function trains one batch; a model's own one may take several."""
+    is_of_keras = getattr(model.make_train_function, "__func__", None) is keras.Model.make_train_function
+    return is_of_keras and model.steps_per_execution == 1
+
+
 def can_be_undone(model: Any, iterator: Any) -> bool:
     """Return whether a failed run can be: one compiled step, on one replica."""
-    is_one_step = model.steps_per_execution == 1 and not model.run_eagerly
+    is_one_step = takes_one_batch(model) and not model.run_eagerly
     return is_one_step and isinstance(iterator, (tf.data.Iterator, list))
 
 

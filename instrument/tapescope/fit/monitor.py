@@ -14,7 +14,7 @@ import keras
 from absl import logging
 
 from tapescope.capture import private_api
-from tapescope.fit import optimizer_steps, run_directory, train_functions
+from tapescope.fit import first_run, optimizer_steps, run_directory, train_functions
 from tapescope.fit.train_functions import TrainFunctions
 from tapescope.probe import Probe, check_options
 from tapescope.recorder import Recorder
@@ -61,7 +61,7 @@ class Monitor(keras.callbacks.Callback):
       sinks: as for `tapescope.Recorder`.
       capture: "on_finding" keeps each measured batch that shows a spike, a NaN or Inf, or an error, with weights and
         optimizer before it, as `tapescope.Recorder` does; `tapescope.replay(run, step, model)` runs it again. Not with
-        `steps_per_execution` above 1.
+        `steps_per_execution` above 1 or a `make_train_function` of the model's own.
       slow_every: as for `tapescope.Recorder`.
 
     Raises:
@@ -263,9 +263,10 @@ class Monitor(keras.callbacks.Callback):
             self._batches = int(model.optimizer.iterations) if steps is None else epoch * steps
             self._resume = Resume(self._batches, {})
         about = {"program": "model.fit", "replicas": model.distribute_strategy.num_replicas_in_sync}
-        if self._capture != "never" and model.steps_per_execution > 1:
+        if self._capture != "never" and not first_run.takes_one_batch(model):
             logging.warning(
-                "tapescope: no batch is captured with steps_per_execution=%d: use 1", model.steps_per_execution
+                "tapescope: no batch is captured, because one call of the train function may train several: use "
+                "steps_per_execution=1 and the `make_train_function` of Keras"
             )
             self._capture = "never"
         self.recorder = Recorder(

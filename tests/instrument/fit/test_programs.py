@@ -77,6 +77,24 @@ class OwnTrainFunction(Plain):
         return train_function
 
 
+class SeveralBatches(Plain):
+    """A model whose train function trains two batches in a call."""
+
+    def train_step(self, data):
+        return self.update(data)
+
+    def make_train_function(self, force=False):
+        if self.train_function is None or force:
+
+            @tf.function
+            def train_function(iterator):
+                self.train_step(next(iterator))
+                return self.train_step(next(iterator))
+
+            self.train_function = train_function
+        return self.train_function
+
+
 def fit(make=Plain, callbacks=(), model=None, **options):
     """Fit two epochs of six batches, and return the model."""
     keras.utils.set_random_seed(0)
@@ -110,6 +128,17 @@ def test_a_fit_that_cannot_be_measured_goes_on(make, tmp_path, caplog):
     assert_same_weights(measured, fit(make))
     assert len([r for r in caplog.records if "tapescope" in r.getMessage()]) == 1
     assert "write the loop with tapescope.Probe" in caplog.text
+
+
+@pytest.mark.parametrize("capture", ["never", "on_finding"])
+def test_a_train_function_that_takes_several_batches_is_measured(capture, tmp_path):
+    monitor = tapescope.Monitor(tmp_path, tapescope.every(2), capture=capture)
+    with pytest.warns(UserWarning, match="ran out of data"):  # three calls use up the six batches
+        plain = fit(SeveralBatches)
+    with pytest.warns(UserWarning, match="ran out of data"):
+        measured = fit(SeveralBatches, [monitor])
+    assert_same_weights(plain, measured)
+    assert tapescope.Run(tmp_path).steps.size > 0
 
 
 def test_a_graph_of_the_users_has_no_measuring_tape(tmp_path):
