@@ -216,7 +216,10 @@ def no_gradient(history: History) -> Iterator[Finding]:
     absent = np.isnan(gradient)
     zero = ~(gradient > 0)
     in_step = np.any([~np.isnan(view.weight) for view in history.window], axis=0)  # other steps may have other rows
-    for group in np.flatnonzero((variables > 0) & in_step & (absent | (zero & (not blocked)))):
+    # The program sets these weights itself: they are a moving average of others, or a copy as of a target network.
+    is_set = np.any([np.isnan(view.gradient) & (view.update_ratio > 0) for view in history.window], axis=0)
+    lost = np.where(absent, ~is_set, zero & (not blocked))
+    for group in np.flatnonzero((variables > 0) & in_step & lost):
         name = layout.groups[group]
         if absent[group]:
             severity = "error"

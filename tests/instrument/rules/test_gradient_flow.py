@@ -271,10 +271,17 @@ def test_an_infinite_loss_is_reported_without_a_layer():
     assert only_finding(find(40, put("loss", None, np.inf, since=20)), "non_finite").layer is None
 
 
+CUT_OFF = both(put("gradient_norm", LAYER["hidden_1"], NAN), put("gradient_nonfinite", LAYER["hidden_1"], NAN))
+
+
 def test_a_variable_without_a_path_to_the_loss_is_an_error():
-    cut = both(put("gradient_norm", LAYER["hidden_1"], NAN), put("gradient_nonfinite", LAYER["hidden_1"], NAN))
-    finding = only_finding(find(10, cut), "no_gradient")
+    unmoved = both(put("update_ratio", LAYER["hidden_1"], 0), put("weight_norm", LAYER["hidden_1"], 1))
+    finding = only_finding(find(10, both(CUT_OFF, unmoved)), "no_gradient")
     assert (finding.layer, finding.severity) == ("hidden_1", "error")
+
+
+def test_a_variable_that_the_program_sets_itself_needs_no_gradient():
+    assert find(60, CUT_OFF) == []  # it moves, as a moving average of other weights does
 
 
 def test_a_gradient_of_exactly_0_is_a_warning():
