@@ -64,14 +64,16 @@ def check_resume(directory: str | os.PathLike[str], resume: Resume, variables: S
 
 
 def _may_be_same_model(recorded: Sequence[str], variables: Sequence[str]) -> bool:
-    """Return whether two lists of variables have a name in common, or the same names but for Keras' numbers.
+    """Return whether two lists of variables have a name in common, or the same names but for what Keras adds.
 
     Some names may be new, as where a layer is no longer frozen. Keras numbers the names of models and layers for each
-    process, so those of a model that is built again may all differ: `sequential_1/dense_2`.
+    process, so those of a model that is built again may all differ: `sequential_1/dense_2`. A subclassed model that is
+    loaded has its layers' variables without its own name in front.
     """
     if set(recorded) & set(variables):
         return True
-    return [_NUMBER.sub("", name) for name in recorded] == [_NUMBER.sub("", name) for name in variables]
+    pairs = [("/" + _NUMBER.sub("", a), "/" + _NUMBER.sub("", b)) for a, b in zip(recorded, variables, strict=False)]
+    return len(recorded) == len(variables) and all(a.endswith(b) or b.endswith(a) for a, b in pairs)
 
 
 def cut_records(directory: str | os.PathLike[str], step: int) -> None:

@@ -190,6 +190,27 @@ def test_a_later_epoch_continues_the_run(tmp_path):
     assert tapescope.Run(tmp_path).steps.tolist() == [0, 3, 6, 9, 12, 15, 18, 21]
 
 
+@keras.saving.register_keras_serializable("tapescope_tests")
+class Saved(keras.Model):
+    """A subclassed model that can be saved."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.out = keras.layers.Dense(2, name="out")
+
+    def call(self, x):
+        return self.out(x)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras saves its variables so
+def test_a_loaded_model_continues_the_run(tmp_path):
+    fit(Saved, [tapescope.Monitor(tmp_path / "run", tapescope.every(3))]).save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    monitor = tapescope.Monitor(tmp_path / "run", tapescope.every(3))
+    fit(model=loaded, callbacks=[monitor], initial_epoch=2, epochs=4)
+    assert tapescope.Run(tmp_path / "run").steps.tolist() == [0, 3, 6, 9, 12, 15, 18, 21]
+
+
 def test_two_monitors_of_one_fit_both_record(tmp_path):
     fit(callbacks=[tapescope.Monitor(tmp_path / name, tapescope.every(4)) for name in "ab"])
     assert tapescope.Run(tmp_path / "a").steps.tolist() == [0, 4, 8]
