@@ -356,7 +356,7 @@ class Recorder:
             self._writer.join()
             self._lock.release()
         if self.lost:
-            logging.error("tapescope: %d records of %s could not be written", self.lost, self.logdir)
+            logging.error("tapescope: %d of the records of %s could not be written", self.lost, self.logdir)
         self._raise_if_strict()
 
     def __enter__(self) -> "Recorder":

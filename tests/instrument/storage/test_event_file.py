@@ -104,7 +104,7 @@ def test_a_full_disk_is_logged_once_while_training(tmp_path, disk, caplog):
     assert first.startswith("tapescope: cannot write ")
     assert first.count(str(tmp_path)) == 1
     assert first.endswith("No space left on device; training goes on, unwritten records are counted")
-    assert last == f"tapescope: 3 records of {tmp_path} could not be written"
+    assert last == f"tapescope: 3 of the records of {tmp_path} could not be written"
 
 
 def test_the_status_has_the_number_of_lost_records(tmp_path, disk):
