@@ -19,7 +19,7 @@ from tapescope.capture import activations, attention, keras_kinds, private_api
 from tapescope.capture.activations import Activation
 from tapescope.capture.attention import NO_TRANSFORMER, AttentionCapture, TransformerLayers
 from tapescope.capture.data_path import DataPath
-from tapescope.capture.shared_patch import shared_patch
+from tapescope.capture.shared_patch import patch_for_good, shared_patch
 from tapescope.failsafe import Failsafe, attribute_errors_to
 
 
@@ -208,7 +208,6 @@ class _Thread(threading.local):
 
 _thread = _Thread()
 _numbers = itertools.count()
-_lock = threading.Lock()
 
 
 class _ObservedActivation:
@@ -256,16 +255,11 @@ def _observe_activation(layer: Any) -> contextlib.AbstractContextManager[None]:
 
 def _install_hooks() -> None:
     """Patch `Layer.__call__`, the first time that a measured step begins. It stays patched."""
-    with _lock:
-        for layer_class in keras_kinds.layers("Layer"):
-            _install_hook(layer_class)
+    for layer_class in keras_kinds.layers("Layer"):
+        patch_for_good(layer_class, "__call__", _hook)
 
 
-def _install_hook(layer_class: Any) -> None:
-    original = layer_class.__call__
-    if getattr(original, "_tapescope", False):
-        return
-
+def _hook(original: Any) -> Any:
     def __call__(layer: Any, *args: Any, **kwargs: Any) -> Any:
         inside = []
         if _thread.captures and not any(map(private_api.is_keras_tensor, _leaves((args, kwargs)))):
@@ -288,9 +282,7 @@ def _install_hook(layer_class: Any) -> None:
                 capture.attention.end_call(layer, args, kwargs, output, observed)
         return output
 
-    __call__.__wrapped__ = original  # type: ignore[attr-defined]
-    __call__._tapescope = True  # type: ignore[attr-defined]
-    layer_class.__call__ = __call__
+    return __call__
 
 
 def _leaves(value: Any) -> Iterator[Any]:

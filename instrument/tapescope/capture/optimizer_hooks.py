@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 from tapescope.capture import keras_kinds
+from tapescope.capture.shared_patch import patch_for_good
 
 _MOST_CALLS = 8
 """Calls to keep. No step has more optimizers, and a step that never asks for its reading must not hold more tensors."""
@@ -29,7 +30,6 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
-_lock = threading.Lock()
 
 
 def start_recording(keeps_gradients: bool = True) -> None:
@@ -38,10 +38,10 @@ def start_recording(keeps_gradients: bool = True) -> None:
     Args:
       keeps_gradients: whether `stop_recording` is to compare the gradients of each call.
     """
-    _install_hook(keras.optimizers.Optimizer)
-    _install_hook(keras.optimizers.LossScaleOptimizer)
+    for optimizer_class in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer):
+        patch_for_good(optimizer_class, "apply", _hook)
     for optimizer_class in keras_kinds.legacy_optimizers():
-        _install_legacy_hook(optimizer_class)
+        patch_for_good(optimizer_class, "apply_gradients", _legacy_hook)
     if not _thread.waits:
         _thread.waits = True
         _thread.called = ()
@@ -65,38 +65,25 @@ def stop_recording(gradients: Sequence[Any]) -> list[Any]:
     return [optimizer for optimizer, applied in calls if wanted & {id(g) for g in applied}]
 
 
-def _install_hook(optimizer_class: type) -> None:
-    with _lock:
-        original: Any = optimizer_class.apply  # type: ignore[attr-defined]
-        if getattr(original, "_tapescope", False):
-            return
+def _hook(original: Any) -> Any:
+    def apply(self: Any, grads: Any, *args: Any, **kwargs: Any) -> Any:
+        _note_call(self)
+        if _thread.calls is not None:
+            grads = list(grads)
+            _thread.calls.append((self, grads))
+        return original(self, grads, *args, **kwargs)
 
-        def apply(self: Any, grads: Any, *args: Any, **kwargs: Any) -> Any:
-            _note_call(self)
-            if _thread.calls is not None:
-                grads = list(grads)
-                _thread.calls.append((self, grads))
-            return original(self, grads, *args, **kwargs)
-
-        apply.__wrapped__ = original  # type: ignore[attr-defined]
-        apply._tapescope = True  # type: ignore[attr-defined]
-        optimizer_class.apply = apply  # type: ignore[attr-defined]
+    return apply
 
 
-def _install_legacy_hook(optimizer_class: Any) -> None:
+def _legacy_hook(original: Any) -> Any:
     """Note the calls of tf_keras' optimizers. They sum gradients over replicas themselves, so those are not kept."""
-    with _lock:
-        original = optimizer_class.apply_gradients
-        if getattr(original, "_tapescope", False):
-            return
 
-        def apply_gradients(self: Any, *args: Any, **kwargs: Any) -> Any:
-            _note_call(self)
-            return original(self, *args, **kwargs)
+    def apply_gradients(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _note_call(self)
+        return original(self, *args, **kwargs)
 
-        apply_gradients.__wrapped__ = original  # type: ignore[attr-defined]
-        apply_gradients._tapescope = True  # type: ignore[attr-defined]
-        optimizer_class.apply_gradients = apply_gradients
+    return apply_gradients
 
 
 def _note_call(optimizer: Any) -> None:

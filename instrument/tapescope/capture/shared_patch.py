@@ -1,4 +1,7 @@
-"""Patches of one object's attribute that several threads share: replica threads take turns inside one step or layer."""
+"""Patches of attributes that several threads share: replica threads take turns inside one step or layer.
+
+That of one object lasts as long as it has users, and that of a class stays.
+"""
 
 import contextlib
 import threading
@@ -19,6 +22,24 @@ class _Patch:
 _patches: dict[tuple[int, str], _Patch] = {}
 """Patches by id of the object and name of the attribute. The id stays the object's, because the users hold it."""
 _lock = threading.Lock()
+
+
+def patch_for_good(owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
+    """Replace a method of a class, once. It stays replaced.
+
+    Args:
+      owner: the class.
+      name: of the method.
+      make: from the method to what takes its place.
+    """
+    with _lock:
+        original = getattr(owner, name)
+        if getattr(original, "_tapescope", False):
+            return
+        hook: Any = make(original)
+        hook.__wrapped__ = original
+        hook._tapescope = True
+        setattr(owner, name, hook)
 
 
 @contextlib.contextmanager
