@@ -21,6 +21,7 @@ from tapescope.statistics.reading import Reading
 from tapescope.statistics.replicas import find_strategy
 from tapescope.storage import captured_step, summaries
 from tapescope.storage.captured_step import CapturedStep, SavedVariable
+from tapescope.storage.resume import differ_by_scope_at_most
 from tapescope.storage.run import Run
 
 _NUMBER = re.compile(r"_\d+(?=/|_|$)")
@@ -352,8 +353,7 @@ def _difference(variables: Sequence[Any], saved: Sequence[SavedVariable]) -> str
 
 def _is_same(path: str, other: str) -> bool:
     """Return whether two paths are equal, but for Keras' numbers and the scope of a step that builds an optimizer."""
-    shorter, longer = sorted((_NUMBER.sub("", path), _NUMBER.sub("", other)), key=len)
-    return f"/{longer}".endswith(f"/{shorter}")
+    return differ_by_scope_at_most(_NUMBER.sub("", path), _NUMBER.sub("", other))
 
 
 def _as_they_are(variables: Sequence[Any]) -> list[tuple[Any, np.ndarray]]:

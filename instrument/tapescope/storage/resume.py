@@ -72,8 +72,14 @@ def _may_be_same_model(recorded: Sequence[str], variables: Sequence[str]) -> boo
     """
     if set(recorded) & set(variables):
         return True
-    pairs = [("/" + _NUMBER.sub("", a), "/" + _NUMBER.sub("", b)) for a, b in zip(recorded, variables, strict=False)]
-    return len(recorded) == len(variables) and all(a.endswith(b) or b.endswith(a) for a, b in pairs)
+    before, now = ([_NUMBER.sub("", name) for name in names] for names in (recorded, variables))
+    return len(before) == len(now) and all(map(differ_by_scope_at_most, before, now))
+
+
+def differ_by_scope_at_most(path: str, other: str) -> bool:
+    """Return whether two paths are equal, but for a scope in front of one of them."""
+    shorter, longer = sorted((path, other), key=len)
+    return f"/{longer}".endswith(f"/{shorter}")
 
 
 def cut_records(directory: str | os.PathLike[str], step: int) -> None:

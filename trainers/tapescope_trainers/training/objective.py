@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tapescope.capture import keras_kinds
 from tapescope.capture.objective import suggest
 from tapescope_trainers import user_code
 from tapescope_trainers.training.user_data import UserData
@@ -57,8 +58,7 @@ def build_model(reference: str, arguments: dict[str, Any], mixed_precision: str)
     finally:
         keras.config.set_dtype_policy(policy)
     if not isinstance(model, keras.Model):
-        kind = type(model)
-        got = f"{kind.__name__} of tf_keras" if kind.__module__.startswith("tf_keras.") else kind.__name__
+        got = type(model).__name__ + (" of tf_keras" if keras_kinds.is_legacy(model) else "")
         raise ValueError(f"--model={reference} must return a keras.Model of Keras 3; got {got}")
     return model
 
