@@ -247,8 +247,8 @@ class MeasuringTape(Tape):
         `variables` are by the ids of their sources.
         """
         flat_sources = tf.nest.flatten(sources)
-        tensors = [t for call in self.calls for t in (call.a, call.z, call.input)]
-        present = [t for t in tensors if t is not None]
+        of_calls = [(call.a, call.z, call.input) for call in self.calls]
+        present = [t for of_call in of_calls for t in of_call if t is not None]
         with layer_hooks.pause_capture():
             gradients = super().gradient(target, [*flat_sources, *present], output_gradients)
         if self._state.exact:
@@ -257,9 +257,7 @@ class MeasuringTape(Tape):
             gradients = graph_isolation.flatten_gradient_sums(gradients, positions)
         requested = gradients[: len(flat_sources)]
         remaining = iter(gradients[len(flat_sources) :])
-        deltas = [
-            tuple(None if t is None else next(remaining) for t in (call.a, call.z, call.input)) for call in self.calls
-        ]
+        deltas = [tuple(None if t is None else next(remaining) for t in of_call) for of_call in of_calls]
         calls, attention, stream = self._measurable_calls(requested, deltas)
         backward_pass = BackwardPass(
             number=next(_pass_numbers),
