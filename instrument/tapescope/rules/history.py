@@ -96,7 +96,7 @@ def is_impossible(loss: float, layout: RunLayout) -> bool:
 
 
 OF_A_CONSTANT = "that of the best answer that is the same for every input"
-"""What `constant_loss` returns, in the words of messages."""
+"""Name of `constant_loss` in messages."""
 
 
 def constant_loss(history: "History") -> float:

@@ -29,7 +29,7 @@ from tapescope.rules.objective import (
 )
 
 ROW_TOLERANCE = 0.01
-"""By which the sum of a row of targets may differ from 1."""
+"""Largest difference from 1 that the sum of a row of targets may have."""
 PAIRS_TOLERANCE = 1e-5
 """Relative difference of equal losses: rounding in float32 is ten times smaller."""
 LEAST_COVARIANCE = 0.01

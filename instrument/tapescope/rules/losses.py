@@ -22,7 +22,7 @@ from tapescope.rules.updates import of_layers, of_most_layers, rising_updates
 FAR_DISTANCE = 0.3
 """In multiples of the weights' norm: where weights moved so far and the loss did not, it is not going to."""
 SLOW_UPDATE = 3e-3
-"""Of the weights' norm: at this rate weights need 300 steps in one direction to be replaced."""
+"""Share of the weights' norm: at this rate weights need 300 steps in one direction to be replaced."""
 SLOW_FALL = 1e-3
 """Share of the loss a step: at this pace nothing is learned before a thousand steps."""
 SURE_TREND = 3.0
@@ -36,9 +36,9 @@ OVERSHOT = -0.5
 """The same below which steps overshoot: along a curvature h a gradient becomes 1 - r h times itself by a step of the
 learning rate r, so that one which turns round is of directions in which the rate is at its limit."""
 VALIDATION_RISE = 0.2
-"""Of the lowest validation loss. The estimate of a few hundred examples is off by about a tenth of it."""
+"""Share of the lowest validation loss. The estimate of a few hundred examples is off by about a tenth of it."""
 NEVER_FELL = 0.9
-"""Of the first training loss."""
+"""Share of the first training loss."""
 HARDLY_FELL = 0.75
 """The same where nine tenths of the training loss are gone, and those of the validations have not risen again."""
 SELDOM_ZERO = {"binary_crossentropy", "categorical_crossentropy", "sparse_categorical_crossentropy"}

@@ -33,15 +33,15 @@ RANGES = {
     "softsign": (-1.0, 1.0),
     "tanh": (-1.0, 1.0),
 }
-"""What an activation can give."""
+"""Lowest and highest value that an activation can give."""
 NOT_PROBABILITIES = {"elu", "gelu", "leaky_relu", "linear", "relu", "selu", "silu", "softplus", "softsign", "tanh"}
 PROBABILITY_ACTIVATIONS = {"hard_sigmoid", "sigmoid", "softmax"}
 KNOWN_ACTIVATIONS = NOT_PROBABILITIES | PROBABILITY_ACTIVATIONS | {"exponential"}
 """Others are judged by what they gave."""
 TOLERANCE = 1e-3
-"""By which a target may miss a bound: rounding, and the sum of many float16 shares."""
+"""Distance by which a target may miss a bound: rounding, and the sum of many float16 shares."""
 SHARE_OUTSIDE = 0.02
-"""Of the targets outside of what the output can give, from which on it is not an outlier of noise."""
+"""Share of the targets outside of what the output can give, from which on it is not an outlier of noise."""
 MANY_OUTPUTS = 64
 """Outputs that do not all lie between 0 and 1 by chance."""
 

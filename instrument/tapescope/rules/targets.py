@@ -28,9 +28,9 @@ from tapescope.rules.objective import (
 
 RELATIVE_ERRORS = {"mean_absolute_percentage_error", "mean_squared_logarithmic_error", "poisson"}
 MUCH_OUTSIDE = 0.2
-"""Of the targets: one record suffices."""
+"""Share of the targets: one record suffices."""
 MOST_OUTSIDE = 0.5
-"""Of the targets: the network cannot learn its task."""
+"""Share of the targets: the network cannot learn its task."""
 LEAST_OUTSIDE = 3
 """Targets: batches of one example give their first one a share of 1."""
 OUTSIDE_DISTANCE = 0.1

@@ -21,9 +21,9 @@ from tapescope.rules.networks import are_several_networks
 from tapescope.rules.record_view import index_of_largest, lower_median
 
 LARGE_UPDATE = 0.1
-"""Of the weights' norm, at every step: ten such steps may replace the weights. A hundredth of that is usual."""
+"""Share of the weights' norm, at every step: ten such steps may replace the weights. A hundredth of that is usual."""
 SMALL_UPDATE = 1e-4
-"""Of the weights' norm: at this rate weights need 10,000 steps in one direction to be replaced."""
+"""Share of the weights' norm: at this rate weights need 10,000 steps in one direction to be replaced."""
 OUTLIER_FACTOR = 10.0
 """A layer whose update ratio is this many times that of most others is named; else all layers are meant."""
 STOPPED_SHARE = 0.01
@@ -31,7 +31,7 @@ STOPPED_SHARE = 0.01
 STILL_ARRIVES = 0.3
 """Share of the norm of the first gradient, in most layers."""
 FROZEN_SHARE = 1e-3
-"""Of the update ratio of most other layers."""
+"""Share of the update ratio of most other layers."""
 FROZEN_DECADES = 1e-3
 """Decades by which weights change the length of a gradient. Layers without weights leave it as it is, to rounding."""
 UNMOVED_STEPS = 20
