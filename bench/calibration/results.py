@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from bench.calibration import setups, tools, training
 
-from tapescope.analysis import replay
+from tapescope.analysis import check
 from tapescope.rules import engine, record_view
 
 
@@ -52,7 +52,7 @@ def measure(index: int, keep: str) -> Result:
         keep: Directory of the trainings; empty to keep none.
 
     Raises:
-        RuntimeError: A new training's findings differ between the recorder and the replay.
+        RuntimeError: A new training's findings differ between the recorder and `check`.
     """
     logging.disable(logging.WARNING)
     setup = setups.all_setups()[index]
@@ -60,13 +60,13 @@ def measure(index: int, keep: str) -> Result:
     rules = engine.RuleEngine(record_view.run_layout(trial.run.variables, trial.run.layers, trial.run.details))
     detections = [
         Detection(finding.rule, finding.layer, record.step, finding.severity)
-        for record in replay.records(trial.run)
+        for record in check.records(trial.run)
         for finding in rules.add(record)
     ]
     lowered = {(f.rule, f.layer) for f in rules.findings if f.severity == "info"}
     detections = [d for d in detections if d.severity == "info" or (d.rule, d.layer) not in lowered]
     if not keep and rules.findings != trial.live:
-        raise RuntimeError(f"{setup.key}: the recorder found {trial.live}, the replay found {rules.findings}")
+        raise RuntimeError(f"{setup.key}: the recorder found {trial.live}, `check` found {rules.findings}")
     observations = list(tools.observations(trial))
     alarms = {
         (name, patience): [

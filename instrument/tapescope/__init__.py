@@ -34,9 +34,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tapescope.analysis.check import check as check
     from tapescope.analysis.compare import Comparison as Comparison
     from tapescope.analysis.compare import compare as compare
-    from tapescope.analysis.replay import check as check
     from tapescope.analysis.report import write_report as write_report
     from tapescope.analysis.scaling import noise_scale as noise_scale
     from tapescope.analysis.scaling import scaling as scaling
@@ -78,7 +78,7 @@ _MODULES = {
     "Tape": "tape",
     "auto": "schedule",
     "budget": "schedule",
-    "check": "analysis.replay",
+    "check": "analysis.check",
     "compare": "analysis.compare",
     "every": "schedule",
     "never": "schedule",

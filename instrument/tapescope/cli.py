@@ -273,13 +273,13 @@ def _drop_output() -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from tapescope.analysis import replay
+    from tapescope.analysis import check
     from tapescope.rules import causes
     from tensorboard_plugin_tapescope.series import tables
     from tensorboard_plugin_tapescope.series.findings import at_least
 
     run = _read_run(options.run)
-    ordered = causes.by_cause(replay.check(run))
+    ordered = causes.by_cause(check.check(run))
     findings = [(found, cause) for found, cause in ordered if found.severity in at_least(options.severity)]
     for found, cause in findings:
         if options.json:

@@ -10,7 +10,7 @@ from scripts.testbed import synthetic
 from scripts.testbed.synthetic import Spec, Writer
 
 from tapescope import cli
-from tapescope.analysis import replay
+from tapescope.analysis import check
 from tapescope.storage import event_values
 
 SPEC = Spec(depth=3, units=4, histograms=False)
@@ -79,7 +79,7 @@ def test_any_exception_of_a_command_is_one_line(tmp_path, monkeypatch, capsys, e
     def fail(run):
         raise error
 
-    monkeypatch.setattr(replay, "check", fail)
+    monkeypatch.setattr(check, "check", fail)
     assert cli.main(["check", write(tmp_path)]) == cli.BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
     assert error.__name__ in line

@@ -223,7 +223,7 @@ def split_records(steps: np.ndarray, columns: Mapping[str, np.ndarray]) -> Itera
         yield Record(int(step), {name: values[t] for name, values in ruled.items() if t < len(values)})
 
 
-def replay(layout: RunLayout, steps: np.ndarray, columns: Mapping[str, np.ndarray]) -> RuleEngine:
+def judge(layout: RunLayout, steps: np.ndarray, columns: Mapping[str, np.ndarray]) -> RuleEngine:
     """Return an engine that has seen all records; see `split_records` for the arguments."""
     engine = RuleEngine(layout)
     for record in split_records(steps, columns):

@@ -14,7 +14,7 @@ from tapescope.rules import engine
 from tapescope.rules.record_view import run_layout
 from tapescope.storage import captured_step, event_reader, tfrecord
 from tapescope.storage.printable import describe_error, one_line
-from tapescope.storage.run import Run
+from tapescope.storage.run import Run, columns_by_name
 from tapescope.storage.run_index import Progress, read_progress, read_spikes
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.series.spikes import RunSpikes
@@ -191,11 +191,11 @@ def recorded_run(directory: str | os.PathLike[str]) -> Run | None:
         return None
 
 
-def replay_rules(run: Run) -> engine.RuleEngine | None:
+def recorded_rules(run: Run) -> engine.RuleEngine | None:
     """Return the rules as they stood after the last record of a run; None if they cannot be applied."""
     try:
         layout = run_layout(run.variables, run.layers, run.details)
-        return engine.replay(layout, run.steps, {name: run[name] for name in run.columns if name in metadata.COLUMNS})
+        return engine.judge(layout, run.steps, columns_by_name(run))
     except (FileNotFoundError, ValueError):
         return None
     except Exception:  # a damaged run must not keep the training from going on

@@ -345,6 +345,11 @@ def check_list(runs: Any) -> list[Run]:
     return listed
 
 
+def columns_by_name(run: Run) -> dict[str, np.ndarray]:
+    """Return the columns of a run, without histograms and states of units, which take long to read."""
+    return {name: run[name] for name in run.columns if name in metadata.COLUMNS}
+
+
 def runs(logdir: str | os.PathLike[str]) -> list[str]:
     """Return the directories at and below `logdir` that a Run can be made of, sorted.
 

@@ -18,9 +18,8 @@ from absl import logging
 from tapescope.rules import causes
 from tapescope.rules.finding import SEVERITIES, Finding, from_json
 from tapescope.storage.printable import describe_error, one_line, to_json
-from tapescope.storage.run import Run
+from tapescope.storage.run import Run, columns_by_name
 from tapescope.storage.text_file import check_regular, write_whole
-from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import spikes, tables
 from tensorboard_plugin_tapescope.series.findings import at_least, count_severities
@@ -125,7 +124,7 @@ def read_progress(run: Run) -> Progress:
         progress = progress.add(step, wall_time, {}, {"loss": loss})
     if not progress.records:
         return progress
-    columns = {name: run[name][-1] for name in run.columns if name in metadata.COLUMNS}
+    columns = {name: values[-1] for name, values in columns_by_name(run).items()}
     if not columns.keys() >= set(spikes.COLUMNS.values()):  # written before there were such columns
         columns |= {spikes.COLUMNS[name]: np.array(share) for name, share in read_spikes(run).shares.items()}
     return progress._replace(columns=columns)

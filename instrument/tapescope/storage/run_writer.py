@@ -110,7 +110,7 @@ class RunWriter:
             recorded = resuming.recorded_run(logdir)
             if recorded is not None:
                 self._recorded_names = recorded_rows(recorded)
-                self._engine = resuming.replay_rules(recorded)
+                self._engine = resuming.recorded_rules(recorded)
                 self.findings = self._engine.findings if self._engine else ()
                 self._index.progress = resuming.recorded_progress(recorded)
                 self._spikes = resuming.recorded_spikes(recorded)

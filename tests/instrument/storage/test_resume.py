@@ -14,7 +14,7 @@ from tapescope.analysis.status import read_status
 from tapescope.analysis.status import table as status_table
 from tapescope.storage import summaries
 from tapescope.storage.event_reader import find_event_files
-from tapescope.storage.resume import cut_records, recorded_run, replay_rules
+from tapescope.storage.resume import cut_records, recorded_rules, recorded_run
 
 SPEC = Spec(depth=2, units=2, histograms=False)
 
@@ -68,7 +68,7 @@ def test_no_other_file_is_left(path, tmp_path):
 
 def test_the_rules_have_seen_the_records_that_are_left(path, tmp_path):
     cut_records(tmp_path, 6)
-    assert replay_rules(recorded_run(tmp_path)).findings == tapescope.check(tapescope.Run(tmp_path))
+    assert recorded_rules(recorded_run(tmp_path)).findings == tapescope.check(tapescope.Run(tmp_path))
 
 
 def test_there_is_no_run_without_a_record(tmp_path):

@@ -7,7 +7,7 @@ import tensorflow as tf
 from scripts.testbed.steps import measured
 
 import tapescope
-from tapescope.analysis import replay
+from tapescope.analysis import check
 from tapescope.storage import event_reader
 
 X = np.random.default_rng(0).normal(size=[16, 4]).astype("float32")
@@ -116,7 +116,7 @@ def test_only_the_family_of_added_rows_has_the_newer_schema(unfrozen):
 
 def test_rules_find_the_same_live_and_offline(unfrozen):
     run, findings = unfrozen
-    assert replay.check(run) == tuple(findings)
+    assert check.check(run) == tuple(findings)
 
 
 def test_a_run_without_added_rows_has_no_family_of_rows(tmp_path):
