@@ -60,7 +60,7 @@ class Comparison(NamedTuple):
         return self.beyond == 0
 
 
-class _Rows(NamedTuple):
+class _MatchedRows(NamedTuple):
     """Rows of one column that both runs have."""
 
     names: list[str]
@@ -173,13 +173,13 @@ def _replica_count(run: Run) -> int:
     return run["replica_norm"].shape[1] if "replica_norm" in run.columns else 1
 
 
-def _match_rows(first: Run, second: Run, column: str) -> _Rows:
+def _match_rows(first: Run, second: Run, column: str) -> _MatchedRows:
     first_names = first.rows(column)
     second_names = second.rows(column)
     pairs = matching.match_rows(first_names, _owners(first, column), second_names, _owners(second, column))
     keys = matching.matching_keys(first_names, _owners(first, column))
     names = [first_names[i] if first_names[i] == second_names[j] else keys[i] for i, j in pairs]
-    return _Rows(names, [i for i, _ in pairs], [j for _, j in pairs])
+    return _MatchedRows(names, [i for i, _ in pairs], [j for _, j in pairs])
 
 
 def _owners(run: Run, column: str) -> tuple[str, ...]:
@@ -191,7 +191,7 @@ def _owners(run: Run, column: str) -> tuple[str, ...]:
     return matching.row_owners(names, run.layers, tables.owned_variables(layers))
 
 
-def _unmatched_names(first: Run, second: Run, column: str, rows: _Rows) -> list[str]:
+def _unmatched_names(first: Run, second: Run, column: str, rows: _MatchedRows) -> list[str]:
     matched = set(rows.first), set(rows.second)
     only_first = [name for i, name in enumerate(first.rows(column)) if i not in matched[0]]
     only_second = [name for i, name in enumerate(second.rows(column)) if i not in matched[1]]

@@ -272,18 +272,19 @@ def fusion_barrier(x: tf.Tensor) -> tf.Tensor:
     return private_api.optimization_barrier(x) if private_api.in_xla_context() else x
 
 
-Rows = Sequence[tf.Tensor]
-"""Statistics, each [K, m]; the columns are in the order of the groups."""
-ExactPath = Callable[[tf.Tensor], Rows]
-"""A function from one group's tensor, [n, ...], to its statistics. Must be defined in a module: traces are cached."""
+ExactPath = Callable[[tf.Tensor], Sequence[tf.Tensor]]
+"""A function from one group's tensor, [n, ...], to its statistics, each [K, m]. Must be defined in a module: traces
+are cached."""
 
 
-def with_exact_fallback(valid: tf.Tensor, fast: Rows, groups: Sequence[Group], exact: ExactPath) -> Rows:
+def with_exact_fallback(
+    valid: tf.Tensor, fast: Sequence[tf.Tensor], groups: Sequence[Group], exact: ExactPath
+) -> Sequence[tf.Tensor]:
     """Return the fast path's statistics, or the exact path's where one tensor needs it.
 
     Args:
       valid: bool [n], whether the fast path is right for each tensor of `groups`.
-      fast: the fast path's statistics, each [K, m].
+      fast: the fast path's statistics, each [K, m]; the columns are in the order of the groups.
       groups: a chunk; if one of its tensors is not valid, all are reduced again.
       exact: the exact path. It is traced once in a process, and its branch is not inlined.
 
@@ -322,7 +323,7 @@ def _traced_once(context: Any, exact: ExactPath, xla: bool) -> Any:
 def _exact_branch(context: Any, exact: ExactPath, stacked: tuple[bool, ...], outputs: int, xla: bool) -> Any:
     reduce_group = _traced_once(context, exact, xla)
 
-    def branch(*inputs: tf.Tensor) -> Rows:
+    def branch(*inputs: tf.Tensor) -> Sequence[tf.Tensor]:
         parts = []
         for tensor, is_stack in zip(inputs[outputs:], stacked, strict=True):
             stack = tensor if is_stack else tf.raw_ops.ExpandDims(input=tensor, axis=constant(0))
@@ -334,7 +335,7 @@ def _exact_branch(context: Any, exact: ExactPath, stacked: tuple[bool, ...], out
 
 @functools.cache
 def _fast_branch(context: Any, outputs: int, groups: int) -> Any:
-    def branch(*inputs: tf.Tensor) -> Rows:
+    def branch(*inputs: tf.Tensor) -> Sequence[tf.Tensor]:
         return [tf.identity(t) for t in inputs[:outputs]]
 
     return _concrete(branch, outputs + groups)

@@ -23,7 +23,7 @@ from tensorboard_plugin_tapescope.series import flow_path, tables
 _INDEX_COLUMNS = [readings.STEP_COLUMNS.index(f"first_nonfinite_{way}") for way in ("forward", "backward")]
 
 
-class Rows:
+class RunRows:
     """The rows of one run.
 
     Args:

@@ -31,7 +31,7 @@ from tapescope.storage.examples_seen import ExamplesSeen
 from tapescope.storage.heatmap import COLUMN, Heatmap, HeatmapHistory
 from tapescope.storage.printable import describe, printable
 from tapescope.storage.resume import Resume
-from tapescope.storage.rows import Rows, recorded_rows
+from tapescope.storage.rows import RunRows, recorded_rows
 from tapescope.storage.run_index import IndexFile
 from tapescope.storage.scalars import ScalarReader, validation_loss
 from tapescope.storage.sinks import Sink, SinkThread, choose_scalars, join_all, start_sinks
@@ -87,7 +87,7 @@ class RunWriter:
                 "tapescope: `about` cannot set %s, which tapescope sets itself", ", ".join(sorted(reserved))
             )
         self._resume = resume or Resume(0, {})
-        self._rows: Rows | None = None
+        self._rows: RunRows | None = None
         """The rows of the run; None until its first record."""
         self._index = IndexFile(logdir)
         self._spikes = RunSpikes()
@@ -291,7 +291,7 @@ class RunWriter:
         """
         state = self._probe_state
         names = state.layouts[reading.layout].names
-        rows = self._rows = self._rows or Rows(self._recorded_names or names)
+        rows = self._rows = self._rows or RunRows(self._recorded_names or names)
         rows_grew = rows.add(names)
         ledger = self._ledger = self._ledger or self._make_ledger(rows.first)
         ledger.extend(rows.names.units)
@@ -306,7 +306,7 @@ class RunWriter:
         return values, rows_grew
 
     def _families_of(
-        self, step: Step, reading: Any, rows: Rows, ledger: Ledger, further: Mapping[str, np.ndarray]
+        self, step: Step, reading: Any, rows: RunRows, ledger: Ledger, further: Mapping[str, np.ndarray]
     ) -> list[Value]:
         """Return the step's tensors under tapescope's own tags; `further` has columns that are not in the reading."""
         state = self._probe_state

@@ -17,7 +17,7 @@ from tapescope.statistics.reading import Reading
 from tapescope.statistics.replicas import are_few
 from tapescope.storage import event_values
 from tapescope.storage.event_values import Value
-from tapescope.storage.rows import Rows
+from tapescope.storage.rows import RunRows
 from tapescope.storage.unit_ledger import Verdict
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
@@ -197,7 +197,7 @@ def step_family(step: Step, reading: Any, verdict: Verdict | None, run_spikes: R
     return _make_family("step", tuple(row), (), np.array(list(row.values()), np.float64))
 
 
-def make_builtin(reading: Any, rows: Rows, names: Names, verdict: Verdict | None) -> list[Value]:
+def make_builtin(reading: Any, rows: RunRows, names: Names, verdict: Verdict | None) -> list[Value]:
     """Return scalars and histograms for TensorBoard's own tabs.
 
     Args:
