@@ -473,5 +473,5 @@ def test_an_error_of_ours_is_not_called_the_users(own):
 
 
 def test_a_loss_in_float16_is_summed_in_float32():
-    goal = objective.Objective(lambda y, outputs: tf.constant([6e4, 6e4], tf.float16), ())
+    goal = objective.UserObjective(lambda y, outputs: tf.constant([6e4, 6e4], tf.float16), ())
     assert goal.mean(None, None).numpy() == pytest.approx(6e4, rel=1e-3)

@@ -27,7 +27,7 @@ class DataRow(NamedTuple):
     weighted: bool
 
 
-class Objective(NamedTuple):
+class OutputObjective(NamedTuple):
     """One output of the model and the loss that it is trained with."""
 
     output: int
@@ -57,7 +57,7 @@ class Objective(NamedTuple):
     """NaN where it is not known."""
 
 
-def summed_loss_advice(objectives: Sequence[Objective]) -> str:
+def summed_loss_advice(objectives: Sequence[OutputObjective]) -> str:
     """Return what to add to an advice to lower the learning rate where the loss is a sum over the batch."""
     if not any(objective.sums_examples for objective in objectives):
         return ""
@@ -67,7 +67,7 @@ def summed_loss_advice(objectives: Sequence[Objective]) -> str:
     )
 
 
-def data_layout(details: Mapping[str, Any]) -> tuple[tuple[DataRow, ...], tuple[Objective, ...]]:
+def data_layout(details: Mapping[str, Any]) -> tuple[tuple[DataRow, ...], tuple[OutputObjective, ...]]:
     """Return the rows of data and the objectives of a run's details, which may be damaged: a wrong one is left out."""
     rows = tuple(map(_row, tables.json_array(details.get("data_rows"))))
     index = {row.name: i for i, row in enumerate(rows)}
@@ -91,12 +91,12 @@ def _row(value: Any) -> DataRow:
     )
 
 
-def _objective(given: Mapping[str, Any], index: Mapping[str, int]) -> Objective | None:
+def _objective(given: Mapping[str, Any], index: Mapping[str, int]) -> OutputObjective | None:
     units = given.get("units")
     target_units = given.get("target_units")
     if not isinstance(units, int) or units < 1:
         return None
-    return Objective(
+    return OutputObjective(
         output=index.get(_text(given.get("output")), -1),
         target=index.get(_text(given.get("target")), -1),
         layer=_text(given.get("layer")),

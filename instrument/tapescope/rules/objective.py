@@ -12,7 +12,7 @@ the loss's own activation, and the output's activation matters to predictions an
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tapescope.rules.data_view import Objective, Pooled
+from tapescope.rules.data_view import OutputObjective, Pooled
 from tapescope.rules.finding import SEVERITIES, Finding
 from tapescope.rules.history import WINDOW, History
 
@@ -50,7 +50,7 @@ class Case(NamedTuple):
     """One output, its loss and its targets, as a rule sees them."""
 
     history: History
-    objective: Objective
+    objective: OutputObjective
     targets: Pooled | None
     outputs: Pooled | None
     certain: bool

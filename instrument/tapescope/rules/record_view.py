@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tapescope.rules.data_view import DataRow, Objective, data_layout
+from tapescope.rules.data_view import DataRow, OutputObjective, data_layout
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import flow_path, tables
@@ -56,7 +56,7 @@ class RunLayout(NamedTuple):
     """Decades by which Glorot initialization changes the gradient's length in a layer of these units, [L]."""
     data: tuple[DataRow, ...] = ()
     """The inputs, targets and outputs that were measured."""
-    objectives: tuple[Objective, ...] = ()
+    objectives: tuple[OutputObjective, ...] = ()
     """The outputs, and what they are trained for."""
     repeated_activation: tuple[str, ...] = ()
     """Activation that a loss applies to its logits, and the one that made these: softmax or sigmoid; else empty."""

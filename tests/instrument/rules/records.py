@@ -3,7 +3,7 @@
 import numpy as np
 
 from tapescope.rules import engine, record_view
-from tapescope.rules.data_view import DataRow, Objective
+from tapescope.rules.data_view import DataRow, OutputObjective
 from tapescope.rules.finding import SEVERITIES
 from tapescope.rules.record_view import Record
 
@@ -17,7 +17,7 @@ DETAILS = {
     "skipped": {},
 }
 LAYOUT = record_view.run_layout(VARIABLES, LAYERS, DETAILS)
-OBJECTIVE = Objective(
+OBJECTIVE = OutputObjective(
     output=-1,
     target=-1,
     layer="output",

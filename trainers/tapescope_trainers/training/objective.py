@@ -16,7 +16,7 @@ _TRIED = 2
 """Examples on which model and loss are tried before the training."""
 
 
-class Objective(NamedTuple):
+class UserObjective(NamedTuple):
     """Loss and metrics of a model of the user."""
 
     loss: Any
@@ -63,7 +63,7 @@ def build_model(reference: str, arguments: dict[str, Any], mixed_precision: str)
     return model
 
 
-def make(model: keras.Model, loss: str | None, metrics: str | None, data: UserData) -> Objective:
+def make(model: keras.Model, loss: str | None, metrics: str | None, data: UserData) -> UserObjective:
     """Return the objective of a model, tried on two examples, which also builds a model that is not built yet.
 
     Args:
@@ -95,7 +95,7 @@ def make(model: keras.Model, loss: str | None, metrics: str | None, data: UserDa
                 f"{user_code.describe(error)}"
             ) from error
         metric.reset_state()
-    return Objective(found, made)
+    return UserObjective(found, made)
 
 
 def _first(arrays: Any) -> Any:
@@ -133,7 +133,7 @@ def _try_loss(loss: Any, y: Any, outputs: Any) -> None:
             )
         _check_labels(loss, y, outputs)
     try:
-        Objective(loss, ()).mean(_first(y), outputs)
+        UserObjective(loss, ()).mean(_first(y), outputs)
     except Exception as error:
         raise ValueError(
             f"--loss does not fit: the targets are {_describe(y, outputs)}: {user_code.describe(error)}"
@@ -219,7 +219,7 @@ def _check_labels(loss: Any, y: Any, outputs: Any) -> None:
 
 
 def make_evaluation(
-    model: keras.Model, strategy: tf.distribute.Strategy, objective: Objective
+    model: keras.Model, strategy: tf.distribute.Strategy, objective: UserObjective
 ) -> Callable[..., tuple[tf.Tensor, Any, Any]]:
     """Return a compiled `evaluate(x, y)` of a global batch.
 
@@ -245,7 +245,7 @@ def make_evaluation(
     return evaluate
 
 
-def validation_metrics(evaluate: Callable[..., Any], batches: Iterable, objective: Objective) -> dict[str, float]:
+def validation_metrics(evaluate: Callable[..., Any], batches: Iterable, objective: UserObjective) -> dict[str, float]:
     """Return the mean loss and the metrics over all of `batches`."""
     sums = np.zeros(2)
     for metric in objective.metrics:

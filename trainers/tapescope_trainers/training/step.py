@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tapescope import Probe
 from tapescope_trainers.training import replicated
-from tapescope_trainers.training.objective import Objective
+from tapescope_trainers.training.objective import UserObjective
 
 
 class Outcome(NamedTuple):
@@ -36,7 +36,7 @@ def make(
     clip_norm: float | None = None,
     accumulate_steps: int = 1,
     jit_compile: bool = False,
-    objective: Objective | None = None,
+    objective: UserObjective | None = None,
 ) -> Callable[..., Outcome]:
     """Return a compiled `step(x, y, measure)`, where `measure` is a Python bool.
 
