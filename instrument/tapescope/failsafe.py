@@ -25,10 +25,16 @@ def misuse_error(message: str) -> ValueError:
 
 
 class Failsafe:
-    """The failure of measuring, if there was one, and whether failures are raised."""
+    """The failure of measuring, if there was one, and whether failures are raised.
 
-    def __init__(self, strict: bool):
+    Args:
+      strict: whether they are.
+      consequence: of a failure, for the log.
+    """
+
+    def __init__(self, strict: bool, consequence: str = "training goes on, and is not measured"):
         self.strict = strict
+        self._consequence = consequence
         self.failure: str | None = None
         """Where and why measuring failed."""
 
@@ -50,9 +56,9 @@ class Failsafe:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         self.failure = f"at {layer}: {reason}" if layer else reason
         logging.warning(
-            "tapescope: measuring failed %s; training goes on, and is not measured. "
-            "tapescope.Probe(..., strict=True) raises instead",
+            "tapescope: measuring failed %s; %s. tapescope.Probe(..., strict=True) raises instead",
             self.failure if layer else f"({reason})",
+            self._consequence,
         )
 
 

@@ -4,13 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from tapescope.capture import optimizer_state, private_api
 from tapescope.capture.state import ProbeState
+from tapescope.failsafe import Failsafe
 from tapescope.statistics import slow_columns
 from tapescope.statistics.slow_columns import SlowRows
-from tapescope.storage.printable import describe_error
 from tapescope.storage.resume import Resume
 
 SLOW_STEPS = 1000
@@ -38,6 +37,7 @@ class SlowMeasurement:
     def __init__(self, state: ProbeState, every: int, resume: Resume | None):
         self._probe_state = state
         self._every = every
+        self._failsafe = Failsafe(state.failsafe.strict, "the slow columns are not measured any more")
         self._key: Any = None
         """Variables and moments that `_measure` was made for; kept, because ids are compared."""
         self._measure: Callable[[], Any] | None = None
@@ -61,20 +61,14 @@ class SlowMeasurement:
     def measure(self, step: int) -> SlowRows | None:
         """Return the slow columns of the weights as they are; None if it is not this step's turn.
 
-        What fails here is logged once, and not measured any more: the training goes on.
+        After a failure it is None: see `Failsafe`.
         """
-        if not self._every or step < self._next:
+        if not self._every or self._failsafe.failure or step < self._next:
             return None
         self._next = self._last_of_period(step + 1)
-        try:
-            with private_api.without_op_callbacks():
-                return self._measure_rows()
-        except Exception as error:
-            if self._probe_state.failsafe.strict:
-                raise
-            self._every = 0
-            logging.warning("tapescope: the slow columns are not measured any more (%s)", describe_error(error))
-            return None
+        with self._failsafe.contain(), private_api.without_op_callbacks():
+            return self._measure_rows()
+        return None
 
     def _measure_rows(self) -> SlowRows:
         selection = self._probe_state.selection

@@ -95,7 +95,10 @@ def test_a_failure_ends_the_slow_columns_and_not_the_training(monkeypatch, caplo
     monkeypatch.setattr(state, "optimizers", lambda: 1 / 0)
     assert [measurement.measure(step) for step in range(2)] == [None, None]
     messages = [record.getMessage() for record in caplog.records if "slow columns" in record.getMessage()]
-    assert messages == ["tapescope: the slow columns are not measured any more (ZeroDivisionError: division by zero)"]
+    assert messages == [
+        "tapescope: measuring failed (ZeroDivisionError: division by zero); the slow columns are not measured any "
+        "more. tapescope.Probe(..., strict=True) raises instead"
+    ]
 
 
 @pytest.mark.slow
