@@ -44,12 +44,12 @@ def data_rows(tensors: Sequence[DataTensor]) -> Reduction[tf.Tensor]:
     if not tensors:
         return tf.zeros([len(DATA_ROWS), 0])
     if for_gpu():
-        return (yield from _single_pass(tensors))
+        return (yield from _data_rows_on_gpu(tensors))
     return tf.stack([_rows_of(_first_examples(d.tensor), d.weights, d.has_classes) for d in tensors], 1)
 
 
-def _single_pass(tensors: Sequence[DataTensor]) -> Reduction[tf.Tensor]:
-    """Return DATA_ROWS as they are computed on a GPU: all elements of a tensor in one kernel."""
+def _data_rows_on_gpu(tensors: Sequence[DataTensor]) -> Reduction[tf.Tensor]:
+    """Return what `data_rows` does, with all elements of a tensor in one kernel."""
     sums: dict[str, list[Piece]] = {name: [] for name in ("moments", "first", "last")}
     highest: dict[str, list[Piece]] = {"negative_min": [], "max": []}
     zero = constant(0.0)
@@ -77,8 +77,8 @@ def _single_pass(tensors: Sequence[DataTensor]) -> Reduction[tf.Tensor]:
         for name, values in (("negative_min", -x), ("max", x)):
             highest[name].append(Piece(single_pass.highest_of_rows(tf.where(used, values, low)), lengths))
     found = yield Rows(sums, highest)
-    total, square = single_pass.parts(found["moments"])
-    first, last = (single_pass.parts(found[name]) for name in ("first", "last"))
+    total, square = single_pass.split_complex(found["moments"])
+    first, last = (single_pass.split_complex(found[name]) for name in ("first", "last"))
     counts = [count for packed in (*first, last[0]) for count in single_pass.unpack_counts(packed)]
     counts.append(last[1])
     mean = tf.math.divide_no_nan(total, counts[0])

@@ -35,7 +35,7 @@ from tapescope.statistics.batched_ops import (
     restore_order,
     with_exact_fallback,
 )
-from tapescope.statistics.reductions import Reduction, together
+from tapescope.statistics.reductions import Reduction, join
 from tensorboard_plugin_tapescope.metadata import BINS
 
 LAYER_ROWS = (
@@ -99,7 +99,7 @@ def layer_rows(
     keys = [id(call) if own else call.activation for call, own in zip(calls, needs_own, strict=True)]
     groups = group_by_shape(outputs, keep_units=True, keys=keys)
     widths = [int(a.shape[-1] or 0) for a in outputs]
-    of_outputs, (norms, nonfinite) = yield from together(
+    of_outputs, (norms, nonfinite) = yield from join(
         _output_rows(groups, calls, widths), _delta_rows([call.deltas for call in calls])
     )
     moments, zero, saturated, absolute_sums, unit_counts = of_outputs
@@ -125,17 +125,17 @@ def _output_rows(
       second, and what `_unit_counts` returns.
     """
     if for_gpu():
-        return (yield from _single_pass(groups, calls))
+        return (yield from _output_rows_on_gpu(groups, calls))
     parts = [_moments(chunk, calls) for chunk in chunks(groups)]
     moments, absolute_sums = (concat(part, 1) for part in zip(*parts, strict=True))
     unit_counts = _unit_counts(groups, calls)
     return moments, *_sum_by_layer(unit_counts, groups, widths), absolute_sums, unit_counts
 
 
-def _single_pass(
+def _output_rows_on_gpu(
     groups: Sequence[Group], calls: Sequence[LayerCall]
 ) -> Reduction[tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]]:
-    """Return what `_output_rows` does, as it is computed on a GPU."""
+    """Return what `_output_rows` does, in one pass over each output."""
     units = []
     saturated = []
     zero = constant(0.0)

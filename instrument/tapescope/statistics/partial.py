@@ -107,7 +107,7 @@ def measure(
     """
 
     def reduce() -> tuple[Any, ...]:
-        parts = reductions.together(
+        parts = reductions.join(
             layer_statistics.layer_rows(calls, histograms, examples),
             gradient_rows(gradients, histograms),
             data.data_rows(tensors),

@@ -184,7 +184,7 @@ def complete(
 
     def reduce() -> tuple[Any, Any, Any]:
         return reductions.run(
-            reductions.together(
+            reductions.join(
                 partials.gradient_rows(recorded, histograms),
                 _norms(applied),
                 tensor_statistics.weight_rows(partial.weights, weights),

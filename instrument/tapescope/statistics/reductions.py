@@ -45,7 +45,7 @@ Reduction = Generator[Rows, Totals, Result]
 """A generator that yields rows, is sent their totals, and returns its result."""
 
 
-def together(*reductions: Reduction[Any]) -> Reduction[tuple[Any, ...]]:
+def join(*reductions: Reduction[Any]) -> Reduction[tuple[Any, ...]]:
     """Join reductions to one that returns what each of them returns."""
     results: list[Any] = [None] * len(reductions)
     waiting = dict(enumerate(reductions))

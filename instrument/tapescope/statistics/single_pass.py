@@ -102,6 +102,7 @@ def in_rows(x: tf.Tensor, n: int = 1) -> InRows:
 
 
 def as_float(mask: tf.Tensor) -> tf.Tensor:
+    """Return a mask, or a result in float64, as float32."""
     return tf.raw_ops.Cast(x=mask, DstT=tf.float32)
 
 
@@ -160,7 +161,7 @@ def _wide(x: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.Cast(x=x, DstT=tf.float64)
 
 
-def parts(pairs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def split_complex(pairs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the real and the imaginary parts of sums: a kernel has at most eight results, so sums go in pairs."""
     return tf.math.real(pairs), tf.math.imag(pairs)
 
@@ -198,7 +199,7 @@ def norm_rows(
     found = yield Rows({"sums": sums}, {"max": largest} if is_all else {})
     if len(names) == 1:
         return (as_float(tf.raw_ops.Sqrt(x=found["sums"])),)
-    square, counts = parts(found["sums"])
+    square, counts = split_complex(found["sums"])
     norm = tf.raw_ops.Sqrt(x=square)
     if not is_all:
         return as_float(norm), as_float(counts)
@@ -244,8 +245,8 @@ def moments(
             known = tf.raw_ops.SelectV2(condition=finite, t=element, e=lowest)
             highest[name].append(Piece(highest_of_rows(known), lengths))
     found = yield Rows(sums, highest)
-    total, square = parts(found["moments"])
-    counts, saturated = parts(found["counts"])
+    total, square = split_complex(found["moments"])
+    counts, saturated = split_complex(found["counts"])
     zeros, nonfinite = unpack_counts(counts)
     mean = tf.math.divide_no_nan(total, _wide(element_counts(groups)) - nonfinite)
     # The difference of two equal sums of squares may be anything in their last bits.
@@ -273,5 +274,5 @@ def unit_sums(group: Group, elements: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     for i in range(0, len(elements), 2):
         pair = elements[i : i + 2]
         total = tf.raw_ops.Sum(input=tf.complex(*pair) if len(pair) == 2 else pair[0], axis=axis)
-        sums += parts(total) if len(pair) == 2 else [total]
+        sums += split_complex(total) if len(pair) == 2 else [total]
     return sums

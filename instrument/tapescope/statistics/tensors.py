@@ -32,7 +32,7 @@ from tapescope.statistics.batched_ops import (
     restore_order,
     with_exact_fallback,
 )
-from tapescope.statistics.reductions import Reduction, together
+from tapescope.statistics.reductions import Reduction, join
 from tensorboard_plugin_tapescope.metadata import BINS
 
 GRADIENT_ROWS = ("norm", "max", "zero", "nonfinite", "elements")
@@ -345,7 +345,7 @@ def weight_rows(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> Redu
             for o, n in zip(start_groups, group_by_shape(end), strict=True)
         ]
     # The weights before the step are in memory anyway.
-    (norm, nonfinite), change_norm = yield from together(
+    (norm, nonfinite), change_norm = yield from join(
         norm_rows(old, tf.math.is_finite, most_joined=math.inf), _only_norms(change, tf.math.is_finite)
     )
     return restore_order(tf.raw_ops.Pack(values=[norm, change_norm, nonfinite]), old)

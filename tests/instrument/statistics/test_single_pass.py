@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tapescope.statistics import reductions, single_pass
 from tapescope.statistics.batched_ops import group_by_shape
-from tapescope.statistics.reductions import Piece, Rows, run, together
+from tapescope.statistics.reductions import Piece, Rows, join, run
 
 
 def sum_of(*values):
@@ -22,11 +22,11 @@ def sum_of(*values):
 
 def test_reductions_that_run_together_return_what_each_returns_alone():
     reductions = [(), (1.0,), (2.0, 3.0), (), (5.0, 6.0, 7.0)]
-    assert run(together(*(sum_of(*values) for values in reductions))) == tuple(run(sum_of(*v)) for v in reductions)
+    assert run(join(*(sum_of(*values) for values in reductions))) == tuple(run(sum_of(*v)) for v in reductions)
 
 
 def test_reductions_may_be_joined_twice():
-    assert run(together(together(sum_of(1.0), sum_of(2.0)), sum_of(3.0))) == ((102.0, 203.0), 304.0)
+    assert run(join(join(sum_of(1.0), sum_of(2.0)), sum_of(3.0))) == ((102.0, 203.0), 304.0)
 
 
 @pytest.mark.parametrize("count", [1, reductions.MOST_ROWS, 3 * reductions.MOST_ROWS + 1])
