@@ -217,8 +217,3 @@ def recorded_spikes(run: Run) -> RunSpikes:
         return read_spikes(run)
     except Exception:  # a damaged run must not keep the training from going on
         return RunSpikes()
-
-
-def recorded_columns(run: Run) -> dict[str, tuple[str, ...]]:
-    """Return the columns in the description of each tag, which hold for all records of the run."""
-    return {series.family.tag: series.family.columns for series in run._series.values()}

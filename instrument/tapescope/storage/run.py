@@ -350,6 +350,11 @@ def columns_by_name(run: Run) -> dict[str, np.ndarray]:
     return {name: run[name] for name in run.columns if name in metadata.COLUMNS}
 
 
+def columns_by_tag(run: Run) -> dict[str, tuple[str, ...]]:
+    """Return the columns in the description of each tag, which hold for all records of a run."""
+    return {series.family.tag: series.family.columns for series in run._series.values()}
+
+
 def runs(logdir: str | os.PathLike[str]) -> list[str]:
     """Return the directories at and below `logdir` that a Run can be made of, sorted.
 

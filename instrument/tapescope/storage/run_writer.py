@@ -32,6 +32,7 @@ from tapescope.storage.heatmap import COLUMN, Heatmap, HeatmapHistory
 from tapescope.storage.printable import describe, printable
 from tapescope.storage.resume import Resume
 from tapescope.storage.rows import RunRows, recorded_rows
+from tapescope.storage.run import columns_by_tag
 from tapescope.storage.run_index import IndexFile
 from tapescope.storage.scalars import ScalarReader, validation_loss
 from tapescope.storage.sinks import Sink, SinkThread, choose_scalars, join_all, start_sinks
@@ -114,7 +115,7 @@ class RunWriter:
                 self.findings = self._engine.findings if self._engine else ()
                 self._index.progress = resuming.recorded_progress(recorded)
                 self._spikes = resuming.recorded_spikes(recorded)
-                self._recorded_columns = resuming.recorded_columns(recorded)
+                self._recorded_columns = columns_by_tag(recorded)
         self._published = self.findings
         """Findings that the sinks have got, or got when the run was recorded before."""
         self._families: dict[str, Family] = {}
