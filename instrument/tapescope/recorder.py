@@ -210,7 +210,8 @@ class Recorder:
         """
         step = _check_step(step)
         examples_seen = math.nan if examples is None else _check_examples(examples)
-        self._check(reading)
+        self._check_reading(reading)
+        self._has_written = self._has_written or reading is not None
         _check_mapping("scalars", scalars or {})
         if reading is not None and self._copies is not None:
             self._copies.offer(step, batch, indices)
@@ -221,15 +222,7 @@ class Recorder:
         if reading is not None:
             reading = Reading(*map(_to_tensor, reading))
             self._reading_bytes = self._reading_bytes or sum(map(count_bytes, reading))
-            first_nonfinite = _known_first_nonfinite(reading)
-            if min(first_nonfinite, default=-1) < -1:
-                raise ValueError(
-                    "`reading` must be what `strategy.run` returned, as it is: each replica has the numbers of the "
-                    "global batch; got a sum over the replicas"
-                )
-            nonfinite = max(first_nonfinite, default=-1) >= 0
-            is_first_nonfinite = nonfinite and not self._was_nonfinite
-            self._was_nonfinite = nonfinite
+            is_first_nonfinite = self._is_first_nonfinite(reading)
             # A job of 0 bytes is never left out.
             size = 0 if is_first_nonfinite else _SCALARS_BYTES + self._reading_bytes
             cost = self.when.cost
@@ -246,6 +239,22 @@ class Recorder:
         self._put(lambda run_writer: run_writer.write(record_step, reading, numbers, wall_time, slow), size)
         if is_first_nonfinite:
             self._wait(FIRST_NONFINITE_WAIT_SECONDS)
+
+    def _is_first_nonfinite(self, reading: Reading) -> bool:
+        """Return whether a reading has a NaN or Inf and the one before had none, as far as is known without waiting.
+
+        Raises:
+          ValueError: the reading was summed over the replicas.
+        """
+        first_nonfinite = _known_first_nonfinite(reading)
+        if min(first_nonfinite, default=-1) < -1:
+            raise ValueError(
+                "`reading` must be what `strategy.run` returned, as it is: each replica has the numbers of the "
+                "global batch; got a sum over the replicas"
+            )
+        was_nonfinite = self._was_nonfinite
+        self._was_nonfinite = max(first_nonfinite, default=-1) >= 0
+        return self._was_nonfinite and not was_nonfinite
 
     def _restore_schedule(self, resume: Resume) -> Resume:
         """Choose what the schedule of the run so far has chosen, and return the state without it.
@@ -275,7 +284,7 @@ class Recorder:
             if replicas.is_single_worker(self._probe_state.variables()):
                 self.when._look_closer()
 
-    def _check(self, reading: Any) -> None:
+    def _check_reading(self, reading: Any) -> None:
         """Raise ValueError unless the reading is of this Recorder's Probe."""
         if reading is None:
             return
@@ -285,7 +294,6 @@ class Recorder:
                 f"{type(reading).__name__}. A tf.GradientTape has no reading"
             )
         layouts = [layout.names for layout in self._probe_state.layouts]
-        self._has_written = True
         variables, layers = (summaries.first_replica(part).shape[-1] for part in reading[:2])
         if (variables, layers) not in [(len(names.variables), len(names.layers)) for names in layouts]:
             raise ValueError(
