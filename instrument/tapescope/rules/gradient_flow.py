@@ -4,7 +4,7 @@ README.md says how a rule is written.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -40,21 +40,14 @@ def non_finite(history: History) -> Iterator[Finding]:
     if not (bad_tensors or history.loss_became_nonfinite or lost_from_start):
         return
     views = list(history.window)
-    bad_output = [_has_bad_output(view) for view in views]
-    bad_gradient = [_has_bad_gradient(view, history) for view in views]
-    bad = [
-        output or gradient or math.isinf(view.loss)
-        for output, gradient, view in zip(bad_output, bad_gradient, views, strict=True)
-    ]
-    at = len(bad) - 1
-    while at and bad[at - 1]:  # the first of them, even if only a later one made it an error
-        at -= 1
+    at = _first_nonfinite(views, history)
     first = views[at]
     elements = _bad_gradient_elements(first, history)
     forward = int(first.number("first_nonfinite_forward", -1))
     backward = int(first.number("first_nonfinite_backward", -1))
     layer, message = _locate_nonfinite(history, first, forward, backward, elements)
-    if lost_from_start and not bad_tensors:
+    loss_alone = lost_from_start and not bad_tensors
+    if loss_alone:
         first = views[0]
         at = 0
         message = "the loss is nan in all records, although all layers and gradients are finite"
@@ -68,31 +61,25 @@ def non_finite(history: History) -> Iterator[Finding]:
         message = "the weights of most layers are NaN or Inf: an update made them so"
     # If only the gradient is not finite and no weight changed, a loss scale may have overflowed and skipped the step.
     # If that is not the reason, the next record has it in the weights.
-    skipped = bad_gradient[at] and not any(bad_output) and not np.any(first.update_ratio > 0)
+    skipped = _has_bad_gradient(views[at], history) and not any(map(_has_bad_output, views))
+    skipped = skipped and not np.any(first.update_ratio > 0)
     behind_all = not skipped and forward < 0 <= backward and bool(history.layout.is_output[backward])
     since = views[at - 1].step + 1 if at else first.step
-    when = f"at step {first.step}" if since == first.step else f"between steps {since} and {first.step}"
-    causes = "a division by 0, a logarithm or root of 0, or an overflow there, and check the data."
-    if skipped:
-        message = f"{message}, {when}; the weights did not change, as when a loss scale overflows"
-        advice = f"Nothing to do while a loss scale is being adjusted. If it continues, look for {causes}"
-    else:
-        message = f"{message}, {when}{grown}"
-        advice = f"Look for {causes}"
+    message += f", at step {first.step}" if since == first.step else f", between steps {since} and {first.step}"
+    message += "; the weights did not change, as when a loss scale overflows" if skipped else grown
     replicas = _bad_replicas(first)
     if replicas:
         message += f"; only on replica {', '.join(map(str, replicas))}"
     if broken is not None:
-        advice = "Leave out or fill in the examples with missing values before training. Or a column that is constant "
-        advice += "was divided by its standard deviation of 0: add a small number to that, or leave the column out."
+        advice = (
+            "Leave out or fill in the examples with missing values before training. Or a column that is constant was "
+            "divided by its standard deviation of 0: add a small number to that, or leave the column out."
+        )
     elif grown:
         advice = "Lower the learning rate at least tenfold, or clip the gradient by its global norm."
         advice += summed_loss_advice(history.layout.objectives)
-    elif (lost_from_start and not bad_tensors) or behind_all:
-        advice = f"Look into the loss function for {causes} A small number added before a root or logarithm keeps its "
-        advice += "gradient finite."
     else:
-        advice += " If the gradient grew before, lower the learning rate or clip it."
+        advice = _advice_on_nonfinite(skipped, in_loss=loss_alone or behind_all)
     yield Finding(
         rule="non_finite",
         version=2,
@@ -109,6 +96,38 @@ def non_finite(history: History) -> Iterator[Finding]:
         | ({"replica": float(replicas[0])} if replicas else {}),
         advice=advice,
     )
+
+
+def _first_nonfinite(views: Sequence[RecordView], history: History) -> int:
+    """Return the index of the first record from which on all but perhaps the latest have a NaN or Inf."""
+
+    def is_bad(view: RecordView) -> bool:
+        return _has_bad_output(view) or _has_bad_gradient(view, history) or math.isinf(view.loss)
+
+    at = len(views) - 1
+    while at and is_bad(views[at - 1]):
+        at -= 1
+    return at
+
+
+def _advice_on_nonfinite(skipped: bool, in_loss: bool) -> str:
+    """Return an advice where neither the data nor growth explains a NaN or Inf.
+
+    Args:
+      skipped: whether the weights did not change.
+      in_loss: whether it arises in the loss function.
+    """
+    causes = "a division by 0, a logarithm or root of 0, or an overflow there, and check the data."
+    if in_loss:
+        return (
+            f"Look into the loss function for {causes} A small number added before a root or logarithm keeps its "
+            "gradient finite."
+        )
+    if skipped:
+        advice = f"Nothing to do while a loss scale is being adjusted. If it continues, look for {causes}"
+    else:
+        advice = f"Look for {causes}"
+    return f"{advice} If the gradient grew before, lower the learning rate or clip it."
 
 
 def _bad_replicas(view: RecordView) -> list[int]:
