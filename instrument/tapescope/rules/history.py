@@ -175,12 +175,7 @@ class History:
     """
 
     def __init__(self, layout: RunLayout):
-        self.layout = layout
-        self.window: deque[RecordView] = deque(maxlen=WINDOW)
-        sizes = [len(layout.groups) if name in _GROUP_VECTORS else layout.layer_count for name in _VECTORS]
-        self._ends: list[int] = np.cumsum(sizes).tolist()
-        self._table = np.full([self._ends[-1] + len(_NUMBERS), WINDOW], np.nan).T
-        """The fields of Usual of the window's records, in any order, [WINDOW, N]; NaN for a record still to come."""
+        self._begin_window(layout)
         self.data = DataHistory(len(layout.data))
         """The inputs, targets and outputs over all records."""
         self.first: RecordView | None = None
@@ -235,6 +230,15 @@ class History:
         self.replica_differences: deque[tuple[int, np.ndarray]] = deque(maxlen=LONG)
         """Step and `record_view.replica_differences` [2, R] of the last LONG records."""
 
+    def _begin_window(self, layout: RunLayout) -> None:
+        """Begin an empty window of records that have a layout."""
+        self.layout = layout
+        self.window: deque[RecordView] = deque(maxlen=WINDOW)
+        sizes = [len(layout.groups) if name in _GROUP_VECTORS else layout.layer_count for name in _VECTORS]
+        self._ends: list[int] = np.cumsum(sizes).tolist()
+        self._table = np.full([self._ends[-1] + len(_NUMBERS), WINDOW], np.nan).T
+        """The fields of Usual of the window's records, in any order, [WINDOW, N]; NaN for a record still to come."""
+
     def add(self, record: Record) -> None:
         """Add the next record."""
         for name in _CACHED:
@@ -277,14 +281,11 @@ class History:
     def extend(self, layout: RunLayout) -> None:
         """Go on with a layout that has further variables or layers behind those that are there."""
         before = self.layout
-        earlier = History(layout)
-        earlier.records = self.records - len(self.window)
-        for view in self.window:
-            earlier._add_to_window(extend_view(view, before, layout))
-        self.layout = layout
-        self.window = earlier.window
-        self._ends = earlier._ends
-        self._table = earlier._table
+        window = self.window
+        self._begin_window(layout)
+        self.records -= len(window)
+        for view in window:
+            self._add_to_window(extend_view(view, before, layout))
         self.first = None if self.first is None else extend_view(self.first, before, layout)
         self.spikes = [extend_view(view, before, layout) for view in self.spikes]
         self._risen = [extend_view(view, before, layout) for view in self._risen]
