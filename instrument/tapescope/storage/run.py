@@ -167,8 +167,7 @@ class Run:
         """State of the run: "state" ("training" or "ended"), "reason", and what it was started with."""
         if "status" not in self._series:
             return {}
-        texts = tables.decode_texts(self._series["status"].tensors[-1])
-        return tables.parse_status(texts)
+        return tables.first_object(tables.decode_texts(self._series["status"].tensors[-1]))
 
     @property
     def findings(self) -> list[dict[str, Any]]:
@@ -479,7 +478,7 @@ def _read_points(files: Sequence[str], problems: list[str], wanted: Callable[[st
                 array = tables.widen(extended[name], array)
                 tables.check_tensor(extended[name], array)
                 if name == "rows":
-                    rows = tables.parse_status(tables.decode_texts(array))
+                    rows = tables.first_object(tables.decode_texts(array))
                     extended = {}
             by_step[step] = (wall_time if math.isfinite(wall_time) else 0.0), array
         except Exception as error:  # the boundary of a tensor: it is left out, whatever is wrong with it

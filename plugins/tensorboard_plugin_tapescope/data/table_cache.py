@@ -202,7 +202,7 @@ class TableCache:
         read, rows = self._rows.get((experiment, name), (None, {}))
         if read != tag:
             unextended = Snapshot(self, ctx, experiment, Listing({name: run}))
-            rows = tables.status(unextended._read([name], ["rows"], 1)[name, "rows"])
+            rows = tables.last_object(unextended._read([name], ["rows"], 1)[name, "rows"])
             self._rows[experiment, name] = tag, rows
         extended = {family: t._replace(family=tables.extend(t.family, rows)) for family, t in run.tags.items()}
         return run._replace(tags=extended)

@@ -343,12 +343,12 @@ def decode_texts(tensor: np.ndarray) -> list[str]:
     return [t.decode("utf-8", "replace") if isinstance(t, bytes) else str(t) for t in np.ravel(tensor)]
 
 
-def status(data: Table) -> dict[str, Any]:
-    """Return the last status; empty where none can be read."""
-    return parse_status(texts(data))
+def last_object(data: Table) -> dict[str, Any]:
+    """Return the JSON object in the last record of a text family; empty where none can be read."""
+    return first_object(texts(data))
 
 
-def parse_status(texts: Iterable[str]) -> dict[str, Any]:
+def first_object(texts: Iterable[str]) -> dict[str, Any]:
     """Return the first text that is a JSON object; empty if none is."""
     for text in texts:
         try:

@@ -55,7 +55,7 @@ def summarize_run(snapshot: Snapshot, name: str, now: float) -> dict[str, Any]:
     step = snapshot.sample(name, "step")
     validation = _last_value(step, "validation_loss")
     status_table = snapshot.last_record(name, "status")
-    status = tables.status(status_table) if status_table is not None else {}
+    status = tables.last_object(status_table) if status_table is not None else {}
     findings_table = snapshot.last_record(name, "findings")
     found = []
     unreadable = 0

@@ -130,7 +130,7 @@ def _scaling(snapshot: Snapshot, query: Query) -> Panel:
     for run in query.runs:
         rate = _unmeasured_rate(snapshot.table(run, "step"))
         status = snapshot.last_record(run, "status")
-        number = tables.count(tables.status(status).get("replicas")) if status is not None else None
+        number = tables.count(tables.last_object(status).get("replicas")) if status is not None else None
         if number is not None and rate > 0:
             rates[run] = rate
             numbers[run] = number
