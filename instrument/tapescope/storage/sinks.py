@@ -19,6 +19,7 @@ from absl import logging
 
 from tapescope.rules.finding import Finding
 from tapescope.storage.printable import describe_error
+from tensorboard_plugin_tapescope.series import spikes
 from tensorboard_plugin_tapescope.series.findings import count_severities
 
 MAX_SCALARS = 20
@@ -172,11 +173,10 @@ def choose_scalars(
     """
     chosen: dict[str, float] = {"loss": float(scalars.get("loss", math.nan))}
     if columns:
-        norms = _finite(columns, "gradient_norm")
         delta = _finite(columns, "delta_norm")
         positive = delta[delta > 0]
         chosen |= {
-            "gradient_norm_global": float(np.sqrt(np.sum(np.square(norms)))),
+            "gradient_norm_global": float(spikes.total_norm(columns.get("gradient_norm", ()))),
             "update_ratio_min": _reduce(np.min, _finite(columns, "update_ratio")),
             "update_ratio_max": _reduce(np.max, _finite(columns, "update_ratio")),
             "delta_norm_min": _reduce(np.min, delta),

@@ -110,6 +110,12 @@ def test_many_scalars_are_cut_and_ours_come_first():
     assert "delta_norm_min" in numbers
 
 
+def test_the_norm_of_the_whole_gradient_is_that_of_the_scalars_tab():
+    norms = {"gradient_norm": np.array([3.0, np.nan, 4.0])}
+    assert sinks.choose_scalars({}, norms, [])["gradient_norm_global"] == 5.0
+    assert "gradient_norm_global" not in sinks.choose_scalars({}, {"gradient_norm": np.array([np.nan])}, [])
+
+
 def test_a_sink_that_raises_costs_no_record_and_is_said(tmp_path, caplog):
     assert record(tmp_path, Broken()).lost == 0
     assert "the sink Broken failed: RuntimeError: no network" in caplog.text
