@@ -380,53 +380,65 @@ def vanishing(history: History) -> Iterator[Finding]:
     parts = usual.path_losses
     decades_here = float(np.nanmin(parts))
     at = history.first_silent_source(int(np.nanargmin(parts)))
-    gate = float(usual.gate_gain[at])
-    weights = float(usual.weight_gain[at])
-    by_activation = gate <= weights
-    by_design = layout.activations[at] in NEVER_SATURATED
     blocked = decades_here == -math.inf
-    silent = bool(usual.activation_zero[at] >= 1)
-    between = blocked and not silent and min(gate, weights) > -math.inf and layout.source[at] >= 0
     share = 10.0**usual.total_loss
     names = layout.groups
-    first = layout.path[-1]
-    last = layout.path[0]
-
-    if not blocked:
-        takes = f"makes the gradient {format_factor(10**-decades_here)} shorter, "
-        if by_activation and by_design:
-            takes += "and its weights do not compensate for its activation"
-        else:
-            takes += f"mostly by its {'activation' if by_activation else 'weights'}"
-    elif between:
-        takes = f"has a gradient, and none of it passes to `{names[layout.source[at]]}` before it"
-    elif silent:
-        takes = "outputs only 0, and lets no gradient through"
-    else:
-        takes = f"lets no gradient through its {'activation' if by_activation else 'weights'}"
+    takes, advice = _how_it_takes(history, at, decades_here)
     message = f"{layout.describe_layer(at)} {takes}"
     others = 0 if blocked else int(np.sum(parts < 0.5 * decades_here)) - 1
     if others > 0:
         message += f", and {others} other layer{'s' if others > 1 else ''} about as much"
-    message += f"; `{names[first]}` gets {share:.2g} of the gradient that `{names[last]}` gets"
-
-    learner = next((layer for layer in reversed(layout.path) if usual.update_ratio[layer] >= 0), None)
-    learner_ratio = 0.0 if learner is None else float(usual.update_ratio[learner])
-    median_ratio = float(lower_median(usual.update_ratio))
-    behind = not learner_ratio > 0.01 * median_ratio
-    if learner is not None and median_ratio > 0:
-        whose = "its weights" if learner == first else f"the weights of `{names[learner]}`"
-        message += (
-            f", {'and' if behind else 'yet'} {whose} change by {learner_ratio:.2g} of their norm per step, where "
-        )
-        message += f"{median_ratio:.2g} is usual"
+    message += f"; `{names[layout.path[-1]]}` gets {share:.2g} of the gradient that `{names[layout.path[0]]}` gets"
+    behind, updates = _updates_of_first_layer(history)
     severe = behind or usual.total_loss <= -SEVERE_PATH_DECADES
     harmful = blocked or history.loss_stuck or (severe and not history.learned)
+    yield Finding(
+        rule="vanishing",
+        version=1,
+        severity=("error" if behind else "warning") if harmful else "info",
+        layer=names[at],
+        step=history.first_step(lambda view: view.total_loss <= -PATH_DECADES),
+        message=message + updates,
+        evidence={
+            "share_arriving": share,
+            "decades": max(usual.total_loss, -_LIMIT_DECADES),
+            "decades_here": max(decades_here, -_LIMIT_DECADES),
+            "decades_gate": max(float(usual.gate_gain[at]), -_LIMIT_DECADES),
+            "decades_weights": max(float(usual.weight_gain[at]), -_LIMIT_DECADES),
+        },
+        advice=_batch_of_one_advice(history) or advice,
+    )
 
+
+def _how_it_takes(history: History, at: int, decades: float) -> tuple[str, str]:
+    """Return how a layer takes the gradient, for a message, and what to try.
+
+    Args:
+      history: of the run.
+      at: the layer.
+      decades: lost at the layer, below 0; -inf where nothing passes.
+    """
+    layout = history.layout
+    gate = float(history.usual.gate_gain[at])
+    weights = float(history.usual.weight_gain[at])
+    by_activation = gate <= weights
+    by_design = layout.activations[at] in NEVER_SATURATED
+    part = "activation" if by_activation else "weights"
+    blocked = decades == -math.inf
+    silent = bool(history.usual.activation_zero[at] >= 1)
+    if blocked and not silent and min(gate, weights) > -math.inf and layout.source[at] >= 0:
+        return (
+            f"has a gradient, and none of it passes to `{layout.groups[layout.source[at]]}` before it",
+            f"Look between the two for an operation that {_PASSES_NONE}.",
+        )
+    if not blocked:
+        takes = f"makes the gradient {format_factor(10**-decades)} shorter, "
+        uncompensated = by_activation and by_design
+        takes += "and its weights do not compensate for its activation" if uncompensated else f"mostly by its {part}"
+    else:
+        takes = "outputs only 0, and lets no gradient through" if silent else f"lets no gradient through its {part}"
     silenced = blocked or gate <= -PATH_DECADES  # units that are silent by design take far less
-    if between:
-        advice = f"Look between the two for an operation that {_PASSES_NONE}."
-    elif not by_activation or (by_design and not silenced):
+    if not by_activation or (by_design and not silenced):
         advice = "Initialize these weights larger (He for ReLU, Glorot for tanh), or normalize the layer's output."
     elif by_design:
         advice = "Lower the learning rate, start its biases at 0, or use Leaky ReLU or ELU there."
@@ -434,21 +446,23 @@ def vanishing(history: History) -> Iterator[Finding]:
         advice = (
             "Use ReLU or ELU with He initialization there, normalize its input, or add a skip connection around it."
         )
-    yield Finding(
-        rule="vanishing",
-        version=1,
-        severity=("error" if behind else "warning") if harmful else "info",
-        layer=names[at],
-        step=history.first_step(lambda view: view.total_loss <= -PATH_DECADES),
-        message=message,
-        evidence={
-            "share_arriving": share,
-            "decades": max(usual.total_loss, -_LIMIT_DECADES),
-            "decades_here": max(decades_here, -_LIMIT_DECADES),
-            "decades_gate": max(gate, -_LIMIT_DECADES),
-            "decades_weights": max(weights, -_LIMIT_DECADES),
-        },
-        advice=_batch_of_one_advice(history) or advice,
+    return takes, advice
+
+
+def _updates_of_first_layer(history: History) -> tuple[bool, str]:
+    """Return whether the first layer on the path that is trained stands still, and the end of a message about it."""
+    layout = history.layout
+    ratios = history.usual.update_ratio
+    usual = float(lower_median(ratios))
+    learner = next((layer for layer in reversed(layout.path) if ratios[layer] >= 0), None)
+    ratio = 0.0 if learner is None else float(ratios[learner])
+    behind = not ratio > 0.01 * usual
+    if learner is None or not usual > 0:
+        return behind, ""
+    whose = "its weights" if learner == layout.path[-1] else f"the weights of `{layout.groups[learner]}`"
+    return behind, (
+        f", {'and' if behind else 'yet'} {whose} change by {ratio:.2g} of their norm per step, where {usual:.2g} is "
+        "usual"
     )
 
 
