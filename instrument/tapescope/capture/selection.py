@@ -117,17 +117,17 @@ class Selection:
     def all_variables(self) -> list[Any]:
         """Return all variables of the models, each once: also those that are not trained, such as random state.
 
-        Behind those of `counted_variables` are what layers keep out of Keras' lists: the states of a stateful RNN, and
+        Behind those of `listed_variables` are what layers keep out of Keras' lists: the states of a stateful RNN, and
         their own `tf.Variable`s.
         """
-        found = {id(v): v for v in self.counted_variables()}
+        found = {id(v): v for v in self.listed_variables()}
         owners = [*(m for m in self.models if not is_variable(m)), *(layer for _, layer in self._all_layers())]
         for owner in owners if self._are_built() else ():
             for variable in _held_variables(list(vars(owner).values()), _DEPTH):
                 found.setdefault(id(variable), variable)
         return list(found.values())
 
-    def counted_variables(self) -> list[Any]:
+    def listed_variables(self) -> list[Any]:
         """Return the variables that the models themselves list, each once; none before all models are built."""
         found: dict[int, Any] = {}
         for m in self.models if self._are_built() else ():
@@ -185,7 +185,7 @@ class Selection:
 
     def variable_scopes(self) -> dict[int, list[frozenset[int]]]:
         """Return sets of variable ids by layer id: the layer's own, then those of each layer and model around it."""
-        models = self._keras_models()
+        models = self._models_by_name()
         by_path = dict(models) if len(models) > 1 else {}
         by_path.update(self._all_layers())
         variables = {path: frozenset(map(id, layer.trainable_variables)) for path, layer in by_path.items()}
@@ -217,7 +217,7 @@ class Selection:
         )
 
     def _all_layers(self) -> list[tuple[str, Any]]:
-        models = self._keras_models()
+        models = self._models_by_name()
         found = []
         for name, m in models.items():
             is_bare = not isinstance(m, keras_kinds.models())  # a layer without a model around it
@@ -230,7 +230,8 @@ class Selection:
         """Return those of the models that are Keras'."""
         return [m for m in self.models if keras_kinds.is_layer(m)]
 
-    def _keras_models(self) -> dict[str, Any]:
+    def _models_by_name(self) -> dict[str, Any]:
+        """Return those models by name; equal ones are numbered."""
         found = self.keras_models()
         return dict(zip(number_equal_names(m.name for m in found), found, strict=True))
 

@@ -143,8 +143,8 @@ class _Replayer:
             self._run_on(self._captured.batch)  # the first step builds the model
             self._strategy = find_strategy(self._program.variables)
         variables = self._program.variables
-        counted = len(models.counted_variables())
-        known = counted if len(saved) == counted else len(variables)  # earlier versions captured no others
+        listed = len(models.listed_variables())
+        known = listed if len(saved) == listed else len(variables)  # earlier versions captured no others
         self._saved += _match("model", variables[:known], saved)
         self._saved += _as_they_are(variables[known:])
         if not all(np.isfinite(one.value.astype(float)).all() for one in saved):
