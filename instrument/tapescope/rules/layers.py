@@ -57,10 +57,7 @@ def poor_initialization(history: History) -> Iterator[Finding]:
     if first is None or history.records > 1 or first.step > WINDOW:
         return
     after = np.where(layout.reader >= 0, first.between_gain[layout.reader], 0) if layout.layer_count else np.zeros(0)
-    # A skip connection around the layer compensates for weights near 0, and a normalization after it for any scale.
-    gain = _compensated(_compensated(first.weight_gain, np.maximum(first.between_gain, 0)), after)
-    gain = _compensated(gain, -layout.expected_weight_gain)  # widening or narrowing layers change it by design
-    gain = _compensated(gain, np.maximum(first.gate_gain, 0))  # a steep activation, such as sin(30 x), by small weights
+    gain = _unexplained_gain(first, layout, after)
     equal = _has_equal_units(first, layout)
     empty = first.weight[: layout.layer_count] == 0  # a layer without weights has NaN
     reached = np.isfinite(first.layer_column("delta_norm"))  # the gradient stops behind frozen layers
@@ -69,11 +66,10 @@ def poor_initialization(history: History) -> Iterator[Finding]:
     total_gain = float(np.sum(gain[list(layout.path[:-1])])) if np.isfinite(gain).all() else 0.0
     only_in_total = abs(total_gain) >= PATH_DECADES and bool(np.all(np.abs(gain) < GAIN_DECADES))
     worst = index_of_largest(np.abs(gain)) if only_in_total else -1
-    lowest, highest = _chance_decades(history)
-    lows = FIRST_STD_DECADES[0] - lowest
-    highs = FIRST_STD_DECADES[1] + highest
+    low_chance, high_chance = _chance_decades(history)
     # Weights that do well in one call are usual ones. Another call may be of zeros, as of a boundary condition at 0.
-    is_usual = layout.is_input & (lows <= std_decades) & (std_decades <= highs)
+    is_usual = layout.is_input & (std_decades >= FIRST_STD_DECADES[0] - low_chance)
+    is_usual &= std_decades <= FIRST_STD_DECADES[1] + high_chance
     usual = {_without_call(name) for name, ok in zip(layout.groups, is_usual, strict=False) if ok}
     # Where weights of 0 stop the gradient, and the first layer has one nonetheless, there is a way around them.
     has_way_around = bool(np.any(first.layer_column("delta_norm")[layout.is_input] > 0))
@@ -81,7 +77,7 @@ def poor_initialization(history: History) -> Iterator[Finding]:
         name = layout.groups[layer]
         is_input = bool(layout.is_input[layer])
         is_output = bool(layout.is_output[layer])
-        too_small = gain[layer] <= -GAIN_DECADES - lowest[layer] and not is_output  # outputs may start at 0
+        too_small = gain[layer] <= -GAIN_DECADES - low_chance[layer] and not is_output  # outputs may start at 0
         too_small = too_small and not (has_way_around and np.isneginf(gain[layer]))
         saturated = first.saturated[layer]
         is_of_zeros = std[layer] == 0 and _without_call(name) in usual
@@ -99,7 +95,7 @@ def poor_initialization(history: History) -> Iterator[Finding]:
                 f"{format_factor(10**total_gain)} as long, those of `{name}` most"
             )
             evidence = {"decades_weights": total_gain, "decades_here": float(gain[layer])}
-        elif gain[layer] >= GAIN_DECADES + highest[layer] or too_small:
+        elif gain[layer] >= GAIN_DECADES + high_chance[layer] or too_small:
             too_large = bool(gain[layer] > 0)
             length = f"{format_factor(10 ** gain[layer])} as long" if np.isfinite(gain[layer]) else "0"
             message = f"the first weights of `{name}` make the gradient that passes them {length}"
@@ -133,6 +129,20 @@ def poor_initialization(history: History) -> Iterator[Finding]:
             f"{'smaller' if too_large else 'larger'} first weights: He initialization for ReLU and similar "
             "activations, Glorot for tanh and sigmoid.",
         )
+
+
+def _unexplained_gain(first: RecordView, layout: RunLayout, after: np.ndarray) -> np.ndarray:
+    """Return the decades by which each layer's first weights change the gradient, less what is so by design, [L].
+
+    Args:
+      first: the first record.
+      layout: of the run.
+      after: decades added between each layer and the one that reads it, [L].
+    """
+    # A skip connection around the layer compensates for weights near 0, and a normalization after it for any scale.
+    gain = _compensated(_compensated(first.weight_gain, np.maximum(first.between_gain, 0)), after)
+    gain = _compensated(gain, -layout.expected_weight_gain)  # widening or narrowing layers change it by design
+    return _compensated(gain, np.maximum(first.gate_gain, 0))  # a steep activation, such as sin(30 x), by small weights
 
 
 def _has_equal_units(first: RecordView, layout: RunLayout) -> np.ndarray:
