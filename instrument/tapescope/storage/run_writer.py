@@ -106,16 +106,7 @@ class RunWriter:
         self._recorded_names: Names | None = None
         """The rows of the records from which the run goes on."""
         if resume:
-            resuming.check_resume(logdir, resume, probe_state.selection.variable_names())
-            resuming.cut_records(logdir, resume.step)
-            recorded = resuming.recorded_run(logdir)
-            if recorded is not None:
-                self._recorded_names = recorded_rows(recorded)
-                self._engine = resuming.recorded_rules(recorded)
-                self.findings = self._engine.findings if self._engine else ()
-                self._index.progress = resuming.recorded_progress(recorded)
-                self._spikes = resuming.recorded_spikes(recorded)
-                self._recorded_columns = columns_by_tag(recorded)
+            self._continue_run(resume)
         self._published = self.findings
         """Findings that the sinks have got, or got when the run was recorded before."""
         self._families: dict[str, Family] = {}
@@ -130,6 +121,25 @@ class RunWriter:
         if files.own and not resume:
             resuming.set_aside(logdir, files.own)
         self._sinks = start_sinks(sinks, logdir, self._status)
+
+    def _continue_run(self, resume: Resume) -> None:
+        """Remove the records from a step on, and take over what the others say.
+
+        Raises:
+          OSError: a file cannot be read or written.
+          ValueError: the run cannot go on there; nothing is removed.
+        """
+        resuming.check_resume(self.logdir, resume, self._probe_state.selection.variable_names())
+        resuming.cut_records(self.logdir, resume.step)
+        recorded = resuming.recorded_run(self.logdir)
+        if recorded is None:
+            return
+        self._recorded_names = recorded_rows(recorded)
+        self._engine = resuming.recorded_rules(recorded)
+        self.findings = self._engine.findings if self._engine else ()
+        self._index.progress = resuming.recorded_progress(recorded)
+        self._spikes = resuming.recorded_spikes(recorded)
+        self._recorded_columns = columns_by_tag(recorded)
 
     @property
     def failing(self) -> bool:
