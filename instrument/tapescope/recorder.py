@@ -31,7 +31,7 @@ from tapescope.statistics.reading import STEP_COLUMNS, Reading
 from tapescope.step_copies import StepCopies, count_bytes
 from tapescope.storage import captures, summaries
 from tapescope.storage.background import BackgroundWriter, Job
-from tapescope.storage.captures import Captures
+from tapescope.storage.captures import CapturedSteps
 from tapescope.storage.directory import DirectoryLock, absolute
 from tapescope.storage.printable import describe, describe_error
 from tapescope.storage.resume import Resume
@@ -134,7 +134,7 @@ class Recorder:
         if not replicas.should_write(self._probe_state.variables()):
             return
         self._lock = logdir if isinstance(logdir, DirectoryLock) else DirectoryLock(self.logdir)
-        captured = Captures(self.logdir) if capture == "on_finding" else None
+        captured = CapturedSteps(self.logdir) if capture == "on_finding" else None
         if captured is not None:
             self._copies = StepCopies(captured, self._probe_state, optimizer)
         about = {**self._noted, **(about or {})}

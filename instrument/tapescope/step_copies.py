@@ -13,7 +13,7 @@ from tapescope.capture.selection import variable_path
 from tapescope.capture.state import ProbeState
 from tapescope.storage import captured_step
 from tapescope.storage.captured_step import SavedVariable
-from tapescope.storage.captures import Captures, Offer
+from tapescope.storage.captures import CapturedSteps, Offer
 
 
 class _State(NamedTuple):
@@ -32,7 +32,7 @@ class StepCopies:
       optimizer: whose variables are copied as well, or None.
     """
 
-    def __init__(self, captured: Captures, state: ProbeState, optimizer: Any):
+    def __init__(self, captured: CapturedSteps, state: ProbeState, optimizer: Any):
         self.checks_batch = True
         """Whether the first batch is checked, which raises what is wrong with all batches alike."""
         self._captured = captured

@@ -45,7 +45,7 @@ def check_mode(capture: str) -> None:
         raise ValueError(f"`capture` must be {' or '.join(map(repr, MODES))}; got {capture!r}")
 
 
-class Captures:
+class CapturedSteps:
     """Offered steps of one run, and its captured ones."""
 
     def __init__(self, logdir: str):

@@ -23,7 +23,7 @@ from tapescope.statistics.reading import Reading
 from tapescope.statistics.slow_columns import SlowRows
 from tapescope.storage import event_file, event_reader, event_values, summaries
 from tapescope.storage import resume as resuming
-from tapescope.storage.captures import Captures
+from tapescope.storage.captures import CapturedSteps
 from tapescope.storage.consecutive_gradients import ConsecutiveGradients
 from tapescope.storage.directory import DirectoryLock
 from tapescope.storage.event_values import Value
@@ -74,7 +74,7 @@ class RunWriter:
         about: Mapping[str, Any],
         resume: Resume | None,
         sinks: Sequence[str | Sink] = (),
-        captures: Captures | None = None,
+        captures: CapturedSteps | None = None,
     ):
         self.logdir = logdir
         self._captures = captures

@@ -62,7 +62,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 def test_the_oldest_steps_are_dropped_and_named(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(captures, "MAX_STEPS", 2)
-    kept = captures.Captures(str(tmp_path))
+    kept = captures.CapturedSteps(str(tmp_path))
     for step in (1, 5, 9):
         kept.offer(step, offer())
         kept.judge(step, "a spike", 1.0, {})
@@ -72,7 +72,7 @@ def test_the_oldest_steps_are_dropped_and_named(tmp_path, monkeypatch, caplog):
 
 def test_bytes_are_bounded_and_the_newest_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(captures, "MAX_BYTES", 1)
-    kept = captures.Captures(str(tmp_path))
+    kept = captures.CapturedSteps(str(tmp_path))
     for step in (1, 2):
         kept.offer(step, offer((np.zeros(10),)))
         kept.judge(step, "a spike", 1.0, {})
@@ -80,7 +80,7 @@ def test_bytes_are_bounded_and_the_newest_is_kept(tmp_path, monkeypatch):
 
 
 def test_a_step_without_an_alarm_is_forgotten(tmp_path):
-    kept = captures.Captures(str(tmp_path))
+    kept = captures.CapturedSteps(str(tmp_path))
     kept.offer(1, offer())
     kept.judge(1, None, 1.0, {})
     kept.judge(1, "a spike", 1.0, {})
@@ -88,7 +88,7 @@ def test_a_step_without_an_alarm_is_forgotten(tmp_path):
 
 
 def test_steps_that_wait_are_bounded_in_bytes_alone(tmp_path, caplog):
-    kept = captures.Captures(str(tmp_path))
+    kept = captures.CapturedSteps(str(tmp_path))
     for step in range(100):
         kept.offer(step, offer())
     for step in (100, 101):
@@ -100,7 +100,7 @@ def test_steps_that_wait_are_bounded_in_bytes_alone(tmp_path, caplog):
 
 
 def test_a_batch_that_cannot_be_stored_costs_the_capture_only(tmp_path, caplog):
-    kept = captures.Captures(str(tmp_path))
+    kept = captures.CapturedSteps(str(tmp_path))
     kept.offer(1, offer((object(),)))
     kept.judge(1, "a spike", 1.0, {})
     assert "step 1 shows a spike and cannot be captured" in caplog.text
@@ -116,7 +116,7 @@ def test_a_step_that_cannot_be_removed_costs_no_record(tmp_path, monkeypatch, ca
         raise PermissionError(path)
 
     monkeypatch.setattr(captures, "MAX_STEPS", 1)
-    kept = captures.Captures(str(tmp_path))
+    kept = captures.CapturedSteps(str(tmp_path))
     kept.offer(1, offer())
     kept.judge(1, "a spike", 1.0, {})
     monkeypatch.setattr(captures.os, "remove", refuse)
