@@ -132,7 +132,7 @@ def read_progress(run: Run) -> Progress:
 
 def read_spikes(run: Run) -> RunSpikes:
     """Return the spikes of a recorded run."""
-    return spikes.recorded_spikes({name: run[name] for name in spikes.NEEDED if name in run.columns})
+    return spikes.count_spikes({name: run[name] for name in spikes.NEEDED if name in run.columns})
 
 
 def describe_run(run: Run) -> dict[str, Any]:

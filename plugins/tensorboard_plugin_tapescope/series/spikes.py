@@ -105,7 +105,7 @@ def total_norm(norms: Any) -> np.ndarray:
     return np.where(np.isnan(norms).all(-1), np.nan, total)
 
 
-def recorded_spikes(columns: Mapping[str, np.ndarray]) -> RunSpikes:
+def count_spikes(columns: Mapping[str, np.ndarray]) -> RunSpikes:
     """Return the spikes of recorded steps.
 
     Args:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tensorboard_plugin_tapescope.series.spikes import RunSpikes, SpikeCounter, describe_shares, recorded_spikes
+from tensorboard_plugin_tapescope.series.spikes import RunSpikes, SpikeCounter, count_spikes, describe_shares
 
 
 def by_definition(values):
@@ -75,8 +75,8 @@ def test_the_gradient_of_a_skipped_step_is_left_out():
     norms = np.stack([noisy(300, 200), noisy(300, 200)], 1)
     skipped = np.zeros(300)
     skipped[200] = 1
-    assert recorded_spikes({"gradient_norm": norms}).shares["gradient"] == 1 / (300 - 64)
-    assert recorded_spikes({"gradient_norm": norms, "skipped": skipped}).shares["gradient"] == 0
+    assert count_spikes({"gradient_norm": norms}).shares["gradient"] == 1 / (300 - 64)
+    assert count_spikes({"gradient_norm": norms, "skipped": skipped}).shares["gradient"] == 0
 
 
 def test_records_one_by_one_give_the_share_of_all():
@@ -84,7 +84,7 @@ def test_records_one_by_one_give_the_share_of_all():
     spikes = RunSpikes()
     for loss, norms in zip(*columns.values(), strict=True):
         spikes.add(loss, norms)
-    assert spikes.shares == recorded_spikes(columns).shares
+    assert spikes.shares == count_spikes(columns).shares
     assert min(spikes.shares.values()) > 0
 
 
