@@ -30,7 +30,7 @@ def test_four_replicas_equal_one_device(one_device, tmp_path, capsys):
 
 def test_other_initial_weights_in_one_layer_are_located(one_device, tmp_path, capsys):
     def initialize(training):
-        kernel = training.model.get_layer("hidden_2").kernel
+        kernel = training.parts.model.get_layer("hidden_2").kernel
         kernel.assign(keras.initializers.HeNormal(7)(kernel.shape))
 
     trainings.run(tmp_path, *ARGUMENTS, change=initialize)

@@ -213,9 +213,9 @@ def test_measuring_does_not_change_the_weights_of(tmp_path, in_examples):
 def test_a_resumed_training_has_the_same_bits(tmp_path, in_examples):
     more = (*EXAMPLE, "--checkpoint_every=5", "--metrics=mae")
     whole = trainings.run(tmp_path / "whole", *more, "--steps=20")
-    trainings.run(tmp_path / "parts", *more, "--steps=10")
-    parts = trainings.run(tmp_path / "parts", *more, "--steps=20")
-    for a, b in zip(whole.model.get_weights(), parts.model.get_weights(), strict=True):
+    trainings.run(tmp_path / "resumed", *more, "--steps=10")
+    resumed = trainings.run(tmp_path / "resumed", *more, "--steps=20")
+    for a, b in zip(whole.parts.model.get_weights(), resumed.parts.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -232,17 +232,18 @@ def test_one_step_is_that_of_fit(tmp_path, own, model, data, loss):
     more += () if loss is None else (f"--loss={own}{loss}" if loss == "logits" else f"--loss={loss}",)
     initial = []
     training = run_own_from(tmp_path, own, model, data, more, initial)
-    expected = training.model
+    expected = training.parts.model
     ours = expected.get_weights()
     expected.set_weights(initial)
-    expected.compile(keras.optimizers.SGD(0.5), loss=training.objective.loss)
-    expected.fit(training.data.x_train, training.data.y_train, batch_size=32, epochs=1, verbose=0, shuffle=False)
+    expected.compile(keras.optimizers.SGD(0.5), loss=training.parts.objective.loss)
+    x, y = training.parts.data.x_train, training.parts.data.y_train
+    expected.fit(x, y, batch_size=32, epochs=1, verbose=0, shuffle=False)
     assert_close(ours, expected.get_weights())
 
 
 def run_own_from(tmp_path, own, model, data, more, initial):
     flags = (f"--model={own}{model}", f"--data={own}{data}", "--nohistograms", *more)
-    return trainings.run(tmp_path, *flags, change=lambda training: initial.extend(training.model.get_weights()))
+    return trainings.run(tmp_path, *flags, change=lambda training: initial.extend(training.parts.model.get_weights()))
 
 
 @pytest.mark.slow
@@ -251,9 +252,9 @@ def test_validation_is_that_of_keras(tmp_path, in_examples, more):
     options = trainings.parse(tmp_path, *EXAMPLE, "--metrics=mae,r2_score", "--batch_size=66", *more)
     training = build.prepare(options)
     training.recorder.close()
-    found = build.make_validation(options, training)()
-    y = training.data.y_valid
-    outputs = training.model(training.data.x_valid).numpy()
+    found = build.make_validation(options, training.parts)()
+    y = training.parts.data.y_valid
+    outputs = training.parts.model(training.parts.data.x_valid).numpy()
     expected = {
         "validation/loss": np.mean((outputs - y) ** 2),
         "validation/mean_absolute_error": np.mean(np.abs(outputs - y)),
@@ -278,7 +279,7 @@ def test_trains(tmp_path, own, model, data, more):
     flags = [flag.format(own=own).replace("loss_from_logits()", "logits") for flag in more]
     training = run_own(tmp_path, own, model, data, *flags, "--measure_every=2")
     assert tapescope.Run(tmp_path).steps.tolist() == [0, 2]
-    assert all(np.isfinite(weight).all() for weight in training.model.get_weights())
+    assert all(np.isfinite(weight).all() for weight in training.parts.model.get_weights())
 
 
 def test_a_preset_trains_on_data_of_ours(tmp_path, own):
@@ -288,9 +289,9 @@ def test_a_preset_trains_on_data_of_ours(tmp_path, own):
 
 def test_a_model_of_ours_trains_on_the_digits(tmp_path, own):
     training = prepare(tmp_path, f"--model={own}flat", "--loss=sparse_categorical_crossentropy")
-    assert training.data.x_train.shape[1:] == (8, 8)
-    assert training.data.x_train.dtype == np.float32
-    assert training.data.x_train.max() == 1
+    assert training.parts.data.x_train.shape[1:] == (8, 8)
+    assert training.parts.data.x_train.dtype == np.float32
+    assert training.parts.data.x_train.max() == 1
 
 
 def test_the_rules_know_targets_and_loss(tmp_path, own):
@@ -302,7 +303,7 @@ def test_the_rules_know_targets_and_loss(tmp_path, own):
 def test_the_arguments_reach_the_function(tmp_path, own):
     model = prepare(
         tmp_path, f"--model={own}net", '--model_args={"width": 7}', f"--data={own}arrays", f"--loss={own}logits"
-    ).model
+    ).parts.model
     assert model.layers[0].units == 7
 
 

@@ -58,11 +58,11 @@ def take_steps(logdir: Path, steps: int, *arguments: str, measure: Callable[[int
     training = build.prepare(options)
     training.recorder.close()
     training.earlier.close()
-    train_step = build.make_step(options, training)
-    batches = training.strategy.experimental_distribute_dataset(training.batches)
+    train_step = build.make_step(options, training.parts)
+    batches = training.parts.strategy.experimental_distribute_dataset(training.batches)
     readings = []
     for n, (x, y) in enumerate(itertools.islice(batches, steps)):
         reading = train_step(x, y, measure(n)).reading
         if reading is not None:
             readings.append(reading)
-    return Steps([variable.numpy() for variable in training.model.trainable_variables], readings)
+    return Steps([variable.numpy() for variable in training.parts.model.trainable_variables], readings)

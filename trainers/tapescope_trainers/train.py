@@ -153,12 +153,12 @@ def _train(options: Options, training: Training, received: list[str]):
     from tapescope_trainers.training import loop
     from tapescope_trainers.training.progress import Progress
 
-    train_step = make_step(options, training)
-    validate = make_validation(options, training)
+    train_step = make_step(options, training.parts)
+    validate = make_validation(options, training.parts)
     # This name keeps the iterator alive: TensorFlow may take a minute to end its background threads, and that must not
     # come before the last records are written.
     with strategy.device_datasets_without_autotune():
-        batches = iter(training.strategy.experimental_distribute_dataset(training.batches))
+        batches = iter(training.parts.strategy.experimental_distribute_dataset(training.batches))
     link = training.link
     if link:
         link.on_loss(lambda line: _exit_without_worker(line, training))
@@ -175,7 +175,7 @@ def _train(options: Options, training: Training, received: list[str]):
             steps=training.steps,
             batch_size=options.batch_size,
             when=training.when,
-            validate_every=options.validate_every or training.data.count // options.batch_size,
+            validate_every=options.validate_every or training.parts.data.count // options.batch_size,
             progress=Progress(
                 training.steps,
                 "steps",
@@ -184,7 +184,7 @@ def _train(options: Options, training: Training, received: list[str]):
             ),
             received=received,
             stop_on_error=options.on_finding == "stop",
-            should_stop=strategy.stop_agreement(training.strategy) if link else None,
+            should_stop=strategy.stop_agreement(training.parts.strategy) if link else None,
             start=training.start,
             metrics=training.metrics,
             save=training.save,

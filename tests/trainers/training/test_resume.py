@@ -159,11 +159,11 @@ MLP = ("--preset=mlp", "--width=8", "--measure_every=3")
     ids=["replicas", "float16", "jit"],
 )
 def test_resumed_weights_are_bit_identical(tmp_path, more):
-    expected = trainings.run(tmp_path / "a", *MLP, "--steps=20", *more).model.get_weights()
+    expected = trainings.run(tmp_path / "a", *MLP, "--steps=20", *more).parts.model.get_weights()
     trainings.run(tmp_path / "b", *MLP, "--steps=7", "--checkpoint_every=5", *more)
     resumed = trainings.run(tmp_path / "b", *MLP, "--steps=20", "--checkpoint_every=5", *more)
     assert resumed.start == 7
-    for a, b in zip(resumed.model.get_weights(), expected, strict=True):
+    for a, b in zip(resumed.parts.model.get_weights(), expected, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -191,12 +191,12 @@ def damaged(tmp_path):
 
 @pytest.mark.slow
 def test_damaged_checkpoints_are_named_and_the_one_before_is_used(damaged, tmp_path_factory, caplog):
-    expected = trainings.run(tmp_path_factory.mktemp("whole"), *MLP, "--steps=40").model.get_weights()
+    expected = trainings.run(tmp_path_factory.mktemp("whole"), *MLP, "--steps=40").parts.model.get_weights()
     resumed = trainings.run(damaged, *MLP, "--steps=40", "--checkpoint_every=10")
     assert resumed.start == 10
     assert re.search("ckpt-30 is damaged and skipped", caplog.text)
     assert re.search("ckpt-20 is damaged and skipped", caplog.text)
-    for a, b in zip(resumed.model.get_weights(), expected, strict=True):
+    for a, b in zip(resumed.parts.model.get_weights(), expected, strict=True):
         np.testing.assert_array_equal(a, b)
     assert tapescope.Run(damaged).steps.tolist() == list(range(0, 40, 3))
 
@@ -411,8 +411,8 @@ def test_a_full_disk_skips_checkpoints_and_the_training_goes_on(tmp_path, caplog
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     monkeypatch.setattr(tf.train.Checkpoint, "write", write_little)
-    expected = trainings.run(tmp_path / "whole", *MLP, "--steps=8").model.get_weights()
-    actual = trainings.run(tmp_path / "full", *MLP, "--steps=8", "--checkpoint_every=2").model.get_weights()
+    expected = trainings.run(tmp_path / "whole", *MLP, "--steps=8").parts.model.get_weights()
+    actual = trainings.run(tmp_path / "full", *MLP, "--steps=8", "--checkpoint_every=2").parts.model.get_weights()
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(a, b)
     assert len(re.findall("checkpoint of step [46] cannot be written: .*training goes on", caplog.text)) == 2

@@ -66,7 +66,7 @@ def test_steps_equal_those_of_a_plain_loop(tmp_path):
     """A loop without tapescope, in which Keras clips, which is right on one device."""
     arguments = ("--optimizer=sgd", "--learning_rate=0.5", "--clip_norm=0.05")
     training = prepare(tmp_path, *arguments)
-    model = training.model
+    model = training.parts.model
     optimizer = keras.optimizers.SGD(0.5, global_clipnorm=0.05)
     for x, y in training.batches.take(STEPS):
         with tf.GradientTape() as tape:
@@ -125,18 +125,20 @@ def overflow(tmp_path_factory):
         "--strategy=mirrored",
         "--devices=cpu:2",
     )
-    train_step = step.make(training.model, training.optimizer, training.probe, training.strategy, batch_size=64)
+    train_step = step.make(
+        training.parts.model, training.parts.optimizer, training.parts.probe, training.parts.strategy, batch_size=64
+    )
     x, y = next(iter(training.batches))
     infinite_in_float16 = tf.concat([x[:32], x[32:] * 1e30], 0)
 
     def state() -> tuple[list[np.ndarray], float]:
-        weights = [variable.numpy() for variable in training.model.trainable_variables]
-        return weights, float(training.optimizer.dynamic_scale.numpy())
+        weights = [variable.numpy() for variable in training.parts.model.trainable_variables]
+        return weights, float(training.parts.optimizer.dynamic_scale.numpy())
 
     states = [state()]
     for examples in (infinite_in_float16, x):
         batches = tf.data.Dataset.from_tensors((examples, y)).unbatch().batch(64, drop_remainder=True)
-        train_step(*next(iter(training.strategy.experimental_distribute_dataset(batches))), False)
+        train_step(*next(iter(training.parts.strategy.experimental_distribute_dataset(batches))), False)
         states.append(state())
     return states
 
@@ -163,16 +165,16 @@ def test_float16_readings_are_unscaled(tmp_path, more):
     def norms(*arguments: str) -> np.ndarray:
         training = prepare(tmp_path, *NETWORK, *more, *arguments)
         train_step = step.make(
-            training.model,
-            training.optimizer,
-            training.probe,
-            training.strategy,
+            training.parts.model,
+            training.parts.optimizer,
+            training.parts.probe,
+            training.parts.strategy,
             batch_size=64,
             jit_compile="--jit_compile" in more,
         )
-        batch = next(iter(training.strategy.experimental_distribute_dataset(training.batches)))
+        batch = next(iter(training.parts.strategy.experimental_distribute_dataset(training.batches)))
         variables = train_step(*batch, True).reading.variables
-        return np.asarray(training.strategy.experimental_local_results(variables)[0])[0]
+        return np.asarray(training.parts.strategy.experimental_local_results(variables)[0])[0]
 
     np.testing.assert_allclose(norms("--mixed_precision=float16"), norms(), rtol=0.02)
 
@@ -206,11 +208,11 @@ def test_the_gradient_goes_through_the_output_activation():
 @pytest.mark.parametrize("more", [(), ("--strategy=mirrored", "--devices=cpu:4")], ids=["one device", "four replicas"])
 def test_evaluation_counts_every_example_once(tmp_path, more):
     training = prepare(tmp_path, "--seed=2", *more)
-    evaluate = step.make_evaluation(training.model, training.strategy)
-    batches = training.strategy.experimental_distribute_dataset(data.validation_batches(training.data, 100))
+    evaluate = step.make_evaluation(training.parts.model, training.parts.strategy)
+    batches = training.parts.strategy.experimental_distribute_dataset(data.validation_batches(training.parts.data, 100))
     sums = sum(evaluate(x, y).numpy() for x, y in batches)
-    p = training.model.predict(training.data.x_valid.reshape(-1, 64) / 16, verbose=0)
+    p = training.parts.model.predict(training.parts.data.x_valid.reshape(-1, 64) / 16, verbose=0)
     p /= p.sum(1, keepdims=True)
-    y = training.data.y_valid
+    y = training.parts.data.y_valid
     expected = [-np.log(p[np.arange(len(y)), y]).sum(), (p.argmax(1) == y).sum(), len(y)]
     np.testing.assert_allclose(sums, expected, rtol=1e-5)

@@ -37,12 +37,8 @@ class Parts(NamedTuple):
 class Training(NamedTuple):
     """Everything that a training needs, built and checked."""
 
-    strategy: Any
-    data: Any
+    parts: Parts
     batches: Any
-    model: Any
-    optimizer: Any
-    probe: Any
     when: Any
     recorder: Any
     steps: int
@@ -56,8 +52,6 @@ class Training(NamedTuple):
     """Steps between checkpoints."""
     link: Link | None
     """Connection to the other workers."""
-    objective: Any
-    """Loss and metrics of a model of the user; None for a preset."""
     earlier: contextlib.ExitStack
     """Closed, it removes the run that this one replaces; left by an exception before, it puts that run back."""
 
@@ -194,12 +188,8 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
         earlier = stack.pop_all()
 
     return Training(
-        strategy=parts.strategy,
-        data=parts.data,
+        parts=parts,
         batches=batches,
-        model=parts.model,
-        optimizer=parts.optimizer,
-        probe=parts.probe,
         when=when,
         recorder=recorder,
         steps=steps,
@@ -208,7 +198,6 @@ def prepare(options: Options, continues: bool = False, link: Link | None = None)
         save=_make_save(saved, recorder, options.strict_io) if save_every else None,
         save_every=save_every,
         link=link,
-        objective=parts.objective,
         earlier=earlier,
     )
 
@@ -250,35 +239,35 @@ def _load_data(options: Options) -> Any:
     return user_data.from_builtin(data.load(options.data, options.data_dir, options.seed))
 
 
-def make_validation(options: Options, training: Training) -> Any:
+def make_validation(options: Options, parts: Parts) -> Any:
     """Return a function that computes the validation metrics."""
     from tapescope_trainers.training import data, loop, objective, step, user_data
 
-    pipelines: Any = user_data if training.objective else data
-    batches = training.strategy.experimental_distribute_dataset(
-        pipelines.validation_batches(training.data, options.batch_size)
+    pipelines: Any = user_data if parts.objective else data
+    batches = parts.strategy.experimental_distribute_dataset(
+        pipelines.validation_batches(parts.data, options.batch_size)
     )
-    if training.objective:
-        evaluate = objective.make_evaluation(training.model, training.strategy, training.objective)
-        return lambda: objective.validation_metrics(evaluate, batches, training.objective)
-    evaluate = step.make_evaluation(training.model, training.strategy)
+    if parts.objective:
+        evaluate = objective.make_evaluation(parts.model, parts.strategy, parts.objective)
+        return lambda: objective.validation_metrics(evaluate, batches, parts.objective)
+    evaluate = step.make_evaluation(parts.model, parts.strategy)
     return lambda: loop.validation_metrics(evaluate, batches)
 
 
-def make_step(options: Options, training: Training | Parts) -> Any:
+def make_step(options: Options, parts: Parts) -> Any:
     """Return the compiled step that the flags describe; see `step.make`."""
     from tapescope_trainers.training import step
 
     return step.make(
-        training.model,
-        training.optimizer,
-        training.probe,
-        training.strategy,
+        parts.model,
+        parts.optimizer,
+        parts.probe,
+        parts.strategy,
         batch_size=options.batch_size,
         clip_norm=options.clip_norm,
         accumulate_steps=options.accumulate_steps,
         jit_compile=options.jit_compile,
-        objective=training.objective,
+        objective=parts.objective,
     )
 
 
