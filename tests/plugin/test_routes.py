@@ -24,7 +24,7 @@ from tensorboard_plugin_tapescope.plugin import VIEWS, read_pages
 from tensorboard_plugin_tapescope.series import tables
 from tensorboard_plugin_tapescope.series.hyperparameters import ABSENT
 from tensorboard_plugin_tapescope.series.smoothing import smooth
-from tensorboard_plugin_tapescope.views import budget, overview, replicas
+from tensorboard_plugin_tapescope.views import budget, layer, overview, replicas
 from tensorboard_plugin_tapescope.views.grid import GRID_COLUMNS
 from tensorboard_plugin_tapescope.views.query import Query
 from tests.plugin.conftest import STEPS, application
@@ -219,6 +219,31 @@ def test_the_budget_of_a_step_without_a_finite_gain_is_not_a_gain_of_0():
     assert "No gain of these layers is known at the last step" in panel.empty
 
 
+def test_the_budget_of_a_gradient_that_is_0_everywhere_names_the_layer_that_it_does_not_pass():
+    family = metadata.Family("layers", ("flow_gate", "flow_weight"), ("hidden", "output"))
+    values = np.broadcast_to([[math.nan, -math.inf], [math.nan, math.nan]], [2, 2, 2])
+    table = tables.Table(family, np.arange(2), np.arange(2.0), values)
+    (panel,) = budget.budget(SimpleNamespace(table=lambda run, name: table), Query(("run",)))
+    assert panel.figure is None
+    assert panel.empty.endswith("none passes the activation of the layer output.")
+
+
+def test_panels_of_a_layer_without_a_finite_number_do_not_say_that_it_was_not_measured():
+    family = metadata.Family("layers", tuple(column.name for column in metadata.LAYER_COLUMNS), ("hidden",))
+    layers = tables.Table(family, np.arange(2), np.arange(2.0), np.full([2, len(family.columns), 1], np.nan))
+    counts = metadata.Family("activation_histogram", (), ("hidden",))
+    found = {
+        "layers": layers,
+        "activation_histogram": layers._replace(family=counts, values=np.zeros([2, 1, metadata.BINS])),
+    }
+    run = SimpleNamespace(tags={"layers": SimpleNamespace(family=family)})
+    snapshot = SimpleNamespace(runs={"run": run}, table=lambda run, name: found.get(name))
+    shown = {panel.key: panel.empty for panel in layer.layer(snapshot, Query(("run",)))}
+    assert shown["output"] == "No record has a finite output of this layer."
+    assert shown["activation_histogram_0"] == "No record has a finite element to count."
+    assert shown["delta_norm"].startswith("Every recorded value of delta norm is absent or not finite in this run.")
+
+
 @pytest.mark.parametrize(("layer", "part", "found"), [(0, "flow_gate", (0, "flow_gate")), (0, "flow_weight", None)])
 def test_of_the_first_layer_only_the_activation_keeps_the_gradient_from_its_weights(layer, part, found):
     gains = {name: np.zeros([2, 3]) for name in ("flow_gate", "flow_weight")}
@@ -229,7 +254,7 @@ def test_of_the_first_layer_only_the_activation_keeps_the_gradient_from_its_weig
 def test_a_line_of_zeros_on_a_logarithmic_axis_states_the_reason(cut):
     panel = panels(cut.get("view", view="layer", run="cut", layer="hidden_1"))["gradient_norm"]
     assert panel["figure"] is None
-    assert panel["empty"].startswith("Every recorded value is 0, for which a logarithmic axis has no place.")
+    assert panel["empty"].startswith("No recorded value is above 0, and a logarithmic axis has no place for 0.")
 
 
 def test_few_steps_have_no_ticks_between_two(cut):

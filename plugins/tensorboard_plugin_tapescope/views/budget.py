@@ -17,7 +17,7 @@ def budget(snapshot: Snapshot, query: Query) -> list[Panel]:
     if table is not None:
         parts = [part for part in layer_figures.BUDGET_PARTS if part in table.family.columns]
         gains = {part: tables.column(table, part) for part in parts}
-    if table is None or not any(np.isfinite(gain).any() for gain in gains.values()):
+    if table is None or not gains:
         return [_empty("This run has no flow budget: the gains of activations and weights were not measured.")]
     selected = slice(None) if query.has_range else slice(-1, None)
     selected_gains = {part: gain[selected] for part, gain in gains.items()}
@@ -26,15 +26,14 @@ def budget(snapshot: Snapshot, query: Query) -> list[Panel]:
         return [_empty("No recorded layer feeds the last one, so there is no path along which to follow the gradient.")]
     names = [table.family.names[i] for i in budget.path]
     adjectives = tables.activation_adjectives(table.family)
-    figure = layer_figures.flow_budget(names, budget.gains, query.dark)
     titles = [f"{adjective}layer {name}" for adjective, name in zip(adjectives, table.family.names, strict=True)]
     whole = flow_path.backward_path(table.family.details.get("sources"), len(titles))
     block = _find_block(selected_gains, whole)
-    if block is None and not any(np.isfinite(gain[:, budget.path]).any() for gain in selected_gains.values()):
-        return [
-            _empty("No gain of these layers is known at the last step, or those asked for: see Findings for a NaN.")
-        ]
     note = _describe(budget, titles, block, table.steps[selected])
+    if not any(np.isfinite(gain[:, budget.path]).any() for gain in selected_gains.values()):
+        unknown = "No gain of these layers is known at the last step, or those asked for: see Findings for a NaN."
+        return [_empty(unknown if block is None else note)]
+    figure = layer_figures.flow_budget(names, budget.gains, query.dark)
     others = len(table.family.names) - len(budget.path) - 1
     if others > 0:
         note += f" {others} layer{' is' if others == 1 else 's are'} not on this path."

@@ -78,7 +78,7 @@ def _lines(
     note = definition_sentence(COLUMNS[column].definition)
     if COLUMNS[column].scale == "log" and (values == 0).any():
         if not (values > 0).any():
-            empty = f"Every recorded value is 0, for which a logarithmic axis has no place. {note}"
+            empty = f"No recorded value is above 0, and a logarithmic axis has no place for 0. {note}"
             return Panel(column, title, empty=empty)
         note += " Values of 0 are gaps."
     weight = smoothing.smoothing_weight(column, query.smoothing, len(table.steps))
@@ -94,7 +94,7 @@ def _output(snapshot: Snapshot, query: Query, index: int) -> Panel:
         return Panel("output", "Output", empty="The output of this layer was not measured.")
     mean, std, low, high = (tables.column(table, column)[:, index] for column in columns)
     if not np.isfinite(mean).any():
-        return Panel("output", "Output", empty="The output of this layer was not measured.")
+        return Panel("output", "Output", empty="No record has a finite output of this layer.")
     max_steps = 2 * query.max_steps
     figure = layer_figures.output_bands(table.steps, mean, std, low, high, dark=query.dark, max_steps=max_steps)
     note = (
@@ -127,8 +127,10 @@ def _shares(snapshot: Snapshot, query: Query, index: int) -> Panel:
 def _distribution(snapshot: Snapshot, query: Query, kind: str, row: int, title: str) -> Panel:
     table = snapshot.table(query.runs[0], f"{kind}_histogram")
     key = f"{kind}_histogram_{row}"
-    if table is None or row >= len(table.family.names) or not table.values[:, row].any():
+    if table is None or row >= len(table.family.names):
         return Panel(key, title, empty=f"This run has no {kind} histograms of this layer.")
+    if not table.values[:, row].any():
+        return Panel(key, title, empty="No record has a finite element to count.")
     quantity = "gradient" if kind == "gradient" else "output"
     counts = table.values[:, row]
     figure = distributions.distribution(table.steps, counts, quantity, query.dark, query.max_steps // 2)

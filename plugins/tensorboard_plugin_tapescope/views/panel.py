@@ -48,4 +48,4 @@ def explain_absence(column: str, table: Table | None) -> str:
         return f"This run has no {title}: it was not measured. {definition}"
     if not len(table.values):
         return f"This run has no record of {table.family.tag} here, or none of the declared shape."
-    return f"Every recorded value of {title} is absent in this run. {definition}"
+    return f"Every recorded value of {title} is absent or not finite in this run. {definition}"
