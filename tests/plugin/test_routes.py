@@ -24,8 +24,8 @@ from tensorboard_plugin_tapescope.plugin import VIEWS, read_pages
 from tensorboard_plugin_tapescope.series import tables
 from tensorboard_plugin_tapescope.series.hyperparameters import ABSENT
 from tensorboard_plugin_tapescope.series.smoothing import smooth
-from tensorboard_plugin_tapescope.views import budget, layer, overview, replicas
-from tensorboard_plugin_tapescope.views.grid import GRID_COLUMNS
+from tensorboard_plugin_tapescope.views import budget, compare, layer, overview, replicas
+from tensorboard_plugin_tapescope.views.grid import GRID_COLUMNS, Grid
 from tensorboard_plugin_tapescope.views.query import Query
 from tests.plugin.conftest import STEPS, application
 
@@ -293,6 +293,19 @@ def test_rows_of_the_ratio_are_labelled_with_layer_and_variable(compared):
 
 def test_the_ratio_names_what_only_one_run_has(compared):
     assert "Only in vanishing: hidden_5/kernel" in compared["ratio vanishing"]["note"]
+
+
+def test_the_ratio_ends_where_the_other_run_ends():
+    family = metadata.Family("variables", ("gradient_norm",), ("hidden/kernel",))
+
+    def grid_of(steps: range) -> Grid:
+        values = np.ones([len(steps), 1])
+        return Grid(tables.Table(family, np.array(steps), np.array(steps, float), values), values, ("hidden",))
+
+    long, short = grid_of(range(0, 100, 5)), grid_of(range(0, 50, 10))
+    figure = compare._ratio("long", "short", long, short, Query(("long", "short")), 0).figure
+    drawn = dict(zip(decode(figure["data"][0]["x"]), decode(figure["data"][0]["z"])[0], strict=True))
+    assert [step for step, value in drawn.items() if not np.isnan(value)] == list(range(0, 55, 5))
 
 
 def test_replicas_has_all_its_figures(tensorboard):

@@ -93,7 +93,7 @@ def _heatmap(run: str, grid: Grid, name: str, query: Query, colours: ColourRange
 
 
 def _ratio(first: str, second: str, a: Grid, b: Grid, query: Query, margin: int) -> Panel:
-    """Return log10 of b over a for each row that both have, at each step of a from where b has begun."""
+    """Return log10 of b over a for each row that both have, at each step of a from where b begins to where it ends."""
     pairs = matching.match_rows(a.names, a.owners, b.names, b.owners)
     rows_a = [row for row, _ in pairs]
     rows_b = [row for _, row in pairs]
@@ -106,6 +106,8 @@ def _ratio(first: str, second: str, a: Grid, b: Grid, query: Query, margin: int)
     b_at_steps = tables.as_of(a.table.steps, b.table, b.values[:, rows_b])
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.log10(np.abs(b_at_steps / a.values[:, rows_a]))
+    largest_gap = np.diff(b.table.steps).max(initial=0)
+    ratio[a.table.steps > b.table.steps[-1] + largest_gap] = np.nan  # b has ended, or is not there yet
     ratio[~np.isfinite(ratio)] = np.nan
     if not np.isfinite(ratio).any():
         return Panel(key, title, empty=f"No ratio is finite: one of the two is 0 or absent everywhere.{unmatched}")
@@ -121,7 +123,7 @@ def _ratio(first: str, second: str, a: Grid, b: Grid, query: Query, margin: int)
         left_margin=margin,
         label_limit=LABEL_LIMIT,
     )
-    note = f"Decades by which {second} is above (red) or below (blue) {first}, at each step of {first}."
+    note = f"Decades by which {second} is above (red) or below (blue) {first}, at each step that both reached."
     beyond = colours.note(ratio)
     note += f" {beyond}" if beyond else ""
     return Panel(key, title, figure, f"{note}{unmatched}", rows=[a.owners[row] for row in rows_a])
