@@ -166,7 +166,7 @@ export function renderFindings(root, findings, found, { looked, scope, columns }
     return;
   }
   const where = scope === "all" ? "these runs" : "this run";
-  const nothing = looked ? `The rules found nothing in ${where} so far.` : "The program that wrote this run recorded no findings. Run `tapescope check` on it to apply the rules.";
+  const nothing = looked ? `The rules found nothing in ${where} so far.` : "No step is measured yet, or the program that wrote this run applied no rules. Run `tapescope check` on it to see which.";
   const text = found ? `None of ${count(found, "finding")} passes the filters.` : nothing;
   fill(root, h("div", { class: "blankslate" }, h("h2", {}, "No findings"), h("p", {}, sentence(text))));
 }
