@@ -1,11 +1,13 @@
 """Figures of a finished run: those of the Gradients tab, for `Run.plot`, notebooks and the report."""
 
+import numpy as np
+
 from tapescope.storage.run import Run
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import basic, distributions
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
 from tensorboard_plugin_tapescope.figures.style import Figure
-from tensorboard_plugin_tapescope.series import flow_path
+from tensorboard_plugin_tapescope.series import flow_path, tables
 
 BUDGET_RECORDS = 10
 """Last records over which the flow budget is averaged."""
@@ -31,7 +33,7 @@ def plot(run: Run, column: str, row: str | None = None, dark: bool = False) -> F
     if column == "unit_state":
         steps, states = run.units(_require_row(row, column))
         return layer_figures.unit_map(steps, states, dark)
-    values = run[column]
+    values = read_column(run, column)
     if column.endswith("_histogram"):
         index = _row_index(run.rows(column), _require_row(row, column))
         return distributions.distribution(run.steps, values[:, index], column.removesuffix("_histogram"), dark)
@@ -48,6 +50,13 @@ def plot(run: Run, column: str, row: str | None = None, dark: bool = False) -> F
         index = _row_index(names, row)
         return basic.line_chart(run.steps, [row], values[:, [index]], definition, dark)
     return basic.heatmap(run.steps, names, values, definition, dark)
+
+
+def read_column(run: Run, column: str) -> np.ndarray:
+    """Return one column as the tab draws it: a norm is NaN where no element of the gradient is finite."""
+    if column in tables.NORMS and "gradient_nonfinite" in run.columns:
+        return tables.hide_norms_of_none(run[column], run["gradient_nonfinite"])
+    return run[column]
 
 
 def plot_budget(run: Run, dark: bool = False) -> Figure:

@@ -19,6 +19,7 @@ from tapescope.storage.run import Run, check_list
 from tapescope.storage.text_file import write_whole
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import basic, style
+from tensorboard_plugin_tapescope.series import flow_path
 from tensorboard_plugin_tapescope.series.findings import at_least, count_severities
 
 _FLOW_COLUMNS = ("gradient_norm", "delta_norm", "update_ratio", "saturated", "units_dead")
@@ -125,7 +126,7 @@ def _render_comparison(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     for title, name in (("Loss", "loss"), ("Gradient of the first variable", "gradient_norm")):
         if not all(name in run.columns for run in runs):
             continue
-        columns = [run[name][rows] for run, rows in zip(runs, at, strict=True)]
+        columns = [plotting.read_column(run, name)[rows] for run, rows in zip(runs, at, strict=True)]
         values = [column if column.ndim == 1 else column[:, 0] for column in columns]
         column = metadata.COLUMNS[name]
         figure = basic.line_chart(np.array(common), names, np.stack(values, axis=1), column)
@@ -162,11 +163,12 @@ def _render_figures(run: Run) -> str:
 def _draw_figures(run: Run) -> list[str]:
     figures = []
     for name in ("loss", *_FLOW_COLUMNS):
-        if name in run.columns and np.isfinite(run[name]).any():
+        if name in run.columns and np.isfinite(plotting.read_column(run, name)).any():
             column = metadata.COLUMNS[name]
             title = style.column_title(column).capitalize()
             figures.append(_render_figure(title, column.definition, plotting.plot(run, name)))
-    if len(run.layers) > 1 and "flow_gate" in run.columns:
+    gains = [run[part][-plotting.BUDGET_RECORDS :] for part in flow_path.FLOW_PARTS if part in run.columns]
+    if len(run.layers) > 1 and any(np.isfinite(gain).any() for gain in gains):
         figures.append(_render_figure("Flow budget", _BUDGET_DEFINITION, plotting.plot_budget(run)))
     return figures
 

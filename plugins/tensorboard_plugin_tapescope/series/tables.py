@@ -20,7 +20,7 @@ DERIVED = {
 """Columns that no record holds: a count of units over the units of the layer."""
 
 _COUNT_OF_SHARE = {"dead_share": "units_dead", "dormant_share": "units_dormant"}
-_NORMS = ("gradient_norm", "applied_norm", "gradient_max", "weight_norm", "update_norm")
+NORMS = ("gradient_norm", "applied_norm", "gradient_max", "weight_norm", "update_norm")
 """Columns of variables that are of the finite elements: 0 where there is none."""
 
 COLUMNS = {**metadata.COLUMNS, **DERIVED}
@@ -262,10 +262,15 @@ def column(data: Table, name: str) -> np.ndarray:
         sizes = np.array(units(data.family), np.float32)
         return unpack_column(data.family, data.values, _COUNT_OF_SHARE[name]) / np.where(sizes > 0, sizes, np.nan)
     values = unpack_column(data.family, data.values, name)
-    if name in _NORMS and "gradient_nonfinite" in data.family.columns:
-        is_of_none = (values == 0) & (unpack_column(data.family, data.values, "gradient_nonfinite") > 0)
-        values = np.where(is_of_none, np.nan, values) if is_of_none.any() else values
+    if name in NORMS and "gradient_nonfinite" in data.family.columns:
+        return hide_norms_of_none(values, unpack_column(data.family, data.values, "gradient_nonfinite"))
     return values
+
+
+def hide_norms_of_none(norms: np.ndarray, nonfinite: np.ndarray) -> np.ndarray:
+    """Return one of NORMS with NaN where no element is finite, given the numbers of elements that are not."""
+    is_of_none = (norms == 0) & (nonfinite > 0)
+    return np.where(is_of_none, np.nan, norms) if is_of_none.any() else norms
 
 
 def unpack_column(family: Family, values: np.ndarray, name: str) -> np.ndarray:

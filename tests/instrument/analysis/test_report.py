@@ -2,10 +2,12 @@
 
 import re
 
+import numpy as np
 import pytest
 
 import tapescope
 from tapescope import cli
+from tests.instrument.analysis import runs
 from tests.instrument.analysis.runs import record_run
 
 
@@ -45,6 +47,16 @@ def test_the_comparison_states_its_steps(markup):
 
 def test_every_figure_is_drawn(page, markup):
     assert page.count("Plotly.newPlot(document") == markup.count("<h3>") == 2 + 2 * 7
+
+
+def test_gradients_without_a_finite_element_are_not_drawn_as_0(monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "Y", np.full_like(runs.Y, np.nan))
+    run = record_run(tmp_path / "nan", steps=4)
+    tapescope.write_report([run], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<h3>Gradient norm</h3>" not in page
+    assert "<h3>Flow budget</h3>" not in page
+    assert "<h3>Saturated</h3>" in page
 
 
 def test_the_command_line_writes_the_page(recorded, tmp_path):
