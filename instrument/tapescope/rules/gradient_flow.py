@@ -460,8 +460,9 @@ def _updates_of_first_layer(history: History) -> tuple[bool, str]:
     if learner is None or not usual > 0:
         return behind, ""
     whose = "its weights" if learner == layout.path[-1] else f"the weights of `{layout.groups[learner]}`"
+    word = "yet" if ratio >= 0.5 * usual else "and"
     return behind, (
-        f", {'and' if behind else 'yet'} {whose} change by {ratio:.2g} of their norm per step, where {usual:.2g} is "
+        f", {word} {whose} change by {ratio:.2g} of their norm per step, where {usual:.2g} is "
         "usual"
     )
 

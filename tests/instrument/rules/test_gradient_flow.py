@@ -41,6 +41,13 @@ def test_vanishing_says_how_much_arrives_and_what_the_optimizer_makes_of_it():
     assert finding.message.endswith(", yet its weights change by 0.001 of their norm per step, where 0.001 is usual")
 
 
+@pytest.mark.parametrize(("ratio", "word"), [(4e-5, "and"), (8e-4, "yet")])
+def test_vanishing_says_yet_only_of_weights_that_change_as_usual(ratio, word):
+    slower = put("update_ratio", LAYER["hidden_1"], ratio)
+    finding = only_finding(find(20, both(put("flow_gate", 1, -3.5, since=8), slower)), "vanishing")
+    assert f", {word} its weights change by " in finding.message
+
+
 @pytest.mark.parametrize(("decades", "advice"), [(-1.7, "Initialize these weights larger"), (-2.5, "Lower the")])
 def test_relu_units_that_are_silent_are_not_a_matter_of_the_first_weights(decades, advice):
     layout = LAYOUT._replace(activations=("relu", "relu", "relu", "softmax"))
