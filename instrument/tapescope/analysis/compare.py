@@ -8,13 +8,18 @@ import numpy as np
 from tapescope.storage.printable import to_json
 from tapescope.storage.run import Run, check_runs
 from tapescope.storage.run_index import read_spikes
-from tensorboard_plugin_tapescope.metadata import Family
+from tensorboard_plugin_tapescope.metadata import SLOW_COLUMNS, Family
 from tensorboard_plugin_tapescope.series import matching, spikes, tables
 
 FORWARD = ("activation_mean", "activation_std", "activation_min", "activation_max", "activation_zero", "saturated")
 """Columns that differ if the forward pass does."""
 BACKWARD = ("delta_norm", "gradient_norm", "gradient_max")
 """Columns that differ if the backward pass does."""
+_OF_EARLIER_RECORDS = (
+    *("units_dead", "units_dormant", "units_saturated", "units_revived", "gradient_cosine"),
+    *(column.name for column in SLOW_COLUMNS),
+)
+"""Columns that also depend on which steps before were measured."""
 _FLOOR = 1e-6
 """Differences are relative to the larger of two values, or to this share of the column's largest if both are below."""
 _LISTED_RATIOS = 8
@@ -73,7 +78,8 @@ class _MatchedRows(NamedTuple):
 def compare(first: Run, second: Run, tolerance: float = 1e-3, by: Literal["step", "examples"] = "step") -> Comparison:
     """Compare every column that both runs have, over the records that both have.
 
-    Variables are matched without the names of their models, as in the tab.
+    Variables are matched without the names of their models, as in the tab. States of units, cosines of consecutive
+    gradients and slow columns are left out if the runs did not measure the same steps.
 
     Args:
       first: one run.
@@ -95,7 +101,8 @@ def compare(first: Run, second: Run, tolerance: float = 1e-3, by: Literal["step"
     largest = 0.0
     beyond = 0
     unmatched: dict[str, None] = {}
-    for column in _comparable_columns(first, second):
+    same_records = all(np.array_equal(at, np.arange(len(at))) for at in (first_at, second_at))
+    for column in _comparable_columns(first, second, same_records):
         rows = _match_rows(first, second, column)
         unmatched.update(dict.fromkeys(_unmatched_names(first, second, column, rows)))
         if not rows.names:
@@ -157,12 +164,15 @@ def _align(first: Run, second: Run, by: str) -> tuple[np.ndarray, np.ndarray]:
     return first_at, second_at
 
 
-def _comparable_columns(first: Run, second: Run) -> list[str]:
+def _comparable_columns(first: Run, second: Run, same_records: bool) -> list[str]:
     """Return the columns of layers and variables that mean the same in both runs.
 
-    The noise scale is estimated from the replicas' shares of the batch, so it depends on their number.
+    The noise scale is estimated from the replicas' shares of the batch, so it depends on their number. `same_records`
+    is whether neither run has records between those that both have.
     """
     excluded = {"unit_state", "gradient_histogram", "activation_histogram"}
+    if not same_records:
+        excluded.update(_OF_EARLIER_RECORDS)
     if _replica_count(first) != _replica_count(second):
         excluded.add("noise_scale")
     common = [name for name in first.columns if name in second.columns and name not in excluded]
@@ -217,7 +227,8 @@ def _finite_median(values: np.ndarray) -> float:
 def comparison_text(comparison: Comparison, tolerance: float) -> str:
     """Return a few lines about a comparison for a person."""
     records = "1 record" if comparison.aligned == 1 else f"{comparison.aligned} records"
-    lines = [f"{records} compared, largest relative difference {comparison.largest:.2g}"]
+    absent = "" if math.isfinite(comparison.largest) else " (only one of the two numbers is finite)"
+    lines = [f"{records} compared, largest relative difference {comparison.largest:.2g}{absent}"]
     shares = {name: spikes.describe_shares(shares) for name, shares in comparison.spikes.items()}
     if any(shares.values()):
         lines.append("spikes: " + "; ".join(f"{name} run {share or 'unknown'}" for name, share in shares.items()))

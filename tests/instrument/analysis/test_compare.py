@@ -31,6 +31,17 @@ def test_two_runs_of_the_same_training_are_equal(recorded, tmp_path):
     assert "equal within 1e-06" in comparison_text(result, 1e-6)
 
 
+def test_one_training_that_was_measured_at_other_steps_is_equal(recorded, tmp_path):
+    result = compare(recorded, record_run(tmp_path, every=1), tolerance=1e-6)
+    assert (result.aligned, result.equal) == (5, True)
+    assert not {"units_dead", "gradient_cosine", "stable_rank"} & set(result.ratios)
+
+
+def test_the_text_explains_a_difference_that_is_not_finite(recorded, changed):
+    result = compare(recorded, changed)._replace(largest=np.inf)
+    assert "largest relative difference inf (only one of the two numbers is finite)" in comparison_text(result, 1e-3)
+
+
 @pytest.mark.parametrize("layer", [1, 2])
 def test_the_first_layer_that_differs_is_named(layer, recorded, tmp_path):
     result = compare(recorded, record_run(tmp_path, changed_layer=layer), tolerance=1e-5)
