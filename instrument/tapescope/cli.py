@@ -154,9 +154,9 @@ def make_parser() -> argparse.ArgumentParser:
     coordinates.add_argument(
         "--widths", type=_whole_numbers, default=[64, 128, 256, 512], help="rising (default: 64,128,256,512)"
     )
-    coordinates.add_argument("--steps", type=_step, default=4, help="on one batch (default: %(default)s)")
-    coordinates.add_argument("--seeds", type=_step, default=3, help="weights to take the median of (default: 3)")
-    coordinates.add_argument("--batch_size", type=_step, default=64, help="examples (default: %(default)s)")
+    coordinates.add_argument("--steps", type=_count, default=4, help="on one batch (default: %(default)s)")
+    coordinates.add_argument("--seeds", type=_count, default=3, help="weights to take the median of (default: 3)")
+    coordinates.add_argument("--batch_size", type=_count, default=64, help="examples (default: %(default)s)")
     coordinates.add_argument("--optimizer", help="name in Keras; default: that of the compiled model, else Adam")
     coordinates.add_argument("--learning_rate", type=float, default=1e-3, help="of that (default: %(default)s)")
     coordinates.add_argument("--loss", help="as for tapescope-train; default: that of the compiled model")
@@ -187,6 +187,12 @@ def _add_severity(command: argparse.ArgumentParser, meaning: str) -> None:
 def _step(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a number of steps from 0; got {text}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1; got {text}")
     return int(text)
 
 
@@ -388,8 +394,6 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _coordinates(options: argparse.Namespace) -> int:
-    if min(options.steps, options.seeds, options.batch_size) < 1:
-        raise ValueError("--steps, --seeds and --batch_size must be at least 1")
     _check_output(options.output)
     try:  # the library is below the trainers and does not import them
         module = importlib.import_module("tapescope_trainers.coordinates")
@@ -436,7 +440,9 @@ def _read_run(directory: str) -> "Run":
     run = Run(directory)
     if not len(run.steps):
         failure = run.status.get("failure")
-        reason = f"measuring failed ({failure})" if failure else "it stopped before the first, or has only begun"
+        reason = "it stopped before the first, has only begun, or its schedule chose no step"
+        if failure:
+            reason = f"measuring failed ({failure})"
         raise ValueError(f"RUN must have a record of a step; {directory} has none: {reason}")
     return run
 

@@ -154,7 +154,6 @@ def test_the_figure_needs_no_network(models, tmp_path, capsys):
         (["--loss=mse"], "--loss=mse is of your own model"),
         (["--widths=64"], "--widths must be at least two rising"),
         (["--widths=64,32"], "--widths must be at least two rising"),
-        (["--steps=0"], "must be at least 1"),
         (["--model=no_such_module:build"], "cannot be imported"),
     ],
 )
@@ -163,6 +162,15 @@ def test_bad_input_is_one_line(arguments, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--steps", "--seeds", "--batch_size"])
+@pytest.mark.parametrize("value", ["0", "x"])
+def test_a_count_that_is_none_is_named(flag, value, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["coordinates", f"{flag}={value}"])
+    assert ended.value.code == cli.BAD_INPUT
+    assert f"argument {flag}: must be a whole number from 1; got {value}: " in capsys.readouterr().err
 
 
 def test_a_function_that_fails_is_named(models, capsys):
