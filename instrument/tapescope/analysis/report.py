@@ -145,9 +145,10 @@ def _render_findings(run: Run) -> str:
         return "<p>No findings were recorded while it trained.</p>"
     items = []
     for finding in run.findings:
+        message = finding["message"]
         place = f"Step {finding['step']}" + (f", layer {_escape(finding['layer'])}" if finding.get("layer") else "")
         items.append(
-            f"<li class={_escape(finding['severity'])}>{_escape(finding['message'])} "
+            f"<li class={_escape(finding['severity'])}>{_escape(message[:1].upper() + message[1:])}. "
             f"<span class=secondary>{place}. {_escape(finding.get('advice', ''))}</span></li>"
         )
     return f"<ul>{''.join(items)}</ul>"

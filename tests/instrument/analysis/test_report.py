@@ -1,12 +1,14 @@
 """The report is one page that needs nothing else."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import tapescope
 from tapescope import cli
+from tapescope.analysis import report
 from tests.instrument.analysis import runs
 from tests.instrument.analysis.runs import record_run
 
@@ -57,6 +59,12 @@ def test_gradients_without_a_finite_element_are_not_drawn_as_0(monkeypatch, tmp_
     assert "<h3>Gradient norm</h3>" not in page
     assert "<h3>Flow budget</h3>" not in page
     assert "<h3>Saturated</h3>" in page
+
+
+def test_a_finding_is_a_sentence():
+    finding = {"severity": "error", "message": "the loss is NaN", "step": 3, "advice": "Lower it."}
+    items = report._render_findings(SimpleNamespace(findings=[finding]))
+    assert "<li class=error>The loss is NaN. <span class=secondary>Step 3. Lower it.</span></li>" in items
 
 
 def test_the_command_line_writes_the_page(recorded, tmp_path):
