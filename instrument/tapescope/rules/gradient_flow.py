@@ -461,10 +461,7 @@ def _updates_of_first_layer(history: History) -> tuple[bool, str]:
         return behind, ""
     whose = "its weights" if learner == layout.path[-1] else f"the weights of `{layout.groups[learner]}`"
     word = "yet" if ratio >= 0.5 * usual else "and"
-    return behind, (
-        f", {word} {whose} change by {ratio:.2g} of their norm per step, where {usual:.2g} is "
-        "usual"
-    )
+    return behind, f", {word} {whose} change by {ratio:.2g} of their norm per step, where {usual:.2g} is usual"
 
 
 def _batch_of_one_advice(history: History) -> str:
