@@ -2,7 +2,8 @@
 
 The learning rate of a sum over the batch in the place of the mean depends on the size of the batch: its gradient is as
 many times that of the mean as there are examples. A loss of targets [B] and outputs [B, 1] is of all pairs of them.
-A cross-entropy of logits that gets the outputs of a softmax or a sigmoid applies it twice.
+A cross-entropy of logits that gets the outputs of a softmax or a sigmoid applies it twice. Those of ReLU are not
+logits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ _ELEMENTWISE = {"AddV2", "Maximum", "Minimum", "Mul", "Pow", "RealDiv", "Squared
 _DIFFERENCES = {"SquaredDifference", "Sub"}
 _MOST_OPERATIONS = 100
 _SOFTMAX_LOSSES = {"SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits"}
-_ACTIVATIONS = {"Sigmoid": "sigmoid", "Softmax": "softmax"}
+_ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Softmax": "softmax"}
 _SAME_VALUES = {"Cast", "Identity", "Reshape", "Squeeze"}
 
 
@@ -73,7 +74,9 @@ def is_of_all_pairs(loss: Any, targets: Any, outputs: Any) -> bool:
 
 
 def repeated_activation(loss: Any) -> tuple[str, str] | None:
-    """Return what a cross-entropy of logits applies, and to the outputs of what: "softmax" or "sigmoid"; else None.
+    """Return what a cross-entropy of logits applies, "softmax" or "sigmoid", and to the outputs of what; else None.
+
+    The second is "softmax", "sigmoid" or "relu".
 
     Args:
       loss: float []; or None where it is not known.

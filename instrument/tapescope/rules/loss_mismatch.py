@@ -65,22 +65,27 @@ def loss_mismatch(history: History) -> Iterator[Finding]:
 
 
 def _repeated_activation(history: History) -> Iterator[Finding]:
-    """Report a cross-entropy of logits that gets probabilities, unless it is said of one of the outputs."""
+    """Report a cross-entropy of logits that gets what an activation gave, unless it is said of one of the outputs."""
     layout = history.layout
-    is_said = any(o.from_logits and o.activation in PROBABILITY_ACTIVATIONS for o in layout.objectives)
-    if not layout.repeated_activation or is_said:
+    if not layout.repeated_activation:
         return
     applied, made = layout.repeated_activation
+    if any(o.loss != "custom" and made in (o.activation, o.activation_before) for o in layout.objectives):
+        return
+    what = "lie between 0 and 1, so no probability can come near 0 or 1, and the gradient is small"
+    if made == "relu":
+        what = "are never below 0, and no gradient passes where they are 0"
     yield Finding(
         rule="loss_mismatch",
         version=2,
         severity="warning",
         layer=None,
         step=history.window[0].step,
-        message=f"the loss applies {applied} to what it is given, which are the outputs of a {made} already: these lie "
-        "between 0 and 1, so no probability can come near 0 or 1, and the gradient is small",
+        message=f"the loss applies {applied} to what it is given, which are the outputs of a {made} already: these "
+        + what,
         evidence={"loss": history.latest.loss},
-        advice=f"Leave out the {made} behind the last layer, or use a loss that takes probabilities.",
+        advice=f"Leave out the {made} behind the last layer"
+        + ("." if made == "relu" else ", or use a loss that takes probabilities."),
     )
 
 

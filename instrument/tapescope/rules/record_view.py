@@ -128,7 +128,7 @@ def run_layout(variables: Sequence[str], layers: Sequence[str], details: Mapping
 
 def _repeated_activation(details: Mapping[str, Any]) -> tuple[str, ...]:
     names = tables.json_array(details.get("repeated_activation"))
-    return tuple(names) if len(names) == 2 and all(name in ("sigmoid", "softmax") for name in names) else ()
+    return tuple(names) if len(names) == 2 and all(name in ("relu", "sigmoid", "softmax") for name in names) else ()
 
 
 def _issues(details: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:

@@ -101,6 +101,8 @@ REPEATED = {
     "sigmoid": (sigmoid_loss, "sigmoid", ("sigmoid", "sigmoid")),
     "a softmax of sigmoids": (softmax_loss, "sigmoid", ("softmax", "sigmoid")),
     "a weighted loss": (lambda y, out: 8.0 * softmax_loss(y, out) + 1.0, "softmax", ("softmax", "softmax")),
+    "a softmax of ReLU": (softmax_loss, "relu", ("softmax", "relu")),
+    "a sigmoid of ReLU": (sigmoid_loss, "relu", ("sigmoid", "relu")),
     "logits": (softmax_loss, None, None),
     "logits of tanh": (sigmoid_loss, "tanh", None),
     "probabilities": (keras.losses.CategoricalCrossentropy(), "softmax", None),

@@ -49,12 +49,21 @@ def absolute_error(y, out):
     return tf.reduce_mean(tf.abs(y - out))
 
 
+def softmax_loss(y, out):
+    return tf.nn.softmax_cross_entropy_with_logits(y, out)
+
+
 PAIRS = {
     "softmax of one unit": ("output_activation", SOUND_BINARY._replace(activation="softmax"), SOUND_BINARY),
     "ReLU before a cross-entropy": (
         "output_activation",
         Version(POINTS, np.eye(4)[CLASSES], 4, "relu", "categorical_crossentropy"),
         Version(POINTS, np.eye(4)[CLASSES], 4, "softmax", "categorical_crossentropy"),
+    ),
+    "ReLU before a loss of logits of one's own": (
+        "loss_mismatch",
+        Version(POINTS, np.eye(4)[CLASSES], 4, "relu", softmax_loss),
+        Version(POINTS, np.eye(4)[CLASSES], 4, None, softmax_loss),
     ),
     "logits into probabilities": (
         "loss_mismatch",
