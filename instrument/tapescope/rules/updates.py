@@ -77,8 +77,8 @@ def update_too_large(history: History) -> Iterator[Finding]:
     if harmful:
         message += ", and the loss did not fall"
     severity = "error" if harmful else "warning"
-    if not steady and not harmful and history.mastered:
-        severity = "info"  # one leap, after which the network learned
+    if not harmful and history.mastered and not (steady and history.layout.layer_count):
+        severity = "info"  # one leap, after which the network learned; or a variable whose best value is 0
         message += "; since then the loss has fallen"
     advice = f"Lower the learning rate{' of this layer' if stands_out else ''} at least tenfold, or warm it up."
     rate = min((objective.learning_rate for objective in history.layout.objectives), default=math.nan)

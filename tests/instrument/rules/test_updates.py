@@ -49,6 +49,12 @@ def test_without_layers_biases_that_start_at_0_may_change_by_much(row, rules):
     assert [finding.rule for finding in findings] == rules
 
 
+def test_without_layers_a_variable_whose_best_value_is_0_may_go_on_changing():
+    """Its norm shrinks with its updates, and the network learns."""
+    learned = both(put("update_ratio", 4, 0.3, since=1), without_layers)
+    assert find(100, learned, run_layout(VARIABLES, (), {})) == []
+
+
 def first_update_is_twice_the_weights(t, columns):
     """Change hidden_3's weights by twice their norm in the first step."""
     if t == 0:
