@@ -359,7 +359,12 @@ def decayed_weights(history: History) -> Iterator[Finding]:
     first = history.first
     if first is None or not history.had_time or history.loss_became_nonfinite:
         return
-    kept = of_most_layers(history.latest.weight / first.weight, history)
+    # An output layer shrinks by learning, too, where the inputs say nothing about the targets.
+    outputs = np.flatnonzero(history.layout.is_output)
+    shares = history.latest.weight / first.weight
+    if outputs.size < history.layout.layer_count:
+        shares[outputs] = np.nan
+    kept = of_most_layers(shares, history)
     constant = constant_loss(history)
     low, high = USELESS_SHARES
     is_useless = history.loss_stuck and not are_several_networks(history.layout)

@@ -236,6 +236,17 @@ def test_weights_that_decay_while_nothing_is_learned_are_reported():
     assert ("decayed_weights", 0) in [(f.rule, f.step) for f in found]
 
 
+def test_outputs_that_shrink_are_not_decayed():
+    """Check that outputs which learn to give nothing, as of inputs that say nothing, are no sign of a decay."""
+
+    def outputs_shrink(t, columns):
+        columns["weight_norm"][[4, 6]] *= 0.95**t
+
+    layout = run_layout(VARIABLES, LAYERS, {**DETAILS, "sources": [[], [0], [1], [1]]})
+    found = find(60, both(noisy_flat, outputs_shrink, put("update_ratio", KERNELS, 5e-2)), layout)
+    assert "decayed_weights" not in [f.rule for f in found]
+
+
 UNTRAINED = run_layout(VARIABLES, LAYERS, {**DETAILS, "variables": [[0, 1], [], [4, 5], [6, 7]]})
 
 
