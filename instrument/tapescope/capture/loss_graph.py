@@ -55,20 +55,20 @@ def is_sum_over_batch(loss: Any, outputs: Any) -> bool:
 def is_of_all_pairs(loss: Any, targets: Any, outputs: Any) -> bool:
     """Return whether a loss combines targets [B] with outputs [B, 1], or the reverse: broadcasting makes that [B, B].
 
-    Losses of the examples [B] times weights [B, 1] are not meant: their mean still falls by learning. Where the targets
-    are not known, only differences of the outputs and of what is not made of them are.
+    Losses of the examples [B] times weights [B, 1] are not meant: their mean still falls by learning. Where only
+    one of the two is known, differences of it and of what is not made of it are.
 
     Args:
       loss: float []; or None where it is not known.
       targets: [B, ...], that the loss is given; or None.
-      outputs: [B, ...], of the model.
+      outputs: [B, ...], of the model; or None, as those of a model without layers.
     """
-    data = (outputs,) if targets is None else (outputs, targets)
-    kinds = _DIFFERENCES if targets is None else _ELEMENTWISE
+    data = tuple(tensor for tensor in (outputs, targets) if tensor is not None)
+    kinds = _ELEMENTWISE if len(data) == 2 else _DIFFERENCES
     for operation in _operations_before(loss, data):
         if operation.type in kinds and _pairs_batch(operation):
             made_of = [[_depends_on(tensor, end, data) for end in data] for tensor in operation.inputs]
-            if sorted(made_of) == ([[False], [True]] if targets is None else [[False, True], [True, False]]):
+            if sorted(made_of) == ([[False, True], [True, False]] if len(data) == 2 else [[False], [True]]):
                 return True
     return False
 

@@ -189,7 +189,9 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
     rows += [DataRow(o.name, "output", _is_integer(o.tensor)) for o in outputs]
     is_paired = len(targets) == len(outputs)
     losses = _losses_of_outputs(objective, len(outputs)) if is_paired else []
-    known_targets = [t for _, t in targets] if is_paired else [None] * len(outputs)
+    compared = [(None, o.tensor) for o in outputs] or [(t, None) for _, t in targets]
+    if outputs and is_paired:
+        compared = [(t, o.tensor) for (_, t), o in zip(targets, outputs, strict=True)]
     return DataTensors(
         rows=tuple(rows),
         objectives=tuple(
@@ -208,10 +210,7 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
         tensors=(*(i.tensor for i in inputs), *(t for _, t in targets), *(o.tensor for o in outputs)),
         weights=(*(None for _ in inputs), *(weights for _ in targets), *(None for _ in outputs)),
         repeated_activation=repeated_activation(loss_tensor),
-        compares_all_pairs=any(
-            is_of_all_pairs(loss_tensor, target, output.tensor)
-            for output, target in zip(outputs, known_targets, strict=True)
-        ),
+        compares_all_pairs=any(is_of_all_pairs(loss_tensor, target, output) for target, output in compared),
     )
 
 

@@ -133,3 +133,11 @@ def test_without_targets_only_a_difference_is_of_all_pairs(name):
         return is_of_all_pairs(loss, None, outputs)
 
     assert found(detect, (PAIRS | OWN)[name], None, units=1) == (name in PAIRS and name != "cross-entropy")
+
+
+@pytest.mark.parametrize("name", [*PAIRS, *OWN])
+def test_without_outputs_only_a_difference_is_of_all_pairs(name):
+    def detect(loss, targets, _):
+        return is_of_all_pairs(loss, targets, None)
+
+    assert found(detect, (PAIRS | OWN)[name], None, units=1) == (name in PAIRS and name != "cross-entropy")

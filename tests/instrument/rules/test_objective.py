@@ -240,3 +240,22 @@ def test_a_loop_that_says_nothing_is_judged_by_the_graph_of_its_loss(kind, tmp_p
         recorder.state()
         assert [(f.rule, f.severity) for f in recorder.findings] == expected
     assert [(f.rule, f.severity) for f in tapescope.check(tapescope.Run(tmp_path))] == expected
+
+
+@pytest.mark.parametrize(("targets", "expected"), [(NORMAL[:, 0], [("loss_mismatch", "error")]), (NORMAL, [])])
+def test_a_model_without_layers_is_judged_by_its_targets(targets, expected, tmp_path):
+    module = tf.Module()
+    module.weight = tf.Variable(tf.ones([X.shape[1], 1]))
+    probe = tapescope.Probe(module)
+
+    @tf.function
+    def step(y):
+        with probe.tape(True) as tape:
+            loss = tf.reduce_mean(tf.square(y - X @ module.weight))
+        tape.gradient(loss, module.trainable_variables)
+        return loss, tape.reading(targets=y)
+
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        loss, reading = step(tf.constant(targets))
+        recorder.write(0, reading, {"loss": loss})
+    assert [(f.rule, f.severity) for f in tapescope.check(tapescope.Run(tmp_path))] == expected
