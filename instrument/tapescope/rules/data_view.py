@@ -57,6 +57,15 @@ class OutputObjective(NamedTuple):
     """NaN where it is not known."""
 
 
+CHECK_SIGN = " If it is as small as intended, check its sign: a negative one climbs along the gradient."
+"""What to add to an advice to lower a learning rate that is not known."""
+
+
+def learning_rate(objectives: Sequence[OutputObjective]) -> float:
+    """Return the learning rate at the begin; NaN where it is not known."""
+    return min((objective.learning_rate for objective in objectives), default=math.nan)
+
+
 def summed_loss_advice(objectives: Sequence[OutputObjective]) -> str:
     """Return what to add to an advice to lower the learning rate where the loss is a sum over the batch."""
     if not any(objective.sums_examples for objective in objectives):

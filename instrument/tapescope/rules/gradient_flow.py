@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tapescope.rules.data_view import DataRow, summed_loss_advice
+from tapescope.rules.data_view import CHECK_SIGN, DataRow, learning_rate, summed_loss_advice
 from tapescope.rules.finding import Finding, format_factor
 from tapescope.rules.history import WINDOW, History
+from tapescope.rules.networks import are_several_networks
 from tapescope.rules.record_view import NEVER_SATURATED, RecordView, index_of_largest, lower_median
 
 PATH_DECADES = 2.0
@@ -21,6 +22,9 @@ SEVERE_PATH_DECADES = 2.5
 or five sigmoid layers. Ten ReLU layers as Keras initializes them lose 1.5."""
 GROWTH = 10.0
 """Times its first value: a gradient or weights that grew so much before a NaN overflowed by growing."""
+DIVERGED_DECADES = 1.0
+"""Growth of the gradient in the course of training where the loss is tenfold: that of a squared error grows by half as
+many decades as the error itself."""
 SHOWN_REPLICAS = 4
 """Replicas that a message names."""
 _LIMIT_DECADES = 99.0
@@ -485,9 +489,17 @@ def exploding(history: History) -> Iterator[Finding]:
         return
     if history.layout.path and history.usual.total_gain >= PATH_DECADES:
         yield _exploding_over_depth(history)
-    has_grown = history.usual.norm > 0 and history.usual.norm >= 10**PATH_DECADES * history.early_norm
-    if has_grown and history.loss_rise >= 1:
-        yield _exploding_over_time(history)
+    decades = DIVERGED_DECADES if history.diverged else PATH_DECADES
+    has_grown = history.usual.norm > 0 and history.usual.norm >= 10**decades * history.early_norm
+    if has_grown and (history.loss_rise >= 1 or _falls_without_end(history)):
+        yield _exploding_over_time(history, decades)
+
+
+def _falls_without_end(history: History) -> bool:
+    """Return whether a loss of one's own began below 0 and is ten times as far below by now."""
+    begins_below = history.first is not None and history.first.loss < 0
+    is_own = all(objective.loss == "custom" for objective in history.layout.objectives)
+    return begins_below and is_own and history.loss_rise <= -9 and not are_several_networks(history.layout)
 
 
 def _exploding_over_depth(history: History) -> Finding:
@@ -510,21 +522,30 @@ def _exploding_over_depth(history: History) -> Finding:
     )
 
 
-def _exploding_over_time(history: History) -> Finding:
+def _exploding_over_time(history: History, decades: float) -> Finding:
     norm = history.usual.norm
     early = history.early_norm
     growth = history.usual.gradient / (history.first or history.latest).gradient
     name = history.layout.groups[index_of_largest(growth)]
+    objectives = history.layout.objectives
+    falls = history.loss_rise < 0
+    if falls:
+        advice = "Check the sign of the loss, or limit what it rewards: it falls below 0 without end."
+    else:
+        advice = "Lower the learning rate, or clip the gradient by its global norm."
+        advice += CHECK_SIGN if math.isnan(learning_rate(objectives)) else ""
+        advice += summed_loss_advice(objectives)
     return Finding(
         rule="exploding",
         version=1,
-        severity="error",
+        severity="warning" if falls else "error",  # a density may become that sharp
         layer=name,
-        step=history.first_step(lambda view: view.norm >= 10**PATH_DECADES * early),
-        message=f"the gradient has grown from {early:.2g} to {norm:.2g} and the loss with it; most in `{name}`",
+        step=history.first_step(lambda view: view.norm >= 10**decades * early),
+        message=f"the gradient has grown from {early:.2g} to {norm:.2g} and the loss "
+        + (f"has fallen to {history.usual.loss:.3g}" if falls else "with it")
+        + f"; most in `{name}`",
         evidence={"norm": norm, "norm_at_first": early, "loss_rise": history.loss_rise},
-        advice="Lower the learning rate, or clip the gradient by its global norm."
-        + summed_loss_advice(history.layout.objectives),
+        advice=advice,
     )
 
 

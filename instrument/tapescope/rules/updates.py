@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tapescope.rules.data_view import summed_loss_advice
+from tapescope.rules.data_view import CHECK_SIGN, learning_rate, summed_loss_advice
 from tapescope.rules.finding import Finding, format_factor, format_share
 from tapescope.rules.history import (
     LONG,
@@ -81,12 +81,12 @@ def update_too_large(history: History) -> Iterator[Finding]:
         severity = "info"  # one leap, after which the network learned; or a variable whose best value is 0
         message += "; since then the loss has fallen"
     advice = f"Lower the learning rate{' of this layer' if stands_out else ''} at least tenfold, or warm it up."
-    rate = min((objective.learning_rate for objective in history.layout.objectives), default=math.nan)
+    rate = learning_rate(history.layout.objectives)
     if rate < 0:
         advice = f"The learning rate is {rate:.3g}: below 0 each step climbs along the gradient. Use one above 0, "
         advice += "such as 0.001."
     elif harmful and math.isnan(rate) and _rose_at_once(history):
-        advice += " If it is as small as intended, check its sign: a negative one climbs along the gradient."
+        advice += CHECK_SIGN
     yield Finding(
         rule="update_too_large",
         version=2,
