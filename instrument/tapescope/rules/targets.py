@@ -179,11 +179,14 @@ def _label_verdicts(case: Case, targets: Pooled) -> Iterator[Verdict]:
     low, high = (targets.class_low, targets.class_high) if rows else (targets.low, targets.high)
     if loss in SPARSE:
         low, high = int(low), int(high)
+    weighted = case.objective.weighted
     if low == high:
         yield Verdict(
             "warning",
-            f"all labels so far are the same ({low:.4g}), so the network can only learn to answer that",
-            "Look how the labels are made, and shuffle the data if they are sorted by class.",
+            f"all labels so far{' whose weight is not 0' if weighted else ''} are the same ({low:.4g}), so the network "
+            "can only learn to answer that",
+            f"Look how the labels{' and their weights' if weighted else ''} are made, and shuffle the data if they are "
+            "sorted by class.",
             evidence,
         )
 

@@ -159,3 +159,13 @@ def test_one_batch_that_is_repeated_is_no_warning(tmp_path):
     assert check(repeated, tmp_path) == []
     noted = tapescope.check(tapescope.Run(tmp_path))
     assert any("records have the same batch, though an epoch has 32" in finding.message for finding in noted)
+
+
+def test_labels_of_which_one_class_has_the_weight_0_are_not_called_the_same(tmp_path):
+    model = keras.Sequential([keras.Input([8]), keras.layers.Dense(1, "sigmoid")])
+    model.compile("adam", "binary_crossentropy")
+    weights = {0: 1.0, 1: 0.0}
+    monitor = tapescope.Monitor(tmp_path, when=tapescope.every(1))
+    model.fit(np.tile(POINTS, (4, 1)), np.tile(BINARY, 4), 32, 2, 0, [monitor], class_weight=weights)
+    (finding,) = (f for f in tapescope.check(tapescope.Run(tmp_path)) if f.rule == "labels_degenerate")
+    assert "all labels so far whose weight is not 0 are the same (0)" in finding.message
