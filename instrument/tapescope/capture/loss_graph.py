@@ -3,12 +3,13 @@
 The learning rate of a sum over the batch in the place of the mean depends on the size of the batch: its gradient is as
 many times that of the mean as there are examples. A loss of targets [B] and outputs [B, 1] is of all pairs of them.
 A cross-entropy of logits that gets the outputs of a softmax or a sigmoid applies it twice. Those of ReLU are not
-logits.
+logits. A loss of probabilities takes logarithms of what it cuts to at most 1, or subtracts from 1.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 _PASSES_ON = {"Cast", "Identity", "Neg", "Reshape", "Squeeze", "StopGradient"}
@@ -19,6 +20,10 @@ _MOST_OPERATIONS = 100
 _SOFTMAX_LOSSES = {"SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits"}
 _ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Softmax": "softmax"}
 _SAME_VALUES = {"Cast", "Identity", "Reshape", "Squeeze"}
+_HIGHEST_PROBABILITY = (0.9, 1.0)
+"""Range of the constant to which probabilities are cut."""
+_MOST_ADDED = 0.001
+"""Constant that is added to a probability, so that its logarithm is finite."""
 
 
 def is_sum_over_batch(loss: Any, outputs: Any) -> bool:
@@ -93,6 +98,41 @@ def repeated_activation(loss: Any) -> tuple[str, str] | None:
         if made is not None and made.type in _ACTIVATIONS:
             return applied, _ACTIVATIONS[made.type]
     return None
+
+
+def takes_for_probabilities(loss: Any, outputs: Any) -> bool:
+    """Return whether a loss takes logarithms of outputs, or of their shares in a sum, as of probabilities.
+
+    It cuts them to at most 1 before, or takes the logarithm of their difference to 1.
+
+    Args:
+      loss: float []; or None where it is not known.
+      outputs: [B, ...], of the model.
+    """
+    logarithms = (o.inputs[0] for o in _operations_before(loss, (outputs,)) if o.type == "Log")
+    return any(_is_probability(tensor, outputs) for tensor in logarithms)
+
+
+def _is_probability(tensor: Any, outputs: Any) -> bool:
+    """Return whether a tensor is outputs, or their shares in a sum, that are cut to at most 1 or subtracted from 1."""
+    found = False
+    while tensor is not outputs:
+        operation = _operation(tensor)
+        if operation is None:
+            return False
+        tensor = operation.inputs[0]
+        if operation.type == "Sub" and _is_constant(tensor, 1):
+            found = True
+            tensor = operation.inputs[1]
+        elif operation.type in ("AddV2", "Maximum", "Minimum"):
+            constant = tf.get_static_value(operation.inputs[1])
+            if constant is None or (operation.type == "AddV2" and np.any(constant > _MOST_ADDED)):
+                return False
+            low, high = _HIGHEST_PROBABILITY
+            found = found or (operation.type == "Minimum" and bool(np.all((low <= constant) & (constant <= high))))
+        elif operation.type not in _SAME_VALUES | {"RealDiv"}:
+            return False
+    return found
 
 
 def _sigmoid_logits(log1p: Any) -> Any:

@@ -14,7 +14,12 @@ import tensorflow as tf
 
 from tapescope.capture import keras_kinds, private_api
 from tapescope.capture.data_path import DataPath, Output, is_numeric, named_tensors
-from tapescope.capture.loss_graph import is_of_all_pairs, is_sum_over_batch, repeated_activation
+from tapescope.capture.loss_graph import (
+    is_of_all_pairs,
+    is_sum_over_batch,
+    repeated_activation,
+    takes_for_probabilities,
+)
 from tapescope.failsafe import misuse_error
 
 _LOSS_NAMES = {
@@ -110,6 +115,8 @@ class DataTensors(NamedTuple):
     """Result of `loss_graph.repeated_activation`."""
     compares_all_pairs: bool = False
     """Result of `loss_graph.is_of_all_pairs` for any output."""
+    taken_for_probabilities: tuple[str, ...] = ()
+    """Names of the outputs for which `loss_graph.takes_for_probabilities`."""
 
 
 def check_loss(loss: Any) -> None:
@@ -211,6 +218,7 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
         weights=(*(None for _ in inputs), *(weights for _ in targets), *(None for _ in outputs)),
         repeated_activation=repeated_activation(loss_tensor),
         compares_all_pairs=any(is_of_all_pairs(loss_tensor, target, output) for target, output in compared),
+        taken_for_probabilities=tuple(o.name for o in outputs if takes_for_probabilities(loss_tensor, o.tensor)),
     )
 
 

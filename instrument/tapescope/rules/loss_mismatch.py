@@ -50,6 +50,7 @@ def loss_mismatch(history: History) -> Iterator[Finding]:
     for case in cases(history):
         yield from most_severe("loss_mismatch", case, _loss_verdicts(case))
     yield from _repeated_activation(history)
+    yield from _taken_for_probabilities(history)
     if _compares_all_pairs(history):
         yield Finding(
             rule="loss_mismatch",
@@ -87,6 +88,32 @@ def _repeated_activation(history: History) -> Iterator[Finding]:
         advice=f"Leave out the {made} behind the last layer"
         + ("." if made == "relu" else ", or use a loss that takes probabilities."),
     )
+
+
+def _taken_for_probabilities(history: History) -> Iterator[Finding]:
+    """Report outputs that are no probabilities, and that a loss not known by name takes for some."""
+    layout = history.layout
+    known = {objective.output for objective in layout.objectives if objective.loss != "custom"}
+    for at, row in enumerate(layout.data):
+        outputs = history.data.pooled(at)
+        if row.kind != "output" or row.name not in layout.taken_for_probabilities or at in known or outputs is None:
+            continue
+        outside = outputs.negative + outputs.above_one
+        if not outside > 0:
+            continue
+        yield Finding(
+            rule="loss_mismatch",
+            version=2,
+            severity="warning",
+            layer=None,
+            step=history.window[0].step,
+            message=f"the loss takes logarithms of the outputs as of probabilities, and {outside:.0%} of them lie "
+            "outside of 0 to 1: these get no gradient, or make it NaN",
+            evidence={"outside": outside},
+            advice='Give the last layer an activation, "sigmoid" or "softmax", or use a loss that takes logits, such '
+            "as Keras' own with `from_logits=True`.",
+        )
+        return
 
 
 def _compares_all_pairs(history: History) -> bool:

@@ -62,6 +62,8 @@ class RunLayout(NamedTuple):
     """Activation that a loss applies to its logits, and the one that made these: softmax or sigmoid; else empty."""
     compares_all_pairs: bool = False
     """True if the graph of the loss combines each output with the targets of all examples."""
+    taken_for_probabilities: tuple[str, ...] = ()
+    """Names of the outputs of which a loss takes logarithms as of probabilities."""
     replica_issues: tuple[Sequence[Any], ...] = ()
     """What Keras does differently with several replicas: kind, layer and setting of each issue."""
 
@@ -122,6 +124,7 @@ def run_layout(variables: Sequence[str], layers: Sequence[str], details: Mapping
         objectives=objectives,
         repeated_activation=_repeated_activation(details),
         compares_all_pairs=details.get("compares_all_pairs") is True,
+        taken_for_probabilities=tuple(map(str, tables.json_array(details.get("taken_for_probabilities")))),
         replica_issues=_issues(details),
     )
 

@@ -132,6 +132,7 @@ def data_family(reading: Any, data: DataTensors) -> Value:
         "objectives": data.objectives,
         "repeated_activation": data.repeated_activation,
         "compares_all_pairs": data.compares_all_pairs,
+        "taken_for_probabilities": data.taken_for_probabilities,
     }
     return _make_family("data", DATA_COLUMNS, [row.name for row in data.rows], reading.data, details)
 

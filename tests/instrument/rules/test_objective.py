@@ -214,7 +214,53 @@ def absolute_error(output):
     return tf.reduce_mean(tf.abs(NORMAL[:, 0] - output))
 
 
+def own_cross_entropy(output):
+    return -tf.reduce_mean(ONE_HOT * tf.math.log(tf.clip_by_value(output, 1e-10, 1.0)))
+
+
+def own_binary_cross_entropy(output):
+    return -tf.reduce_mean(ONE_HOT * tf.math.log(output + 1e-7) + (1 - ONE_HOT) * tf.math.log(1 - output + 1e-7))
+
+
+def entropy_of_tanh(output):
+    return tf.reduce_mean(tf.square(output) - tf.math.log(1 - tf.square(output) + 1e-6))
+
+
+def poisson_loss(output):
+    return tf.reduce_mean(output - 2.0 * tf.math.log(tf.maximum(output, 1e-7)))
+
+
+def loss_of_keras(loss, targets):
+    return lambda output: tf.reduce_mean(keras.losses.get(loss)(targets, output))
+
+
 LOOPS = {
+    "logits as probabilities": (
+        dense(1),
+        loss_of_keras("binary_crossentropy", ONE_HOT[:, :1]),
+        [("loss_mismatch", "warning")],
+    ),
+    "logits as probabilities of classes": (
+        dense(3),
+        loss_of_keras("categorical_crossentropy", ONE_HOT),
+        [("loss_mismatch", "warning")],
+    ),
+    "logits as probabilities of indices": (
+        dense(3),
+        loss_of_keras("sparse_categorical_crossentropy", CLASSES),
+        [("loss_mismatch", "warning")],
+    ),
+    "logits in a cross-entropy of one's own": (dense(3), own_cross_entropy, [("loss_mismatch", "warning")]),
+    "sigmoids in a binary one": (dense(3, "sigmoid"), own_binary_cross_entropy, []),
+    "tanh in a binary one": (
+        dense(3, "tanh"),
+        own_binary_cross_entropy,
+        [("loss_mismatch", "warning")],
+    ),
+    "squashed actions": (dense(3, "tanh"), entropy_of_tanh, []),
+    "probabilities in one of one's own": (dense(3, "softmax"), own_cross_entropy, []),
+    "rates": (dense(1), poisson_loss, []),
+    "large values": (dense(1), loss_of_keras("mean_squared_logarithmic_error", NORMAL), []),
     "a softmax twice": (dense(3, "softmax"), softmax_loss, [("loss_mismatch", "warning")]),
     "a softmax": (dense(3), softmax_loss, []),
     "all pairs": (dense(1), absolute_error, [("loss_mismatch", "error")]),
