@@ -64,9 +64,10 @@ def non_finite(history: History) -> Iterator[Finding]:
         layer = grower
         message = "the weights of most layers are NaN or Inf: an update made them so"
     # If only the gradient is not finite and no weight changed, a loss scale may have overflowed and skipped the step.
-    # If that is not the reason, the next record has it in the weights.
-    skipped = _has_bad_gradient(views[at], history) and not any(map(_has_bad_output, views))
-    skipped = skipped and not np.any(first.update_ratio > 0)
+    # If that is not the reason, the next record has it in the weights. `first.update_ratio` has the steps between
+    # records as well, so the column is asked.
+    changed = np.any(first.column("update_ratio", history.layout.variable_count) > 0)
+    skipped = _has_bad_gradient(views[at], history) and not any(map(_has_bad_output, views)) and not changed
     behind_all = not skipped and forward < 0 <= backward and bool(history.layout.is_output[backward])
     since = views[at - 1].step + 1 if at else first.step
     message += f", at step {first.step}" if since == first.step else f", between steps {since} and {first.step}"

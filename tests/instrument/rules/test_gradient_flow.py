@@ -276,6 +276,14 @@ def test_a_step_that_a_loss_scale_skipped_is_info():
     assert (finding.layer, finding.step, finding.severity) == ("output", 20, "info")
 
 
+def test_a_step_that_a_loss_scale_skipped_is_info_though_steps_between_the_records_changed_weights():
+    def moving(t, columns):
+        columns["weight_norm"] = columns["weight_norm"] * (1 + 0.01 * t)
+
+    finding = only_finding(find(8, both(overflow_at_record_5, moving), severity="info"), "non_finite")
+    assert (finding.step, finding.severity) == (20, "info")
+
+
 def test_a_skipped_step_after_which_the_weights_are_not_finite_is_an_error():
     ruined = both(put("first_nonfinite_forward", None, 0, since=6), put("loss", None, NAN, since=6))
     finding = only_finding(find(8, both(overflow_at_record_5, ruined), severity="info"), "non_finite")
