@@ -64,10 +64,9 @@ def non_finite(history: History) -> Iterator[Finding]:
         layer = grower
         message = "the weights of most layers are NaN or Inf: an update made them so"
     # If only the gradient is not finite and no weight changed, a loss scale may have overflowed and skipped the step.
-    # If that is not the reason, the next record has it in the weights. `first.update_ratio` has the steps between
-    # records as well, so the column is asked.
-    changed = np.any(first.column("update_ratio", history.layout.variable_count) > 0)
-    skipped = _has_bad_gradient(views[at], history) and not any(map(_has_bad_output, views)) and not changed
+    # If that is not the reason, the next record has it in the weights.
+    skipped = _has_bad_gradient(views[at], history) and not any(map(_has_bad_output, views))
+    skipped = skipped and not _has_changed_weights(views[max(0, at - 1)], views[at], history)
     behind_all = not skipped and forward < 0 <= backward and bool(history.layout.is_output[backward])
     since = views[at - 1].step + 1 if at else first.step
     message += f", at step {first.step}" if since == first.step else f", between steps {since} and {first.step}"
@@ -113,6 +112,15 @@ def _first_nonfinite(views: Sequence[RecordView], history: History) -> int:
     while at and is_bad(views[at - 1]):
         at -= 1
     return at
+
+
+def _has_changed_weights(before: RecordView, view: RecordView, history: History) -> bool:
+    """Return whether the step of a record changed weights: their ratio is above 0, or is not known any more.
+
+    The view's own `update_ratio` has the steps since the record before as well.
+    """
+    earlier, ratio = (each.column("update_ratio", history.layout.variable_count) for each in (before, view))
+    return bool(np.any((ratio > 0) | (np.isnan(ratio) & np.isfinite(earlier))))
 
 
 def _advice_on_nonfinite(skipped: bool, in_loss: bool) -> str:

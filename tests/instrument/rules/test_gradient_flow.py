@@ -284,6 +284,12 @@ def test_a_step_that_a_loss_scale_skipped_is_info_though_steps_between_the_recor
     assert (finding.step, finding.severity) == (20, "info")
 
 
+def test_an_update_that_made_weights_nan_is_no_skipped_step():
+    """Variables without layers have no output that would show it; their ratio is not known then."""
+    ruined = both(overflow_at_record_5, put("update_ratio", None, NAN, since=5))
+    assert only_finding(find(8, ruined, severity="info"), "non_finite").severity == "error"
+
+
 def test_a_skipped_step_after_which_the_weights_are_not_finite_is_an_error():
     ruined = both(put("first_nonfinite_forward", None, 0, since=6), put("loss", None, NAN, since=6))
     finding = only_finding(find(8, both(overflow_at_record_5, ruined), severity="info"), "non_finite")
