@@ -77,9 +77,13 @@ def update_too_large(history: History) -> Iterator[Finding]:
     if harmful:
         message += ", and the loss did not fall"
     severity = "error" if harmful else "warning"
-    if not harmful and history.mastered and not (steady and history.layout.layer_count):
-        severity = "info"  # one leap, after which the network learned; or a variable whose best value is 0
-        message += "; since then the loss has fallen"
+    learns = history.mastered
+    if steady:  # the best value of a variable without a layer may be 0, and a single number may pass it
+        learns = learns or (history.loss_falling and _is_one_number(history, at))
+        learns = learns and not history.layout.layer_count
+    if not harmful and learns:
+        severity = "info"
+        message += "; since then the loss has fallen" if history.mastered else ", and the loss falls"
     advice = f"Lower the learning rate{' of this layer' if stands_out else ''} at least tenfold, or warm it up."
     rate = learning_rate(history.layout.objectives)
     if rate < 0:
@@ -101,6 +105,15 @@ def update_too_large(history: History) -> Iterator[Finding]:
         evidence={"update_ratio": ratio},
         advice=advice + summed_loss_advice(history.layout.objectives),
     )
+
+
+def _is_one_number(history: History, variable: int) -> bool:
+    """Return whether a variable has one element: its gradient's norm is then the largest magnitude in it."""
+    norms = [
+        [view.column(f"gradient_{name}", history.layout.variable_count)[variable] for name in ("norm", "max")]
+        for view in history.window
+    ]
+    return bool(np.allclose(*np.transpose(norms), atol=0))
 
 
 def _rose_at_once(history: History) -> bool:

@@ -49,6 +49,16 @@ def test_without_layers_biases_that_start_at_0_may_change_by_much(row, rules):
     assert [finding.rule for finding in findings] == rules
 
 
+def test_without_layers_a_single_number_may_pass_0_while_the_loss_falls():
+    def one_number(_, columns):
+        columns["gradient_max"][4] = columns["gradient_norm"][4]
+
+    changing = both(both(put("update_ratio", 4, 0.3, since=1), one_number), without_layers)
+    assert find(20, changing, run_layout(VARIABLES, (), {})) == []
+    stuck = both(changing, put("loss", None, 2.3))
+    assert [f.rule for f in find(100, stuck, run_layout(VARIABLES, (), {}))] == ["update_too_large"]
+
+
 def test_without_layers_a_variable_whose_best_value_is_0_may_go_on_changing():
     """Its norm shrinks with its updates, and the network learns."""
     learned = both(put("update_ratio", 4, 0.3, since=1), without_layers)
