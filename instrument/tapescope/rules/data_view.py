@@ -58,7 +58,7 @@ class OutputObjective(NamedTuple):
 
 
 CHECK_SIGN = " If it is as small as intended, check its sign: a negative one climbs along the gradient."
-"""What to add to an advice to lower a learning rate that is not known."""
+"""End of an advice to lower a learning rate that is not known."""
 
 
 def learning_rate(objectives: Sequence[OutputObjective]) -> float:

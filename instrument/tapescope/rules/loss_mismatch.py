@@ -49,23 +49,34 @@ def loss_mismatch(history: History) -> Iterator[Finding]:
     """Report a loss that takes something else than the output gives, or than the targets are."""
     for case in cases(history):
         yield from most_severe("loss_mismatch", case, _loss_verdicts(case))
-    yield from _repeated_activation(history)
-    yield from _taken_for_probabilities(history)
-    if _compares_all_pairs(history):
+    for verdict in _graph_verdicts(history):
         yield Finding(
             rule="loss_mismatch",
             version=2,
-            severity="error",
+            severity=verdict.severity,
             layer=None,
             step=history.window[0].step,
-            message="the loss compares each output with the targets of all examples, not with its own: targets [N] "
-            "less outputs [N, 1] makes [N, N], of which the best answer is the same for every input",
-            evidence={"loss": history.latest.loss},
-            advice="Give the targets the shape of the outputs in the loss: `y[:, None]`, or `tf.squeeze(outputs, -1)`.",
+            message=verdict.message,
+            evidence=verdict.evidence,
+            advice=verdict.advice,
         )
 
 
-def _repeated_activation(history: History) -> Iterator[Finding]:
+def _graph_verdicts(history: History) -> Iterator[Verdict]:
+    """Yield what does not fit in the graph of the loss, also of one that the program has not named."""
+    yield from _repeated_activation(history)
+    yield from _taken_for_probabilities(history)
+    if _compares_all_pairs(history):
+        yield Verdict(
+            "error",
+            "the loss compares each output with the targets of all examples, not with its own: targets [N] less "
+            "outputs [N, 1] makes [N, N], of which the best answer is the same for every input",
+            "Give the targets the shape of the outputs in the loss: `y[:, None]`, or `tf.squeeze(outputs, -1)`.",
+            {"loss": history.latest.loss},
+        )
+
+
+def _repeated_activation(history: History) -> Iterator[Verdict]:
     """Report a cross-entropy of logits that gets what an activation gave, unless it is said of one of the outputs."""
     layout = history.layout
     if not layout.repeated_activation:
@@ -76,44 +87,34 @@ def _repeated_activation(history: History) -> Iterator[Finding]:
     what = "lie between 0 and 1, so no probability can come near 0 or 1, and the gradient is small"
     if made == "relu":
         what = "are never below 0, and no gradient passes where they are 0"
-    yield Finding(
-        rule="loss_mismatch",
-        version=2,
-        severity="warning",
-        layer=None,
-        step=history.window[0].step,
-        message=f"the loss applies {applied} to what it is given, which are the outputs of a {made} already: these "
-        + what,
-        evidence={"loss": history.latest.loss},
-        advice=f"Leave out the {made} behind the last layer"
+    yield Verdict(
+        "warning",
+        f"the loss applies {applied} to what it is given, which are the outputs of a {made} already: these {what}",
+        f"Leave out the {made} behind the last layer"
         + ("." if made == "relu" else ", or use a loss that takes probabilities."),
+        {"loss": history.latest.loss},
     )
 
 
-def _taken_for_probabilities(history: History) -> Iterator[Finding]:
+def _taken_for_probabilities(history: History) -> Iterator[Verdict]:
     """Report outputs that are no probabilities, and that a loss not known by name takes for some."""
     layout = history.layout
     known = {objective.output for objective in layout.objectives if objective.loss != "custom"}
     for at, row in enumerate(layout.data):
+        if row.kind != "output" or row.name not in layout.taken_for_probabilities or at in known:
+            continue
         outputs = history.data.pooled(at)
-        if row.kind != "output" or row.name not in layout.taken_for_probabilities or at in known or outputs is None:
-            continue
-        outside = outputs.negative + outputs.above_one
-        if not outside > 0:
-            continue
-        yield Finding(
-            rule="loss_mismatch",
-            version=2,
-            severity="warning",
-            layer=None,
-            step=history.window[0].step,
-            message=f"the loss takes logarithms of the outputs as of probabilities, and {outside:.0%} of them lie "
-            "outside of 0 to 1: these get no gradient, or make it NaN",
-            evidence={"outside": outside},
-            advice='Give the last layer an activation, "sigmoid" or "softmax", or use a loss that takes logits, such '
-            "as Keras' own with `from_logits=True`.",
-        )
-        return
+        outside = 0.0 if outputs is None else outputs.negative + outputs.above_one
+        if outside > 0:
+            yield Verdict(
+                "warning",
+                f"the loss takes logarithms of the outputs as of probabilities, and {outside:.0%} of them lie outside "
+                "of 0 to 1: these get no gradient, or make it NaN",
+                'Give the last layer an activation, "sigmoid" or "softmax", or use a loss that takes logits, such as '
+                "Keras' own with `from_logits=True`.",
+                {"outside": outside},
+            )
+            return
 
 
 def _compares_all_pairs(history: History) -> bool:

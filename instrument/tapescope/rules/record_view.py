@@ -59,7 +59,7 @@ class RunLayout(NamedTuple):
     objectives: tuple[OutputObjective, ...] = ()
     """The outputs, and what they are trained for."""
     repeated_activation: tuple[str, ...] = ()
-    """Activation that a loss applies to its logits, and the one that made these: softmax or sigmoid; else empty."""
+    """Activation that a loss applies to its logits, and the one that made these, which may be ReLU; else empty."""
     compares_all_pairs: bool = False
     """True if the graph of the loss combines each output with the targets of all examples."""
     taken_for_probabilities: tuple[str, ...] = ()
