@@ -20,6 +20,7 @@ from tapescope.capture.activations import Activation
 from tapescope.capture.attention import NO_TRANSFORMER, AttentionCapture, TransformerLayers
 from tapescope.capture.data_path import DataPath
 from tapescope.capture.shared_patch import patch_for_good, shared_patch
+from tapescope.capture.training_mode import TrainingMode
 from tapescope.failsafe import Failsafe, attribute_errors_to
 
 
@@ -71,6 +72,7 @@ class Capture:
     ):
         self.data_path = DataPath(models)
         """The inputs and outputs of the models."""
+        self.training_mode = TrainingMode()
         self.chosen = chosen
         """Name and activation of the layers to measure, by their id."""
         self.failsafe = failsafe
@@ -269,13 +271,18 @@ def _hook(original: Any) -> Any:
         for capture in inside:
             with capture.failsafe.contain():
                 capture.data_path.begin_call(layer, args)
+                capture.training_mode.begin_call(layer, args, kwargs)
         captures = [c for c in inside if id(layer) in c.chosen]
         attends = any(c.attention.observes(layer) for c in inside)
-        with attention.observe(layer) if attends else contextlib.nullcontext([]) as observed:
-            if captures:
-                output = _measured_call(captures, original, layer, args, kwargs)
-            else:
-                output = original(layer, *args, **kwargs)
+        try:
+            with attention.observe(layer) if attends else contextlib.nullcontext([]) as observed:
+                if captures:
+                    output = _measured_call(captures, original, layer, args, kwargs)
+                else:
+                    output = original(layer, *args, **kwargs)
+        finally:
+            for capture in inside:
+                capture.training_mode.end_call()
         for capture in inside:
             with capture.failsafe.contain():
                 capture.data_path.end_call(layer, args, output)

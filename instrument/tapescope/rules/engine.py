@@ -59,6 +59,7 @@ OBJECTIVE_RULES: tuple[Rule, ...] = (
     targets.targets_out_of_range,
     loss_mismatch.loss_mismatch,
     data.unscaled_data,
+    layer_rules.inference_mode,
 )
 """Rules about what the training was given: data, labels and loss. They hold whatever the numbers do."""
 
@@ -76,7 +77,7 @@ REVISED = {"update_too_large", "update_not_applied", "dead_units", "frozen_layer
 """Rules whose warnings are lowered to info once the network has learned in spite of them, or weights have moved. Errors
 stay."""
 
-LEARNING_GOES_ON = {*replica_issues.NAMES, "gradient_spike", "overfitting", "validation_differs"}
+LEARNING_GOES_ON = {*replica_issues.NAMES, "inference_mode", "gradient_spike", "overfitting", "validation_differs"}
 """Rules whose findings are no reason why a loss would not fall."""
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -48,6 +48,38 @@ FEW_UNITS = 4
 """Units of a layer below which two that have gradients of one size, as those of a softmax of two, prove nothing."""
 
 BOUNDED = {"sigmoid", "tanh", "softsign", "hard_sigmoid", "hard_tanh"}
+
+
+def inference_mode(history: History) -> Iterator[Finding]:
+    """Report layers that act otherwise in training, none of which was told that it trains."""
+    layers = history.layout.inference_layers
+    if history.first is None or not layers:
+        return
+    normalizing = [name for name, kind in layers if kind.endswith("Normalization")]
+    others = [name for name, kind in layers if not kind.endswith("Normalization")]
+    effects: list[str] = []
+    if normalizing:
+        effects.append(f"{_list_layers(normalizing, 'uses', 'use')} moving averages that are never updated")
+    if others:
+        effects.append(f"{_list_layers(others, 'changes', 'change')} nothing")
+    yield Finding(
+        rule="inference_mode",
+        version=1,
+        severity="warning",
+        layer=layers[0][0],
+        step=history.first.step,
+        message=f"the layers run as in inference, because no call says `training=True`: {', and '.join(effects)}",
+        evidence={"layers": float(len(layers))},
+        advice="Call the model as `model(x, training=True)` in the step. Where inference is meant, say "
+        "`training=False`.",
+    )
+
+
+def _list_layers(names: Sequence[str], of_one: str, of_several: str) -> str:
+    """Return the first of some layers and the number of others, with the verb that belongs to it."""
+    if len(names) == 1:
+        return f"`{names[0]}` {of_one}"
+    return f"`{names[0]}` and {len(names) - 1} more {of_several}"
 
 
 def poor_initialization(history: History) -> Iterator[Finding]:

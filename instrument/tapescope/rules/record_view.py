@@ -64,6 +64,8 @@ class RunLayout(NamedTuple):
     """True if the graph of the loss combines each output with the targets of all examples."""
     taken_for_probabilities: tuple[str, ...] = ()
     """Names of the outputs of which a loss takes logarithms as of probabilities."""
+    inference_layers: tuple[tuple[str, str], ...] = ()
+    """Name and class of each layer that acts otherwise in training, and was not told that it trains."""
     replica_issues: tuple[Sequence[Any], ...] = ()
     """What Keras does differently with several replicas: kind, layer and setting of each issue."""
 
@@ -125,6 +127,7 @@ def run_layout(variables: Sequence[str], layers: Sequence[str], details: Mapping
         repeated_activation=_repeated_activation(details),
         compares_all_pairs=details.get("compares_all_pairs") is True,
         taken_for_probabilities=tuple(map(str, tables.json_array(details.get("taken_for_probabilities")))),
+        inference_layers=_inference_layers(details),
         replica_issues=_issues(details),
     )
 
@@ -132,6 +135,11 @@ def run_layout(variables: Sequence[str], layers: Sequence[str], details: Mapping
 def _repeated_activation(details: Mapping[str, Any]) -> tuple[str, ...]:
     names = tables.json_array(details.get("repeated_activation"))
     return tuple(names) if len(names) == 2 and all(name in ("relu", "sigmoid", "softmax") for name in names) else ()
+
+
+def _inference_layers(details: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    given = map(tables.json_array, tables.json_array(details.get("inference_layers")))
+    return tuple((str(layer[0]), str(layer[1])) for layer in given if len(layer) == 2)
 
 
 def _issues(details: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:

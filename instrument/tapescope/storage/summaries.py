@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tapescope.capture.objective import DataTensors
 from tapescope.capture.selection import Names
+from tapescope.capture.training_mode import InferenceLayer
 from tapescope.statistics import attention
 from tapescope.statistics import reading as readings
 from tapescope.statistics.data import DATA_COLUMNS, data_columns
@@ -85,8 +86,22 @@ def variables_family(reading: Any, names: Names, further: Mapping[str, np.ndarra
     return _make_family("variables", columns, names.variables, _with_rows(reading.variables, derived.values()))
 
 
-def layers_family(reading: Any, names: Names, verdict: Verdict | None, skipped: Mapping[str, str]) -> Value:
-    """Return the columns of the layers; `skipped` has those that could not be measured, and why."""
+def layers_family(
+    reading: Any,
+    names: Names,
+    verdict: Verdict | None,
+    skipped: Mapping[str, str],
+    inference_layers: Sequence[InferenceLayer] = (),
+) -> Value:
+    """Return the columns of the layers.
+
+    Args:
+      reading: from `to_host`.
+      names: of the rows.
+      verdict: of the last closed window.
+      skipped: reason by the name of each layer that could not be measured.
+      inference_layers: those that ran as in inference unasked.
+    """
     unknown = np.full(reading.layers.shape[1], np.nan, np.float32)
     counts = {column: verdict.counts[column] if verdict else unknown for column in readings.UNIT_COLUMNS}
     further = counts | _derived_layer_columns(reading)
@@ -96,6 +111,7 @@ def layers_family(reading: Any, names: Names, verdict: Verdict | None, skipped: 
         "variables": names.layer_variables,
         "sources": names.sources,
         "skipped": dict(skipped),
+        "inference_layers": inference_layers,
     }
     columns = (*readings.LAYER_COLUMNS, *further)
     return _make_family("layers", columns, names.layers, _with_rows(reading.layers, further.values()), details)

@@ -15,6 +15,8 @@ from tests.instrument.rules.records import (
     targets,
 )
 
+NORMS = "`norm` and 2 more use moving averages that are never updated"
+
 
 def test_dead_units_are_counted_since_the_step_at_which_they_were_too_many():
     finding = only_finding(find(20, put("units_dead", 0, 12.0, since=8)), "dead_units")
@@ -319,3 +321,16 @@ def test_a_steep_activation_may_have_small_weights():
 def test_half_a_layer_may_die_if_the_loss_is_below_that_of_a_constant_answer(std, severities):
     dying = both(targets(std), put("units_dead", 0, 12.0, since=20), put("loss", None, 1.3, since=20))
     assert [f.severity for f in find(60, dying, VALUES)] == severities
+
+
+@pytest.mark.parametrize(
+    ("layers", "effects"),
+    [
+        ([("drop", "Dropout")], "`drop` changes nothing"),
+        ([("norm", "BatchNormalization"), ("norm_1", "BatchNormalization"), ("norm_2", "BatchNormalization")], NORMS),
+    ],
+)
+def test_layers_that_run_as_in_inference_are_named(layers, effects):
+    finding = only_finding(find(60, layout=LAYOUT._replace(inference_layers=tuple(layers))), "inference_mode")
+    assert finding.message.endswith(f"no call says `training=True`: {effects}")
+    assert (finding.layer, finding.step) == (layers[0][0], 0)
