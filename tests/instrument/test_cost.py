@@ -165,7 +165,7 @@ def second_record(tmp_path, host_reading):
         values = [
             summaries.variables_family(read, probe.names, {}),
             summaries.step_family(summaries.Step(n, 1.0, 16.0), read, ledger.verdict, RunSpikes()),
-            summaries.layers_family(read, probe.names, ledger.verdict, {}),
+            summaries.layers_family(read, probe.names, ledger.verdict, {}, probe._state.layer_modes),
             summaries.units_family(probe.names, ledger.verdict),
             *summaries.histogram_families(read, probe.names),
         ]

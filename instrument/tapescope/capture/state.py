@@ -12,7 +12,7 @@ from tapescope.capture.keras_replica_issues import ReplicaIssue
 from tapescope.capture.layer_hooks import Capture, LayerCall
 from tapescope.capture.objective import DataTensors
 from tapescope.capture.selection import Names, Selection, merge_names
-from tapescope.capture.training_mode import InferenceLayer, inference_layers
+from tapescope.capture.training_mode import LayerModes, layer_modes
 from tapescope.failsafe import Failsafe
 
 _NOT_SEEN = (
@@ -64,8 +64,8 @@ class ProbeState:
         """The rows of each kind of reading; `Reading.layout` is an index of this list, which only grows."""
         self.skipped: dict[str, str] = {}
         """Reason by the name of each layer that could not be measured."""
-        self.inference_layers: tuple[InferenceLayer, ...] = ()
-        """Layers that ran as in inference in the first measured step unasked."""
+        self.layer_modes = LayerModes()
+        """Of the first measured step."""
         self.replica_issues: tuple[ReplicaIssue, ...] | None = None
         """What Keras does otherwise in this step with several replicas; None until one was measured."""
         self.optimizer_called = False
@@ -127,7 +127,7 @@ class ProbeState:
         names = self.selection.names(calls, variables, attention_calls, stream)
         if self.names is None:
             self._set_skipped(calls, captures)
-            self.inference_layers = inference_layers([capture.training_mode for capture in captures])
+            self.layer_modes = layer_modes([capture.training_mode for capture in captures])
             self.names = names
         else:
             self._add_rows(self.names, names)

@@ -22,6 +22,25 @@ class InferenceLayer(NamedTuple):
     """Name of its class."""
 
 
+class Dropout(NamedTuple):
+    """A layer that drops a share of its input in training, in the first measured step."""
+
+    name: str
+    rate: float
+    """Share that is dropped."""
+    units: int
+    """Size of the last axis of its input."""
+
+
+class LayerModes(NamedTuple):
+    """The layers of a step that act otherwise in training."""
+
+    inference_layers: tuple[InferenceLayer, ...] = ()
+    """Those that ran as in inference unasked; none if another one ran as in training."""
+    dropouts: tuple[Dropout, ...] = ()
+    """Those that drop units."""
+
+
 class _Call(NamedTuple):
     training: Any
     """What Keras makes of `training`: that of the call, else of the one around it, else the default."""
@@ -37,6 +56,8 @@ class TrainingMode:
         """Whether any layer that acts otherwise in training ran so."""
         self.untold: dict[int, InferenceLayer] = {}
         """Those that did not, by the ids of the layers."""
+        self.dropouts: dict[int, Dropout] = {}
+        """The layers that drop units, by their ids."""
         self._running: list[_Call] = []
         """The calls that have begun, the innermost last."""
 
@@ -54,8 +75,14 @@ class TrainingMode:
         if _differs_in_training(layer):
             if training is not None and training is not False:  # a tensor may be either
                 self.trained = True
+                self._note_dropout(layer, args)
             elif not is_meant:
                 self.untold[id(layer)] = InferenceLayer(layer.name, type(layer).__name__)
+
+    def _note_dropout(self, layer: Any, args: Sequence[Any]) -> None:
+        units = args[0].shape[-1] if args and getattr(args[0], "shape", ()) else None
+        if units is not None and isinstance(layer, keras_kinds.layers(*_DROPPING)):
+            self.dropouts[id(layer)] = Dropout(layer.name, float(layer.rate), int(units))
 
     def end_call(self) -> None:
         """Note the end of the innermost call, also of one that raises."""
@@ -63,11 +90,12 @@ class TrainingMode:
             self._running.pop()
 
 
-def inference_layers(modes: Sequence[TrainingMode]) -> tuple[InferenceLayer, ...]:
-    """Return the layers of a step that ran as in inference unasked; none if another one ran as in training."""
-    if any(mode.trained for mode in modes):
-        return ()
-    return tuple({key: layer for mode in modes for key, layer in mode.untold.items()}.values())
+def layer_modes(seen: Sequence[TrainingMode]) -> LayerModes:
+    """Return what the tapes of one step have seen."""
+    untold = {key: layer for mode in seen for key, layer in mode.untold.items()}
+    dropping = {key: layer for mode in seen for key, layer in mode.dropouts.items()}
+    is_told = any(mode.trained for mode in seen)
+    return LayerModes(() if is_told else tuple(untold.values()), tuple(dropping.values()))
 
 
 def _differs_in_training(layer: Any) -> bool:

@@ -41,6 +41,7 @@ RULES: tuple[Rule, ...] = (
     gradient_flow.gradient_spike,
     layer_rules.dead_units,
     layer_rules.saturation,
+    layer_rules.strong_dropout,
     updates.update_too_large,
     updates.update_not_applied,
     updates.update_too_small,
@@ -69,11 +70,15 @@ RULES_PER_LAYER = {rule.__name__ for rule in OBJECTIVE_RULES} | {
     "dead_units",
     "dying_units",
     "saturation",
+    "strong_dropout",
 }
 """Rules that may name several layers, each once. The others name the worst layer, once."""
 
 
-REVISED = {"update_too_large", "update_not_applied", "dead_units", "frozen_layers", "loss_not_falling", "slow_learning"}
+REVISED = {
+    *("update_too_large", "update_not_applied", "dead_units", "frozen_layers", "strong_dropout"),
+    *("loss_not_falling", "slow_learning"),
+}
 """Rules whose warnings are lowered to info once the network has learned in spite of them, or weights have moved. Errors
 stay."""
 

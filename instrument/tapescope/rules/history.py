@@ -511,9 +511,14 @@ class History:
         """
         if not self.had_time or self.beats_constant:
             return False
-        if self.equals_constant and _fall_deviate(self._halves()[1]) <= FALLING_TREND:
+        if self.equals_constant and self.loss_levelled:
             return True  # it fell to there, and no further
         return not self.loss_falling and (self.loss_fall < STUCK_FALL or self.equals_constant)
+
+    @cached_property
+    def loss_levelled(self) -> bool:
+        """True if the newer half of the last losses does not fall."""
+        return _fall_deviate(self._halves()[1]) <= FALLING_TREND
 
     @property
     def learned(self) -> bool:

@@ -42,6 +42,12 @@ the 0.1 % quantile of chi-square is 2.9 decades for one normal weight, 1.5 for t
 HIGH_CHANCE_DECADES = 0.5
 """The same above it, over the root of the number of weights: the 99.9 % quantile is 0.5 decades for one weight."""
 
+DROPOUT_NOISE = 0.05
+"""Variance that dropout gives the mean of its units, over its square: half of 20 units, a fifth of 5. With half of 64
+units it is 0.016."""
+MOST_DROPPED = 0.8
+"""Share of the units: rates of 0.2 to 0.5 are usual, and one above is often meant as the share that is kept."""
+
 EQUAL_UNITS = 1e-4
 """Share by which the gradients of equal units may differ by rounding. Those of random units differ far more."""
 FEW_UNITS = 4
@@ -80,6 +86,34 @@ def _list_layers(names: Sequence[str], of_one: str, of_several: str) -> str:
     if len(names) == 1:
         return f"`{names[0]}` {of_one}"
     return f"`{names[0]}` and {len(names) - 1} more {of_several}"
+
+
+def strong_dropout(history: History) -> Iterator[Finding]:
+    """Note dropout that leaves little of what a layer says; a warning where the loss stands still early.
+
+    A unit that is kept is divided by 1 - rate, so its variance is rate / (1 - rate) of its square (Srivastava et al.,
+    2014). That of the mean of n units of one size is this over n.
+    """
+    if history.first is None or not history.had_time:
+        return
+    is_stuck = history.loss_levelled and not history.learned
+    for name, rate, units in history.layout.dropouts:
+        noise = rate / (1 - rate) / max(units, 1)
+        if not (noise >= DROPOUT_NOISE or rate >= MOST_DROPPED):
+            continue
+        message = f"`{name}` drops {format_share(rate)} of {units} units, which changes their mean by "
+        message += f"{format_share(math.sqrt(noise))} from example to example"
+        yield Finding(
+            rule="strong_dropout",
+            version=1,
+            severity="warning" if is_stuck else "info",
+            layer=name,
+            step=history.latest.step,
+            message=message + (", and the loss does not fall any more" if is_stuck else ""),
+            evidence={"rate": rate, "units": float(units), "noise": math.sqrt(noise)},
+            advice="Lower the rate, which is the share that is dropped and not the one that is kept, or leave dropout "
+            "out until the network fits its training data.",
+        )
 
 
 def poor_initialization(history: History) -> Iterator[Finding]:

@@ -66,6 +66,8 @@ class RunLayout(NamedTuple):
     """Names of the outputs of which a loss takes logarithms as of probabilities."""
     inference_layers: tuple[tuple[str, str], ...] = ()
     """Name and class of each layer that acts otherwise in training, and was not told that it trains."""
+    dropouts: tuple[tuple[str, float, int], ...] = ()
+    """Name of each layer that drops units, the share that it drops, and the size of the last axis of its input."""
     replica_issues: tuple[Sequence[Any], ...] = ()
     """What Keras does differently with several replicas: kind, layer and setting of each issue."""
 
@@ -128,6 +130,7 @@ def run_layout(variables: Sequence[str], layers: Sequence[str], details: Mapping
         compares_all_pairs=details.get("compares_all_pairs") is True,
         taken_for_probabilities=tuple(map(str, tables.json_array(details.get("taken_for_probabilities")))),
         inference_layers=_inference_layers(details),
+        dropouts=_dropouts(details),
         replica_issues=_issues(details),
     )
 
@@ -140,6 +143,15 @@ def _repeated_activation(details: Mapping[str, Any]) -> tuple[str, ...]:
 def _inference_layers(details: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     given = map(tables.json_array, tables.json_array(details.get("inference_layers")))
     return tuple((str(layer[0]), str(layer[1])) for layer in given if len(layer) == 2)
+
+
+def _dropouts(details: Mapping[str, Any]) -> tuple[tuple[str, float, int], ...]:
+    given = map(tables.json_array, tables.json_array(details.get("dropouts")))
+    return tuple(
+        (str(layer[0]), layer[1], layer[2])
+        for layer in given
+        if len(layer) == 3 and isinstance(layer[1], float) and 0 < layer[1] < 1 and tables.is_index(layer[2])
+    )
 
 
 def _issues(details: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:

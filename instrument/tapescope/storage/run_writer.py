@@ -329,8 +329,9 @@ class RunWriter:
             summaries.step_family(step, reading, ledger.verdict, self._spikes),
         ]
         if rows.names.layers:
-            facts = (state.skipped, state.inference_layers)
-            values.append(summaries.layers_family(reading, rows.first, ledger.verdict, *facts))
+            values.append(
+                summaries.layers_family(reading, rows.first, ledger.verdict, state.skipped, state.layer_modes)
+            )
         if closes_window and ledger.verdict:
             values.append(summaries.units_family(rows.first, ledger.verdict))
         values += summaries.histogram_families(reading, rows.first)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tapescope.capture.objective import DataTensors
 from tapescope.capture.selection import Names
-from tapescope.capture.training_mode import InferenceLayer
+from tapescope.capture.training_mode import LayerModes
 from tapescope.statistics import attention
 from tapescope.statistics import reading as readings
 from tapescope.statistics.data import DATA_COLUMNS, data_columns
@@ -91,7 +91,7 @@ def layers_family(
     names: Names,
     verdict: Verdict | None,
     skipped: Mapping[str, str],
-    inference_layers: Sequence[InferenceLayer] = (),
+    modes: LayerModes,
 ) -> Value:
     """Return the columns of the layers.
 
@@ -100,7 +100,7 @@ def layers_family(
       names: of the rows.
       verdict: of the last closed window.
       skipped: reason by the name of each layer that could not be measured.
-      inference_layers: those that ran as in inference unasked.
+      modes: the layers that act otherwise in training.
     """
     unknown = np.full(reading.layers.shape[1], np.nan, np.float32)
     counts = {column: verdict.counts[column] if verdict else unknown for column in readings.UNIT_COLUMNS}
@@ -111,7 +111,8 @@ def layers_family(
         "variables": names.layer_variables,
         "sources": names.sources,
         "skipped": dict(skipped),
-        "inference_layers": inference_layers,
+        "inference_layers": modes.inference_layers,
+        "dropouts": modes.dropouts,
     }
     columns = (*readings.LAYER_COLUMNS, *further)
     return _make_family("layers", columns, names.layers, _with_rows(reading.layers, further.values()), details)

@@ -80,7 +80,7 @@ def transfer(*stack):
     return keras.Model(x, keras.Sequential([*stack, layers.Dense(1)])(base(x, training=False)))
 
 
-def inference_layers(model, compiled, **options):
+def layer_modes(model, compiled, **options):
     model(X)
     probe = tapescope.Probe(model, histograms=False)
 
@@ -91,7 +91,11 @@ def inference_layers(model, compiled, **options):
         return tape.reading()
 
     (tf.function(step) if compiled else step)(tf.constant(X))
-    return [layer.name for layer in probe._state.inference_layers]
+    return probe._state.layer_modes
+
+
+def untold_layers(*args, **options):
+    return [layer.name for layer in layer_modes(*args, **options).inference_layers]
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -112,9 +116,9 @@ def inference_layers(model, compiled, **options):
 )
 def test_layers_that_nobody_told_that_they_train(make, untold, compiled):
     keras.backend.clear_session()  # the numbers in names begin anew
-    assert inference_layers(make(), compiled) == untold
-    assert inference_layers(make(), compiled, training=True) == []
-    assert inference_layers(make(), compiled, training=False) == []
+    assert untold_layers(make(), compiled) == untold
+    assert untold_layers(make(), compiled, training=True) == []
+    assert untold_layers(make(), compiled, training=False) == []
 
 
 def test_one_layer_that_trains_shows_that_the_others_are_meant():
@@ -127,11 +131,19 @@ def test_one_layer_that_trains_shows_that_the_others_are_meant():
 
     half = Half()
     half.parts = model.layers
-    assert inference_layers(half, compiled=True) == []
+    assert untold_layers(half, compiled=True) == []
 
 
 def test_a_tensor_may_say_either():
-    assert inference_layers(sequential(layers.Dropout(0.5)), compiled=False, training=tf.constant(False)) == []
+    assert untold_layers(sequential(layers.Dropout(0.5)), compiled=False, training=tf.constant(False)) == []
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_rate_and_the_units_of_dropout_are_noted(compiled):
+    stack = (layers.Dropout(0.5, name="half"), layers.Dropout(0), layers.GaussianDropout(0.2, name="noise"))
+    model = sequential(*stack, layers.BatchNormalization())
+    assert layer_modes(model, compiled, training=True).dropouts == (("half", 0.5, 4), ("noise", 0.2, 4))
+    assert layer_modes(model, compiled, training=False).dropouts == ()
 
 
 def test_the_run_has_a_finding(tmp_path):

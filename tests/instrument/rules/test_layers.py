@@ -334,3 +334,26 @@ def test_layers_that_run_as_in_inference_are_named(layers, effects):
     finding = only_finding(find(60, layout=LAYOUT._replace(inference_layers=tuple(layers))), "inference_mode")
     assert finding.message.endswith(f"no call says `training=True`: {effects}")
     assert (finding.layer, finding.step) == (layers[0][0], 0)
+
+
+HALF_OF_FEW = ("drop", 0.5, 20)
+
+
+@pytest.mark.parametrize("dropout", [HALF_OF_FEW, ("drop", 0.8, 1024), ("drop", 0.2, 5)])
+@pytest.mark.parametrize(("change", "severity"), [(FLAT, "warning"), (None, "info")])
+def test_strong_dropout_is_a_warning_where_the_loss_stands(dropout, change, severity):
+    found = find(60, change, LAYOUT._replace(dropouts=(dropout,)), severity="info")
+    finding = only_finding([f for f in found if f.rule == "strong_dropout"], "strong_dropout")
+    assert (finding.layer, finding.severity) == ("drop", severity)
+
+
+def test_strong_dropout_says_what_it_leaves():
+    finding = only_finding(find(60, FLAT, LAYOUT._replace(dropouts=(HALF_OF_FEW,))), "strong_dropout")
+    assert finding.message.startswith("`drop` drops 50 % of 20 units, which changes their mean by 22 % from example")
+    assert finding.message.endswith(", and the loss does not fall any more")
+
+
+@pytest.mark.parametrize("dropout", [("drop", 0.5, 21), ("drop", 0.79, 1024), ("drop", 0.2, 6), ("drop", 0.1, 4)])
+def test_usual_dropout_is_not_reported(dropout):
+    found = find(60, FLAT, LAYOUT._replace(dropouts=(dropout,)), severity="info")
+    assert "strong_dropout" not in [f.rule for f in found]
