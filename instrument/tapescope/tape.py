@@ -481,7 +481,8 @@ def complete_reading(
         if replicas.context()[1] > 1:
             optimizers = optimizer_hooks.stop_recording(gradients)
             if state.replica_issues is None:  # another replica's thread may have been here
-                state.replica_issues = keras_replica_issues.replica_issues(state.selection.models, optimizers)
+                is_mean = state.data is not None and state.data.is_mean_of_share
+                state.replica_issues = keras_replica_issues.replica_issues(state.selection.models, optimizers, is_mean)
         reading = readings.complete(
             partial,
             reduced_gradients(state, names, gradients, loss_scale, ready),

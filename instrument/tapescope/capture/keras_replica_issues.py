@@ -27,18 +27,24 @@ class ReplicaIssue(NamedTuple):
     """Value of the setting that has the issue; None where it is not a setting."""
 
 
-def replica_issues(models: Sequence[Any], optimizers: Sequence[Any]) -> tuple[ReplicaIssue, ...]:
+def replica_issues(
+    models: Sequence[Any], optimizers: Sequence[Any], is_mean_of_share: bool = False
+) -> tuple[ReplicaIssue, ...]:
     """Return the issues of all models and optimizers of a step, each once.
 
     Args:
       models: Keras models or layers, or `tf.Module`s that hold some.
       optimizers: Keras optimizers.
+      is_mean_of_share: whether the loss is the mean over one replica's share of the batch.
     """
     issues: list[ReplicaIssue] = []
     for model in models:
         issues.extend(model_issues(model))
     for optimizer in optimizers:
         issues.extend(optimizer_issues(optimizer))
+        inner = getattr(optimizer, "inner_optimizer", None) or optimizer
+        if is_mean_of_share and isinstance(inner, keras.optimizers.SGD):  # others divide by the gradient's size
+            issues.append(ReplicaIssue("mean_of_share", None, None))
     return tuple(dict.fromkeys(issues))
 
 

@@ -1,7 +1,8 @@
 """Facts that the graph of a loss tells.
 
 The learning rate of a sum over the batch in the place of the mean depends on the size of the batch: its gradient is as
-many times that of the mean as there are examples. A loss of targets [B] and outputs [B, 1] is of all pairs of them.
+many times that of the mean as there are examples. An optimizer sums the gradients of the replicas, so the mean over one
+replica's share is too large as well. A loss of targets [B] and outputs [B, 1] is of all pairs of them.
 A cross-entropy of logits that gets the outputs of a softmax or a sigmoid applies it twice. Those of ReLU are not
 logits. A loss of probabilities takes logarithms of what it cuts to at most 1, or subtracts from 1.
 """
@@ -54,6 +55,36 @@ def is_sum_over_batch(loss: Any, outputs: Any) -> bool:
             loss = others[0]
         else:
             return False
+    return False
+
+
+def is_mean_over_batch(loss: Any, outputs: Any) -> bool:
+    """Return whether a term of a loss is the mean over the examples of a batch, and nothing else divides or scales it.
+
+    It is found as the operation `Mean`, or as a sum divided by the size of a tensor. Under replicas that is the mean
+    over one replica's share: `tf.nn.compute_average_loss` divides by a number of its own, and Keras' losses multiply by
+    one over the number of replicas.
+
+    Args:
+      loss: float []; or None where it is not known.
+      outputs: [B, ...], of the model.
+    """
+    operation = _operation(loss)
+    if operation is None:
+        return False
+    inputs = list(operation.inputs)
+    if operation.type in ("AddN", "AddV2"):
+        return any(is_mean_over_batch(term, outputs) for term in inputs)
+    if operation.type in ("Mean", "Sum") and inputs[0].shape.rank != 0:
+        return operation.type == "Mean" and _reduces_batch(inputs[0], inputs[1], outputs)
+    if operation.type in _DIVIDES:
+        total = _operation(inputs[0])
+        if total is None or total.type != "Sum":
+            return False
+        summed, axes = total.inputs
+        return _reduces_batch(summed, axes, outputs) and _is_size(inputs[1], summed.shape)
+    if operation.type in _PASSES_ON | {"Mean", "Sum"}:
+        return is_mean_over_batch(inputs[0], outputs)
     return False
 
 
@@ -178,6 +209,18 @@ def _reduces_batch(summed: Any, axes: Any, outputs: Any) -> bool:
         return False
     reduced = tf.get_static_value(axes)
     return reduced is not None and 0 in reduced.ravel() % summed.shape.rank and summed.shape[0] == outputs.shape[0]
+
+
+def _is_size(tensor: Any, shape: Any) -> bool:
+    """Return whether a number is the first axis of a shape or the number of its elements, or an unknown axis."""
+    operation = _operation(tensor)
+    while operation is not None and operation.type in ("Cast", "StridedSlice"):
+        tensor = operation.inputs[0]
+        operation = _operation(tensor)
+    if operation is not None and operation.type in ("Shape", "Size"):
+        return True
+    constant = tf.get_static_value(tensor)
+    return constant is not None and constant.size > 0 and constant.ravel()[0] in (shape[0], shape.num_elements())
 
 
 def _is_constant(tensor: Any, value: float) -> bool:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tapescope.capture import keras_kinds, private_api
 from tapescope.capture.data_path import DataPath, Output, is_numeric, named_tensors
 from tapescope.capture.loss_graph import (
+    is_mean_over_batch,
     is_of_all_pairs,
     is_sum_over_batch,
     repeated_activation,
@@ -115,6 +116,8 @@ class DataTensors(NamedTuple):
     """Result of `loss_graph.repeated_activation`."""
     compares_all_pairs: bool = False
     """Result of `loss_graph.is_of_all_pairs` for any output."""
+    is_mean_of_share: bool = False
+    """Whether `loss_graph.is_mean_over_batch` of what the step differentiates."""
     taken_for_probabilities: tuple[str, ...] = ()
     """Names of the outputs for which `loss_graph.takes_for_probabilities`."""
 
@@ -218,6 +221,7 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
         weights=(*(None for _ in inputs), *(weights for _ in targets), *(None for _ in outputs)),
         repeated_activation=repeated_activation(loss_tensor),
         compares_all_pairs=any(is_of_all_pairs(loss_tensor, target, output) for target, output in compared),
+        is_mean_of_share=any(is_mean_over_batch(objective.differentiated, o.tensor) for o in outputs),
         taken_for_probabilities=tuple(o.name for o in outputs if takes_for_probabilities(loss_tensor, o.tensor)),
     )
 

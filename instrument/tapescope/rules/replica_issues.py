@@ -19,7 +19,7 @@ from tensorboard_plugin_tapescope.metadata import CLIPPING_SETTINGS
 FEW_EXAMPLES = 16
 """Examples that batch normalization averages over: with fewer its error rises (Wu and He, "Group Normalization", 2018,
 figure 1)."""
-NAMES = {"batch_norm_of_a_share", "same_random_numbers", "clipped_before_sum", "overflow_missed"}
+NAMES = {"batch_norm_of_a_share", "same_random_numbers", "clipped_before_sum", "overflow_missed", "mean_of_a_share"}
 """Names of these rules. They say nothing about how well the gradient arrives."""
 
 
@@ -47,6 +47,10 @@ ISSUE_TEXTS = {
         "looks for overflow on the first replica only, and applies NaN if another one overflowed",
         "make all gradients NaN where their sum is not finite, before `apply`",
     ),
+    "mean_of_share": IssueText(
+        "sums the gradients of all replicas, and the loss is the mean over one replica's share of the batch",
+        "divide the loss by `strategy.num_replicas_in_sync`, or use `tf.nn.compute_average_loss`",
+    ),
     "accumulation": IssueText(
         "fails under replicas (keras#20582)",
         "sum the gradients of several parts of the batch before `apply`",
@@ -64,7 +68,11 @@ def issue_text(issue: tuple[str, str | None, float | None]) -> str:
     """
     kind, layer, value = issue
     setting = kind if value is None else f"{kind}={value:g}"
-    optimizer = {"overflow": "LossScaleOptimizer", "accumulation": f"gradient_accumulation_steps={value or 0:g}"}
+    optimizer = {
+        "overflow": "LossScaleOptimizer",
+        "accumulation": f"gradient_accumulation_steps={value or 0:g}",
+        "mean_of_share": "SGD",
+    }
     text = _text(kind)
     return f"{layer or optimizer.get(kind, setting)} {text.effect}: {text.cure}"
 
@@ -89,6 +97,8 @@ def replica_issues(history: History) -> Iterator[Finding]:
             yield _random_numbers(history, layer, layers, replicas)
         elif kind == "overflow":
             yield _overflow(history, replicas)
+        elif kind == "mean_of_share":
+            yield _mean_of_share(history, replicas)
         elif kind in CLIPPING_SETTINGS:
             yield _clipping(history, kind, value, replicas)
 
@@ -184,6 +194,20 @@ def _overflow(history: History, replicas: int) -> Finding:
         message=message,
         evidence={"weight_norm": squares[-1] ** 0.5, "replicas": replicas},
         advice=_advice("overflow"),
+    )
+
+
+def _mean_of_share(history: History, replicas: int) -> Finding:
+    return Finding(
+        rule="mean_of_a_share",
+        version=1,
+        severity="warning",
+        layer=None,
+        step=_first_step(history),
+        message=f"the loss is the mean over one replica's share of the batch, and the optimizer sums the gradients of "
+        f"{replicas} replicas: a step is {replicas} times that of one device",
+        evidence={"replicas": replicas},
+        advice=_advice("mean_of_share"),
     )
 
 

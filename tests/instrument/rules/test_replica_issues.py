@@ -17,9 +17,10 @@ from tests.instrument.rules.records import DETAILS, LAYERS, VARIABLES, healthy, 
 
 SGD = keras.optimizers.SGD
 NORM = ("batch_norm", "norm", None)
+AVERAGE = tf.nn.compute_average_loss
 
 
-def train(logdir, layers, make_optimizer, *, scale=(1.0, 1.0), cured=False, dtype=None, steps=12):
+def train(logdir, layers, make_optimizer, *, scale=(1.0, 1.0), cured=False, dtype=None, steps=12, mean=AVERAGE):
     """Train on two replicas with a loop as a user writes it, and return the findings about Keras by rule.
 
     Args:
@@ -30,6 +31,7 @@ def train(logdir, layers, make_optimizer, *, scale=(1.0, 1.0), cured=False, dtyp
         cured: Whether the loop does what docs/distributed.md says.
         dtype: Of the first layer.
         steps: Number of steps.
+        mean: Of the losses of a replica's examples.
     """
     strategy = mirrored(2)
     with strategy.scope():
@@ -48,7 +50,7 @@ def train(logdir, layers, make_optimizer, *, scale=(1.0, 1.0), cured=False, dtyp
 
     def in_replica(x):
         with probe.tape(True) as tape:
-            loss = tf.reduce_sum(tf.square(model(x, training=True) - 1.0)) / 8
+            loss = mean(tf.square(model(x, training=True)[:, 0] - 1.0))
             target = optimizer.scale_loss(loss) if dynamic else loss
         factor = tf.identity(optimizer.dynamic_scale.value) if dynamic else None
         gradients = tape.gradient(target, model.trainable_variables)
@@ -215,6 +217,33 @@ def test_a_kind_of_a_later_version_is_ignored():
     assert find(("something_new", "layer", 3.0)) == []
 
 
+MEANS_OF_A_SHARE = {
+    "mean": tf.reduce_mean,
+    "with a penalty": lambda losses: tf.reduce_mean(losses) + 0.01,
+    "by the size": lambda losses: tf.reduce_sum(losses) / tf.cast(tf.shape(losses)[0], tf.float32),
+    "function": lambda losses: tf.reduce_mean(keras.losses.mean_squared_error(losses[:, None], 0 * losses[:, None])),
+}
+MEANS_OF_ALL = {
+    "average": AVERAGE,
+    "average of a known batch": lambda losses: AVERAGE(losses, global_batch_size=8),
+    "divided": lambda losses: tf.reduce_mean(losses) / 2,
+    "sum": tf.reduce_sum,
+    "Keras": lambda losses: keras.losses.MeanSquaredError()(losses[:, None], 0 * losses[:, None]),
+}
+
+
+@pytest.mark.parametrize("name", [*MEANS_OF_A_SHARE, *MEANS_OF_ALL])
+def test_the_mean_over_a_share_is_told_from_that_over_all_replicas(tmp_path, name):
+    mean = (MEANS_OF_A_SHARE | MEANS_OF_ALL)[name]
+    assert list(train(tmp_path, list, lambda: SGD(0.01), mean=mean, steps=2)) == (
+        ["mean_of_a_share"] if name in MEANS_OF_A_SHARE else []
+    )
+
+
+def test_an_optimizer_that_divides_by_the_gradients_size_takes_any_mean(tmp_path):
+    assert train(tmp_path, list, keras.optimizers.Adam, mean=tf.reduce_mean, steps=2) == {}
+
+
 @pytest.mark.parametrize("issue", [("clipnorm", None, 0.01), ("random_numbers", "d", None), NORM])
 def test_findings_about_replicas_are_plain_json(issue):
     (found,) = find(issue)
@@ -227,6 +256,7 @@ def test_findings_about_replicas_are_plain_json(issue):
         (("clipnorm", None, 0.5), "clipnorm=0.5 clips each replica's gradients before they are summed: clip the sum"),
         (("overflow", None, None), "LossScaleOptimizer looks for overflow on the first replica only"),
         (("accumulation", None, 4.0), "gradient_accumulation_steps=4 fails under replicas"),
+        (("mean_of_share", None, None), "SGD sums the gradients of all replicas, and the loss is the mean"),
         (NORM, "norm normalizes each replica by its own share of the batch"),
     ],
 )
