@@ -219,14 +219,14 @@ def _objective(model: Any, calls: Sequence[LossCall]) -> Objective:
     """Return what a model is trained for, from the calls of its `compute_loss` in one step.
 
     A `train_step` that calls it several times compares outputs with other targets than the data set's, as that of a GAN
-    does: nothing is said then.
+    does: nothing is said then. Nor is the loss if it compares by another one than the compiled.
     """
     if len(calls) != 1:
         return Objective()
     call = calls[0]
     is_number = tf.is_tensor(call.value) and call.value.shape.rank == 0  # a model's own may return several
     return Objective(
-        loss=model.loss,
+        loss=model.loss if call.is_compiled else None,
         targets=call.targets,
         outputs=call.outputs,
         metrics=[m.name for group in model.metrics for m in getattr(group, "metrics", ())],

@@ -1,6 +1,6 @@
 """Patches of `tf.GradientTape`, `optimizer.scale_loss` and `model.compute_loss`: they record the use of a `train_step`.
 
-They record only the use by the thread that runs or traces a measured `train_step`. That of the tape stays in place; the
+They record only the use by the thread that runs or traces a measured `train_step`. Those of classes stay in place; the
 others are there only while such a step runs. README.md in this folder lists all patches.
 """
 
@@ -10,10 +10,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 from tapescope.capture import layer_hooks
-from tapescope.capture.shared_patch import shared_patch
+from tapescope.capture.shared_patch import patch_for_good, shared_patch
 from tapescope.probe import Probe
 from tapescope.tape import MeasuringTape, without_autograph
 
@@ -25,6 +26,8 @@ class LossCall(NamedTuple):
     outputs: Any
     sample_weights: Any
     value: Any
+    is_compiled: bool
+    """Whether Keras compared these by the loss that the model was compiled with."""
 
 
 class _TrainStepUse(threading.local):
@@ -35,6 +38,9 @@ class _TrainStepUse(threading.local):
     graph: Any = None
     """The graph that `train_step` is traced into; None in an eager one."""
     losses: list[LossCall] | None = None
+    compared: list[dict[str, Any]] | None = None
+    """Arguments of the calls of Keras' own `compute_loss` within the last one of the model's."""
+    loss_model: Any = None
     loss_scales: list[Any] | None = None
 
 
@@ -195,21 +201,39 @@ def record_loss_scales(optimizer: Any) -> Iterator[list[Any]]:
 
 
 class _RecordedComputeLoss(_Recorded):
-    """A model's `compute_loss` that also records its arguments and its value."""
+    """A model's `compute_loss` that also records its arguments and its value.
+
+    One of the model's own may encode targets before it calls that of Keras: the arguments of that call are recorded.
+    """
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        if _use.losses is None:
+            return self.method(*args, **options)
+        compared = _use.compared = []
         value = self.method(*args, **options)
-        if _use.losses is not None:
-            given = _by_name(self.method, args) | options
-            _use.losses.append(
-                LossCall(
-                    targets=given.get("y"),
-                    outputs=given.get("y_pred"),
-                    sample_weights=given.get("sample_weight"),
-                    value=value,
-                )
+        is_compiled = len(compared) == 1
+        given = compared[0] if is_compiled else _by_name(self.method, args) | options
+        _use.losses.append(
+            LossCall(
+                targets=given.get("y"),
+                outputs=given.get("y_pred"),
+                sample_weights=given.get("sample_weight"),
+                value=value,
+                is_compiled=is_compiled,
             )
+        )
         return value
+
+
+def _hook_compute_loss(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the `compute_loss` of keras.Model that also records its arguments, for the model that is trained."""
+
+    def compute_loss(model: Any, *args: Any, **options: Any) -> Any:
+        if _use.compared is not None and model is _use.loss_model:
+            _use.compared.append(dict(zip(("x", "y", "y_pred", "sample_weight"), args, strict=False)) | options)
+        return original(model, *args, **options)
+
+    return compute_loss
 
 
 def _by_name(method: Callable[..., Any], args: Sequence[Any]) -> dict[str, Any]:
@@ -230,5 +254,11 @@ def record_losses(model: Any) -> Iterator[list[LossCall]]:
     Yields:
       The list of the calls so far.
     """
-    with _recorded(model, "compute_loss", _RecordedComputeLoss, "losses") as calls:
-        yield calls
+    patch_for_good(keras.Model, "compute_loss", _hook_compute_loss)
+    _use.loss_model = model
+    try:
+        with _recorded(model, "compute_loss", _RecordedComputeLoss, "losses") as calls:
+            yield calls
+    finally:
+        _use.compared = None
+        _use.loss_model = None

@@ -189,6 +189,40 @@ def test_a_step_with_two_losses_says_no_objective(tmp_path):
     assert "compute_loss" not in vars(model)
 
 
+class Encoding(keras.Model):
+    """A model whose `compute_loss` encodes the data set's classes, as that of a detector."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = layers.Dense(3, name="out")
+
+    def call(self, x):
+        return self.out(x)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return super().compute_loss(x, keras.ops.one_hot(y, 3), y_pred, sample_weight, training=training)
+
+
+class Comparing(Encoding):
+    """A model whose `compute_loss` compares by another loss than the compiled one."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True))
+
+
+@pytest.mark.parametrize(
+    ("model_class", "expected"),
+    [(Encoding, [("binary_crossentropy", 3)]), (Comparing, [])],
+)
+def test_a_compute_loss_of_ones_own_is_judged_by_what_keras_compares(tmp_path, model_class, expected):
+    model = model_class()
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    model.fit(X, CLASSES, batch_size=8, verbose=0, callbacks=[tapescope.Monitor(tmp_path, tapescope.every(1))])
+    run = tapescope.Run(tmp_path)
+    assert [(each["loss"], each["target_units"]) for each in run.details["objectives"]] == expected
+    assert rules(run) == set()
+
+
 def test_a_loop_of_ones_own_says_its_objective(tmp_path):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(1, name="out")])
     probe = tapescope.Probe(model, loss="mse")
