@@ -7,6 +7,7 @@ folder lists what is patched, when, and until when.
 import functools
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -30,8 +31,10 @@ from tapescope.storage.scalars import is_validation_loss
 from tapescope.storage.sinks import Sink, check_sinks
 
 _lock = threading.Lock()
-_monitors: "dict[str, Monitor]" = {}
+_monitors: "weakref.WeakValueDictionary[str, Monitor]" = weakref.WeakValueDictionary()
 """The Monitors of this process that have claimed a directory: also one whose fit has raised."""
+_abandoned: list[Recorder] = []
+"""Open recorders of Monitors that are gone, because their fit has raised. The next fit closes them."""
 
 
 class Monitor(keras.callbacks.Callback):
@@ -151,6 +154,8 @@ class Monitor(keras.callbacks.Callback):
         """The directory that is this Monitor's in this fit; None before it is claimed."""
         self._recording = False
         """Whether the recorder is open."""
+        self._abandon: weakref.finalize[[Recorder], Monitor] | None = None
+        """Hands on a recorder that is still open when this Monitor is gone."""
         self._resume: Resume | None = None
         self.recorder: Recorder | None = None
         """The Recorder of the current or last fit."""
@@ -233,6 +238,8 @@ class Monitor(keras.callbacks.Callback):
         self.logdir = absolute(self.logdir)  # the same one when the program changes its own
         directory = os.path.realpath(self.logdir)
         with _lock:
+            while _abandoned:  # each holds a thread and a model
+                _abandoned.pop().close("interrupted")
             other = _monitors.get(directory)
             if other is not None and other is not self:
                 if other.params is self.params:
@@ -283,6 +290,8 @@ class Monitor(keras.callbacks.Callback):
         )
         if self.recorder._copies is not None:
             self.recorder._copies.checks_batch = False  # a batch that cannot be stored must not stop the fit
+        self._abandon = weakref.finalize(self, _abandoned.append, self.recorder)
+        self._abandon.atexit = False  # the recorder closes itself there
         self._recording = True
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -360,6 +369,8 @@ class Monitor(keras.callbacks.Callback):
         if self.recorder is not None and self._recording:
             self._resume = Resume(self._batches, self.recorder.state())
             self.recorder.close(reason)
+            if self._abandon is not None:
+                self._abandon.detach()
         self._recording = False
         if self._claimed and _monitors.get(self._claimed) is self:
             del _monitors[self._claimed]

@@ -1,6 +1,7 @@
 """`model.fit` in ways that are less common: each goes on as without a Monitor, and is measured where it can be."""
 
 import copy
+import gc
 import os
 import pickle
 import subprocess
@@ -171,6 +172,22 @@ def test_a_cell_is_run_again_after_an_interrupt(tmp_path):
         fit(callbacks=[tapescope.Monitor(tmp_path, tapescope.every(2)), Interrupt()])
     fit(callbacks=[tapescope.Monitor(tmp_path, tapescope.every(4))])
     assert tapescope.Run(tmp_path).steps.tolist() == [0, 4, 8]
+
+
+def test_the_next_fit_ends_the_run_of_an_interrupted_one_that_nobody_holds(tmp_path):
+    for name in "ab":
+        with pytest.raises(KeyboardInterrupt):
+            fit(callbacks=[tapescope.Monitor(tmp_path / name, tapescope.every(2)), Interrupt()])
+        gc.collect()
+    status = tapescope.Run(tmp_path / "a").status
+    assert (status["state"], status["reason"]) == ("ended", "interrupted")
+
+
+def test_a_fit_within_a_fit_leaves_the_outer_one_its_recorder(tmp_path):
+    inner = tapescope.Monitor(tmp_path / "inner", tapescope.every(4))
+    once = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: fit(callbacks=[inner]))
+    fit(callbacks=[tapescope.Monitor(tmp_path / "outer", tapescope.every(4)), once])
+    assert tapescope.Run(tmp_path / "outer").steps.tolist() == [0, 4, 8]
 
 
 def test_a_fit_that_raises_in_its_first_batch_says_no_more_than_keras(tmp_path, caplog):
