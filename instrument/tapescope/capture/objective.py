@@ -207,8 +207,11 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
         objectives=tuple(
             {
                 **_describe_objective(output, target, loss, objective.metrics if len(outputs) == 1 else ()),
-                "sums_examples": getattr(loss, "reduction", None) == "sum"
-                or (len(outputs) == 1 and is_sum_over_batch(loss_tensor, output.tensor)),
+                "sums_examples": objective.sample_weights is None  # which may divide by the number of examples
+                and (
+                    getattr(loss, "reduction", None) == "sum"
+                    or (len(outputs) == 1 and is_sum_over_batch(loss_tensor, output.tensor))
+                ),
                 "learning_rate": objective.learning_rate,
                 "batches_per_epoch": objective.batches_per_epoch,
                 "loss_measured": objective.loss_value is not None,

@@ -403,7 +403,8 @@ def vanishing(history: History) -> Iterator[Finding]:
         message += f", and {others} other layer{'s' if others > 1 else ''} about as much"
     message += f"; `{names[layout.path[-1]]}` gets {share:.2g} of the gradient that `{names[layout.path[0]]}` gets"
     behind, updates = _updates_of_first_layer(history)
-    severe = behind or usual.total_loss <= -SEVERE_PATH_DECADES
+    grows = history.first is not None and history.first.weight[at] == 0  # it passes more as its weights leave 0
+    severe = behind or (usual.total_loss <= -SEVERE_PATH_DECADES and not grows)
     harmful = blocked or history.loss_stuck or (severe and not history.learned)
     yield Finding(
         rule="vanishing",

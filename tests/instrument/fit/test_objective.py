@@ -61,6 +61,12 @@ def test_a_loss_that_sums_over_the_batch_is_an_info(tmp_path, reduce):
     assert [m.startswith("the loss is the sum over the batch") for m in found] == [True] * (reduce is tf.reduce_sum)
 
 
+def test_a_sum_of_weighted_examples_may_be_a_mean(tmp_path):
+    weights = {"sample_weight": np.full(len(X), 1 / 8)}
+    run = fit(tmp_path, (3, "linear"), keras.losses.MeanSquaredError(reduction="sum"), X[:, :3], fit_options=weights)
+    assert [o["sums_examples"] for o in run.details["objectives"]] == [False]
+
+
 def test_inputs_targets_and_outputs_of_a_fit_are_measured(tmp_path):
     run = fit(tmp_path, (3, "softmax"), "sparse_categorical_crossentropy", CLASSES)
     assert run.rows("data_max") == ("input", "target", "output")

@@ -74,6 +74,17 @@ def test_vanishing_is_an_error_where_the_first_layer_stands_still():
     assert ", and its weights change by 1e-06 of their norm per step, where 0.001 is usual" in finding.message
 
 
+@pytest.mark.parametrize(("first", "severity"), [(0.0, "info"), (0.1, "warning")])
+def test_weights_that_start_at_zero_pass_more_as_they_grow(first, severity):
+    def starts(t, columns):
+        columns["flow_weight"][1] = -2.8
+        if t == 0:
+            columns["weight_norm"][2] = first
+
+    found = find(16, starts, severity="info")
+    assert [f.severity for f in found if f.rule == "vanishing"] == [severity]
+
+
 def test_vanishing_is_info_where_the_loss_falls():
     finding = find(60, put("flow_gate", 1, -2.5), severity="info")[0]
     assert (finding.rule, finding.severity) == ("vanishing", "info")
