@@ -6,6 +6,7 @@ tapescope-train --preset=sigmoid_relu --logdir=runs/sigmoid_relu --serve
 import contextlib
 import os
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -131,7 +132,12 @@ def run(options: Options, received: list[str] | None = None) -> None:
             outcome = f"Nothing to do: {training.start} steps of {training.steps} were done before"
             advice = ". To go on, use a larger --steps or --epochs; to start over, --resume=never"
         metrics = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items())
-        print(f"{outcome}{metrics}. Records: {options.logdir}{advice}", file=sys.stderr, flush=True)
+        directory = shlex.quote(options.logdir)
+        lines = [f"{outcome}{metrics}. Records: {options.logdir}{advice}"]
+        if not address:
+            lines.append(f"To look at them: tensorboard --logdir {directory}")
+        lines.append(f"To see what is wrong: tapescope check {directory}")
+        print("\n".join(lines), file=sys.stderr, flush=True)
         if address:
             serve.wait_for_signal(address, received)
 
