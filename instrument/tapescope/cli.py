@@ -321,13 +321,13 @@ def _place(finding: "Finding") -> str:
 def _compare(options: argparse.Namespace) -> int:
     from tapescope.analysis import compare
 
-    result = compare.compare(
-        _read_run(options.first), _read_run(options.second), tolerance=options.tolerance, by=options.by
-    )
+    runs = _read_run(options.first), _read_run(options.second)
+    result = compare.compare(*runs, tolerance=options.tolerance, by=options.by)
     if options.json:
         _print(compare.comparison_json(result))
     else:
-        _print(compare.comparison_text(result, options.tolerance))
+        left_out = compare.columns_left_out(*runs, by=options.by)
+        _print(compare.comparison_text(result, options.tolerance, left_out))
     return SUCCESS if result.equal else FOUND
 
 

@@ -1,6 +1,7 @@
 """Comparison of two runs, number by number: the first difference, its layer, and by how much all others differ."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -101,8 +102,7 @@ def compare(first: Run, second: Run, tolerance: float = 1e-3, by: Literal["step"
     largest = 0.0
     beyond = 0
     unmatched: dict[str, None] = {}
-    same_records = all(np.array_equal(at, np.arange(len(at))) for at in (first_at, second_at))
-    for column in _comparable_columns(first, second, same_records):
+    for column in _comparable_columns(first, second, _measured_the_same(first_at, second_at)):
         rows = _match_rows(first, second, column)
         unmatched.update(dict.fromkeys(_unmatched_names(first, second, column, rows)))
         if not rows.names:
@@ -162,6 +162,18 @@ def _align(first: Run, second: Run, by: str) -> tuple[np.ndarray, np.ndarray]:
         other = "examples" if by == "step" else "step"
         raise ValueError(f"{first.logdir} and {second.logdir} have no record at the same {by}; try `by` {other}")
     return first_at, second_at
+
+
+def _measured_the_same(first_at: np.ndarray, second_at: np.ndarray) -> bool:
+    """Return whether neither run has records before or between those that both have, given their indices."""
+    return all(np.array_equal(at, np.arange(len(at))) for at in (first_at, second_at))
+
+
+def columns_left_out(first: Run, second: Run, by: str) -> list[str]:
+    """Return the columns of both runs that `compare` leaves out because they measured other steps."""
+    if _measured_the_same(*_align(first, second, by)):
+        return []
+    return [name for name in _OF_EARLIER_RECORDS if name in first.columns and name in second.columns]
 
 
 def _comparable_columns(first: Run, second: Run, same_records: bool) -> list[str]:
@@ -224,8 +236,14 @@ def _finite_median(values: np.ndarray) -> float:
     return float(np.median(finite)) if finite.size else math.nan
 
 
-def comparison_text(comparison: Comparison, tolerance: float) -> str:
-    """Return a few lines about a comparison for a person."""
+def comparison_text(comparison: Comparison, tolerance: float, left_out: Sequence[str] = ()) -> str:
+    """Return a few lines about a comparison for a person.
+
+    Args:
+      comparison: the comparison.
+      tolerance: that it was made with.
+      left_out: names of the columns that were not compared.
+    """
     records = "1 record" if comparison.aligned == 1 else f"{comparison.aligned} records"
     absent = "" if math.isfinite(comparison.largest) else " (only one of the two numbers is finite)"
     lines = [f"{records} compared, largest relative difference {comparison.largest:.2g}{absent}"]
@@ -234,6 +252,8 @@ def comparison_text(comparison: Comparison, tolerance: float) -> str:
         lines.append("spikes: " + "; ".join(f"{name} run {share or 'unknown'}" for name, share in shares.items()))
     if comparison.unmatched:
         lines.append(f"only in one of the two runs: {matching.list_names(comparison.unmatched)}")
+    if left_out:
+        lines.append(f"not compared, because the runs measured other steps before: {', '.join(left_out)}")
     if comparison.equal:
         where = ", in what both runs have" if comparison.unmatched else ""
         return "\n".join([*lines, f"equal within {tolerance:g}{where}"])

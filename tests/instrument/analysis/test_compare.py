@@ -130,6 +130,15 @@ def test_the_command_line_returns_1_for_runs_that_differ(recorded, changed, caps
     assert "layer1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("every", "lines"), [(2, 0), (1, 1)])
+def test_the_command_line_names_the_columns_that_are_left_out(every, lines, recorded, tmp_path, capsys):
+    other = record_run(tmp_path, every=every)
+    cli.main(["compare", str(recorded.logdir), str(other.logdir)])
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not compared, because ")]
+    assert len(printed) == lines
+    assert all("units_dead, units_dormant" in line and "gradient_cosine" in line for line in printed)
+
+
 def test_the_command_line_prints_json(recorded, changed, capsys):
     cli.main(["compare", recorded.logdir, changed.logdir, "--json"])
     assert json.loads(capsys.readouterr().out)["forward"]["name"] == "layer1"
