@@ -441,6 +441,14 @@ def test_a_function_that_fails_is_one_line_with_a_traceback_in_a_file(tmp_path, 
     assert not (tmp_path / "traceback.txt").exists()
 
 
+@pytest.mark.parametrize("reference", ["no_such_module:build", "/missing/file.py:build"])
+def test_a_module_that_is_missing_leaves_no_traceback(tmp_path, capsys, reference):
+    with pytest.raises(SystemExit):
+        train.run(trainings.parse(tmp_path, f"--model={reference}"))
+    assert "cannot be imported" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("function", ["prepare", "train"])
 def test_a_lack_of_memory_is_one_line(tmp_path, monkeypatch, capsys, function):
     def fail(*args):

@@ -1,7 +1,7 @@
 """Functions of the user, named on the command line as `package.module:function` or `path/to/file.py:function`.
 
 What goes wrong in them is one line, with the place in the user's own file. The exception itself is the cause of the
-ValueError, so that a program can show its traceback.
+ValueError, so that a program can show its traceback, unless the module or file is missing.
 """
 
 import importlib
@@ -71,7 +71,8 @@ def load(flag: str, reference: str) -> Any:
     try:
         value = _import_file(source) if source.endswith(".py") else _import_module(source)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"--{flag}={reference} cannot be imported: {describe(error, source)}") from error
+        cause = None if _is_missing(error, source) else error
+        raise ValueError(f"--{flag}={reference} cannot be imported: {describe(error, source)}") from cause
     path = os.path.abspath(str(getattr(value, "__file__", None) or source))
     folder = os.path.dirname(path)
     _loaded.add(path if folder.endswith("-packages") else os.path.join(folder, ""))
@@ -147,10 +148,18 @@ def describe(error: BaseException, source: str = "") -> str:
     places = _places(error)
     place = f", at {places[-1].path}:{places[-1].line}" if places else ""
     hint = ""
-    missing = isinstance(error, ModuleNotFoundError) and error.name is not None
-    if missing and source and source.split(".")[0] == str(error.name).split(".")[0]:
+    if isinstance(error, ModuleNotFoundError) and _is_missing(error, source):
         hint = f": write {FORM}, and run it where the package can be imported"
     return printable.one_line(f"{type(error).__name__}: {_reason(error) or 'without a message'}{place}{hint}")
+
+
+def _is_missing(error: BaseException, source: str) -> bool:
+    """Return whether the module or the file `source` itself is missing, so that no line of the user has run."""
+    if isinstance(error, ModuleNotFoundError):
+        missing = source.split(".")[0] == str(error.name).split(".")[0]
+    else:
+        missing = isinstance(error, FileNotFoundError) and not os.path.exists(os.path.expanduser(source))
+    return missing and not _places(error)
 
 
 def _reason(error: BaseException) -> str:
