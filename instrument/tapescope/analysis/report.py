@@ -54,6 +54,7 @@ def write_report(runs: Sequence[Run], path: str | os.PathLike[str]) -> None:
 
     Raises:
       OSError: the file cannot be written.
+      ValueError: there is no run.
     """
     write_whole(os.path.realpath(path), render_page(check_list(runs)))  # a link stays one
 

@@ -49,7 +49,7 @@ def scaling(runs: Sequence[Run]) -> list[Speed]:
     """Return the speed of each run, fewest replicas first.
 
     Raises:
-      ValueError: a run has fewer than two records.
+      ValueError: there is no run, or a run has fewer than two records.
     """
     speeds = sorted((_measure_speed(run) for run in check_list(runs)), key=lambda speed: speed.replicas)
     rates = np.array([speed.examples_per_second for speed in speeds])

@@ -336,10 +336,12 @@ def check_runs(*runs: Any) -> None:
 
 
 def check_list(runs: Any) -> list[Run]:
-    """Return runs as a list; raise ValueError if there is anything else among them."""
+    """Return runs as a list; raise ValueError if there is none or anything else among them."""
     if isinstance(runs, (Run, str, os.PathLike)):
         raise ValueError(f"`runs` must be a list of tapescope.Run; got {type(runs).__name__}: put it in a list")
     listed = list(runs)
+    if not listed:
+        raise ValueError("`runs` must have a tapescope.Run or more; got an empty list")
     check_runs(*listed)
     return listed
 

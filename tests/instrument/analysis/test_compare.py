@@ -169,6 +169,12 @@ def test_a_run_is_not_a_list_of_runs(recorded, function):
         function(recorded)
 
 
+@pytest.mark.parametrize("function", [tapescope.scaling, lambda runs: tapescope.write_report(runs, "report.html")])
+def test_an_empty_list_is_refused(function):
+    with pytest.raises(ValueError, match=r"`runs` must have a tapescope\.Run or more"):
+        function([])
+
+
 def test_the_command_line_returns_2_for_a_directory_without_a_run(recorded, tmp_path, capsys):
     assert cli.main(["compare", recorded.logdir, str(tmp_path / "nowhere")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
