@@ -61,4 +61,7 @@ def describe_norm(norm: float, norms: np.ndarray) -> str:
     if norm == 0:
         return "gradient is exactly 0"
     largest = float(np.max(norms[np.isfinite(norms)], initial=0))
-    return f"smallest gradient, {math.log10(largest / norm):.1f} decades below the largest"
+    decades = f"{math.log10(largest / norm):.1f}"
+    if decades == "0.0":
+        return f"smallest gradient, {100 * norm / largest:.0f} % of the largest"
+    return f"smallest gradient, {decades} decades below the largest"

@@ -40,6 +40,8 @@ def test_layers_without_a_known_gradient_are_left_out(norm):
         (np.inf, "gradient is not finite"),
         (0.0, "gradient is exactly 0"),
         (1e-3, "smallest gradient, 3.0 decades below the largest"),
+        (0.97, "smallest gradient, 97 % of the largest"),
+        (1.0, "smallest gradient, 100 % of the largest"),
     ],
 )
 def test_a_gradient_is_described(norm, words):
