@@ -14,7 +14,7 @@ export function summarize(runs) {
     inState("training") && `${inState("training")} training`,
     inState("stalled") && `${inState("stalled")} stalled`,
     unreadable && `${unreadable} not fully readable`,
-    unchecked && checked && `${unchecked} not checked`,
+    unchecked && checked && `${unchecked} not checked by the rules`,
   ];
   const text = headlineText(runs.length, withErrors, withWarnings, checked);
   return { level: level(withErrors, withWarnings || unreadable, checked), text, details: details.filter(Boolean).join(", ") };

@@ -33,7 +33,7 @@ test("runs without recorded findings are not called good", () => {
 
 test("some runs without recorded findings are counted", () => {
   const { text, details } = summarize([run(), run({}, { looked: false })]);
-  assert.deepEqual([text, details], ["No errors or warnings in 1 of 2 runs", "1 not checked"]);
+  assert.deepEqual([text, details], ["No errors or warnings in 1 of 2 runs", "1 not checked by the rules"]);
 });
 
 test("a run that cannot be read in full is a warning", () => {
