@@ -441,6 +441,14 @@ def test_long_names_make_no_view_wider_than_the_window(resized, tmp_path):
             )
 
 
+def test_a_figure_that_is_gone_is_not_resized(resized, address):
+    page.show_view(resized, address, "view=layer&run=vanishing&layer=hidden_2")
+    set_size(resized, 1000, 900)
+    page.show_view(resized, address, "view=findings&run=vanishing")
+    time.sleep(0.3)
+    assert page.console_errors(resized) == []
+
+
 def test_a_directory_without_runs_states_the_commands(chrome, tmp_path):
     with page.tensorboard(tmp_path) as (url, _):
         chrome.switch_to.default_content()

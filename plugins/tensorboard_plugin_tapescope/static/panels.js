@@ -16,7 +16,7 @@ const resized = new ResizeObserver((entries) => {
     if (width > 0 && target.data && width !== target.drawnWidth) {
       target.drawnWidth = width;
       clearTimeout(target.resizing);
-      target.resizing = setTimeout(() => target.data && window.Plotly.relayout(target, { width: target.clientWidth }), RESIZE_DELAY);
+      target.resizing = setTimeout(() => target.isConnected && target.data && window.Plotly.relayout(target, { width: target.clientWidth }), RESIZE_DELAY);
     }
   }
 });
