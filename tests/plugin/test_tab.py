@@ -441,6 +441,14 @@ def test_long_names_make_no_view_wider_than_the_window(resized, tmp_path):
             )
 
 
+def test_a_long_layer_is_cut_in_the_table_of_runs(chrome, tmp_path):
+    synthetic.write(tmp_path / "long", Spec(layers=("b" * 200, "output")), range(0, 50, 10))
+    with page.tensorboard(tmp_path) as (url, _):
+        page.open_tab(chrome, url, "view=overview&layout=table")
+        cell = "document.querySelector('.run-table td a[title^=\"Open this layer\"]')?.closest('td')"
+        assert page.wait_for(chrome, f"return {cell}?.clientWidth") < 300
+
+
 def test_a_figure_that_is_gone_is_not_resized(resized, address):
     page.show_view(resized, address, "view=layer&run=vanishing&layer=hidden_2")
     set_size(resized, 1000, 900)

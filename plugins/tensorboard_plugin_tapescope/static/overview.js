@@ -104,7 +104,7 @@ function facts(run) {
     fact("Step", [formatNumber(run.step, 9), total, share === null ? null : progress(share, run.colour)], "The last recorded step"),
     fact(
       "Loss",
-      [formatNumber(run.loss), sparkline(run.losses, run.colour), validation],
+      [h("span", { class: "loss" }, formatNumber(run.loss)), sparkline(run.losses, run.colour), validation],
       "The loss that the program passed to the recorder, and that of the last validation before the last record",
     ),
     fact(

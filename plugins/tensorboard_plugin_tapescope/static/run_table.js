@@ -85,7 +85,7 @@ function line(run, short, links) {
     h("th", { scope: "row" }, h("span", { class: "dot", style: { background: run.colour } }), links.open(run, runName(run.name, short))),
     h("td", {}, h("span", { class: `chip ${run.state}`, title: run.reason }, run.state)),
     number(formatNumber(run.step, 9)),
-    number(sparkline(run.losses, run.colour), formatNumber(run.loss)),
+    number(sparkline(run.losses, run.colour), h("span", { class: "loss" }, formatNumber(run.loss))),
     h("td", { class: "number", title: spikeText(run) }, largestSpikeText(run)),
     number(marks.length ? marks : "–"),
     number(decades === null ? "–" : formatNumber(decades, 2)),
