@@ -14,7 +14,7 @@ import numpy as np
 from tensorboard_plugin_tapescope.figures import style
 from tensorboard_plugin_tapescope.figures.colour_scale import ColourRange, colour_range, colour_stops, colour_ticks
 from tensorboard_plugin_tapescope.figures.encoding import encode
-from tensorboard_plugin_tapescope.figures.style import PALETTE, Figure, column_title, layout, unique_labels, wrap_lines
+from tensorboard_plugin_tapescope.figures.style import Figure, column_title, layout, unique_labels, wrap_lines
 from tensorboard_plugin_tapescope.metadata import Column
 from tensorboard_plugin_tapescope.series.smoothing import smooth
 
@@ -198,6 +198,8 @@ def line_chart(
     definitions = definitions or [column.definition] * len(names)
     traces: list[dict[str, Any]] = []
     faint: list[dict[str, Any]] = []
+    colours = [style.PALETTE[i % len(style.PALETTE)] for i in range(len(names))]
+    dashes = style.mark_repeated(colours, style.DASHES)
     for i, label in enumerate(unique_labels(names)):
         value = f"{column_title(column)} <b>%{{y:.4g}}</b>"
         trace = {
@@ -209,7 +211,7 @@ def line_chart(
             "meta": names[i],
             "x": encode(steps),
             "y": encode(smoothed[:, i]),
-            "line": {"color": PALETTE[i % len(PALETTE)], "width": 1.6},
+            "line": {"color": colours[i], "width": 1.6, "dash": dashes[i]},
         }
         if weights[i]:
             recorded = {"y": encode(values[:, i]), "opacity": FAINT, "showlegend": False, "hoverinfo": "skip"}

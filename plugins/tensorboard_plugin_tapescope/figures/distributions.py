@@ -79,6 +79,8 @@ def overlay(
     """Return histograms [K, BINS] of K runs or steps as one curve each, over the same bins."""
     axis = _bin_axis(counts)
     share = _shares(counts)
+    colours = [colours[i % len(colours)] for i in range(len(names))]
+    dashes = style.mark_repeated(colours, style.DASHES)
     traces = [
         {
             "type": "scatter",
@@ -88,9 +90,9 @@ def overlay(
             "x": encode(np.arange(len(axis.bins), dtype=np.int32)),
             "y": encode(share[i, axis.bins].astype(np.float32)),
             "customdata": encode(axis.centres),
-            "line": {"color": colours[i % len(colours)], "width": 1.8, "shape": "hvh"},
+            "line": {"color": colours[i], "width": 1.8, "shape": "hvh", "dash": dashes[i]},
             "fill": "tozeroy",
-            "fillcolor": style.with_opacity(colours[i % len(colours)]),
+            "fillcolor": style.with_opacity(colours[i]),
             "hovertemplate": f"<b>{label}</b><br>about %{{customdata:.3~g}}<br><b>%{{y:.1%}}</b> of the elements"
             "<extra></extra>",
         }

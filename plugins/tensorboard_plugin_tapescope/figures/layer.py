@@ -89,7 +89,7 @@ def _band_edge(steps: np.ndarray, edge: np.ndarray, name: str, opacity: float | 
         "type": "scatter",
         "mode": "lines",
         "name": name,
-        "showlegend": opacity is not None,
+        "showlegend": opacity is not None and len(steps) > 1,  # a band of one step is not seen
         "x": encode(steps),
         "y": encode(edge),
         "line": {"width": 0, "color": PALETTE[0]},
@@ -268,6 +268,8 @@ def scaling_chart(
             "line": {"color": text_colour, "dash": "dot", "width": 1.2},
         }
     ]
+    colours = [colours[i % len(colours)] for i in range(len(names))]
+    symbols = style.mark_repeated(colours, style.SYMBOLS)
     for i, label in enumerate(unique_labels(names)):
         traces.append(
             {
@@ -280,7 +282,7 @@ def scaling_chart(
                 "textposition": "middle right",
                 "cliponaxis": False,
                 "textfont": {"color": text_colour},
-                "marker": {"size": 11, "color": colours[i % len(colours)]},
+                "marker": {"size": 11, "color": colours[i], "symbol": symbols[i]},
                 "hovertemplate": f"<b>{label}</b><br>%{{x}} replicas<br>%{{y:,.0f}} examples/s<br>"
                 f"efficiency <b>{efficiency[i]:.0%}</b><extra></extra>",
             }

@@ -14,6 +14,10 @@ Figure = dict[str, Any]
 PALETTE = ("#12b5cb", "#e52592", "#f9ab00", "#9334e6", "#7cb342", "#e8710a", "#425066")
 """TensorBoard's own colours of runs, its grey-blue last."""
 
+DASHES = ("solid", "dash", "dot", "dashdot")
+SYMBOLS = ("circle", "square", "diamond", "cross")
+"""Lines and markers of the same colour, which repeats where there are more than PALETTE has."""
+
 FONT = "Roboto, 'Helvetica Neue', Arial, sans-serif"
 MINUS = "\N{MINUS SIGN}"
 TEXT_SIZE = 12
@@ -146,6 +150,11 @@ def run_colours(runs: Iterable[str], all_runs: Iterable[str]) -> list[str]:
     """Return the colour of each run: by its place among all runs, as TensorBoard assigns its palette."""
     places = {run: place for place, run in enumerate(all_runs)}
     return [PALETTE[places[run] % len(PALETTE)] for run in runs]
+
+
+def mark_repeated(colours: Sequence[str], marks: Sequence[str]) -> list[str]:
+    """Return one of DASHES or SYMBOLS for each colour: another one where the same colour came before."""
+    return [marks[colours[:i].count(colour) % len(marks)] for i, colour in enumerate(colours)]
 
 
 def secondary_text_colour(dark: bool) -> str:

@@ -158,6 +158,13 @@ def test_a_line_that_begins_late_has_no_markers():
     assert modes([np.nan, 1.0, 2.0, 3.0]) == ["lines"]
 
 
+def test_lines_of_one_colour_have_other_dashes():
+    names = [f"line {n}" for n in range(8)]
+    traces = basic.line_chart(np.arange(2), names, np.ones((2, 8)), COLUMNS["loss"])["data"]
+    assert traces[0]["line"]["color"] == traces[7]["line"]["color"]
+    assert [trace["line"]["dash"] for trace in traces] == ["solid"] * 7 + ["dash"]
+
+
 def test_values_that_a_logarithmic_axis_cannot_show_leave_a_gap():
     (trace,) = basic.line_chart(np.arange(3), ["a"], np.array([[1.0], [0.0], [-1.0]]), COLUMNS["loss"])["data"]
     np.testing.assert_array_equal(decode(trace["y"]), [1.0, np.nan, np.nan])

@@ -60,3 +60,9 @@ def test_overlaid_histograms_share_their_bins():
     first, second = distributions.overlay(["a", "b"], counts, "output")["data"]
     assert len(decode(first["x"])) == len(decode(second["x"]))
     assert decode(second["y"]).max() == 1
+
+
+def test_curves_of_one_colour_have_other_dashes():
+    counts = np.ones((2, metadata.BINS), np.int32)
+    figure = distributions.overlay(["a", "b"], counts, "gradient", colours=["#12b5cb", "#12b5cb"])
+    assert [trace["line"]["dash"] for trace in figure["data"]] == ["solid", "dash"]

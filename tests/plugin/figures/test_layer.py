@@ -36,6 +36,19 @@ def test_the_mean_of_a_single_record_is_a_marker():
     assert traces[-1]["mode"] == "lines+markers"
 
 
+def test_bands_of_a_single_record_are_not_in_the_legend():
+    counts = []
+    for records in (1, 2):
+        traces = layer_figures.output_bands(np.arange(records), *np.ones([4, records]))["data"]
+        counts.append(sum(trace.get("showlegend", True) for trace in traces))
+    assert counts == [1, 3]
+
+
+def test_runs_of_one_colour_have_other_symbols():
+    figure = layer_figures.scaling_chart(["a", "b"], np.ones(2), np.ones(2), colours=["#12b5cb", "#12b5cb"])
+    assert [trace["marker"]["symbol"] for trace in figure["data"][1:]] == ["circle", "square"]
+
+
 def test_a_map_of_many_units_draws_some_of_them():
     (trace,) = layer_figures.unit_map(np.arange(2), np.zeros((2, 10_000), np.uint8))["data"]
     assert len(decode(trace["y"])) <= layer_figures.MAX_UNITS
