@@ -104,6 +104,13 @@ def test_a_run_that_cannot_be_drawn_is_left_out_of_a_view_and_named(failing_view
     assert panels[:-1] == tab.get("view", view=view, run=["good", "other"]).json["panels"]
 
 
+@pytest.mark.parametrize("view", [view for view in VIEWS if view != "compare"])
+def test_a_run_without_a_record_says_so_in_every_view(view):
+    tab = Tab({"empty": {"tapescope/status": good()["tapescope/status"]}, "good": good()})
+    (panel,) = tab.checked("view", view=view, run=["empty", "good"]).json["panels"]
+    assert panel["empty"].startswith("No step of this run is recorded")
+
+
 def test_a_single_run_that_cannot_be_drawn_is_an_error_with_the_reason(failing_views):
     answer = Tab({"bad": good()}).get("view", run="bad")
     assert answer.status_code == 400
