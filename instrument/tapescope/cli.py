@@ -334,7 +334,8 @@ def _compare(options: argparse.Namespace) -> int:
 def _scaling(options: argparse.Namespace) -> int:
     from tapescope.analysis import scaling
 
-    speeds = scaling.scaling([_read_run(run) for run in options.runs])
+    runs = [_read_run(run) for run in options.runs]
+    speeds = scaling.scaling(runs)
     if options.json:
         for speed in speeds:
             _print(to_json(speed._asdict() | {"worth": speed.worth}))
@@ -347,6 +348,8 @@ def _scaling(options: argparse.Namespace) -> int:
             f"{speed.replicas:8d} {speed.batch:6.0f} {speed.examples_per_second:11.1f} {speed.efficiency:11.0%}  "
             f"{low:7.2f} {median:7.2f} {high:7.2f}  {noise_scale:>11}  {speed.run}"
         )
+    if others := scaling.describe_other_networks(runs):
+        _print(others)
     _print(f"Does a larger batch pay? For the last run, {speeds[-1].worth}.")
     return SUCCESS
 

@@ -181,7 +181,6 @@ def _draw(draw: Callable[[Snapshot, Query], list[Panel]], snapshot: Snapshot, qu
     Raises:
       RequestError: the parameters fit no run, or the only run cannot be drawn.
     """
-
     if draw is not compare.compare and _is_empty(snapshot, query.runs[0]):  # Compare says it of each run
         empty = "No step of this run is recorded: it has only begun, its schedule chose none, or measuring failed."
         return [Panel("empty", "No records", empty=empty, wide=True)]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tapescope.storage.run import Run, check_list, check_runs
+from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import noise_scale as noise_series
 from tensorboard_plugin_tapescope.series import scaling as scaling_series
 from tensorboard_plugin_tapescope.series import tables
@@ -55,6 +56,12 @@ def scaling(runs: Sequence[Run]) -> list[Speed]:
     rates = np.array([speed.examples_per_second for speed in speeds])
     efficiency = scaling_series.scaling_efficiency(rates, np.array([speed.replicas for speed in speeds]))
     return [speed._replace(efficiency=float(share)) for speed, share in zip(speeds, efficiency, strict=True)]
+
+
+def describe_other_networks(runs: Sequence[Run]) -> str:
+    """Return a sentence about the runs that have other layers than the first, "" if there are none."""
+    layers = {str(run.logdir): Family("layers", names=run.layers, details=run.details) for run in runs}
+    return scaling_series.describe_other_networks(layers)
 
 
 def _measure_speed(run: Run) -> Speed:

@@ -1,7 +1,11 @@
 """Scaling figures: how many examples a second a run processes, and how much of perfect scaling that is."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from tensorboard_plugin_tapescope.metadata import Family
+from tensorboard_plugin_tapescope.series.matching import list_names, renumber
 from tensorboard_plugin_tapescope.series.noise_scale import examples_per_step
 
 
@@ -58,6 +62,18 @@ def scaling_efficiency(rates: np.ndarray, replicas: np.ndarray) -> np.ndarray:
     replicas = np.asarray(replicas, np.float64)
     perfect = base_rate(rates, replicas) * np.where(replicas > 0, replicas, np.nan)
     return np.asarray(rates, np.float64) / perfect
+
+
+def describe_other_networks(layers: Mapping[str, Family]) -> str:
+    """Return a sentence about the runs that have other layers than the first, "" if there are none.
+
+    Args:
+      layers: the description of the layers of each run by its name.
+    """
+    networks = {run: (renumber(family.names), family.details.get("units")) for run, family in layers.items()}
+    first = next(iter(networks), "")
+    others = [run for run, network in networks.items() if network != networks[first]]
+    return f"Not comparable with {first}, because their layers differ: {list_names(others)}." if others else ""
 
 
 def _finite_median(values: np.ndarray) -> float:

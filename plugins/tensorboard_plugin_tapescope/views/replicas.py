@@ -145,6 +145,8 @@ def _scaling(snapshot: Snapshot, query: Query) -> Panel:
         colours=run_colours(rates, snapshot.runs),
     )
     note = "Examples per second of steps that are not measured. The percentage is the scaling efficiency."
+    layers = {run: tags["layers"].family for run in rates if "layers" in (tags := snapshot.runs[run].tags)}
+    note = f"{note} {scaling.describe_other_networks(layers)}".strip()
     return Panel("scaling", title, figure, note, wide=True, help=EFFICIENCY)
 
 

@@ -9,6 +9,7 @@ import pytest
 from tapescope import cli
 from tapescope.analysis.scaling import Speed, noise_scale, scaling
 from tensorboard_plugin_tapescope.metadata import Family
+from tests.instrument.analysis.runs import record_run
 
 
 def test_one_run_is_its_own_base(recorded):
@@ -107,3 +108,11 @@ def test_the_command_line_prints_a_table(recorded, capsys):
 def test_the_command_line_prints_json(recorded, capsys):
     assert cli.main(["scaling", recorded.logdir, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["batch"] == 32
+
+
+def test_the_command_line_names_runs_of_other_networks(recorded, tmp_path, capsys):
+    other = record_run(tmp_path, widths=(6, 5, 2))
+    for runs in ([recorded, recorded], [recorded, other]):
+        cli.main(["scaling", *(str(run.logdir) for run in runs)])
+    named = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Not comparable with")]
+    assert named == [f"Not comparable with {recorded.logdir}, because their layers differ: {other.logdir}."]

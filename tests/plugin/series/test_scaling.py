@@ -3,10 +3,25 @@
 import numpy as np
 import pytest
 
+from tensorboard_plugin_tapescope.metadata import Family
 from tensorboard_plugin_tapescope.series import scaling
 
 STEPS = np.array([0, 10, 20])
 EXAMPLES = np.array([64, 704, 1344])
+
+
+@pytest.mark.parametrize(
+    ("names", "units", "text"),
+    [
+        (("dense_2", "dense_3"), [8, 1], ""),
+        (("conv", "dense"), [8, 1], "Not comparable with a, because their layers differ: b."),
+        (("dense", "dense_1"), [64, 1], "Not comparable with a, because their layers differ: b."),
+    ],
+)
+def test_runs_of_other_networks_are_named(names, units, text):
+    first = Family("layers", names=("dense", "dense_1"), details={"units": [8, 1]})
+    second = Family("layers", names=names, details={"units": units})
+    assert scaling.describe_other_networks({"a": first, "b": second}) == text
 
 
 def test_the_batch_size_is_examples_over_steps():
