@@ -36,6 +36,9 @@ MAX_TICKS = 8
 SAMPLED_STEPS = 64
 """Steps from which a row's median is computed, evenly spaced."""
 
+ZERO_BAND = 0.16
+"""Least height of the band of exact zeros over that of the range: labels of both fit the lowest colour bar."""
+
 ZERO_COLOUR = "#ff7ab6"
 """Colour of exact zeros on a logarithmic scale."""
 
@@ -56,12 +59,12 @@ class ColourRange(NamedTuple):
     """Lower end; log10 of the value on a logarithmic scale."""
     high: float
     has_zeros: bool = False
-    """Whether exact zeros of a logarithmic scale have their own band, one decade wide, below `low`."""
+    """Whether exact zeros of a logarithmic scale have their own band below `low`."""
 
     @property
     def bottom(self) -> float:
         """Lower end of the colour bar, with the band of zeros."""
-        return self.low - 1 if self.has_zeros else self.low
+        return self.low - max(1, ZERO_BAND * (self.high - self.low)) if self.has_zeros else self.low
 
     def beyond(self, values: np.ndarray) -> tuple[int, int]:
         """Return how many values lie below and above the range; zeros with their own band do not count as below."""
@@ -206,7 +209,7 @@ def colour_stops(colours: ColourRange, dark: bool) -> list[list[Any]]:
     stops = even_stops(VIRIDIS if colours.scale == "log" else CIVIDIS)
     if not colours.has_zeros:
         return stops
-    share = 1 / (colours.high - colours.bottom)
+    share = (colours.low - colours.bottom) / (colours.high - colours.bottom)
     return [[0, ZERO_COLOUR], [share, ZERO_COLOUR], *([share + (1 - share) * at, colour] for at, colour in stops)]
 
 
@@ -237,7 +240,7 @@ def _log_ticks(colours: ColourRange, below: bool, above: bool) -> dict[str, Any]
         texts[-1] = f"≥ {texts[-1]}"
     places = [float(decade) for decade in decades]
     if colours.has_zeros:
-        places.insert(0, colours.low - 0.5)
+        places.insert(0, (colours.bottom + colours.low) / 2)
         texts.insert(0, "0")
     return {"tickvals": places, "ticktext": texts}
 

@@ -83,6 +83,14 @@ def test_zeros_have_a_band_below_the_range():
     assert (colours.has_zeros, colours.bottom, colours.low) == (True, -3, -2)
 
 
+def test_the_band_of_zeros_has_place_for_its_label_under_many_decades():
+    colours = ColourRange("log", -1, 39, has_zeros=True)
+    assert (colours.low - colours.bottom) / (colours.high - colours.bottom) > 0.13
+    zero, lowest, *_ = colour_ticks(colours, np.array([0.0, 1.0]))["tickvals"]
+    assert colours.bottom < zero < lowest == -1
+    assert colour_stops(colours, dark=False)[1][0] == pytest.approx((-1 - colours.bottom) / (39 - colours.bottom))
+
+
 def test_shares_run_from_0_to_1():
     assert ends(COLUMNS["saturated"], rows(0.2)) == (0, 1)
 
