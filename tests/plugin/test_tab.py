@@ -449,6 +449,13 @@ def test_a_long_layer_is_cut_in_the_table_of_runs(chrome, tmp_path):
         assert page.wait_for(chrome, f"return {cell}?.clientWidth") < 300
 
 
+def test_a_short_name_of_a_run_is_whole_in_the_table(chrome, address):
+    page.show_view(chrome, address, "view=overview&layout=table")
+    names = "[...document.querySelectorAll('.run-table .name .start')]"
+    assert page.wait_for(chrome, f"return {names}.length") == 4
+    assert chrome.execute_script(f"return {names}.filter((e) => e.scrollWidth > e.clientWidth).length") == 0
+
+
 def test_a_figure_that_is_gone_is_not_resized(resized, address):
     page.show_view(resized, address, "view=layer&run=vanishing&layer=hidden_2")
     set_size(resized, 1000, 900)
