@@ -7,6 +7,7 @@ import html
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,7 +89,7 @@ def short_names(logdirs: Sequence[str]) -> list[str]:
 def _render_overview(runs: Sequence[Run], names: Sequence[str]) -> str:
     rows = []
     for run, name in zip(runs, names, strict=True):
-        state = f"{run.status.get('state', '')} {run.status.get('reason', '')}".strip()
+        state = ": ".join(str(text) for text in (run.status.get("state"), run.status.get("reason")) if text)
         loss = _last(run, "loss")
         cost = _last(run, "measure_ms")
         cells = (
@@ -110,9 +111,9 @@ def _last(run: Run, column: str) -> float:
 
 
 def _count_findings(run: Run) -> str:
-    """Return the numbers of errors and warnings as text."""
+    """Return the numbers of errors, warnings and notes as text."""
     counts = count_severities(finding["severity"] for finding in run.findings)
-    counted = [(counts[severity], severity) for severity in at_least("warning")]
+    counted = [(counts[severity], "note" if severity == "info" else severity) for severity in at_least("info")]
     return ", ".join(f"{n} {severity}{'s' if n > 1 else ''}" for n, severity in counted if n) or "none"
 
 
@@ -149,8 +150,8 @@ def _render_findings(run: Run) -> str:
         message = finding["message"]
         place = f"Step {finding['step']}" + (f", layer {_escape(finding['layer'])}" if finding.get("layer") else "")
         items.append(
-            f"<li class={_escape(finding['severity'])}>{_escape(message[:1].upper() + message[1:])}. "
-            f"<span class=secondary>{place}. {_escape(finding.get('advice', ''))}</span></li>"
+            f"<li class={_escape(finding['severity'])}>{_mark_names(message[:1].upper() + message[1:])}. "
+            f"<span class=secondary>{place}. {_mark_names(finding.get('advice', ''))}</span></li>"
         )
     return f"<ul>{''.join(items)}</ul>"
 
@@ -168,7 +169,9 @@ def _draw_figures(run: Run) -> list[str]:
         if name in run.columns and np.isfinite(plotting.read_column(run, name)).any():
             column = metadata.COLUMNS[name]
             title = style.column_title(column).capitalize()
-            figures.append(_render_figure(title, column.definition, plotting.plot(run, name)))
+            absent = run[name].ndim == 2 and not np.isfinite(plotting.read_column(run, name)).all()
+            definition = f"{column.definition}. {basic.ABSENT_NOTE}" if absent else column.definition
+            figures.append(_render_figure(title, definition, plotting.plot(run, name)))
     gains = [run[part][-plotting.BUDGET_RECORDS :] for part in flow_path.FLOW_PARTS if part in run.columns]
     if len(run.layers) > 1 and any(np.isfinite(gain).any() for gain in gains):
         figures.append(_render_figure("Flow budget", _BUDGET_DEFINITION, plotting.plot_budget(run)))
@@ -183,6 +186,11 @@ def _render_figure(title: str, definition: str, figure: style.Figure) -> str:
         "<script>(f=>Plotly.newPlot(document.currentScript.previousElementSibling,f.data,f.layout,"
         f"{{displayModeBar:false,responsive:true}}))({data})</script>"
     )
+
+
+def _mark_names(text: str) -> str:
+    """Return a text with the names between backticks as code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", _escape(text))
 
 
 def _escape(value: Any) -> str:

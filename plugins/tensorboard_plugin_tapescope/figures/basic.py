@@ -24,6 +24,8 @@ MAX_STEPS = 512
 ABSENT_COLOURS = {False: "#bfc4ca", True: "#4b4e54"}
 """Background of a heatmap, on a light and a dark page: the colour of absent values."""
 
+ABSENT_NOTE = "Grey cells are absent or not finite"
+
 FAINT = 0.35
 """Opacity of the recorded values behind a smoothed line."""
 

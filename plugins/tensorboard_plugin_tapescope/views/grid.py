@@ -86,5 +86,5 @@ def describe_heatmap(grid: Grid, query: Query, column: str, colours: ColourRange
         note += f", drawn in buckets of {width:,} steps, {kept} value of each: drag over a range to see all of them"
     sentences = [f"{note}.", colours.note(grid.values)]
     if not np.isfinite(grid.values).all():
-        sentences.append("Grey cells are absent or not finite.")
+        sentences.append(f"{basic.ABSENT_NOTE}.")
     return " ".join(sentence for sentence in sentences if sentence)

@@ -67,6 +67,22 @@ def test_a_finding_is_a_sentence():
     assert "<li class=error>The loss is NaN. <span class=secondary>Step 3. Lower it.</span></li>" in items
 
 
+def test_names_between_backticks_are_code():
+    finding = {"severity": "info", "message": "`a<b` is slow", "step": 3, "advice": "Look at `c`."}
+    items = report._render_findings(SimpleNamespace(findings=[finding]))
+    assert "<code>a&lt;b</code> is slow. " in items
+    assert "Look at <code>c</code>." in items
+
+
+def test_notes_are_counted():
+    found = [{"severity": severity} for severity in ("info", "error", "info")]
+    assert report._count_findings(SimpleNamespace(findings=found)) == "1 error, 2 notes"
+
+
+def test_grey_cells_are_explained(markup):
+    assert "Grey cells are absent or not finite." in markup  # no window of examples has closed at the first records
+
+
 def test_the_command_line_writes_the_page(recorded, tmp_path):
     assert cli.main(["report", recorded.logdir, f"--output={tmp_path / 'page.html'}"]) == 0
     assert (tmp_path / "page.html").stat().st_size > 1e6
