@@ -50,6 +50,9 @@ STATE_COLOURS = {
 MAX_UNITS = 4096
 """Most units of a layer that its map draws: no screen has more lines, and each cell is a word in the response."""
 
+FEW_UNITS = 8
+"""Most units whose map has a tick for each."""
+
 
 def output_bands(
     steps: np.ndarray,
@@ -176,6 +179,8 @@ def unit_map(steps: np.ndarray, codes: np.ndarray, dark: bool = False, max_steps
     }
     xaxis = style.step_axis(steps, showgrid=False, zeroline=False, automargin=False)
     yaxis = {"title": "unit", "autorange": "reversed", "showgrid": False, "zeroline": False, "automargin": False}
+    if len(units) <= FEW_UNITS:
+        yaxis["dtick"] = 1  # Plotly would place ticks between two
     margin = {"l": style.LEFT_MARGIN, **style.HEATMAP_MARGIN}
     return {"data": [trace], "layout": layout(dark, height=340, xaxis=xaxis, yaxis=yaxis, margin=margin)}
 

@@ -42,12 +42,13 @@ def describe_lives(codes: np.ndarray, window_examples: float) -> str:
     lives = count_lives(codes)
     count = lives.dead.sum()
     size = f" of {window_examples:,.0f} examples" if window_examples > 0 else ""
-    since = f", the longest for {_windows(lives.age_windows[lives.dead].max())}" if count else ""
+    since = f", the longest for {_count(lives.age_windows[lives.dead].max(), 'window')}" if count else ""
     return (
-        f"{count} of {len(lives.dead)} units are dead{since}; {lives.deaths.sum()} deaths and "
-        f"{lives.revivals.sum()} revivals in {_windows(len(codes))}{size}."
+        f"{count} of {len(lives.dead)} units {'is' if count == 1 else 'are'} dead{since}; "
+        f"{_count(lives.deaths.sum(), 'death')} and {_count(lives.revivals.sum(), 'revival')} "
+        f"in {_count(len(codes), 'window')}{size}."
     )
 
 
-def _windows(count: int) -> str:
-    return f"{count} window{'' if count == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

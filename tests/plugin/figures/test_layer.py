@@ -1,6 +1,7 @@
 """Figures of one layer, of the flow budget and of scaling."""
 
 import numpy as np
+import pytest
 
 from tensorboard_plugin_tapescope import metadata
 from tensorboard_plugin_tapescope.figures import layer as layer_figures
@@ -52,6 +53,12 @@ def test_runs_of_one_colour_have_other_symbols():
 def test_a_map_of_many_units_draws_some_of_them():
     (trace,) = layer_figures.unit_map(np.arange(2), np.zeros((2, 10_000), np.uint8))["data"]
     assert len(decode(trace["y"])) <= layer_figures.MAX_UNITS
+
+
+@pytest.mark.parametrize(("units", "ticks"), [(2, 1), (64, None)])
+def test_few_units_have_a_tick_each(units, ticks):
+    figure = layer_figures.unit_map(np.arange(2), np.zeros((2, units), np.uint8))
+    assert figure["layout"]["yaxis"].get("dtick") == ticks
 
 
 def test_a_unit_state_of_a_later_version_is_unknown():

@@ -46,5 +46,11 @@ def test_living_units_are_described_without_an_unknown_window_size():
     )
 
 
+def test_one_dead_unit_is_described_in_the_singular():
+    assert unit_lives.describe_lives(codes([["alive", "alive"], ["alive", "dead"]]), np.nan) == (
+        "1 of 2 units is dead, the longest for 1 window; 1 death and 0 revivals in 2 windows."
+    )
+
+
 def test_a_layer_without_units_is_described():
     assert unit_lives.describe_lives(np.zeros([1, 0], np.uint8), np.nan).startswith("0 of 0 units are dead;")
