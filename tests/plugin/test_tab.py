@@ -483,6 +483,9 @@ def test_a_run_of_a_newer_schema_is_named_and_others_are_shown(chrome, tmp_path)
         problem = page.wait_for(chrome, "return document.querySelector('.problem')?.textContent")
         assert "pip install -U tapescope" in problem
         page.save_screenshot(chrome, ARTIFACTS / "newer.png")
+        page.show_view(chrome, url, "view=findings&run=newer")
+        assert text(chrome, ".heading .chip") == "no status recorded, no step recorded"
+        assert page.console_errors(chrome) == []
 
 
 def test_the_tab_works_under_a_path_prefix(chrome, logdir):

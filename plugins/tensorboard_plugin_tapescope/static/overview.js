@@ -95,7 +95,7 @@ function stateText(run) {
 }
 
 function facts(run) {
-  const share = run.steps ? Math.min(1, (run.step + 1) / run.steps) : null;
+  const share = run.steps && run.step !== null ? Math.min(1, (run.step + 1) / run.steps) : null;
   const total = run.steps ? h("small", {}, ` of ${formatNumber(run.steps, 9)}`) : null;
   const profile = [sparkline(run.profile, run.colour, FLAT_DECADES), h("small", {}, `${formatNumber(lostDecades(run), 2)} decades`)];
   const validation = run.validation_loss === null ? null : h("small", {}, ` validation ${formatNumber(run.validation_loss)}`);

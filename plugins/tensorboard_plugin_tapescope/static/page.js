@@ -240,11 +240,12 @@ function renderHeading(state, run) {
     return;
   }
   const runState = run.state === "unknown" ? "no status recorded" : run.state;
+  const step = run.step === null ? "no step recorded" : `step ${formatStep(run.step)}`;
   fill(
     page.heading,
     h("span", { class: "dot", style: { background: run.colour } }),
     h("h2", {}, runName(run.name)),
-    h("span", { class: `chip ${run.state}` }, `${runState}, step ${formatStep(run.step)}`),
+    h("span", { class: `chip ${run.state}` }, `${runState}, ${step}`),
     state.view === "findings" ? null : findingsChip(run),
   );
 }
