@@ -181,8 +181,11 @@ def _draw(draw: Callable[[Snapshot, Query], list[Panel]], snapshot: Snapshot, qu
     Raises:
       RequestError: the parameters fit no run, or the only run cannot be drawn.
     """
-    if draw is not compare.compare and _is_empty(snapshot, query.runs[0]):  # Compare says it of each run
+    run = snapshot.runs[query.runs[0]]
+    if draw is not compare.compare and run.tags.keys() <= {"status", "findings"}:  # Compare says it of each run
         empty = "No step of this run is recorded: it has only begun, its schedule chose none, or measuring failed."
+        if run.problems:
+            empty = f"No step of this run can be read: {'; '.join(run.problems[:3])}."
         return [Panel("empty", "No records", empty=empty, wide=True)]
 
     def draw_runs(*runs: str) -> list[Panel]:
@@ -205,12 +208,6 @@ def _draw(draw: Callable[[Snapshot, Query], list[Panel]], snapshot: Snapshot, qu
         except Exception as error:  # the boundary of a run
             panels.append(Panel(f"damaged {run}", run, empty=str(_damage(run, error)), wide=True))
     return [*(draw_runs(*usable) if usable else []), *panels]
-
-
-def _is_empty(snapshot: Snapshot, name: str) -> bool:
-    """Return whether a run has no record of a step, although all of it can be read."""
-    run = snapshot.runs[name]
-    return not run.problems and run.tags.keys() <= {"status", "findings"}
 
 
 def _damage(run: str, error: Exception) -> RequestError:

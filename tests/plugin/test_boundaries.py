@@ -111,6 +111,12 @@ def test_a_run_without_a_record_says_so_in_every_view(view):
     assert panel["empty"].startswith("No step of this run is recorded")
 
 
+def test_a_run_of_which_nothing_can_be_read_says_why():
+    broken = {"tapescope/layers": good()["tapescope/layers"]._replace(content=b"{")}
+    (panel,) = Tab({"broken": broken}).checked("view", run="broken").json["panels"]
+    assert panel["empty"].startswith("No step of this run can be read: tapescope/layers: ")
+
+
 def test_a_single_run_that_cannot_be_drawn_is_an_error_with_the_reason(failing_views):
     answer = Tab({"bad": good()}).get("view", run="bad")
     assert answer.status_code == 400
