@@ -90,7 +90,7 @@ def test_the_terminal_shows_findings_progress_and_the_result_only(short):
 def test_the_last_lines_are_the_commands_to_look_at_the_run(short):
     assert short.done.stderr.splitlines()[-2:] == [
         f"To look at them: tensorboard --logdir {short.logdir}",
-        f"To see what is wrong: tapescope check {short.logdir}",
+        f"To read the findings: tapescope check {short.logdir}",
     ]
 
 

@@ -78,8 +78,9 @@ def run(options: Options, received: list[str] | None = None) -> None:
 
     Args:
         options: the parsed command line.
-        received: gets the name of a signal that stops the training.
+        received: gets the name of a signal that stops the training, for a program that trains several and serves them.
     """
+    alone = received is None
     with contextlib.ExitStack() as stack:
         stack.enter_context(logs.plain_lines())
         received = stack.enter_context(signals.catch(received))
@@ -134,9 +135,9 @@ def run(options: Options, received: list[str] | None = None) -> None:
         metrics = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items())
         directory = shlex.quote(options.logdir)
         lines = [f"{outcome}{metrics}. Records: {options.logdir}{advice}"]
-        if not address:
+        if alone and not address:
             lines.append(f"To look at them: tensorboard --logdir {directory}")
-        lines.append(f"To see what is wrong: tapescope check {directory}")
+        lines.append(f"To read the findings: tapescope check {directory}")
         print("\n".join(lines), file=sys.stderr, flush=True)
         if address:
             serve.wait_for_signal(address, received)
