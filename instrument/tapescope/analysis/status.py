@@ -3,6 +3,7 @@
 import glob
 import os
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,9 +82,18 @@ def is_live(index: Mapping[str, Any]) -> bool:
 def table(indexes: Sequence[Mapping[str, Any]]) -> str:
     """Return runs as the lines of a table, the names cut nowhere."""
     rows = [_TITLES, *map(_row, indexes)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_TITLES))]
-    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    widths = [max(_width(row[column]) for row in rows) for column in range(len(_TITLES))]
+    padded = ("  ".join(_pad(cell, width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in padded)
+
+
+def _pad(text: str, width: int) -> str:
+    return text + " " * (width - _width(text))
+
+
+def _width(text: str) -> int:
+    """Return the columns of a terminal that a text takes: a Chinese or Japanese character or an emoji takes two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def _row(index: Mapping[str, Any]) -> tuple[str, ...]:

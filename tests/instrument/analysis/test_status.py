@@ -32,6 +32,13 @@ def age(directory, seconds):
         os.utime(path, (time.time() - seconds,) * 2)
 
 
+def test_wide_characters_take_two_columns_of_the_table(tmp_path):
+    synthetic.write(tmp_path / "日本語🚀", SPEC, range(0, 50, 10))
+    synthetic.write(tmp_path / "ascii", SPEC, range(0, 50, 10))
+    lines = status.table(status.read_status(tmp_path)).splitlines()
+    assert [line.index("ended") for line in lines if "ended" in line] == [len("ascii") + 5, len("日本語🚀") + 2]
+
+
 def test_the_table_has_a_line_for_each_run(logdir, run_cli):
     code, out, error = run_cli("status", logdir)
     header, bad, good = out.splitlines()
