@@ -40,6 +40,7 @@ table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: 7px 10px; border-bottom: 1px solid #e3e5e8; font-weight: 400; }
 th { color: #5f6368; font-size: 13px; }
 li { margin: 6px 0; }
+code { padding: 0 4px; border-radius: 3px; background: #f1f3f4; color: #202124; }
 .secondary { color: #5f6368; }
 .error { color: #b3261e; }
 .warning { color: #8a5a00; }
