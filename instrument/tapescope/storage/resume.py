@@ -26,7 +26,7 @@ _STATUS = metadata.tag("status")
 
 _STATE_ARRAYS = ("rows", "elements", "examples")
 
-_NUMBER = re.compile(r"_\d+(?=/|$)")
+_NUMBER = re.compile(r"_\d+(?=[/#]|$)")
 
 
 class Resume(NamedTuple):
@@ -64,15 +64,20 @@ def check_resume(directory: str | os.PathLike[str], resume: Resume, variables: S
 
 
 def _may_be_same_model(recorded: Sequence[str], variables: Sequence[str]) -> bool:
-    """Return whether two lists of variables have a name in common, or the same names but for what Keras adds.
+    """Return whether two lists of variables have a name in common, or are the same but for what Keras adds.
 
-    Some names may be new, as where a layer is no longer frozen. Keras numbers the names of models and layers for each
-    process, so those of a model that is built again may all differ: `sequential_1/dense_2`. A subclassed model that is
-    loaded has its layers' variables without its own name in front.
+    Some names may be new, as where a layer is no longer frozen.
     """
-    if set(recorded) & set(variables):
-        return True
-    before, now = ([_NUMBER.sub("", name) for name in names] for names in (recorded, variables))
+    return bool(set(recorded) & set(variables)) or are_names_of_one_model(recorded, variables)
+
+
+def are_names_of_one_model(recorded: Sequence[str], names: Sequence[str]) -> bool:
+    """Return whether two lists of names are the same but for what Keras adds.
+
+    Keras numbers the names of models and layers for each process, so those of a model that is built again may all
+    differ: `sequential_1/dense_2`. A model that is loaded may have its variables without its own name in front.
+    """
+    before, now = ([_NUMBER.sub("", name) for name in listed] for listed in (recorded, names))
     return len(before) == len(now) and all(map(differ_by_scope_at_most, before, now))
 
 

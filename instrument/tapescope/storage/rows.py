@@ -2,11 +2,12 @@
 
 A step may measure other rows than the one before: an episode is longer, a block is left out, a layer is trained from
 now on. Rows are only ever added, behind those that are there. A record is NaN in the rows that its step does not have.
-The first record fixes the names in the description of each tag; where rows were added, the family `rows` has all.
+The first record fixes the names in the description of each tag; where rows were added, the family `rows` has all. A
+model that was built again or loaded, and goes on with a run, keeps the names of its rows there.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from tapescope.statistics import reading as readings
 from tapescope.statistics.replicas import are_few
 from tapescope.storage import event_values
 from tapescope.storage.event_values import Value
+from tapescope.storage.resume import are_names_of_one_model
 from tapescope.storage.run import Run
 from tensorboard_plugin_tapescope.metadata import ROWS_SCHEMA, Family
 from tensorboard_plugin_tapescope.series import flow_path, tables
 
+_FAMILIES = ("variables", "layers", "heads", "residual")
 _INDEX_COLUMNS = [readings.STEP_COLUMNS.index(f"first_nonfinite_{way}") for way in ("forward", "backward")]
 
 
@@ -28,15 +31,29 @@ class RunRows:
 
     Args:
       names: the rows of the first record.
+      continued: those of the first record of the program that goes on with the run, where one did.
     """
 
-    def __init__(self, names: Names):
+    def __init__(self, names: Names, continued: Names | None = None):
         self.first = names
         """The rows of the first record, in the descriptions of all tags."""
         self.names = names
         """All rows so far."""
         self._ended: set[str] = set()
         """Layers whose number of units has changed: their units are not recorded any more."""
+        self._recorded: dict[str, dict[str, str]] = {family: {} for family in _FAMILIES}
+        """Name in the run of each row that the program names otherwise."""
+        if continued is not None and _are_rows_of_one_model(names, continued):
+            for family, found in self._recorded.items():
+                found.update(zip(getattr(continued, family), getattr(names, family), strict=True))
+
+    def match(self, names: Names) -> Names:
+        """Return the rows of a record of the program by the names that they have in the run."""
+        return names._replace(**{f: self.match_names(getattr(names, f), f) for f in _FAMILIES})
+
+    def match_names(self, names: Sequence[str], family: str = "variables") -> tuple[str, ...]:
+        """Return the names that rows of a family have in the run."""
+        return tuple(self._recorded[family].get(name, name) for name in names)
 
     def add(self, names: Names) -> bool:
         """Add the rows of a record, and return whether the run has other rows or units than before."""
@@ -66,8 +83,7 @@ class RunRows:
           The reading; where it does not have a row, it is NaN, and its counts are 0.
         """
         everything = self.names
-        families = ("variables", "layers", "heads", "residual")
-        if not self._ended and all(getattr(names, f) == getattr(everything, f) for f in families):
+        if not self._ended and all(getattr(names, f) == getattr(everything, f) for f in _FAMILIES):
             return reading
         variables = _positions(names.variables, everything.variables)
         layers = _positions(names.layers, everything.layers)
@@ -105,6 +121,13 @@ class RunRows:
                 units[:, end - size : end] = reading.units[:, own_ends[i] - size : own_ends[i]]
                 elements[layers[i]] = reading.elements[i]
         return units, elements
+
+
+def _are_rows_of_one_model(names: Names, others: Names) -> bool:
+    """Return whether the rows are the same, in the same order, but for what Keras adds to names."""
+    return names.units == others.units and all(
+        are_names_of_one_model(getattr(names, family), getattr(others, family)) for family in _FAMILIES
+    )
 
 
 def _positions(names: tuple[str, ...], everything: tuple[str, ...]) -> np.ndarray:

@@ -302,14 +302,17 @@ class RunWriter:
         """
         state = self._probe_state
         names = state.layouts[reading.layout].names
-        rows = self._rows = self._rows or RunRows(self._recorded_names or names)
+        rows = self._rows = self._rows or RunRows(self._recorded_names or names, names)
+        names = rows.match(names)
         rows_grew = rows.add(names)
         ledger = self._ledger = self._ledger or self._make_ledger(rows.first)
         ledger.extend(rows.names.units)
         reading = rows.widen(reading, names)
         values = [rows.describe(state.skipped)] if rows_grew else []
         cosines, total = self._gradients.add(step.number, reading.gradient_sample, reading.column("gradient_norm"))
-        further = {"gradient_cosine": cosines} | ({} if slow is None else slow.columns(rows.names.variables))
+        further = {"gradient_cosine": cosines}
+        if slow is not None:
+            further |= slow._replace(names=rows.match_names(slow.names)).columns(rows.names.variables)
         seen = self._examples_seen.add(step.number, float(reading.column("examples")), step.examples_seen)
         step = step._replace(gradient_cosine_total=total, examples_seen=seen)
         values += self._families_of(step, reading, rows, ledger, further)

@@ -194,3 +194,49 @@ def test_a_run_goes_on_with_its_added_rows(tmp_path):
     run = tapescope.Run(tmp_path)
     assert len(run.variables) == 6
     assert np.isfinite(run["gradient_norm"]).sum(1).tolist() == [4, 6, 4, 4, 4]
+
+
+def attending():
+    x = keras.Input((3, 4))
+    y = keras.layers.MultiHeadAttention(2, 2)(x, x)
+    return keras.Model(x, keras.layers.Dense(1)(keras.layers.Dense(4, "relu")(y)))
+
+
+def built_again(model, _):
+    return attending()
+
+
+def loaded(model, directory):
+    """Return the model as it comes back from a file, where Keras numbers its layers or not."""
+    model.save(directory / "m.keras")
+    return keras.models.load_model(directory / "m.keras")
+
+
+def in_a_scope(model, _):
+    """Return a model whose variables have another name in front."""
+    again = keras.models.clone_model(model)
+    for variable in again.trainable_variables:
+        variable._path = f"scope/{variable.path}"
+    return again
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras saves its variables so
+@pytest.mark.parametrize("renew", [built_again, loaded, in_a_scope])
+def test_a_model_that_is_built_again_goes_on_in_its_rows(tmp_path, renew):
+    model = attending()
+    x = np.repeat(X[:, None], 3, 1)
+    for start in (0, 2):
+        probe = tapescope.Probe(model, window_examples=16)
+        resume = tapescope.Resume(start, {}) if start else None
+        optimizer = keras.optimizers.SGD(0.1)
+        with tapescope.Recorder(tmp_path / "run", probe, resume=resume) as recorder:
+            for n in range(start, start + 2):
+                step = measured(probe, lambda model=model: tf.reduce_mean(model(x) ** 2), model.trainable_variables)
+                optimizer.apply(step.gradients, model.trainable_variables)
+                recorder.write(n, step.reading)
+        names = probe.variables
+        model = renew(model, tmp_path)
+    run = tapescope.Run(tmp_path / "run")
+    assert len(run.variables) == len(names)
+    for column in ("gradient_norm", "activation_mean", "attention_logit_max"):
+        assert np.isfinite(run[column]).all()
