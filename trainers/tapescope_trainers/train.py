@@ -133,12 +133,11 @@ def run(options: Options, received: list[str] | None = None) -> None:
             outcome = f"Nothing to do: {training.start} steps of {training.steps} were done before"
             advice = ". To go on, use a larger --steps or --epochs; to start over, --resume=never"
         metrics = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items())
-        directory = shlex.quote(options.logdir)
-        lines = [f"{outcome}{metrics}. Records: {options.logdir}{advice}"]
-        if alone and not address:
-            lines.append(f"To look at them: tensorboard --logdir {directory}")
-        lines.append(f"To read the findings: tapescope check {directory}")
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        if alone and not advice:
+            directory = shlex.quote(options.logdir)
+            look = "" if address else f"tensorboard --logdir {directory}  or  "
+            print(f"tapescope: look at the run with  {look}tapescope check {directory}", file=sys.stderr)
+        print(f"{outcome}{metrics}. Records: {options.logdir}{advice}", file=sys.stderr, flush=True)
         if address:
             serve.wait_for_signal(address, received)
 

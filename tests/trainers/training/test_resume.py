@@ -131,9 +131,9 @@ def test_a_run_stopped_by_a_signal_saves_and_continues(undisturbed, tmp_path, nu
     with Trainer(tmp_path, *ARGUMENTS) as trainer:
         until(trainer, lambda: newest(tmp_path) >= 100)
         trainer.send(number)
-        outcome = trainer.finish()[-3]
-    line = re.fullmatch(rf"Stopped by {number.name} after (\d+) steps.*\. Records: {tmp_path}", outcome)
-    assert line, outcome
+        last = trainer.finish()[-1]
+    line = re.fullmatch(rf"Stopped by {number.name} after (\d+) steps.*\. Records: {tmp_path}", last)
+    assert line, last
     steps = int(line[1])
     assert newest(tmp_path) == steps
     run = tapescope.Run(tmp_path)
@@ -171,7 +171,7 @@ def test_a_run_that_is_done_says_how_to_go_on(tmp_path, capsys):
     command = (*MLP, "--steps=2", "--checkpoint_every=2")
     trainings.run(tmp_path, *command)
     train.run(trainings.parse(tmp_path, *command))
-    line, *_ = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("Nothing to do: 2 steps of 2 were done before, validation/loss ")
     assert line.endswith(
         f". Records: {tmp_path}. To go on, use a larger --steps or --epochs; to start over, --resume=never"
