@@ -174,21 +174,25 @@ def _rank(finding: Finding) -> int:
 def merge_neighbors(found: Sequence[Finding], layout: RunLayout) -> Iterator[tuple[Finding, list[str | None]]]:
     """Yield the findings of one rule with the layers that each is about: one finding for a run of layers.
 
-    Layers follow each other if nothing but layers without weights or without an activation lies between. Of a run of
-    layers the first of the most severe is named. An info is merged with infos only.
+    Layers follow each other if nothing but layers without weights or without an activation lies between, and variables
+    that no measured layer owns if nothing does. Of a run the first of the most severe is named. An info is merged with
+    infos only.
     """
     by_layer = {f.layer: f for f in found if f.layer is not None and f.rule in RULES_PER_LAYER}
     if len(by_layer) < len(found) or len(found) < 2:
         yield from ((finding, [finding.layer]) for finding in found)
         return
-    position = {name: i for i, name in enumerate(layout.groups[: layout.layer_count])}
+    position = {name: i for i, name in enumerate(layout.groups)}
     has_weights = np.bincount(layout.owned[0], minlength=len(layout.groups)) > 0
     runs: dict[str, list[Finding]] = {}
     for finding in sorted(found, key=lambda f: position.get(f.layer or "", len(position))):
         name = str(finding.layer)
-        source = layout.source[position[name]] if name in position else -1
+        at = position.get(name, -1)
+        is_layer = 0 <= at < layout.layer_count
+        source = layout.source[at] if is_layer else at - 1 if at > layout.layer_count else -1
         while (
-            source >= 0
+            is_layer
+            and source >= 0
             and layout.groups[source] not in by_layer
             and (layout.activations[source] == "linear" or not has_weights[source])
         ):
@@ -204,10 +208,11 @@ def merge_neighbors(found: Sequence[Finding], layout: RunLayout) -> Iterator[tup
     for run in {id(run): run for run in runs.values()}.values():
         worst = min(run, key=_rank)
         if len(run) > 1:
-            others = f"in {len(run)} layers that follow each other, from `{run[0].layer}` to `{run[-1].layer}`"
+            what = "layers" if position.get(run[0].layer or "", -1) < layout.layer_count else "variables"
+            others = f"in {len(run)} {what} that follow each other, from `{run[0].layer}` to `{run[-1].layer}`"
             worst = worst._replace(
                 message=f"{worst.message}; the same holds {others}",
-                evidence={**worst.evidence, "layers": float(len(run))},
+                evidence={**worst.evidence, what: float(len(run))},
             )
         yield worst, [finding.layer for finding in run]
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from tapescope.rules.record_view import run_layout
 from tests.instrument.rules.records import (
     ALL,
+    DETAILS,
     FLAT,
     LAYER,
     LAYERS,
@@ -458,3 +460,16 @@ def test_a_gradient_that_grew_before_it_overflowed_is_named_beside_the_layer():
 def test_weights_that_an_update_made_nan_name_no_layer_where_nothing_grew():
     finding = find(8, ruined_by_an_update(1))[0]
     assert (finding.rule, finding.layer) == ("non_finite", None)
+
+
+def test_variables_of_no_measured_layer_that_follow_each_other_are_one_finding():
+    def lost(t, columns):
+        columns["gradient_norm"][[3, 4, 5, 7]] = NAN
+        columns["update_ratio"][[3, 4, 5, 7]] = 0
+
+    details = {**DETAILS, "variables": [[0, 1], [], [], [2]]}
+    found = find(20, lost, run_layout(VARIABLES, LAYERS, details))
+    assert [(f.layer, f.evidence["variables"]) for f in found] == [("hidden_2/bias", 3), ("output/bias", 1)]
+    assert found[0].message.endswith(
+        "; the same holds in 3 variables that follow each other, from `hidden_2/bias` to `hidden_3/bias`"
+    )
