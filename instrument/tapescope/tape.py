@@ -481,8 +481,10 @@ def complete_reading(
         if replicas.context()[1] > 1:
             optimizers = optimizer_hooks.stop_recording(gradients)
             if state.replica_issues is None:  # another replica's thread may have been here
-                is_mean = state.data is not None and state.data.is_mean_of_share
-                state.replica_issues = keras_replica_issues.replica_issues(state.selection.models, optimizers, is_mean)
+                issues = keras_replica_issues.replica_issues(state.selection.models, optimizers)
+                if state.data is not None and state.data.is_mean_of_share:
+                    issues += keras_replica_issues.mean_of_share_issues(optimizers)
+                state.replica_issues = issues
         reading = readings.complete(
             partial,
             reduced_gradients(state, names, gradients, loss_scale, ready),

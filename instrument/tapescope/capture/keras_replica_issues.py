@@ -27,24 +27,18 @@ class ReplicaIssue(NamedTuple):
     """Value of the setting that has the issue; None where it is not a setting."""
 
 
-def replica_issues(
-    models: Sequence[Any], optimizers: Sequence[Any], is_mean_of_share: bool = False
-) -> tuple[ReplicaIssue, ...]:
+def replica_issues(models: Sequence[Any], optimizers: Sequence[Any]) -> tuple[ReplicaIssue, ...]:
     """Return the issues of all models and optimizers of a step, each once.
 
     Args:
       models: Keras models or layers, or `tf.Module`s that hold some.
       optimizers: Keras optimizers.
-      is_mean_of_share: whether the loss is the mean over one replica's share of the batch.
     """
     issues: list[ReplicaIssue] = []
     for model in models:
         issues.extend(model_issues(model))
     for optimizer in optimizers:
         issues.extend(optimizer_issues(optimizer))
-        inner = getattr(optimizer, "inner_optimizer", None) or optimizer
-        if is_mean_of_share and isinstance(inner, keras.optimizers.SGD):  # others divide by the gradient's size
-            issues.append(ReplicaIssue("mean_of_share", None, None))
     return tuple(dict.fromkeys(issues))
 
 
@@ -68,6 +62,16 @@ def _draws(layer: keras.layers.Layer) -> bool:
     rates = [getattr(layer, name, None) for name in ("dropout", "recurrent_dropout")]
     known = [rate for rate in rates if isinstance(rate, (int, float))]
     return bool(private_api.seed_generators(layer)) and (not known or any(known))
+
+
+def mean_of_share_issues(optimizers: Sequence[Any]) -> tuple[ReplicaIssue, ...]:
+    """Return the issue of a loss that is the mean over one replica's share: what sums gradients takes longer steps.
+
+    Adam and others divide by the gradient's size, and take the same step.
+    """
+    inner = [getattr(optimizer, "inner_optimizer", None) or optimizer for optimizer in optimizers]
+    takes_longer = any(isinstance(optimizer, keras.optimizers.SGD) for optimizer in inner)
+    return (ReplicaIssue("mean_of_share", None, None),) if takes_longer else ()
 
 
 def optimizer_issues(optimizer: Any) -> Iterator[ReplicaIssue]:
