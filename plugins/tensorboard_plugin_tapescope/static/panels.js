@@ -98,7 +98,7 @@ function showTexts(section, panel) {
   part("h3").textContent = panel.title;
   part("h3").title = panel.help || panel.title;
   part("h3").classList.toggle("helps", Boolean(panel.help));
-  part(".note").textContent = panel.note;
+  part(".note").textContent = panel.note.replaceAll(" %", "\u00a0%"); // a line does not break before the sign
   section.classList.toggle("blank", !panel.figure);
   section.classList.toggle("listing", Boolean(panel.table));
   showReason(part(".empty"), panel);
