@@ -52,6 +52,8 @@ class RunLayout(NamedTuple):
     """The layer that feeds each one along the path; -1 for none."""
     reader: np.ndarray
     """The last layer that reads each one, [L]; -1 for none."""
+    first_call: np.ndarray
+    """The first layer with the same variables as each one: itself, unless that is a further call of a layer, [L]."""
     expected_weight_gain: np.ndarray
     """Decades by which Glorot initialization changes the gradient's length in a layer of these units, [L]."""
     data: tuple[DataRow, ...] = ()
@@ -121,6 +123,7 @@ def run_layout(variables: Sequence[str], layers: Sequence[str], details: Mapping
         ),
         source=tuple(followed),
         reader=reader,
+        first_call=np.array([owned.index(of_layer) if of_layer else n for n, of_layer in enumerate(owned)], int),
         expected_weight_gain=np.array(
             [_glorot_gain(units[source], units[n]) if source >= 0 else 0.0 for n, source in enumerate(followed)]
         ),
@@ -200,7 +203,8 @@ class RecordView(NamedTuple):
     total_gain: float
     """Sum of `path_gains`."""
     dead_share: np.ndarray
-    """Share of the layer's units that never fired, [L]."""
+    """Share of the layer's units that never fired, [L]. A unit is alive that fired in any call of its layer, so it is
+    the least share of these; but 1 where nothing fired in a call."""
     activation_zero: np.ndarray
     """As on the wire, [L]; so are the next two."""
     saturated: np.ndarray
@@ -283,13 +287,20 @@ def view_record(layout: RunLayout, record: Record, before: RecordView | None) ->
             path_gains=path_gains,
             total_loss=float(np.nansum(path_losses)),
             total_gain=float(np.nansum(path_gains)),
-            dead_share=columns.get("units_dead", unmeasured) / np.where(layout.units > 0, layout.units, np.nan),
+            dead_share=_dead_share(layout, columns.get("units_dead", unmeasured)),
             activation_zero=zero,
             saturated=saturated,
             flow_gate=flow_gate,
             norm=norm,
             share_kept=float(share_kept),
         )
+
+
+def _dead_share(layout: RunLayout, dead: np.ndarray) -> np.ndarray:
+    share = dead / np.where(layout.units > 0, layout.units, np.nan)
+    least = np.full(layout.layer_count, np.inf)
+    np.fmin.at(least, layout.first_call, share)
+    return np.where(share < 1, least[layout.first_call], share)
 
 
 _LAYER_FIELDS = ("path_losses", "path_gains", "dead_share", "activation_zero", "saturated", "flow_gate")

@@ -46,6 +46,19 @@ def test_all_units_dead_is_an_error():
     assert only_finding(find(20, put("units_dead", 0, 20.0)), "dead_units").severity == "error"
 
 
+@pytest.mark.parametrize(("dead", "reported"), [(9.0, []), (12.0, ["hidden_1", "hidden_3"])])
+def test_units_are_dead_if_they_are_in_every_call_of_their_layer(dead, reported):
+    """Layer 2 is a further call of layer 0, as that of a discriminator on what the generator made."""
+    layout = LAYOUT._replace(first_call=np.array([0, 1, 0, 3]))
+    calls = both(put("units_dead", 0, dead, since=8), put("units_dead", 2, 13.0, since=8))
+    assert [finding.layer for finding in find(20, calls, layout)] == reported
+
+
+def test_all_units_dead_in_one_call_of_a_layer_is_an_error():
+    layout = LAYOUT._replace(first_call=np.array([0, 1, 0, 3]))
+    assert only_finding(find(20, put("units_dead", 2, 20.0), layout), "dead_units").layer == "hidden_3"
+
+
 def test_a_small_window_of_examples_proves_no_dead_units():
     assert find(20, both(put("units_dead", 0, 20.0), put("window_examples", None, 100))) == []
 
