@@ -254,14 +254,17 @@ def _losses_of_outputs(objective: Objective, count: int) -> list[Any]:
 
 def _describe_objective(output: Output, target: tuple[str, Any], loss: Any, metrics: Sequence[str]) -> dict[str, Any]:
     described = describe_loss(loss)
+    units = _last_axis(output.tensor)
+    # Values [B] can't be compared with outputs [B, U]: the loss is given a part of these, as of the actions taken.
+    is_of_part = described.name != "sparse_categorical_crossentropy" and target[1].shape.rank == 1 and units != 1
     return {
         "output": output.name,
         "target": target[0],
         "layer": output.layer,
         "activation": output.activation,
         "activation_before": output.activation_before,
-        "units": _last_axis(output.tensor),
-        "target_units": _last_axis(target[1]),
+        "units": units,
+        "target_units": None if is_of_part else _last_axis(target[1]),
         "loss": described.name,
         "from_logits": described.from_logits,
         "ignores_class": described.ignores_class,

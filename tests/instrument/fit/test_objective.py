@@ -249,6 +249,27 @@ def test_a_loop_of_ones_own_says_its_objective(tmp_path):
     assert [f.rule for f in recorder.findings] == ["output_activation"]
 
 
+@pytest.mark.parametrize(("keepdims", "expected"), [(False, set()), (True, {"loss_mismatch"})])
+def test_a_loss_of_the_values_of_actions_is_no_mismatch(tmp_path, keepdims, expected):
+    """Targets [B] are of one output of each example, as in Q-learning; [B, 1] would be compared with all outputs."""
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="out")])
+    probe = tapescope.Probe(model, loss="mse")
+
+    @tf.function
+    def step(x, targets, measure):
+        with probe.tape(measure) as tape:
+            outputs = model(x, training=True)
+            values = outputs if keepdims else tf.gather(outputs, tf.argmax(outputs, 1), batch_dims=1)
+            loss = tf.reduce_mean(keras.losses.mean_squared_error(targets, values))
+        tape.gradient(loss, model.trainable_variables)
+        return tape.reading(targets=targets)
+
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        for n in range(6):
+            recorder.write(n, step(X, X[:, :1] if keepdims else X[:, 0], True))
+    assert rules(tapescope.Run(tmp_path)) == expected
+
+
 def test_what_is_no_loss_is_refused():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
     with pytest.raises(ValueError, match="`loss` must be the loss function"):

@@ -170,7 +170,7 @@ FAULTY = {
     "softmax into squared error": (dense(3, "softmax"), "mse", ONE_HOT, LOSS_WARNING),
     "softmax into absolute error": (dense(3, "softmax"), "mae", ONE_HOT, LOSS_WARNING),
     "one number for several units": (dense(3), "mse", NORMAL, LOSS_WARNING),
-    "class numbers for several units": (dense(3, "softmax"), "mse", CLASSES, LOSS_WARNING),
+    "class numbers for several units": (dense(3, "softmax"), "mse", CLASSES[:, None], LOSS_WARNING),
     "sigmoid into hinge": (dense(1, "sigmoid"), "hinge", 2 * BINARY - 1, LOSS_WARNING),
     "values below 0 into Poisson": (dense(1), "poisson", COUNTS, LOSS_WARNING),
     "a sigmoid of one's own into logits": (own_sigmoid(), from_logits("BinaryCrossentropy"), BINARY, LOSS_WARNING),
