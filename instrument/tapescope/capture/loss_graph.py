@@ -103,10 +103,15 @@ def is_of_all_pairs(loss: Any, targets: Any, outputs: Any) -> bool:
     kinds = _ELEMENTWISE if len(data) == 2 else _DIFFERENCES
     for operation in _operations_before(loss, data):
         if operation.type in kinds and _pairs_batch(operation):
-            made_of = [[_depends_on(tensor, end, data) for end in data] for tensor in operation.inputs]
+            made_of = [[depends_on(tensor, end, data) for end in data] for tensor in operation.inputs]
             if sorted(made_of) == ([[False, True], [True, False]] if len(data) == 2 else [[False], [True]]):
                 return True
     return False
+
+
+def depends_on(tensor: Any, end: Any, ends: Sequence[Any]) -> bool:
+    """Return whether a tensor is one of these ends, or is computed by it and not behind another one."""
+    return tensor is end or any(each is end for o in _operations_before(tensor, ends) for each in o.inputs)
 
 
 def repeated_activation(loss: Any) -> tuple[str, str] | None:
@@ -179,10 +184,6 @@ def _pairs_batch(operation: Any) -> bool:
     """Return whether an elementwise operation broadcasts [B] and [B, 1]."""
     lower, higher = sorted((tensor.shape for tensor in operation.inputs), key=lambda shape: shape.rank or 0)
     return (lower.rank, higher.rank) == (1, 2) and lower[0] == higher[0] != 1 and higher[1] == 1
-
-
-def _depends_on(tensor: Any, end: Any, ends: Sequence[Any]) -> bool:
-    return tensor is end or any(each is end for o in _operations_before(tensor, ends) for each in o.inputs)
 
 
 def _operations_before(tensor: Any, ends: Sequence[Any]) -> Iterator[Any]:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tapescope.capture import keras_kinds, private_api
 from tapescope.capture.data_path import DataPath, Output, is_numeric, named_tensors
 from tapescope.capture.loss_graph import (
+    depends_on,
     is_mean_over_batch,
     is_of_all_pairs,
     is_sum_over_batch,
@@ -184,8 +185,9 @@ def collect(paths: Sequence[DataPath], objective: Objective) -> DataTensors:
       paths: of all tapes of the step.
       objective: what the program says. Without targets, inputs and outputs are measured alone.
     """
-    inputs = [each for path in paths for each in path.inputs]
     made = [each for path in paths for each in path.outputs]
+    ends = [output.tensor for output in made]
+    inputs = [each for path in paths for each in path.inputs if not any(depends_on(each.tensor, e, ends) for e in ends)]
     outputs = made
     if objective.outputs is not None:
         outputs = [_find_output(made, *named) for named in named_tensors("output", objective.outputs)]

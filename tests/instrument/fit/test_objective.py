@@ -270,6 +270,24 @@ def test_a_loss_of_the_values_of_actions_is_no_mismatch(tmp_path, keepdims, expe
     assert rules(tapescope.Run(tmp_path)) == expected
 
 
+def test_what_one_model_makes_for_another_is_no_data(tmp_path):
+    encoder = keras.Sequential([keras.Input((4,)), layers.Dense(2)], name="encoder")
+    decoder = keras.Sequential([keras.Input((2,)), layers.Dense(4)], name="decoder")
+    probe = tapescope.Probe([encoder, decoder])
+    variables = encoder.trainable_variables + decoder.trainable_variables
+
+    @tf.function
+    def step(x, measure):
+        with probe.tape(measure) as tape:
+            loss = tf.reduce_mean((decoder(1000 * tf.nn.softplus(encoder(x))) - x) ** 2)
+        tape.gradient(loss, variables)
+        return tape.reading()
+
+    with tapescope.Recorder(tmp_path, probe) as recorder:
+        recorder.write(0, step(X, True))
+    assert tapescope.Run(tmp_path).rows("data_max") == ("encoder/input", "encoder/output", "decoder/output")
+
+
 def test_what_is_no_loss_is_refused():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
     with pytest.raises(ValueError, match="`loss` must be the loss function"):
