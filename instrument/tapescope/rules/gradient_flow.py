@@ -548,7 +548,7 @@ def _exploding_over_time(history: History, decades: float) -> Finding:
     return Finding(
         rule="exploding",
         version=1,
-        severity="warning" if falls else "error",  # a density may become that sharp
+        severity="warning" if falls or history.targets_moved else "error",  # a density may be that sharp, a value large
         layer=name,
         step=history.first_step(lambda view: view.norm >= 10**decades * early),
         message=f"the gradient has grown from {early:.2g} to {norm:.2g} and the loss "

@@ -452,6 +452,21 @@ class History:
         mean, _ = self._newer_loss()
         return len(self._spread_losses) < LONG and mean < self._beatable_loss and not self.equals_constant
 
+    @cached_property
+    def targets_moved(self) -> bool:
+        """True if all of the last targets are farther from the first ones than those from each other.
+
+        Those of Q-learning grow with the values that the network, or an older copy of it, gives.
+        """
+        rows = self.layout.data
+        is_target = np.array([row.kind == "target" for row in rows], bool)
+        mean, std = (
+            np.array([view.column(name, len(rows)) for view in (self.first or self.latest, *self.window)])
+            for name in ("data_mean", "data_std")
+        )
+        moved = np.abs(mean[1:] - mean[0]) > std[0]
+        return bool(np.any(moved.all(axis=0) & (std[0] > 0) & is_target))
+
     @property
     def takes_both_signs(self) -> bool:
         """True if more than one loss so far was above 0, and more than one below."""

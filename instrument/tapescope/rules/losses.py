@@ -77,17 +77,20 @@ def loss_not_falling(history: History) -> Iterator[Finding]:
     )
 
 
+_OWN_TARGETS = "; the network makes its own targets, which move with it"
+
+
 def _excuse(history: History) -> str:
     """Return why a loss may stand still, for a message; empty where it may not."""
     if history.below_constant:
         return f"; it is little, but surely below {OF_A_CONSTANT}"
+    if history.targets_moved:
+        return _OWN_TARGETS
     if any(objective.loss != "custom" for objective in history.layout.objectives):
         return ""
     if history.takes_both_signs:
         return "; it has both signs, and such a loss, as that of a policy gradient, need not fall"
-    if _has_targets_of_its_own(history) or _have_targets_moved(history):
-        return "; the network makes its own targets, which move with it"
-    return ""
+    return _OWN_TARGETS if _has_targets_of_its_own(history) else ""
 
 
 def _has_targets_of_its_own(history: History) -> bool:
@@ -97,21 +100,6 @@ def _has_targets_of_its_own(history: History) -> bool:
     with_gradient = {own[layer] for layer in np.flatnonzero(arrives)}
     without = {own[layer] for layer in np.flatnonzero(~arrives & ~history.layout.is_output)}  # outputs may have none
     return bool((with_gradient & without) - {frozenset()})
-
-
-def _have_targets_moved(history: History) -> bool:
-    """Return whether all of the last targets are farther from the first ones than those from each other.
-
-    Those of Q-learning grow with the values that the network, or an older copy of it, gives.
-    """
-    rows = history.layout.data
-    is_target = np.array([row.kind == "target" for row in rows], bool)
-    mean, std = (
-        np.array([view.column(name, len(rows)) for view in (history.first or history.latest, *history.window)])
-        for name in ("data_mean", "data_std")
-    )
-    moved = np.abs(mean[1:] - mean[0]) > std[0]
-    return bool(np.any(moved.all(axis=0) & (std[0] > 0) & is_target))
 
 
 _SHAPES_ADVICE = (

@@ -13,12 +13,14 @@ from tests.instrument.rules.records import (
     LAYOUT,
     NAN,
     OBJECTIVE,
+    VALUES,
     VARIABLES,
     both,
     find,
     noisy_flat,
     only_finding,
     put,
+    targets,
 )
 
 DEEP = slice(1, 4)
@@ -180,6 +182,20 @@ def test_a_gradient_that_grows_explodes_where_the_loss_is_lost(growth, loss, exp
         columns["loss"] = np.interp(t, [0, 39], loss)
 
     assert [f.severity for f in find(40, grows) if f.rule == "exploding"] == expected
+
+
+@pytest.mark.parametrize(("growth", "severity"), [(0.1, "warning"), (0.0, "error")])
+def test_a_gradient_that_grows_with_the_targets_is_no_error(growth, severity):
+    """The values of Q-learning grow from what the network gave at first to a sum of rewards."""
+
+    def moving(t, columns):
+        targets(1.0)(t, columns)
+        columns["data_mean"] = np.array([growth * t])
+        columns["gradient_norm"] *= 20 ** (t / 39)
+        columns["loss"] = np.interp(t, [0, 39], (2, 60))
+
+    (finding,) = (finding for finding in find(40, moving, VALUES) if finding.rule == "exploding")
+    assert finding.severity == severity
 
 
 def test_a_growing_gradient_with_a_falling_loss_is_not_exploding():

@@ -140,13 +140,14 @@ def test_a_network_that_makes_its_own_targets_may_have_a_loss_that_stands_still(
     assert {f.rule: f.severity for f in found}["loss_not_falling"] == severity
 
 
+@pytest.mark.parametrize("objectives", [(), (VALUES.objectives[0]._replace(loss="huber"),)])
 @pytest.mark.parametrize(("growth", "severity"), [(0.1, "info"), (0.01, "warning")])
-def test_a_loss_may_stand_still_while_the_targets_move(growth, severity):
+def test_a_loss_may_stand_still_while_the_targets_move(growth, severity, objectives):
     def growing(t, columns):
         both(noisy_flat, targets(1.0))(t, columns)
         columns["data_mean"] = np.array([growth * t])
 
-    findings = {f.rule: f.severity for f in find(60, growing, VALUES._replace(objectives=()), severity="info")}
+    findings = {f.rule: f.severity for f in find(60, growing, VALUES._replace(objectives=objectives), severity="info")}
     assert findings["loss_not_falling"] == severity
 
 
