@@ -49,7 +49,8 @@ ISSUE_TEXTS = {
     ),
     "mean_of_share": IssueText(
         "sums the gradients of all replicas, and the loss is the mean over one replica's share of the batch",
-        "divide the loss by `strategy.num_replicas_in_sync`, or use `tf.nn.compute_average_loss`",
+        "divide the loss by `strategy.num_replicas_in_sync`, use `tf.nn.compute_average_loss`, or for `compile(loss=)` "
+        "return a number for each example",
     ),
     "accumulation": IssueText(
         "fails under replicas (keras#20582)",

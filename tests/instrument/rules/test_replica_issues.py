@@ -1,5 +1,6 @@
 """Issues of Keras with several replicas, found in a user's own loop: live, and by a replay of the records."""
 
+import contextlib
 import json
 
 import keras
@@ -238,6 +239,25 @@ def test_the_mean_over_a_share_is_told_from_that_over_all_replicas(tmp_path, nam
     assert list(train(tmp_path, list, lambda: SGD(0.01), mean=mean, steps=2)) == (
         ["mean_of_a_share"] if name in MEANS_OF_A_SHARE else []
     )
+
+
+@pytest.mark.parametrize("axis", [None, -1])
+def test_a_loss_function_of_fit_that_returns_one_number_takes_longer_steps(tmp_path, axis):
+    def loss(targets, outputs):
+        return tf.reduce_mean(tf.square(targets - outputs), axis)
+
+    x = np.random.default_rng(0).normal(size=[8, 4]).astype("float32")
+    changes = []
+    for scope in (contextlib.nullcontext(), mirrored(2).scope()):
+        with scope:
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
+            model.compile(SGD(0.01), loss)
+        monitor = tapescope.Monitor(tmp_path / str(len(changes)), tapescope.every(1))
+        model.fit(x, x[:, :1], batch_size=8, verbose=0, callbacks=[monitor])
+        changes.append(model.get_weights()[0] - 1)
+    np.testing.assert_allclose(changes[1], changes[0] * (2 if axis is None else 1), rtol=1e-4)
+    rules = [f["rule"] for f in tapescope.Run(tmp_path / "1").findings]
+    assert ("mean_of_a_share" in rules) == (axis is None)
 
 
 def test_an_optimizer_that_divides_by_the_gradients_size_takes_any_mean(tmp_path):
