@@ -23,8 +23,7 @@ _NORMALIZING = (
 )
 _KEEPING = (
     *("ActivityRegularization", "Flatten", "Identity", "InputLayer", "Masking", "Permute", "RepeatVector", "Reshape"),
-    *("AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "CenterCrop", "Resizing", "Concatenate"),
-    *(f"SpatialDropout{n}D" for n in (1, 2, 3)),
+    *(*keras_kinds.DROPOUTS, "GaussianNoise", "CenterCrop", "Resizing", "Concatenate"),
     *(f"{kind}{n}D" for kind in ("Cropping", "ZeroPadding", "UpSampling") for n in (1, 2, 3)),
     *(f"{kind}Pooling{n}D" for kind in ("Average", "Max", "GlobalAverage", "GlobalMax") for n in (1, 2, 3)),
     *(f"Random{kind}" for kind in ("Crop", "Flip", "Rotation", "Translation", "Zoom")),

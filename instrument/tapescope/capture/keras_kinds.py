@@ -12,6 +12,9 @@ import keras
 
 _LEGACY = "tf_keras"
 
+DROPOUTS = ("AlphaDropout", "Dropout", "GaussianDropout", *(f"SpatialDropout{n}D" for n in (1, 2, 3)))
+"""Names of the layers that drop a share of their input in training."""
+
 
 def _find(module: str, *names: str) -> tuple[type, ...]:
     return _classes(module, names, _LEGACY in sys.modules)
@@ -49,6 +52,11 @@ def legacy_optimizers() -> tuple[type, ...]:
     """Return the base classes of all optimizers of tf_keras."""
     found = (*optimizers(), *_find("optimizers.legacy", "Optimizer"))
     return tuple(each for each in found if each.__module__.startswith(f"{_LEGACY}."))
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """Return the optimizer within one that scales the loss; any other as it is."""
+    return getattr(optimizer, "inner_optimizer", None) or optimizer
 
 
 def is_layer(value: Any) -> bool:

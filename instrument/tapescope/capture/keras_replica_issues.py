@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tapescope.capture import private_api
+from tapescope.capture import keras_kinds, private_api
 from tapescope.capture.layer_hooks import named_layers
 from tensorboard_plugin_tapescope.metadata import CLIPPING_SETTINGS
 
@@ -69,14 +69,13 @@ def mean_of_share_issues(optimizers: Sequence[Any]) -> tuple[ReplicaIssue, ...]:
 
     Adam and others divide by the gradient's size, and take the same step.
     """
-    inner = [getattr(optimizer, "inner_optimizer", None) or optimizer for optimizer in optimizers]
-    takes_longer = any(isinstance(optimizer, keras.optimizers.SGD) for optimizer in inner)
+    takes_longer = any(isinstance(keras_kinds.inner_optimizer(o), keras.optimizers.SGD) for o in optimizers)
     return (ReplicaIssue("mean_of_share", None, None),) if takes_longer else ()
 
 
 def optimizer_issues(optimizer: Any) -> Iterator[ReplicaIssue]:
     """Yield an issue for each setting that Keras applies to a replica's own gradients, before they are summed."""
-    inner = getattr(optimizer, "inner_optimizer", None) or optimizer
+    inner = keras_kinds.inner_optimizer(optimizer)
     for setting in CLIPPING_SETTINGS:
         if getattr(inner, setting, None):
             yield ReplicaIssue(setting, None, float(getattr(inner, setting)))

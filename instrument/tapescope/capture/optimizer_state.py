@@ -7,7 +7,7 @@ trained, and what is kept of it, such as `dense_kernel_momentum`.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tapescope.capture import private_api
+from tapescope.capture import keras_kinds, private_api
 from tapescope.capture.selection import variable_path
 
 FIRST_MOMENT = ("average_gradient", "momentum")
@@ -30,7 +30,7 @@ def find_moments(optimizers: Sequence[Any], variables: Sequence[Any]) -> Moments
       optimizers: of Keras; a LossScaleOptimizer and a MultiOptimizer stand for those inside of them.
       variables: V of them.
     """
-    inner = [getattr(optimizer, "inner_optimizer", optimizer) for optimizer in optimizers]
+    inner = [keras_kinds.inner_optimizer(optimizer) for optimizer in optimizers]
     inner = [each for optimizer in inner for each in getattr(optimizer, "optimizers", None) or [optimizer]]
     found: list[dict[int, Any]] = [{}, {}]
     for optimizer in inner:

@@ -65,7 +65,7 @@ class ProbeState:
         self.skipped: dict[str, str] = {}
         """Reason by the name of each layer that could not be measured."""
         self.layer_modes = LayerModes()
-        """Of the first measured step."""
+        """Layers of the first measured step that act otherwise in training."""
         self.replica_issues: tuple[ReplicaIssue, ...] | None = None
         """What Keras does otherwise in this step with several replicas; None until one was measured."""
         self.optimizer_called = False

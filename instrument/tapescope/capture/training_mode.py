@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 from tapescope.capture import keras_kinds
 
-_DROPPING = ("AlphaDropout", "Dropout", "GaussianDropout", *(f"SpatialDropout{n}D" for n in (1, 2, 3)))
-
 
 class InferenceLayer(NamedTuple):
     """A layer that ran as in inference without anyone having asked for that."""
@@ -43,7 +41,7 @@ class LayerModes(NamedTuple):
 
 class _Call(NamedTuple):
     training: Any
-    """What Keras makes of `training`: that of the call, else of the one around it, else the default."""
+    """The value that Keras takes for `training`: that of the call, else of the one around it, else the default."""
     is_meant: bool
     """Whether the program itself says it, in this call or one around it."""
 
@@ -81,7 +79,7 @@ class TrainingMode:
 
     def _note_dropout(self, layer: Any, args: Sequence[Any]) -> None:
         units = args[0].shape[-1] if args and getattr(args[0], "shape", ()) else None
-        if units is not None and isinstance(layer, keras_kinds.layers(*_DROPPING)):
+        if units is not None and isinstance(layer, keras_kinds.layers(*keras_kinds.DROPOUTS)):
             self.dropouts[id(layer)] = Dropout(layer.name, float(layer.rate), int(units))
 
     def end_call(self) -> None:
@@ -101,7 +99,7 @@ def layer_modes(seen: Sequence[TrainingMode]) -> LayerModes:
 def _differs_in_training(layer: Any) -> bool:
     if isinstance(layer, keras_kinds.layers("BatchNormalization")):
         return bool(layer.trainable)  # a frozen one runs as in inference always
-    if isinstance(layer, keras_kinds.layers(*_DROPPING)):
+    if isinstance(layer, keras_kinds.layers(*keras_kinds.DROPOUTS)):
         return bool(layer.rate)
     return isinstance(layer, keras_kinds.layers("GaussianNoise")) and bool(layer.stddev)
 

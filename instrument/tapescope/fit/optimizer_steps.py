@@ -11,16 +11,12 @@ import keras
 import tensorflow as tf
 
 from tapescope.capture import private_api
+from tapescope.capture.keras_kinds import inner_optimizer
 from tapescope.statistics.partial import dense
 
 
-def _inner_optimizer(optimizer: Any) -> Any:
-    """Return the optimizer inside a LossScaleOptimizer, and any other optimizer itself."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
-
-
 def _accumulation_steps(optimizer: Any) -> int:
-    return getattr(_inner_optimizer(optimizer), "gradient_accumulation_steps", None) or 1
+    return getattr(inner_optimizer(optimizer), "gradient_accumulation_steps", None) or 1
 
 
 def next_batch_updates(optimizer: Any, steps_per_execution: int = 1) -> bool:
@@ -33,12 +29,12 @@ def next_batch_updates(optimizer: Any, steps_per_execution: int = 1) -> bool:
     accumulation_steps = _accumulation_steps(optimizer)
     if accumulation_steps == 1 or steps_per_execution > 1:
         return True
-    return (private_api.batches_seen(_inner_optimizer(optimizer)) + 1) % accumulation_steps == 0
+    return (private_api.batches_seen(inner_optimizer(optimizer)) + 1) % accumulation_steps == 0
 
 
 def accumulated_sums(optimizer: Any) -> Mapping[int, tf.Tensor]:
     """Return the sums of the gradients since the last update, by the variable's id; empty without accumulation."""
-    inner = _inner_optimizer(optimizer)
+    inner = inner_optimizer(optimizer)
     if _accumulation_steps(inner) == 1 or not inner.built:
         return {}
     return {id(v): tf.identity(total) for v, total in private_api.accumulated_gradients(inner)}
@@ -64,7 +60,7 @@ def aggregated_and_applied(
       The mean gradient of the accumulated batches, or None without accumulation; and the clipped gradient, or None
       without clipping. Both are multiplied by `loss_scale`.
     """
-    inner = _inner_optimizer(model.optimizer)
+    inner = inner_optimizer(model.optimizer)
     aggregated = None
     if sums_before:
         # The optimizer's sums are without the loss scale, and `tape.reading` takes it out of all gradients.
@@ -83,7 +79,7 @@ def _optimizers(model: Any) -> list[keras.optimizers.Optimizer]:
         # Not `+=`: Keras wraps a tuple of layers, and the wrapper adds itself to no list.
         elements = value.values() if isinstance(value, dict) else value
         values.extend(elements if isinstance(value, (dict, list, tuple)) else [value])
-    inner = [o for o in map(_inner_optimizer, values) if isinstance(o, keras.optimizers.Optimizer)]
+    inner = [o for o in map(inner_optimizer, values) if isinstance(o, keras.optimizers.Optimizer)]
     inner += [each for o in inner for each in getattr(o, "optimizers", ())]  # of a MultiOptimizer
     return list({id(o): o for o in inner}.values())
 
