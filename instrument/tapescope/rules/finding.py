@@ -33,6 +33,11 @@ def format_share(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
+def name_layers(layer: str | None, layers: int) -> str:
+    """Return the name of the first of several layers, and how many more there are."""
+    return f"`{layer}` and {layers - 1} more" if layers > 1 else f"`{layer}`"
+
+
 def to_json(finding: Finding) -> str:
     """Return the finding as it is on the wire."""
     return json.dumps(finding._asdict(), allow_nan=False)

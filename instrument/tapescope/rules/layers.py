@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tapescope.rules.finding import Finding, format_factor, format_share
+from tapescope.rules.finding import Finding, format_factor, format_share, name_layers
 from tapescope.rules.gradient_flow import PATH_DECADES
 from tapescope.rules.history import WINDOW, History
 from tapescope.rules.record_view import NEVER_SATURATED, RecordView, RunLayout, index_of_largest
@@ -83,9 +83,7 @@ def inference_mode(history: History) -> Iterator[Finding]:
 
 def _list_layers(names: Sequence[str], of_one: str, of_several: str) -> str:
     """Return the first of some layers and the number of others, with the verb that belongs to it."""
-    if len(names) == 1:
-        return f"`{names[0]}` {of_one}"
-    return f"`{names[0]}` and {len(names) - 1} more {of_several}"
+    return f"{name_layers(names[0], len(names))} {of_one if len(names) == 1 else of_several}"
 
 
 def strong_dropout(history: History) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tapescope.rules.finding import Finding, format_share
+from tapescope.rules.finding import Finding, format_share, name_layers
 from tapescope.rules.history import History
 from tapescope.rules.record_view import RecordView
 from tensorboard_plugin_tapescope.metadata import CLIPPING_SETTINGS
@@ -113,7 +113,7 @@ def _batch_norm(history: History, layer: str | None, layers: int, replicas: int)
         severity="warning" if examples < FEW_EXAMPLES else "info",
         layer=layer,
         step=_first_step(history),
-        message=f"{_name_layers(layer, layers)} {verb} the {examples:.0f} examples of each replica separately, and of "
+        message=f"{name_layers(layer, layers)} {verb} the {examples:.0f} examples of each replica separately, and of "
         f"the {replicas} moving statistics those of the first replica are kept",
         evidence={"examples": examples, "layers": layers, "replicas": replicas},
         advice=_advice("batch_norm"),
@@ -128,7 +128,7 @@ def _random_numbers(history: History, layer: str | None, layers: int, replicas: 
         severity="warning",
         layer=layer,
         step=_first_step(history),
-        message=f"{_name_layers(layer, layers)} {verb} the same random numbers on all {replicas} replicas, so their "
+        message=f"{name_layers(layer, layers)} {verb} the same random numbers on all {replicas} replicas, so their "
         "examples share masks, and the noise does not average out",
         evidence={"layers": layers, "replicas": replicas},
         advice=_advice("random_numbers"),
@@ -238,7 +238,3 @@ def _batch_size(history: History) -> float:
     steps = latest.step - oldest.step
     examples = latest.number("examples_seen") - oldest.number("examples_seen")
     return examples / steps if steps else latest.number("examples_seen") / (latest.step + 1)
-
-
-def _name_layers(layer: str | None, layers: int) -> str:
-    return f"`{layer}` and {layers - 1} more" if layers > 1 else f"`{layer}`"
