@@ -45,10 +45,13 @@ class RunRows:
         """Name in the run of each row that the program names otherwise."""
         if continued is not None and _are_rows_of_one_model(names, continued):
             for family, found in self._recorded.items():
-                found.update(zip(getattr(continued, family), getattr(names, family), strict=True))
+                pairs = zip(getattr(continued, family), getattr(names, family), strict=True)
+                found.update((name, recorded) for name, recorded in pairs if name != recorded)
 
     def match(self, names: Names) -> Names:
         """Return the rows of a record of the program by the names that they have in the run."""
+        if not any(self._recorded.values()):
+            return names
         return names._replace(**{f: self.match_names(getattr(names, f), f) for f in _FAMILIES})
 
     def match_names(self, names: Sequence[str], family: str = "variables") -> tuple[str, ...]:
